@@ -1,0 +1,111 @@
+"""Small datasets drawn by the tests, and the material shared by the workplace."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """../shared with golden values and real samples; tests that need it are skipped elsewhere."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs {SHARED} (golden values and real samples), which is not part of the repository")
+    return SHARED
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A data root with refcoco and grefcoco: 3 training and 3 validation pictures."""
+    return write_refer_dataset(tmp_path / "root")
+
+
+def write_refer_dataset(
+    root: Path, train: int = 3, val: int = 3, size_wh: tuple[int, int] = (64, 48), images: str = "images/train2014"
+) -> Path:
+    """Draws pictures of a red box, a green ellipse and a blue crowd of two boxes, and annotates them as REFER does.
+
+    refcoco: 3 refs a picture, 2 sentences each. grefcoco: all three objects together, and an absent one. Returns root.
+    """
+    (root / images).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    coco: dict = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    refs: list[dict] = []
+    grefs: list[dict] = []
+    for image_id in range(10, 10 + train + val):
+        split, name = ("train" if image_id < 10 + train else "val"), f"COCO_train2014_{image_id:012d}.png"
+        picture, segmentations = _draw(size_wh, rng)
+        picture.save(root / images / name)
+        coco["images"].append({"id": image_id, "file_name": name, "width": size_wh[0], "height": size_wh[1]})
+        ids = [image_id * 10 + i for i in range(len(segmentations))]
+        for i, segmentation in zip(ids, segmentations, strict=True):
+            crowd = int(isinstance(segmentation, dict))
+            coco["annotations"].append(
+                {"id": i, "image_id": image_id, "category_id": 1, "iscrowd": crowd, "segmentation": segmentation}
+            )
+        refs += [_ref(i, image_id, i, split, [f"the {c} one", f"{c} thing"]) for i, c in zip(ids, COLOURS, strict=True)]
+        grefs.append(_ref(image_id * 10, image_id, ids, split, ["everything", "all things"]) | {"no_target": False})
+        grefs.append(_ref(image_id * 10 + 1, image_id, [-1], split, ["the zebra"]) | {"no_target": True})
+    for folder in ("refcoco", "grefcoco"):
+        (root / folder).mkdir()
+        (root / folder / "instances.json").write_text(json.dumps(coco))
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(grefs))
+    return root
+
+
+def edit_refs(root: Path, change) -> None:
+    """Rewrites refcoco's refs after `change(refs)`."""
+    path = root / "refcoco" / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    change(refs)
+    path.write_bytes(pickle.dumps(refs, protocol=2))
+
+
+def edit_instances(root: Path, change) -> None:
+    """Rewrites refcoco's instances.json after `change(values)`."""
+    path = root / "refcoco" / "instances.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def _ref(ref_id: int, image_id: int, ann_id: int | list[int], split: str, texts: list[str]) -> dict:
+    sentences = [{"sent_id": ref_id * 10 + i, "sent": t, "raw": t, "tokens": t.split()} for i, t in enumerate(texts)]
+    names = {"file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg", "category_id": 1}  # not the picture's name
+    ids = {"ref_id": ref_id, "image_id": image_id, "ann_id": ann_id, "split": split}
+    return ids | names | {"sentences": sentences, "sent_ids": [s["sent_id"] for s in sentences]}
+
+
+def _draw(size_wh: tuple[int, int], rng: np.random.Generator) -> tuple[Image.Image, list]:
+    width, height = size_wh
+    picture = Image.new("RGB", size_wh, (90, 90, 90))
+    draw = ImageDraw.Draw(picture)
+    x, y = int(rng.integers(0, width // 4)), int(rng.integers(0, height // 4))
+    box = [x, y, x + width // 4, y, x + width // 4, y + height // 4, x, y + height // 4]
+    draw.polygon(box, fill="red")
+    centre, turn = np.array([width * 3 // 4, height * 3 // 4]), np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    ellipse = centre + np.stack([np.cos(turn) * width / 6, np.sin(turn) * height / 6], axis=1)
+    draw.polygon([tuple(p) for p in ellipse], fill="green")
+    crowd = np.zeros((height, width), dtype=bool)
+    crowd[-6:-1, 2:9] = crowd[-9:-3, 14:20] = True
+    picture.paste("blue", mask=Image.fromarray(crowd.astype(np.uint8) * 255))
+    flat = crowd.flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=False)).tolist()
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    return picture, [[box], [ellipse.flatten().round(2).tolist()], {"counts": runs, "size": [height, width]}]
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """Recorded outputs of the research code."""
+    return shared / "golden"
