@@ -1,0 +1,70 @@
+"""Pictures: any file to RGB, RGB to normalized patches (SPEC section 1)."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from pixel_sail.types import BadSample
+
+MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)  # ImageNet, of RGB in 0..1
+STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
+
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
+    """The picture as 8-bit RGB: grey, palette, CMYK and 16-bit are converted, transparency is laid over white.
+
+    `orient` applies the EXIF rotation: right for a user's photo, wrong for a dataset, whose masks follow the stored
+    pixels. Raises BadSample, naming the file, for a missing, truncated or undecodable one.
+    """
+    name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image) if orient else image)
+    except FileNotFoundError:
+        raise BadSample(f"no image file {name}") from None
+    except _DECODER_ERRORS as error:
+        raise BadSample(f"cannot decode the image {name}: {error}") from None
+
+
+def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[int, int]:
+    """Picture (width, height) -> size in pixels that the model sees: multiples of `patch`, at most `max_side`."""
+    if max_side % patch:
+        raise ValueError(f"max_side {max_side} is not a multiple of the patch side {patch}")
+    long, short = max(size_wh), min(size_wh)
+    new_long = min(math.ceil(long / patch) * patch, max_side)
+    new_short = max(patch, math.ceil(int(new_long * short / long) / patch) * patch)
+    return (new_long, new_short) if size_wh[0] >= size_wh[1] else (new_short, new_long)
+
+
+def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """RGB picture -> patches (N, 3 P P) float32, row-major, each (channel, row, column), and the grid (h, w)."""
+    width, height = resized_size(image.size, patch, max_side)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = (np.asarray(resized, dtype=np.float32) / 255 - MEAN) / STD  # (H, W, 3)
+    h, w = height // patch, width // patch
+    blocks = pixels.reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)  # (h, w, 3, P, P)
+    return torch.from_numpy(blocks.reshape(h * w, 3 * patch * patch)), (h, w)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit grey; Pillow would clip it at 255
+        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range; save the picture as 8 or 16 bit")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

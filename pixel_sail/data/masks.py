@@ -1,0 +1,138 @@
+"""Masks as COCO run-length codes, the only form in which they are kept and written; pycocotools does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from pixel_sail.types import RLE, BadSample
+
+_FAR_OUTSIDE = (
+    10  # polygon points this many picture sides away are typing errors, and would exhaust pycocotools' memory
+)
+
+
+def encode_mask(mask: np.ndarray) -> RLE:
+    """(H, W) bool -> RLE."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return _text(code)
+
+
+def decode_mask(rle: RLE) -> np.ndarray:
+    """RLE -> (H, W) bool."""
+    return coco_mask.decode(_bytes(rle)).astype(bool)
+
+
+def area_px(rle: RLE) -> int:
+    """Pixels of the mask."""
+    return int(coco_mask.area(_bytes(rle)))
+
+
+def unite(rles: Sequence[RLE], size_hw: tuple[int, int]) -> RLE:
+    """Logical or of masks of one size; an all-false mask of `size_hw` when there are none."""
+    if not rles:
+        return encode_mask(np.zeros(size_hw, dtype=bool))
+    return _text(coco_mask.merge([_bytes(rle) for rle in rles], intersect=False))
+
+
+def overlap_px(first: RLE, second: RLE) -> tuple[int, int]:
+    """(intersection, union) in pixels of two masks of one size."""
+    both = int(coco_mask.area(coco_mask.merge([_bytes(first), _bytes(second)], intersect=True)))
+    return both, area_px(first) + area_px(second) - both
+
+
+def resize_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """(..., H, W) -> (..., h, w), each new pixel taking the old one under its centre."""
+    height, width = mask.shape[-2:]
+    rows = (2 * np.arange(size_hw[0]) + 1) * height // (2 * size_hw[0])
+    columns = (2 * np.arange(size_hw[1]) + 1) * width // (2 * size_hw[1])
+    return mask[..., rows[:, None], columns]
+
+
+def from_coco(segmentation: Any, height: int, width: int, where: str) -> RLE:
+    """The mask of a COCO `segmentation`: polygons (united), uncompressed RLE (crowd) or compressed RLE.
+
+    One malformed piece makes the whole annotation BadSample, whose message begins with `where`.
+    """
+    if isinstance(segmentation, dict):
+        return _from_rle(segmentation, height, width, where)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise BadSample(f"{where}: segmentation is {_short(segmentation)}; expected a list of polygons or an RLE")
+    pieces = [_polygon(piece, height, width, f"{where}, polygon {i}") for i, piece in enumerate(segmentation)]
+    # pycocotools takes a list whose first member has four numbers for boxes: `_polygon` has refused those.
+    return unite([_text(code) for code in coco_mask.frPyObjects(pieces, height, width)], (height, width))
+
+
+def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
+    """`rle` if it is a whole compressed RLE of `size_hw`, else BadSample (pycocotools would read past a torn one)."""
+    if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle) or not isinstance(rle["counts"], str | bytes):
+        raise BadSample(f"{where}: {_short(rle)} is no RLE {{'size': [height, width], 'counts': text}}")
+    if not isinstance(rle["size"], list | tuple) or list(rle["size"]) != list(size_hw):
+        raise BadSample(f"{where}: the mask is of size {rle['size']}, the picture is {list(size_hw)} (height, width)")
+    counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
+    runs = _runs(counts)
+    if runs is None or sum(runs) != size_hw[0] * size_hw[1] or min(runs, default=0) < 0:
+        raise BadSample(f"{where}: the run lengths do not fill {size_hw[0]} x {size_hw[1]} pixels; the RLE is torn")
+    return RLE(size=list(size_hw), counts=counts.decode("ascii"))
+
+
+def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
+    counts = code.get("counts")
+    if not isinstance(counts, list):
+        return check_rle(code, (height, width), where)
+    if code.get("size") not in ([height, width], (height, width)):
+        raise BadSample(
+            f"{where}: the mask is of size {code.get('size')}, the picture is {[height, width]} (height, width)"
+        )
+    if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != height * width:
+        raise BadSample(f"{where}: the run lengths do not fill {height} x {width} pixels")
+    return _text(coco_mask.frPyObjects(code, height, width))
+
+
+def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
+    if not isinstance(piece, list) or len(piece) < 6 or len(piece) % 2:
+        raise BadSample(f"{where}: {_short(piece)} is no polygon; it needs x, y of at least three points")
+    try:
+        points = np.asarray(piece, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise BadSample(f"{where}: {_short(piece)} has members that are not numbers") from None
+    if points.ndim != 1 or not np.isfinite(points).all():
+        raise BadSample(f"{where}: {_short(piece)} has members that are not finite numbers")
+    if np.abs(points).max() > _FAR_OUTSIDE * max(height, width):
+        raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} picture")
+    return piece
+
+
+def _runs(counts: bytes) -> list[int] | None:
+    """Run lengths of a compressed RLE (pycocotools' rleFrString: 5 bits a character, differences from the third on)."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = character - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if shift == 0 else None
+
+
+def _bytes(rle: RLE) -> dict[str, Any]:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+
+
+def _text(code: dict[str, Any]) -> RLE:
+    return RLE(size=[int(side) for side in code["size"]], counts=code["counts"].decode("ascii"))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

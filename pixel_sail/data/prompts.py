@@ -1,0 +1,33 @@
+"""Regions that the user points at -> the prompt index of each patch."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import adaptive_max_pool2d
+
+from pixel_sail.data.masks import area_px, decode_mask
+from pixel_sail.tokens import MAX_PROMPTS
+from pixel_sail.types import RLE, UNPROMPTED, BadSample
+
+
+def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple[int, int], key: str) -> torch.Tensor:
+    """The K of the <PromptK> drawn on each patch: (N,) int64, UNPROMPTED where there is none.
+
+    A patch is prompted when any pixel of the region (a mask of the picture's `size_hw`) reaches into it: adaptive max
+    pooling, whose windows are exactly the pixels that overlap a cell, loses none. Where regions share a patch the one
+    with fewer pixels has it (on a tie the lower K), whatever the order of `prompts`.
+    Raises BadSample, beginning with `key`, for an empty region, K out of range, or a region of another size.
+    """
+    grid = torch.full(grid_hw, UNPROMPTED, dtype=torch.int64)
+    for k in sorted(prompts, key=lambda k: (area_px(prompts[k]), k), reverse=True):
+        if not 0 <= k < MAX_PROMPTS:
+            raise BadSample(f"{key}: there is no <Prompt{k}>; prompts are numbered 0 to {MAX_PROMPTS - 1}")
+        if tuple(prompts[k]["size"]) != tuple(size_hw):
+            raise BadSample(
+                f"{key}: the region of <Prompt{k}> is {prompts[k]['size']}, the picture {list(size_hw)} pixels"
+            )
+        if area_px(prompts[k]) == 0:
+            raise BadSample(f"{key}: the region of <Prompt{k}> is empty")
+        region = torch.from_numpy(decode_mask(prompts[k])).float()
+        grid[adaptive_max_pool2d(region[None], grid_hw)[0] > 0] = k
+    return grid.flatten()

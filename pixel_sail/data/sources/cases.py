@@ -1,0 +1,51 @@
+"""The cases of a benchmark: every sentence of every ref of a split, the ones of an image side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.sources import grefer, refer
+from pixel_sail.types import RLE
+
+
+@dataclass(frozen=True)
+class Case:
+    ref_id: int
+    sent_id: int
+    sentence: str
+    image: Path
+    image_id: int
+    size_hw: tuple[int, int]  # pixels of the stored picture
+    mask: RLE | None  # None: nothing in the picture matches
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str  # "refcoco:val"
+    cases: tuple[Case, ...]  # by image id
+    problems: tuple[str, ...]  # annotations that could not be used, one line each
+
+    @property
+    def has_no_target(self) -> bool:
+        """Whether the benchmark is of the generalized kind, where nothing may match."""
+        return self.name.startswith(grefer.NAME + ":")
+
+
+def read_benchmark(root: Path, name: str) -> Benchmark:
+    """`name` is dataset:split, for example "refcoco+:testA". Raises DatasetError for an unknown or unreadable one."""
+    dataset, colon, split = name.partition(":")
+    known = (*refer.NAMES, grefer.NAME)
+    if dataset not in known or not colon:
+        raise DatasetError(f"unknown benchmark {name!r}: write dataset:split, the datasets are {', '.join(known)}")
+    referring = refer.read_refer(root, dataset, split) if dataset in refer.NAMES else grefer.read_grefer(root, split)
+    cases = tuple(
+        Case(referent.ref_id, sent_id, sentence, image.path, image.image_id, image.size_hw, referent.mask)
+        for image in referring.images
+        for referent in image.referents
+        for sent_id, sentence in referent.sentences
+    )
+    if len({(case.ref_id, case.sent_id) for case in cases}) != len(cases):
+        raise DatasetError(f"{root / dataset}: a pair of ref_id and sent_id occurs twice in split {split!r}")
+    return Benchmark(name, cases, referring.problems)

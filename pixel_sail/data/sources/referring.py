@@ -1,0 +1,149 @@
+"""Referring expressions grouped by image: what the readers of REFER and gRefCOCO fill, and the Samples made of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import area_px, unite
+from pixel_sail.data.sources.coco import CocoInstances, image_folder
+from pixel_sail.data.templates import Templates
+from pixel_sail.types import RLE, BadSample, Sample
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One ref as the annotation file has it."""
+
+    ref_id: int
+    image_id: int
+    annotation_ids: tuple[int, ...]  # empty: nothing in the picture matches
+    split: str
+    sentences: tuple[tuple[int, str], ...]  # (sent_id, expression)
+
+
+@dataclass(frozen=True)
+class Referent:
+    """What some expressions of one image mean."""
+
+    ref_id: int
+    targets: int  # objects united in the mask
+    mask: RLE | None  # None: no target
+    sentences: tuple[tuple[int, str], ...]  # (sent_id, expression)
+
+
+@dataclass(frozen=True)
+class ReferredImage:
+    image_id: int
+    path: Path
+    size_hw: tuple[int, int]
+    referents: tuple[Referent, ...]
+
+
+@dataclass(frozen=True)
+class Referring:
+    """One split of one dataset."""
+
+    name: str
+    split: str
+    images: tuple[ReferredImage, ...]  # by image id
+    problems: tuple[str, ...]  # one line for each ref or sentence that was left out, and why
+
+
+def sentences_of(ref: dict[str, Any]) -> tuple[tuple[int, str], ...]:
+    """The (sent_id, expression) of a ref in an annotation file."""
+    return tuple((sentence["sent_id"], sentence["sent"].strip()) for sentence in ref["sentences"])
+
+
+def collect(refs: list[Ref], refs_path: Path, root: Path, name: str, split: str) -> Referring:
+    """Groups the refs of a split by image and makes their masks. Bad refs and empty expressions go into `problems`.
+
+    They are found here, on reading, and not when a Sample is drawn: there, the rest of the image would go with them,
+    and what is counted would depend on the draw. Raises DatasetError for an unknown split or missing files.
+    """
+    chosen = [ref for ref in refs if ref.split == split]
+    if not chosen:
+        raise DatasetError(f"{refs_path} has no split {split!r}; it has {sorted({ref.split for ref in refs})}")
+    coco, folder = CocoInstances.read(root / name / "instances.json"), image_folder(root)
+    referents: dict[int, list[Referent]] = defaultdict(list)
+    problems: list[str] = []
+    for ref in chosen:
+        try:
+            referents[ref.image_id].append(_referent(ref, coco, f"{name}/{split}/ref={ref.ref_id}", problems))
+        except BadSample as error:
+            problems.append(str(error))
+    images = [
+        ReferredImage(
+            image_id=image_id,
+            path=folder / coco.images[image_id].file_name,
+            size_hw=coco.images[image_id].size_hw,
+            referents=tuple(found),
+        )
+        for image_id, found in sorted(referents.items())
+        if found
+    ]
+    return Referring(name, split, tuple(images), tuple(problems))
+
+
+def _referent(ref: Ref, coco: CocoInstances, where: str, problems: list[str]) -> Referent:
+    if ref.image_id not in coco.images:
+        raise BadSample(f"{where}: image {ref.image_id} is not in {coco.path}")
+    problems.extend(f"{where}: sentence {sent_id} is empty" for sent_id, text in ref.sentences if not text)
+    sentences = tuple((sent_id, text) for sent_id, text in ref.sentences if text)
+    if not sentences:
+        raise BadSample(f"{where}: no expression is left")
+    mask = None
+    if ref.annotation_ids:
+        try:
+            pieces = [coco.mask(annotation_id, ref.image_id) for annotation_id in ref.annotation_ids]
+        except BadSample as error:
+            raise BadSample(f"{where}: {error}") from None
+        mask = unite(pieces, coco.images[ref.image_id].size_hw)
+        if area_px(mask) == 0:
+            raise BadSample(f"{where}: its mask (annotations {list(ref.annotation_ids)}) has no pixel")
+    return Referent(ref.ref_id, len(ref.annotation_ids), mask, sentences)
+
+
+class ReferringSource:
+    """Samples of one image each, with up to `expressions` turns (see `pixel_sail.data.sources.Source`)."""
+
+    def __init__(self, referring: Referring, templates: Templates, expressions: int) -> None:
+        self.problems = list(referring.problems)
+        self._referring = referring
+        self._templates = templates
+        self._expressions = expressions
+
+    def __len__(self) -> int:
+        return len(self._referring.images)
+
+    def key(self, index: int) -> str:
+        return f"{self._referring.name}/{self._referring.split}/image={self._referring.images[index].image_id}"
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Different refs first, further sentences of the same refs when there is room; all drawn by `rng`."""
+        image = self._referring.images[index]
+        drawn = draw_expressions(image.referents, self._expressions, rng)
+        return Sample(
+            key=self.key(index),
+            image=image.path,
+            turns=tuple(self._templates.turn(expression, referent.targets, rng) for referent, expression in drawn),
+            masks=tuple(referent.mask for referent, _ in drawn if referent.mask is not None),
+        )
+
+
+def draw_expressions(
+    referents: tuple[Referent, ...], count: int, rng: np.random.Generator
+) -> list[tuple[Referent, str]]:
+    """Up to `count` (referent, expression), without replacement, every referent once before any comes twice."""
+    first: list[tuple[Referent, str]] = []
+    further: list[tuple[Referent, str]] = []
+    for i in rng.permutation(len(referents)):
+        texts = [referents[i].sentences[j][1] for j in rng.permutation(len(referents[i].sentences))]
+        first.append((referents[i], texts[0]))
+        further.extend((referents[i], text) for text in texts[1:])
+    return (first + [further[i] for i in rng.permutation(len(further))])[:count]

@@ -1,0 +1,73 @@
+"""What is asked and answered in referring segmentation; the first question is canonical, the one used at test time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pixel_sail.config import ConfigError, DataConfig
+from pixel_sail.tokens import SEG
+from pixel_sail.types import Turn
+
+EXPRESSION = "{expression}"
+
+# None of these tells whether one, several or no object is meant: gRefCOCO asks the same questions.
+QUESTIONS = (
+    "Can you segment {expression} in this image?",
+    "Please segment {expression} in the picture.",
+    "Show me the mask of {expression}.",
+    "Find {expression} and outline it.",
+    "Which pixels belong to {expression}?",
+    "Mark {expression} in this photo, please.",
+    "I am looking for {expression}. Where in the image?",
+    "Segment: {expression}.",
+)
+ANSWERS = ("It is [SEG].", "Sure, [SEG].", "Here it is: [SEG].", "The mask is [SEG].")
+ANSWERS_SEVERAL = ("They are [SEG].", "Sure, all of them: [SEG].", "Here they are: [SEG].")  # one united mask
+ANSWERS_NONE = (
+    "There is no such object in the image.",
+    "Nothing in the image matches that.",
+    "I cannot find that here.",
+)
+
+HIDDEN_EXPRESSION = "it"  # what the text-blind baseline reads instead of the expression
+
+
+def question(expression: str, template: str = QUESTIONS[0]) -> str:
+    """The template with the expression in place; braces in the expression are left alone."""
+    return template.replace(EXPRESSION, expression)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The phrasings of one run."""
+
+    questions: tuple[str, ...] = QUESTIONS
+    answers: tuple[str, ...] = ANSWERS
+    answers_several: tuple[str, ...] = ANSWERS_SEVERAL
+    answers_none: tuple[str, ...] = ANSWERS_NONE
+    hide_expression: bool = False
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Templates:
+        """The defaults, or `data.questions` and `data.answers` (also for several objects; no-target answers stay)."""
+        for name, given, needed in (("questions", data.questions, EXPRESSION), ("answers", data.answers, SEG)):
+            bad = [template for template in given or () if template.count(needed) != 1]
+            if bad or given == []:
+                raise ConfigError(f"data.{name}: each template holds {needed} exactly once, got {bad or 'no template'}")
+        return cls(
+            questions=tuple(data.questions or QUESTIONS),
+            answers=tuple(data.answers or ANSWERS),
+            answers_several=tuple(data.answers or ANSWERS_SEVERAL),
+            hide_expression=data.hide == "text",
+        )
+
+    def turn(self, expression: str, targets: int, rng: np.random.Generator) -> Turn:
+        """A question drawn by `rng` and an answer for `targets` objects (0: no [SEG])."""
+        answers = (self.answers_none, self.answers)[targets] if targets < 2 else self.answers_several
+        asked = HIDDEN_EXPRESSION if self.hide_expression else expression
+        return Turn(
+            question=question(asked, self.questions[rng.integers(len(self.questions))]),
+            answer=answers[rng.integers(len(answers))],
+        )

@@ -1,0 +1,175 @@
+"""Scores a model on benchmarks, over any number of processes, and goes on where an interrupted run stopped.
+
+In `<out>/predictions/`, for a benchmark B:
+    B.manifest.json   what the predictions were made with; those made with anything else are not continued
+    B.rank<r>.jsonl   what process r has predicted in this run, picture by picture
+    B.partial.jsonl   what earlier, interrupted runs had finished
+    B.jsonl           all cases in order, once all are there; the scores are computed from it and nothing else
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from pixel_sail.data.sources.cases import Benchmark, read_benchmark
+from pixel_sail.evaluate.predictions import Line, identity, in_case_order, read_lines, write_lines
+from pixel_sail.evaluate.referring import Segmenter, by_image, predict_image, score_lines
+from pixel_sail.metrics import MIN_PIXELS
+
+
+def open_benchmark(name: str, data_root: Path, max_images: int | None = None) -> Benchmark:
+    """Cases of `dataset:split`, of its first `max_images` pictures."""
+    benchmark = read_benchmark(data_root, name)
+    pictures = by_image(benchmark.cases)[:max_images]
+    return replace(benchmark, cases=tuple(case for cases in pictures for case in cases))
+
+
+def fingerprint(checkpoint: Path, **settings: Any) -> dict[str, Any]:
+    """Tells predictions of one checkpoint and settings from those of another, by sizes and times of its files."""
+    files = sorted(path for path in checkpoint.glob("*") if path.is_file())
+    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {"checkpoint": str(checkpoint), "files": stats, "settings": settings}
+
+
+def run_benchmark(
+    segmenter: Segmenter, benchmark: Benchmark, out: Path, made_with: dict[str, Any], min_pixels: int = MIN_PIXELS
+) -> dict[str, Any] | None:
+    """Predicts what is not yet there, shared out over the processes; the scores on rank 0, None on the others.
+
+    `made_with` (plain JSON values, see `fingerprint`) decides whether earlier predictions in `out` are continued. Where
+    torch.distributed is initialized, every process must call this. Raises BadSample for an unreadable picture; the
+    predictions made so far stay.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    files = PredictionFiles(out / "predictions", benchmark)
+    if rank == 0:
+        files.prepare(made_with)
+    _wait_for_all(world)
+    done = {identity(line) for line in read_lines(files.partial)}
+    todo = [cases for cases in by_image(benchmark.cases) if identity(cases[0]) not in done]
+    with files.part(rank).open("w", encoding="utf-8") as file:
+        for cases in tqdm(todo[rank::world], desc=f"{benchmark.name}", unit="image", disable=rank != 0):
+            for line in predict_image(segmenter, cases):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+    _wait_for_all(world)
+    return score_lines(benchmark, files.finish(), min_pixels) if rank == 0 else None
+
+
+def score_file(
+    predictions: Path, name: str, data_root: Path, max_images: int | None = None, min_pixels: int = MIN_PIXELS
+) -> dict[str, Any]:
+    """Scores of a prediction file of any model.
+
+    Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its picture.
+    """
+    benchmark = open_benchmark(name, data_root, max_images)
+    return score_lines(benchmark, in_case_order(benchmark, read_lines(predictions), str(predictions)), min_pixels)
+
+
+class PredictionFiles:
+    """The files of one benchmark; see the module's docstring. Only rank 0 calls the methods that change them."""
+
+    def __init__(self, folder: Path, benchmark: Benchmark) -> None:
+        self._benchmark = benchmark
+        self._folder = folder
+        self.final = folder / f"{benchmark.name}.jsonl"
+        self.partial = folder / f"{benchmark.name}.partial.jsonl"
+        self._manifest = folder / f"{benchmark.name}.manifest.json"
+
+    def part(self, rank: int) -> Path:
+        return self._folder / f"{self._benchmark.name}.rank{rank}.jsonl"
+
+    def prepare(self, made_with: dict[str, Any]) -> None:
+        """Gathers the finished pictures of earlier runs in the partial file, or drops all that was made otherwise."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        manifest = {"made_with": made_with, "cases": _digest(self._benchmark)}
+        found = [path for path in (self.final, self.partial, *self._parts()) if path.exists()]
+        if self._read_manifest() == json.loads(json.dumps(manifest)):
+            lines = {identity(line): line for path in found for line in read_lines(path, allow_torn_end=True)}
+        else:
+            lines = {}
+            if found:
+                print(
+                    f"{self._folder}: the predictions of {self._benchmark.name} there were made with another "
+                    "checkpoint, settings or data; they are replaced"
+                )
+        finished = [
+            [lines[identity(case)] for case in cases]
+            for cases in by_image(self._benchmark.cases)
+            if all(identity(case) in lines for case in cases)
+        ]
+        if not lines:  # in this order, a kill in between cannot mark foreign predictions as ours
+            for path in found:
+                path.unlink()
+        write_lines(self.partial, (line for picture in finished for line in picture))
+        self._manifest.write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in self._parts():
+            path.unlink()
+
+    def finish(self) -> list[Line]:
+        """Joins partial and parts into the final file, in case order, and returns its lines."""
+        lines = [line for path in (self.partial, *self._parts()) for line in read_lines(path)]
+        ordered = in_case_order(self._benchmark, lines, str(self._folder))
+        write_lines(self.final, ordered)
+        for path in (self.partial, *self._parts()):
+            path.unlink()
+        return ordered
+
+    def _parts(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{self._benchmark.name}.rank*.jsonl"))
+
+    def _read_manifest(self) -> Any:
+        try:
+            return json.loads(self._manifest.read_text())
+        except (FileNotFoundError, ValueError):  # none, or torn: then nothing is known about what lies here
+            return None
+
+
+def write_metrics(out: Path, checkpoint: Path | None, results: dict[str, dict[str, Any]]) -> Path:
+    """`metrics.json`: {"checkpoint": path or null (a file was scored), "benchmarks": {name: scores}}."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "metrics.json"
+    values = {"checkpoint": None if checkpoint is None else str(checkpoint), "benchmarks": results}
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One line a benchmark, one column a score that any of them has; percent with one decimal."""
+    columns = list(dict.fromkeys(name for scores in results.values() for name in scores))
+    rows = [["benchmark", *columns]]
+    rows += [[name, *(_shown(scores.get(column, "")) for column in columns)] for name, scores in results.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return "-" if value is None else str(value)
+
+
+def _digest(benchmark: Benchmark) -> str:
+    cases = [[case.ref_id, case.sent_id, case.sentence, str(case.image)] for case in benchmark.cases]
+    return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
+
+
+def _wait_for_all(world: int) -> None:
+    if world > 1:
+        dist.barrier()

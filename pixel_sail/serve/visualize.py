@@ -1,0 +1,152 @@
+"""Pictures of what the model says: an overlay for one picture, a contact sheet for many."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_SHOWN_LONG_PX = 640  # smaller pictures are enlarged to it, so that the captions are readable
+_FILL = 0.45  # opacity of a mask
+_PAPER, _INK, _PALE = (255, 255, 255), (34, 34, 34), (120, 120, 120)
+_GOLDEN = 0.61803398875  # steps of the hue by which neighbouring colours differ most
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """RGB of the index-th mask: strong, and far from its neighbours."""
+    red, green, blue = colorsys.hsv_to_rgb((0.03 + index * _GOLDEN) % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def paint(image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0) -> Image.Image:
+    """The picture with each mask (H, W) bool in its translucent colour, with a contour; same size, RGB."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
+    width_px = max(1, round(max(image.size) / 320))
+    for i, mask in enumerate(masks):
+        if mask.shape != pixels.shape[:2]:
+            raise ValueError(f"mask {i} is {mask.shape}, the picture {pixels.shape[:2]} (height, width)")
+        tint = np.array(colour(first_colour + i), dtype=np.float32)
+        pixels[mask] = (1 - _FILL) * pixels[mask] + _FILL * tint
+        inside = _erode(mask, width_px)
+        pixels[mask & ~inside] = tint
+        pixels[inside & ~_erode(inside, max(1, width_px // 2))] = (
+            255  # a white line keeps the contour visible on its hue
+        )
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[str]) -> Image.Image:
+    """The painted picture above a strip with one caption a label: label i in the colour of mask i.
+
+    Labels may be more than the masks (an answer without a mask): the further ones are grey.
+    """
+    shown, (large,) = _enlarged(image, [np.asarray(masks, dtype=bool).reshape(-1, image.height, image.width)])
+    painted = paint(shown, list(large))
+    font = ImageFont.load_default(max(14, painted.width // 36))
+    captions = [_wrapped(label, font, painted.width - 3 * _line_px(font)) for label in labels]
+    strip_px = sum(len(lines) for lines in captions) * _line_px(font) + _line_px(font) if captions else 0
+    page = Image.new("RGB", (painted.width, painted.height + strip_px), _PAPER)
+    page.paste(painted, (0, 0))
+    draw, y, line = ImageDraw.Draw(page), painted.height + _line_px(font) // 2, _line_px(font)
+    for i, lines in enumerate(captions):
+        dot = colour(i) if i < len(masks) else _PALE
+        draw.ellipse((line // 2, y + line // 5, line // 2 + line // 2, y + line // 5 + line // 2), fill=dot)
+        for text in lines:
+            draw.text((line * 3 // 2, y), text, fill=_INK, font=font)
+            y += line
+    return page
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One expression of a contact sheet. Masks are (H, W) bool; None: there is none."""
+
+    image: Image.Image
+    title: str
+    truth: np.ndarray | None
+    prediction: np.ndarray | None
+
+
+def contact_sheet(rows: Sequence[SheetRow], across: int = 2, cell_px: int = 240) -> Image.Image:
+    """A page for docs: each row as picture | ground truth | prediction under its title, `across` rows side by side."""
+    if not rows:
+        raise ValueError("a contact sheet of no rows")
+    font, gap = ImageFont.load_default(15), 8
+    tiles = [_sheet_tile(row, cell_px, font) for row in rows]
+    lines = [tiles[i : i + across] for i in range(0, len(tiles), across)]
+    width = min(across, len(tiles)) * (tiles[0].width + 2 * gap)
+    page = Image.new("RGB", (width, sum(max(t.height for t in line) + 2 * gap for line in lines)), _PAPER)
+    y = gap
+    for line in lines:
+        for i, tile in enumerate(line):
+            page.paste(tile, (gap + i * (tile.width + 2 * gap), y))
+        y += max(tile.height for tile in line) + 2 * gap
+    return page
+
+
+def _sheet_tile(row: SheetRow, cell_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    scale = cell_px / row.image.width
+    size = (cell_px, max(1, round(row.image.height * scale)))
+    small = row.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    cells = [small]
+    for tint, mask in enumerate((row.truth, row.prediction)):
+        cells.append(small if mask is None else paint(small, [_resized(mask, size)], first_colour=1 + tint))
+    line, gap = _line_px(font), 4
+    tile = Image.new("RGB", (3 * cell_px + 2 * gap, 2 * line + size[1]), _PAPER)
+    draw = ImageDraw.Draw(tile)
+    titles = _wrapped(row.title, font, tile.width)
+    draw.text((0, 0), titles[0] + (" ..." if len(titles) > 1 else ""), fill=_INK, font=font)
+    notes = ("picture", "ground truth" + (": none" if row.truth is None else ""), _prediction_note(row))
+    for i, (cell, note) in enumerate(zip(cells, notes, strict=True)):
+        draw.text((i * (cell_px + gap), line), note, fill=_PALE, font=font)
+        tile.paste(cell, (i * (cell_px + gap), 2 * line))
+    return tile
+
+
+def _prediction_note(row: SheetRow) -> str:
+    if row.prediction is None:
+        return "prediction: none"
+    if row.truth is None:
+        return "prediction, nothing there"
+    union = (row.truth | row.prediction).sum()
+    return f"prediction, IoU {100 * (row.truth & row.prediction).sum() / union if union else 100:.0f}"
+
+
+def _enlarged(image: Image.Image, stacks: Sequence[np.ndarray]) -> tuple[Image.Image, list[np.ndarray]]:
+    """The picture and masks (K, H, W), a whole number of times larger when the picture is small."""
+    times = max(1, round(_SHOWN_LONG_PX / max(image.size)))
+    larger = image.convert("RGB").resize((image.width * times, image.height * times), Image.Resampling.LANCZOS)
+    return larger, [stack.repeat(times, axis=1).repeat(times, axis=2) for stack in stacks]
+
+
+def _resized(mask: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+    """Area average, half or more: thin parts do not crumble as they do with the nearest pixel."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size_wh, Image.Resampling.BOX)
+    return np.asarray(grey) >= 128
+
+
+def _erode(mask: np.ndarray, by_px: int) -> np.ndarray:
+    """The mask without its outermost `by_px` pixels; beyond the picture's edge counts as inside."""
+    inside = mask
+    for _ in range(by_px):
+        padded = np.pad(inside, 1, constant_values=True)
+        inside = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside
+
+
+def _line_px(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return round(1.4 * (font.getbbox("Ag")[3]))
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width_px:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

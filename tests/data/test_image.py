@@ -1,0 +1,120 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixel_sail.data.image import MEAN, STD, load_image, resized_size, to_patches
+from pixel_sail.types import BadSample
+
+
+def test_sizes_are_those_of_the_research_code(shared):
+    for case in json.loads((shared / "golden/helpers/resize.json").read_text()):
+        for patch in (16, 32):
+            assert list(resized_size(tuple(case["size_wh"]), patch, 1024)) == case[f"patch{patch}"], case
+
+
+@pytest.mark.parametrize(
+    ("picture", "patches", "patch"),
+    [("image", "patches16", 16), ("image", "patches32", 32), ("image_big", "patches_big32", 32)],
+)
+def test_patches_are_those_of_the_research_code(shared, picture, patches, patch):
+    golden = np.load(shared / "golden/helpers/image_patches.npz")
+    found, grid = to_patches(Image.fromarray(golden[picture]), patch, 1024)
+    expected = golden[patches]  # (h, w, 3, P, P)
+    assert grid == expected.shape[:2] and found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy().reshape(expected.shape), expected, atol=1e-6)
+
+
+def test_size_rule_in_closed_form():
+    assert resized_size((100, 60), 16, 1024) == (112, 80)  # 112 = 7 * 16; int(112 * 60 / 100) = 67 -> 80
+    assert resized_size((60, 100), 16, 1024) == (80, 112)
+    assert resized_size((4000, 3000), 16, 1024) == (1024, 768)
+    with pytest.raises(ValueError, match="max_side 100 is not a multiple of the patch side 16"):
+        resized_size((300, 20), 16, 100)
+
+
+def test_patches_are_rows_of_the_grid_and_channel_row_column_inside():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    patches, grid = to_patches(Image.fromarray(pixels), 8, 64)  # already a multiple of 8: not resized
+    assert grid == (2, 3) and patches.shape == (6, 192)
+    block = patches[4].reshape(3, 8, 8).numpy()  # row 1, column 1
+    expected = (pixels[8:16, 8:16].astype(np.float32) / 255 - MEAN) / STD
+    np.testing.assert_allclose(block, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_a_picture_one_pixel_high_has_one_row_of_patches():
+    patches, grid = to_patches(Image.new("RGB", (200, 1), (255, 0, 0)), 16, 128)
+    assert grid == (1, 8) and patches.shape == (8, 768) and bool(torch.isfinite(patches).all())
+
+
+def _file(tmp_path, image: Image.Image, name: str, **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    grey = Image.new("L", (9, 7), 100)
+    assert load_image(_file(tmp_path, grey, "grey.jpg")).getpixel((3, 3)) == (100, 100, 100)
+    assert load_image(_file(tmp_path, Image.new("1", (9, 7), 1), "bit.png")).getpixel((3, 3)) == (255, 255, 255)
+    palette = Image.new("RGB", (9, 7), (10, 200, 30)).quantize(4)
+    assert load_image(_file(tmp_path, palette, "palette.png")).getpixel((3, 3)) == (10, 200, 30)
+    cmyk = load_image(_file(tmp_path, Image.new("CMYK", (9, 7), (0, 255, 255, 0)), "cmyk.jpg", quality=100))
+    assert cmyk.mode == "RGB" and np.abs(np.subtract(cmyk.getpixel((3, 3)), (255, 0, 0))).max() < 6
+
+
+def test_transparent_pixels_are_white_not_black(tmp_path):
+    clear = _file(tmp_path, Image.new("RGBA", (9, 7), (255, 0, 0, 0)), "clear.png")
+    half = _file(tmp_path, Image.new("RGBA", (9, 7), (0, 0, 0, 128)), "half.png")
+    assert load_image(clear).getpixel((3, 3)) == (255, 255, 255)
+    assert load_image(half).getpixel((3, 3)) == (127, 127, 127)
+    keyed = _file(tmp_path, Image.new("L", (9, 7), 5), "keyed.png", transparency=5)
+    assert load_image(keyed).getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path):
+    ramp = Image.fromarray(np.array([[0, 257 * 40, 65535]], dtype=np.uint16))
+    loaded = load_image(_file(tmp_path, ramp, "deep.png"))
+    assert [loaded.getpixel((x, 0))[0] for x in range(3)] == [0, 40, 255]
+
+
+def test_exif_rotation_is_for_photos_and_not_for_datasets(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    stored = Image.new("RGB", (20, 10), "red")
+    stored.paste("blue", (0, 0, 10, 10))
+    path = _file(tmp_path, stored, "turned.png", exif=exif)
+    as_stored, as_seen = load_image(path), load_image(path, orient=True)
+    assert as_stored.size == (20, 10) and as_stored.getpixel((2, 5)) == (0, 0, 255)
+    assert as_seen.size == (10, 20) and as_seen.getpixel((5, 2)) == (0, 0, 255)
+
+
+def test_unreadable_files_are_bad_samples_that_name_the_file(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    contents = _file(tmp_path, noise, "whole.jpg").read_bytes()
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes(contents[: len(contents) // 2])
+    with pytest.raises(BadSample, match="cannot decode the image .*torn.jpg: image file is truncated"):
+        load_image(torn)
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    with pytest.raises(BadSample, match="cannot decode the image .*text.jpg"):
+        load_image(text)
+    with pytest.raises(BadSample, match="no image file .*absent.jpg"):
+        load_image(tmp_path / "absent.jpg")
+    with pytest.raises(BadSample, match="cannot decode the image 3 bytes in memory"):
+        load_image(b"abc")
+    floating = _file(tmp_path, Image.new("F", (4, 4), 0.5), "float.tiff")
+    with pytest.raises(BadSample, match="float.tiff: floating-point pixels have no fixed range"):
+        load_image(floating)
+
+
+def test_bytes_and_file_are_the_same_picture(tmp_path):
+    path = _file(
+        tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)), "a.png"
+    )
+    assert load_image(path.read_bytes()).tobytes() == load_image(path).tobytes()
+    assert load_image(io.BytesIO(path.read_bytes()).getvalue()).mode == "RGB"

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from pixel_sail.data.masks import (
+    area_px,
+    check_rle,
+    decode_mask,
+    encode_mask,
+    from_coco,
+    overlap_px,
+    resize_nearest,
+    unite,
+)
+from pixel_sail.types import BadSample
+
+SQUARE = [2, 1, 6, 1, 6, 5, 2, 5]
+FULL = encode_mask(np.ones((8, 10), dtype=bool))
+
+
+def test_encode_and_decode_are_inverse_and_the_counts_are_text():
+    mask = np.random.default_rng(0).random((37, 53)) > 0.7
+    rle = encode_mask(mask)
+    assert isinstance(rle["counts"], str) and rle["size"] == [37, 53]
+    np.testing.assert_array_equal(decode_mask(rle), mask)
+    assert area_px(rle) == mask.sum()
+
+
+def test_a_polygon_covers_the_pixels_it_encloses():
+    expected = np.zeros((8, 10), dtype=bool)
+    expected[1:5, 2:6] = True
+    np.testing.assert_array_equal(decode_mask(from_coco([SQUARE], 8, 10, "a")), expected)
+
+
+def test_pieces_are_united_not_added():
+    overlapping = [x + 2 if i % 2 == 0 else x for i, x in enumerate(SQUARE)]
+    mask = decode_mask(from_coco([SQUARE, overlapping], 8, 10, "a"))
+    assert mask.dtype == bool and mask.sum() == 4 * 6
+    left, right = encode_mask(np.eye(5, dtype=bool)), encode_mask(np.eye(5, dtype=bool)[::-1])
+    np.testing.assert_array_equal(decode_mask(unite([left, right], (5, 5))), np.eye(5) + np.eye(5)[::-1] > 0)
+    assert area_px(unite([], (5, 7))) == 0 and unite([], (5, 7))["size"] == [5, 7]
+
+
+def test_crowd_and_compressed_rle_mean_the_same():
+    mask = np.zeros((4, 5), dtype=bool)
+    mask[1:3, 2] = True
+    crowd = {"counts": [9, 2, 9], "size": [4, 5]}  # column-major: two columns of 4 and one pixel, two pixels, the rest
+    np.testing.assert_array_equal(decode_mask(from_coco(crowd, 4, 5, "a")), mask)
+    compressed = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    for counts in (compressed["counts"], compressed["counts"].decode()):
+        np.testing.assert_array_equal(decode_mask(from_coco({"size": [4, 5], "counts": counts}, 4, 5, "a")), mask)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 1, 5, 5]], "annotation 7, polygon 0: .* needs x, y of at least three points"),  # pycocotools: a box
+        ([SQUARE, [1, 1, 5, 5]], "polygon 1: .* at least three points"),
+        ([SQUARE[:7]], "at least three points"),
+        ([[2, 1, 6, 1, 6, float("nan")]], "not finite"),
+        ([[2, 1, 6, 1, 6, "x"]], "not numbers"),
+        ([[2, 1, 6, 1, 6, 1e9]], "far outside the 8 x 10 picture"),
+        ([], "expected a list of polygons or an RLE"),
+        (None, "expected a list of polygons or an RLE"),
+        ({"counts": [9, 2, 9], "size": [4, 5]}, "of size .4, 5., the picture is .8, 10."),
+        ({"counts": [9, 2, 9], "size": [8, 10]}, "run lengths do not fill 8 x 10"),
+        ({"counts": [-1, 81], "size": [8, 10]}, "run lengths do not fill"),
+        ({"counts": "9", "size": [8, 10]}, "run lengths do not fill"),
+        ({"counts": "\x00", "size": [8, 10]}, "torn"),
+        ({"counts": FULL["counts"] + "T", "size": [8, 10]}, "torn"),  # ends in the middle of a number
+        ({"size": [8, 10]}, "is no RLE"),
+        ({"counts": "9", "size": 80}, "of size 80"),
+    ],
+)
+def test_malformed_segmentations_are_bad_samples_that_say_where(segmentation, message):
+    with pytest.raises(BadSample, match=message) as caught:
+        from_coco(segmentation, 8, 10, "annotation 7")
+    assert str(caught.value).startswith("annotation 7")
+
+
+def test_check_rle_takes_every_mask_that_pycocotools_writes():
+    rng = np.random.default_rng(1)
+    for density in (0.0, 0.01, 0.5, 1.0):
+        rle = encode_mask(rng.random((211, 97)) < density)
+        assert check_rle(rle, (211, 97), "a") == rle
+
+
+def test_overlap_is_that_of_the_pixels():
+    first, second = np.random.default_rng(2).random((2, 30, 40)) > 0.5
+    assert overlap_px(encode_mask(first), encode_mask(second)) == ((first & second).sum(), (first | second).sum())
+
+
+def test_resize_nearest_takes_the_pixel_under_the_centre():
+    mask = np.array([[True, False, False, True]])
+    assert resize_nearest(mask, (2, 8)).tolist() == [[True, True, False, False, False, False, True, True]] * 2
+    assert resize_nearest(mask, (1, 2)).tolist() == [[False, True]]  # the centres 1.0 and 3.0 lie on pixels 1 and 3
+    assert resize_nearest(np.stack([mask, ~mask]), (3, 4)).shape == (2, 3, 4)

@@ -1,0 +1,291 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import REPOSITORY, edit_instances, write_refer_dataset
+from PIL import Image
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.data.sources.cases import Benchmark, read_benchmark
+from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.predictions import read_lines
+from pixel_sail.evaluate.referring import by_image, score_lines
+from pixel_sail.types import BadSample
+
+MADE_WITH = {"checkpoint": "a"}
+
+
+@dataclass
+class Said:
+    text: str
+    masks: list[np.ndarray]
+
+
+class Colours:
+    """Answers from the pixels alone: a mask of the channel that the length of the expression picks."""
+
+    def __init__(self, fail_after: int | None = None):
+        self.calls: list[list[str]] = []
+        self.fail_after = fail_after
+
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Said]:
+        if len(self.calls) == self.fail_after:
+            raise KeyboardInterrupt
+        self.calls.append(list(expressions))
+        pixels = np.asarray(image)
+        return [Said("It is [SEG].", [pixels[..., len(text) % 3] > 128]) for text in expressions]
+
+
+@dataclass
+class Knowing:
+    """Answers with the ground truth, moved right by `shift` pixels; in two pieces, which are to be united."""
+
+    benchmark: Benchmark
+    shift: int = 0
+    known: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for case in self.benchmark.cases:
+            self.known[Image.open(case.image).convert("RGB").tobytes(), case.sentence] = case.mask
+
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Said]:
+        return [self._say(self.known[image.tobytes(), text]) for text in expressions]
+
+    def _say(self, rle):
+        if rle is None:
+            return Said("No.", [])
+        mask, upper = np.roll(decode_mask(rle), self.shift, axis=1), np.arange(rle["size"][0])[:, None] < 20
+        return Said("[SEG] [SEG]", [mask & upper, mask & ~upper])
+
+
+class Silent:
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Said]:
+        return [Said("Nothing.", []) for _ in expressions]
+
+
+def _boxes_only(root):
+    """A dataset of one 10 x 10 box a picture, far enough from the edges to be moved."""
+
+    def change(values):
+        box = [[10, 10, 20, 10, 20, 20, 10, 20]]
+        for annotation in values["annotations"]:
+            annotation["segmentation"] = box
+
+    write_refer_dataset(root)
+    edit_instances(root, change)
+    return root
+
+
+@pytest.mark.parametrize("name", ["refcoco:val", "grefcoco:val"])
+def test_ground_truth_gives_100(dataset, tmp_path, name):
+    benchmark = read_benchmark(dataset, name)
+    scores = runner.run_benchmark(Knowing(benchmark), benchmark, tmp_path, MADE_WITH)
+    percentages = {k: v for k, v in scores.items() if k in ("ciou", "giou", "n_acc", "t_acc") or k.startswith("pr@")}
+    assert len(percentages) >= 4 and set(percentages.values()) == {100}
+    assert scores["images"] == 3 and scores["cases"] == len(benchmark.cases)
+
+
+def test_silence_gives_0_and_finds_every_absent_object(dataset, tmp_path):
+    for name in ("refcoco:val", "grefcoco:val"):
+        benchmark = read_benchmark(dataset, name)
+        scores = runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
+        assert scores["ciou"] == 0
+    assert scores["n_acc"] == 100 and scores["t_acc"] == 0
+    assert scores["giou"] == pytest.approx(100 / 3)  # of three cases a picture one is absent
+    assert all(line["segmentation"] is None for line in read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl"))
+
+
+def test_a_shifted_box_gives_the_value_computed_by_hand(tmp_path):
+    benchmark = read_benchmark(_boxes_only(tmp_path / "root"), "refcoco:val")
+    scores = runner.run_benchmark(Knowing(benchmark, shift=3), benchmark, tmp_path, MADE_WITH)
+    assert scores["ciou"] == pytest.approx(100 * 70 / 130) and scores["giou"] == pytest.approx(100 * 70 / 130)
+    assert scores["pr@0.5"] == 100 and scores["pr@0.6"] == 0
+
+
+def test_each_picture_is_seen_once_with_all_its_expressions(dataset, tmp_path):
+    segmenter, benchmark = Colours(), read_benchmark(dataset, "refcoco:val")
+    runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
+    assert [len(expressions) for expressions in segmenter.calls] == [6, 6, 6]
+    runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)  # all is there: nothing is predicted again
+    assert len(segmenter.calls) == 3
+
+
+def test_files_and_lines_are_as_documented(dataset, tmp_path):
+    benchmark = read_benchmark(dataset, "refcoco:val")
+    scores = runner.run_benchmark(Colours(), benchmark, tmp_path, MADE_WITH)
+    path = tmp_path / "predictions" / "refcoco:val.jsonl"
+    lines = [json.loads(row) for row in path.read_text().splitlines()]
+    for line, case in zip(lines, benchmark.cases, strict=True):
+        assert list(line) == ["ref_id", "sent_id", "sentence", "text", "segmentation"]
+        assert (line["ref_id"], line["sent_id"], line["sentence"]) == (case.ref_id, case.sent_id, case.sentence)
+        assert line["segmentation"]["size"] == [48, 64] and isinstance(line["segmentation"]["counts"], str)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["refcoco:val.jsonl", "refcoco:val.manifest.json"]
+    written = json.loads(runner.write_metrics(tmp_path, Path("runs/x/export"), {"refcoco:val": scores}).read_text())
+    assert written == {"checkpoint": "runs/x/export", "benchmarks": {"refcoco:val": scores}}
+    assert set(scores) == {"ciou", "giou", "cases", "images", *(f"pr@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9))}
+    assert f"{scores['ciou']:.1f}" in runner.table({"refcoco:val": scores}).splitlines()[2]
+
+
+def _interrupted(benchmark, out, after):
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_benchmark(Colours(fail_after=after), benchmark, out, MADE_WITH)
+    return out / "predictions" / f"{benchmark.name}.rank0.jsonl"
+
+
+def test_an_interrupted_run_goes_on_behind_its_last_whole_picture(dataset, tmp_path):
+    benchmark = read_benchmark(dataset, "refcoco:val")
+    expected = runner.run_benchmark(Colours(), benchmark, tmp_path / "whole", MADE_WITH)
+    part = _interrupted(benchmark, tmp_path / "torn", after=2)
+    text = part.read_text()
+    assert text.count("\n") == 12
+    part.write_text(text[: len(text) - 40])  # as killed while writing the last line of the second picture
+    segmenter = Colours()
+    scores = runner.run_benchmark(segmenter, benchmark, tmp_path / "torn", MADE_WITH)
+    assert len(segmenter.calls) == 2 and scores == expected
+    files = [tmp_path / out / "predictions" / "refcoco:val.jsonl" for out in ("whole", "torn")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_interrupted_twice_and_by_another_number_of_processes(dataset, tmp_path):
+    benchmark = read_benchmark(dataset, "refcoco:val")
+    _interrupted(benchmark, tmp_path, after=1).rename(tmp_path / "predictions" / "refcoco:val.rank5.jsonl")
+    _interrupted(benchmark, tmp_path, after=1)
+    segmenter = Colours()
+    runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
+    assert len(segmenter.calls) == 1
+
+
+@pytest.mark.parametrize("other", ["checkpoint", "data"])
+def test_predictions_made_with_anything_else_are_not_continued(dataset, tmp_path, capsys, other):
+    benchmark = read_benchmark(dataset, "refcoco:val")
+    runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
+    _interrupted(runner.open_benchmark("refcoco:val", dataset, 2), tmp_path, after=1)
+    made_with = {"checkpoint": "b"} if other == "checkpoint" else MADE_WITH
+    segmenter = Colours()
+    runner.run_benchmark(segmenter, benchmark, tmp_path, made_with)
+    assert len(segmenter.calls) == 3
+    assert "made with another checkpoint, settings or data; they are replaced" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_known_by_its_files(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    before = runner.fingerprint(tmp_path, precision="fp32")
+    assert runner.fingerprint(tmp_path, precision="fp32") == before != runner.fingerprint(tmp_path, precision="bf16")
+    weights.write_bytes(b"22")
+    assert runner.fingerprint(tmp_path, precision="fp32") != before
+
+
+def _one_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    dist.init_process_group("gloo")
+    segmenter = Colours()
+    for name in ("refcoco:val", "grefcoco:val"):
+        scores = runner.run_benchmark(segmenter, read_benchmark(root, name), out, MADE_WITH)
+        assert (scores is None) == (rank != 0)
+        if rank == 0:
+            (out / f"{name}.json").write_text(json.dumps(scores))
+    (out / f"calls{rank}").write_text(str(len(segmenter.calls)))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_share_the_pictures_and_give_the_result_of_one(dataset, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    two = tmp_path / "two"
+    two.mkdir()
+    torch.multiprocessing.spawn(_one_rank, args=(2, port, dataset, two), nprocs=2)
+    assert [(two / f"calls{rank}").read_text() for rank in (0, 1)] == ["4", "2"]
+    for name in ("refcoco:val", "grefcoco:val"):
+        scores = runner.run_benchmark(Colours(), read_benchmark(dataset, name), tmp_path, MADE_WITH)
+        assert json.loads((two / f"{name}.json").read_text()) == scores
+        one, other = (out / "predictions" / f"{name}.jsonl" for out in (tmp_path, two))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def _perfect_file(root, path, name="refcoco:val"):
+    rows = [
+        {"ref_id": c.ref_id, "sent_id": c.sent_id, "sentence": c.sentence, "text": "", "segmentation": c.mask}
+        for c in read_benchmark(root, name).cases
+    ]
+    return rows, path
+
+
+def _write(rows, path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_files_of_any_model_are_scored_in_any_order(dataset, tmp_path):
+    rows, path = _perfect_file(dataset, tmp_path / "p.jsonl")
+    assert runner.score_file(_write(rows[::-1], path), "refcoco:val", dataset)["ciou"] == 100
+    first = runner.open_benchmark("refcoco:val", dataset, max_images=1)
+    assert len(by_image(first.cases)) == 1
+    assert runner.score_file(_write(rows[:6], path), "refcoco:val", dataset, max_images=1)["cases"] == 6
+
+
+def test_files_that_do_not_fit_the_benchmark_are_refused(dataset, tmp_path):
+    rows, path = _perfect_file(dataset, tmp_path / "p.jsonl")
+
+    def refused(changed, kind, message):
+        with pytest.raises(kind, match=message):
+            runner.score_file(_write(changed, path), "refcoco:val", dataset)
+
+    ids = f"\\({rows[0]['ref_id']}, {rows[0]['sent_id']}\\)"
+    refused(rows[7:], DatasetError, f"7 of the 18 cases of refcoco:val are missing; .*: {ids}, .*, \\.\\.\\.$")
+    refused([*rows, rows[0]], DatasetError, f"1 cases are given more than once; .*: {ids}$")
+    refused([*rows, rows[0] | {"ref_id": 7}], DatasetError, "1 lines are of no case of refcoco:val; .*: .7, ")
+    wrong = encode_mask(np.ones((64, 48), dtype=bool))
+    refused([rows[0] | {"segmentation": wrong}, *rows[1:]], BadSample, "of size .64, 48., the picture is .48, 64.")
+    torn = {"size": [48, 64], "counts": "0"}
+    refused([rows[0] | {"segmentation": torn}, *rows[1:]], BadSample, "ref_id 130 sent_id 1300: the run lengths")
+    refused([{"ref_id": 1}], DatasetError, "p.jsonl, line 1: .* is no prediction .'sent_id'.; a line is a JSON object")
+    path.write_text('{"ref_id"')
+    with pytest.raises(DatasetError, match="p.jsonl, line 1"):
+        runner.score_file(path, "refcoco:val", dataset)
+    with pytest.raises(DatasetError, match="no predictions file .*absent"):
+        runner.score_file(tmp_path / "absent", "refcoco:val", dataset)
+
+
+def test_a_picture_of_another_size_than_its_annotations_stops_the_scoring(dataset, tmp_path):
+    benchmark = read_benchmark(dataset, "refcoco:val")
+    Image.new("RGB", (30, 20)).save(benchmark.cases[0].image)
+    with pytest.raises(BadSample, match="is .30, 20., its annotations are for .64, 48."):
+        runner.run_benchmark(Colours(), benchmark, tmp_path, MADE_WITH)
+
+
+def test_annotations_left_out_are_counted_in_the_scores(dataset):
+    edit_instances(dataset, lambda values: values["annotations"][-1].update(segmentation=[[1, 1, 5, 5]]))
+    benchmark = read_benchmark(dataset, "refcoco:val")
+    lines = [{"segmentation": case.mask} for case in benchmark.cases]
+    assert len(lines) == 16 and score_lines(benchmark, lines)["unusable"] == 1
+
+
+def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):
+    plain, general = tmp_path / "plain.jsonl", tmp_path / "general.jsonl"
+    _write(*_perfect_file(dataset, plain))
+    _write(*_perfect_file(dataset, general, "grefcoco:val"))
+    call = [sys.executable, "tools/test.py", "--data-root", str(dataset), "--out", str(tmp_path / "scores")]
+    both = ["--predictions", str(plain), "--benchmark", "refcoco:val"]
+    both += ["--predictions", str(general), "--benchmark", "grefcoco:val"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*call, *both], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "refcoco:val" in done.stdout and "100.0" in done.stdout
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert metrics["checkpoint"] is None and metrics["benchmarks"]["refcoco:val"]["pr@0.9"] == 100
+    assert metrics["benchmarks"]["grefcoco:val"]["n_acc"] == 100
+    plain.write_text("")
+    failed = subprocess.run([*call, *both], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1 and "error: " in failed.stderr and "18 of the 18 cases" in failed.stderr
+    assert "Traceback" not in failed.stderr

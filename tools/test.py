@@ -1,0 +1,100 @@
+"""Scores a checkpoint, or a file of predictions, on referring-segmentation benchmarks.
+
+    python tools/test.py runs/quickstart/export --benchmark refcoco:val --benchmark grefcoco:val --out outputs/scores
+    deepspeed --num_accelerators 2 tools/test.py runs/quickstart/export --benchmark refcoco:val --out outputs/scores
+    python tools/test.py --predictions refcoco_val.jsonl --benchmark refcoco:val --data-root data/coco
+
+An interrupted call goes on where it stopped when it is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.config import ConfigError
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.sources.cases import Benchmark
+from pixel_sail.evaluate import runner
+from pixel_sail.metrics import MIN_PIXELS
+from pixel_sail.types import BadSample
+
+
+def main() -> None:
+    arguments = _parse()
+    try:
+        if arguments.predictions:
+            results: dict[str, dict[str, Any]] | None = {
+                name: runner.score_file(file, name, arguments.data_root, arguments.max_images, arguments.min_pixels)
+                for file, name in zip(arguments.predictions, arguments.benchmark, strict=True)
+            }
+        else:
+            results = _score_checkpoint(arguments)
+    except (BadSample, DatasetError, ConfigError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+    if results is None:  # not rank 0
+        return
+    print(runner.table(results))
+    if arguments.out is not None:
+        print(f"written: {runner.write_metrics(arguments.out, arguments.checkpoint, results)}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="an export folder; left out with --predictions")
+    parser.add_argument("--benchmark", action="append", required=True, help="dataset:split; may be repeated")
+    parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
+    parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
+    parser.add_argument("--out", type=Path, help="folder of metrics.json and predictions/")
+    parser.add_argument("--max-images", type=int, help="only the first N pictures of each benchmark")
+    parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="gRefCOCO: fewer count as empty; 0: off")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # given by launchers; LOCAL_RANK says the same
+    arguments = parser.parse_args()
+    if (arguments.checkpoint is None) == (arguments.predictions is None):
+        parser.error("give either a CHECKPOINT or --predictions FILE")
+    if arguments.predictions and len(arguments.predictions) != len(arguments.benchmark):
+        parser.error(f"{len(arguments.predictions)} --predictions for {len(arguments.benchmark)} --benchmark")
+    if arguments.checkpoint and arguments.out is None:
+        parser.error("--out is needed with a CHECKPOINT")
+    return arguments
+
+
+def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
+    # Here and not above: --predictions needs neither the model nor a process group.
+    from pixel_sail.serve.predictor import Predictor
+    from pixel_sail.train import distributed
+
+    benchmarks = [_open(name, arguments) for name in arguments.benchmark]
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        distributed.start()
+    device = str(distributed.device()) if several and arguments.device == "auto" else arguments.device
+    try:
+        predictor = Predictor.from_pretrained(arguments.checkpoint, device=device, precision=arguments.precision)
+    except ValueError as error:  # weights that do not fit
+        raise SystemExit(f"error: {error}") from None
+    model = predictor.model
+    made_with = runner.fingerprint(arguments.checkpoint, device=model.device.type, dtype=str(model.dtype))
+    results = {
+        benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with, arguments.min_pixels)
+        for benchmark in benchmarks
+    }
+    distributed.stop()
+    return None if None in results.values() else results
+
+
+def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
+    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images)
+    for problem in benchmark.problems:
+        print(f"left out of {name}: {problem}")
+    return benchmark
+
+
+if __name__ == "__main__":
+    main()
