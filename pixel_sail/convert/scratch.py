@@ -1,0 +1,50 @@
+"""A small decoder with random weights and a byte-level tokenizer trained on the data's own text: no download needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from pixel_sail.config import ModelSection, ScratchConfig
+from pixel_sail.convert.language_model import assemble
+from pixel_sail.model.pixel_sail import PixelSail
+
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def from_scratch(
+    section: ModelSection, texts: Iterable[str], question: str, hide: str = "none"
+) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+    """A PixelSail of `section.scratch`, float32, and a tokenizer trained on `texts`. Seed torch before the call."""
+    tokenizer = train_tokenizer(texts, section.scratch.vocab_size)
+    decoder = Qwen2ForCausalLM(_decoder_config(section.scratch, tokenizer))
+    return assemble(decoder, tokenizer, section, question, hide)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Byte-level BPE: it can write every text; the words of `texts` become single tokens where there is room."""
+    trained = ByteLevelBPETokenizer(add_prefix_space=False)
+    trained.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(CHAT_TOKENS), show_progress=False
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer)
+    tokenizer.eos_token = tokenizer.pad_token = CHAT_TOKENS[0]
+    return tokenizer
+
+
+def _decoder_config(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.mlp_size,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        num_key_value_heads=scratch.kv_heads,
+        rope_parameters={"rope_type": "default", "rope_theta": scratch.rope_theta},
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )

@@ -1,0 +1,176 @@
+"""Sample -> Encoded: the only code that knows both tokens and patches. Training and inference share it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pixel_sail.data.chat import ChatFormat
+from pixel_sail.data.image import load_image, to_patches
+from pixel_sail.data.masks import decode_mask, resize_nearest
+from pixel_sail.data.prompts import prompt_ids
+from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
+from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, Sample
+
+
+class Encoder:
+    """Everything that is fixed for a run: tokenizer, patches, chat format, length limit."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        patch_size: int,
+        max_side_px: int,
+        chat_format: str,
+        max_length: int = 8192,
+        lm_weight_with_masks: float = 1.0,
+        hide_image: bool = False,
+    ):
+        self.tokenizer = tokenizer
+        self.tokens = SpecialTokens.of(tokenizer)
+        self.chat = ChatFormat.of(chat_format, tokenizer)
+        self.end_ids = self.text_ids(self.chat.end)
+        self.patch_size, self.max_side_px = patch_size, max_side_px
+        self.max_length = max_length
+        self.lm_weight_with_masks = lm_weight_with_masks
+        self.hide_image = hide_image
+
+    def encode(self, sample: Sample, seed: int = 0) -> Encoded:
+        """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
+
+        Raises BadSample, beginning with the sample's key: unreadable picture, [SEG]s and masks that do not match,
+        a prompt out of range or malformed, special image tokens in the text, not even one turn that fits.
+        """
+        self._check_text(sample)
+        prefix = self.image_prefix(None if sample.image is None else _load(sample), sample.prompts, sample.key)
+        ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
+        kept = sample.masks[: sum(turn.answer.count(SEG) for turn in sample.turns[:turns])]
+        text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
+        text_positions = torch.arange(text_start, text_start + len(ids)).expand(3, -1)
+        return Encoded(
+            key=sample.key,
+            seed=seed,
+            input_ids=torch.cat([prefix.input_ids, torch.tensor(ids)]),
+            labels=torch.cat([prefix.labels, torch.tensor(labels)]),
+            position_ids=torch.cat([prefix.position_ids, text_positions], dim=1),
+            patches=prefix.patches,
+            prompt_ids=prefix.prompt_ids,
+            grid_hw=prefix.grid_hw,
+            image_span=prefix.image_span,
+            masks=self._masks(kept, prefix.grid_hw, sample.key),
+            lm_weight=self.lm_weight_with_masks if kept else 1.0,
+            dropped_turns=len(sample.turns) - turns,
+        )
+
+    def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:
+        """The image block `<vision>` patches `</vision>` alone, or an empty sequence without an image."""
+        if image is None:
+            if prompts:
+                raise BadSample(f"{key}: prompts {sorted(prompts)} are drawn, but there is no image")
+            return _empty(key, 3 * self.patch_size**2)
+        patches, (h, w) = to_patches(image, self.patch_size, self.max_side_px)
+        drawn = torch.full((h * w,), UNPROMPTED)
+        if prompts:
+            drawn = prompt_ids(prompts, (image.height, image.width), (h, w), key)
+        tokens = self.tokens
+        ids = [tokens.vision_start, *[tokens.vision_patch] * (h * w), tokens.vision_end]
+        return Encoded(
+            key=key,
+            seed=0,
+            input_ids=torch.tensor(ids),
+            labels=torch.full((len(ids),), IGNORE_LABEL),
+            position_ids=image_positions(1, h, w, 1),
+            patches=torch.zeros_like(patches) if self.hide_image else patches,
+            prompt_ids=drawn,
+            grid_hw=(h, w),
+            image_span=(0, len(ids)),
+            masks=torch.empty(0, 0, 0, dtype=torch.uint8),
+        )
+
+    def question_ids(self, question: str) -> list[int]:
+        """Tokens that ask `question` as the first turn, up to where the answer begins. BadSample for image tokens."""
+        _refuse_image_tokens(question, "the question")
+        return self.text_ids(self.chat.before(0, question))
+
+    def text_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _turns(self, sample: Sample, room: int) -> tuple[list[int], list[int], int]:
+        """Token ids and labels of the turns that fit into `room`, and how many they are."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, turn in enumerate(sample.turns):
+            asked = self.text_ids(self.chat.before(number, turn.question))
+            answered = self.text_ids(turn.answer) + self.end_ids
+            if len(ids) + len(asked) + len(answered) > room:
+                if number == 0:
+                    raise BadSample(
+                        f"{sample.key}: its first turn has {len(asked) + len(answered)} tokens and {room} are left "
+                        f"beside the image; raise data.max_length (now {self.max_length}) or lower model.max_side_px"
+                    )
+                return ids, labels, number
+            ids += asked + answered
+            labels += [IGNORE_LABEL] * len(asked) + answered
+        return ids, labels, len(sample.turns)
+
+    def _masks(self, rles: tuple[RLE, ...], grid_hw: tuple[int, int], key: str) -> Tensor:
+        size = (grid_hw[0] * self.patch_size, grid_hw[1] * self.patch_size)
+        if not rles:
+            return torch.empty(0, *size, dtype=torch.uint8)
+        if 0 in size:
+            raise BadSample(f"{key}: it has masks, but no image")
+        masks = [resize_nearest(decode_mask(rle), size) for rle in rles]
+        return torch.from_numpy(np.stack(masks).astype(np.uint8))
+
+    def _check_text(self, sample: Sample) -> None:
+        if not sample.turns:
+            raise BadSample(f"{sample.key}: it has no question and answer")
+        segs = sum(turn.answer.count(SEG) for turn in sample.turns)
+        if segs != len(sample.masks):
+            raise BadSample(f"{sample.key}: its answers have {segs} [SEG] and it has {len(sample.masks)} masks")
+        for turn in sample.turns:
+            _refuse_image_tokens(turn.question + turn.answer, sample.key)
+            beyond = [k for k in prompt_names(turn.question + turn.answer) if k >= MAX_PROMPTS]
+            if beyond:
+                raise BadSample(f"{sample.key}: <Prompt{beyond[0]}> is named; prompts go from 0 to {MAX_PROMPTS - 1}")
+
+
+def image_positions(before: int, h: int, w: int, after: int) -> Tensor:
+    """(3, before + h w + after) positions t, h, w of an image among text (SPEC section 1)."""
+    head = torch.arange(before).expand(3, -1)
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    patches = before + torch.stack([torch.zeros(h * w, dtype=torch.int64), rows.flatten(), columns.flatten()])
+    tail = before + max(h, w) + torch.arange(after)
+    return torch.cat([head, patches, tail.expand(3, -1)], dim=1)
+
+
+def _load(sample: Sample) -> Image.Image:
+    try:
+        return load_image(sample.image)
+    except BadSample as error:
+        raise BadSample(f"{sample.key}: {error}") from None
+
+
+def _refuse_image_tokens(text: str, where: str) -> None:
+    for token in (VISION_START, VISION_PATCH, VISION_END):
+        if token in text:
+            raise BadSample(f"{where}: the text contains {token}, which only stands for a picture")
+
+
+def _empty(key: str, patch_values: int) -> Encoded:
+    none = torch.empty(0, dtype=torch.int64)
+    return Encoded(
+        key=key,
+        seed=0,
+        input_ids=none,
+        labels=none,
+        position_ids=none.view(1, 0).expand(3, -1),
+        patches=torch.empty(0, patch_values),
+        prompt_ids=none,
+        grid_hw=(0, 0),
+        image_span=(0, 0),
+        masks=torch.empty(0, 0, 0, dtype=torch.uint8),
+    )

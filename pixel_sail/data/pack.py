@@ -1,0 +1,64 @@
+"""Encoded -> Batch: sequences end to end, with their boundaries. No padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pixel_sail.types import IGNORE_LABEL, Batch, Encoded
+
+
+def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
+    """One packed batch of one or more sequences. `seg_id`, `patch_id`: ids of [SEG] and <vpatch>.
+
+    Only a [SEG] with a label (in an answer) owns a mask.
+    """
+    starts = torch.tensor([0] + [len(s) for s in sequences]).cumsum(0).tolist()
+    input_ids = torch.cat([s.input_ids for s in sequences])
+    labels = torch.cat([s.labels for s in sequences])
+    labelled = (labels != IGNORE_LABEL).nonzero()[:, 0]
+    weights = torch.cat([torch.full((len(s),), s.lm_weight) for s in sequences])
+    return Batch(
+        keys=tuple(s.key for s in sequences),
+        seeds=tuple(s.seed for s in sequences),
+        spans=tuple(
+            (start, start + s.image_span[0], start + s.image_span[1], stop)
+            for s, start, stop in zip(sequences, starts, starts[1:], strict=False)
+        ),
+        grids_hw=tuple(s.grid_hw for s in sequences),
+        masks_per_sequence=tuple(s.masks.shape[0] for s in sequences),
+        input_ids=input_ids,
+        position_ids=torch.cat([s.position_ids for s in sequences], dim=1),
+        patches=torch.cat([s.patches for s in sequences]),
+        patch_index=_positions_of(input_ids == patch_id),
+        prompt_ids=torch.cat([s.prompt_ids for s in sequences]),
+        predict_index=labelled - 1,
+        labels=labels[labelled],
+        label_weights=weights[labelled],
+        seg_index=_positions_of(labels == seg_id),
+        masks=tuple(s.masks for s in sequences),
+        dropped_turns=sum(s.dropped_turns for s in sequences),
+    )
+
+
+def split_into_micro_batches(sequences: Sequence[Encoded], budget_tokens: int, packed: bool) -> list[list[Encoded]]:
+    """Groups of sequences for one forward pass each: as many, in order, as fit into the token budget.
+
+    A sequence longer than the budget goes alone. `packed=False`: every sequence alone.
+    """
+    groups: list[list[Encoded]] = []
+    used = 0
+    for sequence in sequences:
+        if packed and groups and used + len(sequence) <= budget_tokens:
+            groups[-1].append(sequence)
+            used += len(sequence)
+        else:
+            groups.append([sequence])
+            used = len(sequence)
+    return groups
+
+
+def _positions_of(chosen: Tensor) -> Tensor:
+    return chosen.nonzero()[:, 0]

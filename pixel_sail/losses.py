@@ -1,0 +1,86 @@
+"""Losses as pure functions that return sums; the division by the global count of a step happens once, in the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixel_sail.config import LossConfig
+from pixel_sail.types import Batch, Output
+
+LOSS_COUNTS = {"lm": "lm", "bce": "mask", "dice": "mask"}  # loss -> its denominator in Batch.counts()
+
+
+def compute_losses(output: Output, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
+    """Unweighted sums {"lm", "bce", "dice"}, float32 scalars; divide by the counts named in LOSS_COUNTS."""
+    bce, dice = mask_losses(output, batch, config)
+    return {"lm": next_token_loss(output.logits, batch.labels, batch.label_weights), "bce": bce, "dice": dice}
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weighted cross entropies; logits (M, V), labels (M,) int64, weights (M,)."""
+    return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+
+
+def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Sums over all masks of the point-sampled BCE and Dice losses (SPEC section 1)."""
+    bce = dice = sum(logits.float().sum() * 0 for logits in output.mask_logits)  # the head stays in the graph
+    for group in _same_size(output.mask_logits, batch.masks):
+        logits = torch.cat([output.mask_logits[i] for i in group]).float()  # (K, h', w')
+        targets = torch.cat([batch.masks[i] for i in group]).float()
+        candidates = torch.cat([_candidates(batch.seeds[i], batch.masks[i].shape[0], config) for i in group])
+        points = choose_points(logits.detach(), candidates.to(logits.device), config)
+        at_points = sample_points(logits, points)
+        truth = sample_points(targets, points)
+        bce = bce + F.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(1).sum()
+        dice = dice + dice_loss(at_points, truth).sum()
+    return bce, dice
+
+
+def dice_loss(logits: Tensor, targets: Tensor, eps: float = 1.0) -> Tensor:
+    """(K,) from (K, points): 1 - (2 p.t + eps) / (sum p + sum t + eps)."""
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * targets).sum(1)
+    return 1 - (2 * overlap + eps) / (probabilities.sum(1) + targets.sum(1) + eps)
+
+
+def choose_points(logits: Tensor, candidates: Tensor, config: LossConfig) -> Tensor:
+    """(K, points, 2) coordinates x, y in 0..1: the most uncertain of the oversampled candidates, the rest at random.
+
+    PointRend's rule, uncertainty -|logit|. `logits` (K, h', w'), `candidates` (K, c, 2) with c from `_counts(config)`.
+    """
+    oversampled, important, _ = _counts(config)
+    pool, rest = candidates[:, :oversampled], candidates[:, oversampled:]
+    uncertainty = -sample_points(logits, pool).abs()
+    best = uncertainty.topk(important, dim=1).indices
+    return torch.cat([pool.gather(1, best[..., None].expand(-1, -1, 2)), rest], dim=1)
+
+
+def sample_points(maps: Tensor, points: Tensor) -> Tensor:
+    """(K, points) bilinear values of maps (K, h, w) at x, y in 0..1 of the picture (pixel centres at (i + 0.5) / w)."""
+    return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, mode="bilinear", align_corners=False)[:, 0, 0]
+
+
+def _counts(config: LossConfig) -> tuple[int, int, int]:
+    """Candidates drawn for importance, how many of them are kept, and further random points."""
+    important = int(config.importance * config.points)
+    return int(config.points * config.oversample), important, config.points - important
+
+
+def _candidates(seed: int, masks: int, config: LossConfig) -> Tensor:
+    """Random coordinates (masks, candidates, 2) that depend on the sequence alone, not on how it is packed."""
+    oversampled, _, rest = _counts(config)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(masks, oversampled + rest, 2, generator=generator)
+
+
+def _same_size(logits: Sequence[Tensor], masks: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the sequences that own masks, grouped by the sizes of their logits and targets."""
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for i, (logit, mask) in enumerate(zip(logits, masks, strict=True)):
+        if mask.shape[0]:
+            groups.setdefault((logit.shape[1:], mask.shape[1:]), []).append(i)
+    return list(groups.values())

@@ -1,0 +1,50 @@
+"""The configuration that a checkpoint folder carries (config.json)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class PixelSailConfig(PretrainedConfig):
+    """A decoder's own config plus what turns it into a pixel-grounded model.
+
+    patch_size       pixels of a patch side
+    max_side_px      the longer side of a resized picture at most
+    mask_dim         S, width of the mask features
+    mask_channels    widths before, between and after the upsampling blocks; len - 1 is the number of blocks U
+    chat_format      "research", "inst" or "template" (SPEC section 1)
+    question         the question that `segment` asks, with {expression} in it: the first of the training templates
+    hide             "none", or what a blind baseline never sees: "text" (the expression) or "image"
+    prompt_token_ids  ids of <Prompt0> .. <Prompt14> in the tokenizer that is saved beside this file
+    """
+
+    model_type = "pixel_sail"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | PretrainedConfig | None = None,
+        patch_size: int = 16,
+        max_side_px: int = 1024,
+        mask_dim: int = 256,
+        mask_channels: list[int] | None = None,
+        chat_format: str = "template",
+        question: str = "Please segment {expression} in this image.",
+        hide: str = "none",
+        prompt_token_ids: list[int] | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config = text_config
+        self.patch_size = patch_size
+        self.max_side_px = max_side_px
+        self.mask_dim = mask_dim
+        self.mask_channels = mask_channels
+        self.chat_format = chat_format
+        self.question = question
+        self.hide = hide
+        self.prompt_token_ids = prompt_token_ids
+        super().__init__(**kwargs)

@@ -1,0 +1,94 @@
+"""Masks from the transformer's own states: learnable upsampling of patch states, dot product with [SEG] states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_CHANNELS = 1024
+
+
+def default_channels(hidden_size: int, blocks: int) -> list[int]:
+    """Widths before and after each block: min(D, 1024), halved at each doubling of the resolution, at least 64."""
+    first = min(hidden_size, MAX_CHANNELS)
+    return [max(first >> block, min(first, 64)) for block in range(blocks + 1)]
+
+
+class UpsampleBlock(nn.Module):
+    """(n, h, w, c) -> (n, 2h, 2w, c'): transposed convolution, GELU, depthwise 3x3, pointwise, channel LayerNorm."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
+        self.depthwise = nn.Conv2d(channels_out, channels_out, kernel_size=3, padding=1, groups=channels_out)
+        self.pointwise = nn.Linear(channels_out, channels_out)
+        self.norm = nn.LayerNorm(channels_out, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x.permute(0, 3, 1, 2))
+        x = self.depthwise(F.gelu(x))
+        return self.norm(self.pointwise(x.permute(0, 2, 3, 1)))
+
+
+class MaskHead(nn.Module):
+    """Mask logits of one packed batch. Layers as in SPEC section 1; `channels` are the widths, one more than blocks."""
+
+    def __init__(self, hidden_size: int, mask_dim: int, channels: Sequence[int]):
+        super().__init__()
+        first = min(hidden_size, MAX_CHANNELS)
+        if channels[0] != first:
+            raise ValueError(
+                f"mask_channels must start at min(hidden size, {MAX_CHANNELS}) = {first}, got {channels[0]}"
+            )
+        self.reduce = None
+        if hidden_size > MAX_CHANNELS:
+            self.reduce = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, first))
+        self.blocks = nn.ModuleList(UpsampleBlock(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        self.pixel_projector = _projector(channels[-1], channels[-1], mask_dim)
+        self.seg_projector = _projector(hidden_size, first, mask_dim)
+
+    def forward(
+        self, patch_states: Sequence[Tensor], seg_states: Sequence[Tensor], with_features: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (K, h', w') of each image, and its features (S, h', w') when asked for.
+
+        `patch_states`: (h, w, D) of each image; `seg_states`: (K, D) of each image, K may be 0. Images of one grid go
+        through the blocks together. The S features of a pixel are needed only as dot products, so unless they are
+        asked for the last linear is applied to the few [SEG] embeddings instead of to every pixel.
+        """
+        counts = [states.shape[0] for states in seg_states]
+        embeddings = self.seg_projector(torch.cat(list(seg_states))).split(counts)
+        logits: list[Tensor] = [states.new_empty(0) for states in patch_states]
+        features: list[Tensor] = list(logits)
+        last = self.pixel_projector[-1]
+        for members in _same_shape(patch_states):
+            pixels = self.pixel_projector[:-1](self._upsample(torch.stack([patch_states[i] for i in members])))
+            for i, pixel in zip(members, pixels, strict=True):  # (h', w', c)
+                if with_features:
+                    feature = last(pixel)
+                    features[i] = feature.permute(2, 0, 1)
+                    logits[i] = torch.einsum("ks,hws->khw", embeddings[i], feature)
+                else:
+                    bias = embeddings[i] @ last.bias
+                    logits[i] = torch.einsum("kc,hwc->khw", embeddings[i] @ last.weight, pixel) + bias[:, None, None]
+        return logits, features
+
+    def _upsample(self, x: Tensor) -> Tensor:
+        x = x if self.reduce is None else self.reduce(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def _projector(width_in: int, width: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width), nn.ReLU(), nn.Linear(width, width_out))
+
+
+def _same_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
+    groups: dict[torch.Size, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(tensor.shape, []).append(index)
+    return list(groups.values())

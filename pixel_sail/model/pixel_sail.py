@@ -1,0 +1,123 @@
+"""The model: one decoder-only transformer that reads patches and text together and answers in text and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pixel_sail.model.attention import AttentionLayout, choose_kernel
+from pixel_sail.model.backbone import build_decoder
+from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.model.visual_prompt import PatchFusion
+from pixel_sail.types import Batch, Output
+
+
+class PixelSail(PreTrainedModel):
+    """`forward(batch) -> Output`; `save_pretrained` and `from_pretrained` keep weights and config in a folder.
+
+    Built from a config, the weights are random. See pixel_sail.convert for models that start from released weights.
+    """
+
+    config_class = PixelSailConfig
+    base_model_prefix = ""
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _supports_sdpa = True
+
+    def __init__(self, config: PixelSailConfig):
+        super().__init__(config)
+        hidden = config.text_config.hidden_size
+        self.language_model = build_decoder(config.text_config)
+        self.fusion = PatchFusion(3 * config.patch_size**2, hidden)
+        self.mask_head = MaskHead(hidden, config.mask_dim, config.mask_channels)
+        self.attention_kernel = "auto"  # auto | sdpa | flex | flash
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """torch's own initialization for the new parts: the decoders' N(0, 0.02) would silence a narrow mask head."""
+        loaded = any(getattr(p, "_is_hf_initialized", False) for p in module.parameters(recurse=False))
+        if not loaded and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def forward(self, batch: Batch, with_features: bool = False) -> Output:
+        """Runs one packed batch. Logits only where there is a label; mask features only when asked for."""
+        layout = self.layout(batch.spans)
+        hidden = self.decode(self.embed(batch), batch.position_ids, layout)
+        logits = self.language_model.get_output_embeddings()(hidden[batch.predict_index])
+        mask_features, mask_logits = self._masks(batch, hidden, with_features)
+        return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
+
+    def layout(self, spans: tuple[tuple[int, int, int, int], ...]) -> AttentionLayout:
+        """The attention layout of a packed batch, with the kernel chosen for this model's device."""
+        return AttentionLayout(spans, choose_kernel(self.attention_kernel, self.device), self.device)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(L, D) input embeddings: tokens, patches and visual prompts fused."""
+        embed_tokens = self.language_model.get_input_embeddings()
+        prompt_ids = torch.tensor(self.config.prompt_token_ids, device=batch.input_ids.device)
+        return self.fusion(embed_tokens(batch.input_ids), embed_tokens(prompt_ids), batch)
+
+    def decode(self, embeds: Tensor, position_ids: Tensor, layout: AttentionLayout, cache: Any | None = None) -> Tensor:
+        """(L, D) states after the final norm, from embeddings (L, D) and positions (3, L); fills `cache` when given."""
+        output = self.language_model.get_decoder()(
+            inputs_embeds=embeds[None],
+            position_ids=position_ids[:, None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            layout=layout,
+        )
+        return output.last_hidden_state[0]
+
+    def _masks(self, batch: Batch, hidden: Tensor, with_features: bool) -> tuple[list[Tensor], list[Tensor]]:
+        segs = hidden[batch.seg_index].split(list(batch.masks_per_sequence))
+        patches = hidden[batch.patch_index].split([h * w for h, w in batch.grids_hw])
+        grids = [p.view(h, w, -1) for p, (h, w) in zip(patches, batch.grids_hw, strict=True)]
+        wanted = [
+            i
+            for i, (grid, seg) in enumerate(zip(grids, segs, strict=True))
+            if grid.numel() and (with_features or len(seg))
+        ]
+        # Without any mask the head still runs, on one patch: under ZeRO-3 and data parallelism every rank must use it.
+        run_grids = [grids[i] for i in wanted] or [hidden[:1].view(1, 1, -1)]
+        run_segs = [segs[i] for i in wanted] or [hidden[:0]]
+        logits, features = self.mask_head(run_grids, run_segs, with_features)
+        all_logits = [hidden.new_empty(0, 0, 0)] * len(grids)
+        all_features = list(all_logits)
+        for i, logit, feature in zip(wanted, logits, features, strict=False):
+            all_logits[i], all_features[i] = logit, feature
+        if not wanted:  # keeps the head in the graph with a zero gradient
+            all_logits[0] = logits[0]
+        return all_features, all_logits
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PixelSail:
+        """Loads a folder that `save_pretrained` or tools/convert.py wrote, in eval mode.
+
+        Raises FileNotFoundError for a missing folder or file and ValueError that lists every missing, unexpected and
+        mis-shaped weight: a model with random parts is never returned silently.
+        """
+        folder = Path(folder)
+        for needed in ("", "config.json"):
+            if not (folder / needed).exists():
+                raise FileNotFoundError(
+                    f"no pixel_sail checkpoint at {folder}: {folder / needed} is missing. Give the export/ folder "
+                    "of a run, or make one with tools/convert.py"
+                )
+        model, info = super().from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+        )
+        problems = [
+            *(f"missing {name}" for name in sorted(info["missing_keys"])),
+            *(f"unexpected {name}" for name in sorted(info["unexpected_keys"])),
+            *(f"wrong shape {name}: file {tuple(a)}, model {tuple(b)}" for name, a, b in info["mismatched_keys"]),
+        ]
+        if problems:
+            shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {shown}")
+        return model.eval()
