@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from pathlib import Path
@@ -39,7 +40,7 @@ def assemble(
     add_special_tokens(tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
     config = PixelSailConfig(
-        text_config=language_model.config,
+        text_config=copy.deepcopy(language_model.config),  # else the base would lose its own attention
         patch_size=section.patch_size,
         max_side_px=section.max_side_px,
         mask_dim=section.mask_dim,

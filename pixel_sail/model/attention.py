@@ -159,36 +159,45 @@ def mixed_attention(
 ) -> tuple[Tensor, None]:
     """The attention function that decoders call; (B, queries, heads, d).
 
-    With a `layout`: one packed batch (B = 1). Without: cached decoding, `attention_mask` (B, 1, queries, keys) bool,
-    or None where every query may see every key.
+    With a `layout`: one packed batch (B = 1). Without: `attention_mask` (B, 1, queries, keys) bool, as cached decoding
+    gives it, or None for the plain causal attention of a language model (its padding is not seen here).
     """
     if sliding_window is not None and key.shape[2] > sliding_window:
         raise ValueError(
             f"this decoder attends over a sliding window of {sliding_window} tokens and the sequence has "
             f"{key.shape[2]}: shorten data.max_length, or set sliding_window to null in the base model's config.json"
         )
-    if layout is None:
-        return _sdpa(query, key, value, attention_mask, scaling, dropout).transpose(1, 2), None
-    kernels = {"sdpa": _packed_sdpa, "flex": _packed_flex, "flash": _packed_flash}
-    return kernels[layout.kernel](query, key, value, layout, scaling, dropout), None
+    # One dtype for all three: under autocast the rotary product is float32. On a CPU that is float32, because torch's
+    # bf16 attention takes three times as long there in the backward pass.
+    dtype = torch.float32 if query.device.type == "cpu" else value.dtype
+    q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        if layout is None:
+            out = _sdpa(q, k, v, attention_mask, scaling, dropout).transpose(1, 2)
+        else:
+            out = KERNELS[layout.kernel](q, k, v, layout, scaling, dropout)
+    return out.to(value.dtype), None
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # expanded, because enable_gqa falls back to the slow math kernel where there is a mask or no GPU
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, dropout_p=dropout)
+    queries, keys = q.shape[2], k.shape[2]
+    causal = mask is None and queries == keys
+    if mask is None and 1 < queries < keys:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    k, v = _for_every_head(k, q), _for_every_head(v, q)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, dropout_p=dropout)
+
+
+def _for_every_head(x: Tensor, query: Tensor) -> Tensor:
+    # Expanded, because enable_gqa falls back to the slow math kernel where there is a mask or no GPU.
+    groups = query.shape[1] // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, 1)
 
 
 def _packed_sdpa(
     query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scaling: float | None, dropout: float
 ) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    dtype = query.dtype
-    if not query.is_cuda:  # torch's bf16 backward on CPU takes three times as long as its float32 one
-        query, key, value = query.float(), key.float(), value.float()
+    key, value = _for_every_head(key, query), _for_every_head(value, query)
     # Split once a sequence: the gradient of a slice of the whole batch would be a zero tensor of the whole batch.
     lengths = [stop - start for start, _, _, stop in layout.spans]
     sequences = zip(layout.spans, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -209,7 +218,7 @@ def _packed_sdpa(
                 dropout_p=dropout,
             )
             pieces.append(attended.transpose(1, 2))
-    return torch.cat(pieces, dim=1).to(dtype)
+    return torch.cat(pieces, dim=1)
 
 
 def _query_cuts(image_start: int, image_stop: int, stop: int) -> list[tuple[int, int]]:
@@ -269,4 +278,5 @@ def _packed_flex(
     return out.transpose(1, 2)
 
 
+KERNELS = {"sdpa": _packed_sdpa, "flex": _packed_flex, "flash": _packed_flash}
 ALL_ATTENTION_FUNCTIONS.register(NAME, mixed_attention)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pixel_sail.model.attention import NAME
 
@@ -45,7 +47,7 @@ class MultimodalRope(nn.Module):
 
 def build_decoder(text_config: PretrainedConfig) -> PreTrainedModel:
     """A causal language model of `text_config` (weights as transformers initializes them), adapted."""
-    config = AutoConfig.for_model(**text_config.to_dict()) if type(text_config) is PretrainedConfig else text_config
+    config = copy.deepcopy(text_config)  # which attention is used is written into it, and others may share it
     return adapt_decoder(AutoModelForCausalLM.from_config(config, attn_implementation=NAME))
 
 

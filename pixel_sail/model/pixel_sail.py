@@ -75,25 +75,22 @@ class PixelSail(PreTrainedModel):
         return output.last_hidden_state[0]
 
     def _masks(self, batch: Batch, hidden: Tensor, with_features: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Features and logits, one a sequence, empty where a sequence has no image or no use for its masks."""
+        width = hidden.shape[-1]
         segs = hidden[batch.seg_index].split(list(batch.masks_per_sequence))
         patches = hidden[batch.patch_index].split([h * w for h, w in batch.grids_hw])
-        grids = [p.view(h, w, -1) for p, (h, w) in zip(patches, batch.grids_hw, strict=True)]
-        wanted = [
-            i
-            for i, (grid, seg) in enumerate(zip(grids, segs, strict=True))
-            if grid.numel() and (with_features or len(seg))
-        ]
-        # Without any mask the head still runs, on one patch: under ZeRO-3 and data parallelism every rank must use it.
-        run_grids = [grids[i] for i in wanted] or [hidden[:1].view(1, 1, -1)]
-        run_segs = [segs[i] for i in wanted] or [hidden[:0]]
-        logits, features = self.mask_head(run_grids, run_segs, with_features)
-        all_logits = [hidden.new_empty(0, 0, 0)] * len(grids)
-        all_features = list(all_logits)
-        for i, logit, feature in zip(wanted, logits, features, strict=False):
-            all_logits[i], all_features[i] = logit, feature
-        if not wanted:  # keeps the head in the graph with a zero gradient
-            all_logits[0] = logits[0]
-        return all_features, all_logits
+        grids = [patch.view(h, w, width) for patch, (h, w) in zip(patches, batch.grids_hw, strict=True)]
+        used = [i for i, grid in enumerate(grids) if grid.numel() and (with_features or len(segs[i]))]
+        features = [hidden.new_empty(0, 0, 0)] * len(grids)
+        logits = list(features)
+        if not used:
+            # The head runs all the same, on one token without a [SEG]: every rank must use every weight.
+            empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]])
+            return features, [empty[0], *logits[1:]]
+        found = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
+        for i, logit, feature in zip(used, *found, strict=True):
+            logits[i], features[i] = logit, feature
+        return features, logits
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PixelSail:

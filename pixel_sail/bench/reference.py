@@ -1,0 +1,59 @@
+"""The plain way to the same losses, kept to measure against: a dense mask, all logits, the head an image at a time.
+
+It uses the model's own weights, so that it must give the same numbers (a test says so); only the way differs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixel_sail.config import LossConfig
+from pixel_sail.losses import mask_losses
+from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.types import IGNORE_LABEL, Batch, Output
+
+
+def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
+    """The weighted loss of `batch`, the plain way."""
+    decoder = model.language_model.get_decoder()
+    output = decoder(
+        inputs_embeds=model.embed(batch)[None],
+        position_ids=batch.position_ids[:, None],
+        attention_mask=dense_mask(batch)[None, None],
+        use_cache=False,
+    )
+    hidden = output.last_hidden_state[0]
+    logits = model.language_model.get_output_embeddings()(hidden)  # every position, also the patches
+    labels = torch.full((batch.tokens,), IGNORE_LABEL, device=hidden.device)
+    weights = torch.zeros(batch.tokens, device=hidden.device)
+    labels[batch.predict_index], weights[batch.predict_index] = batch.labels, batch.label_weights
+    lm = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_LABEL, reduction="none") * weights
+    masks = _mask_logits(model, batch, hidden)
+    bce, dice = mask_losses(Output(logits, hidden, [], masks), batch, config)
+    counts = batch.counts()
+    return config.lm * lm.sum() / counts["lm"] + (config.bce * bce + config.dice * dice) / counts["mask"]
+
+
+def dense_mask(batch: Batch) -> Tensor:
+    """(L, L) bool, True = may see."""
+    mask = torch.zeros(batch.tokens, batch.tokens, dtype=torch.bool, device=batch.input_ids.device)
+    for start, image_start, image_stop, stop in batch.spans:
+        mask[start:stop, start:stop] = torch.ones_like(mask[start:stop, start:stop]).tril()
+        mask[image_start:image_stop, image_start:image_stop] = True
+    return mask
+
+
+def _mask_logits(model: PixelSail, batch: Batch, hidden: Tensor) -> list[Tensor]:
+    head, logits = model.mask_head, []
+    segs = hidden[batch.seg_index].split(list(batch.masks_per_sequence))
+    patches = hidden[batch.patch_index].split([h * w for h, w in batch.grids_hw])
+    for patch, seg, (h, w) in zip(patches, segs, batch.grids_hw, strict=True):
+        x = patch.view(1, h, w, -1)
+        x = x if head.reduce is None else head.reduce(x)
+        for block in head.blocks:
+            x = block(x)
+        features = head.pixel_projector(x)[0]  # all S features of every pixel
+        logits.append(torch.einsum("ks,hws->khw", head.seg_projector(seg), features))
+    return logits

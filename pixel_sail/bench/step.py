@@ -1,0 +1,180 @@
+"""Forward and backward of one training step, ours beside the plain implementation, interleaved in one process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config
+
+from pixel_sail.bench.reference import plain_losses
+from pixel_sail.config import LossConfig
+from pixel_sail.data.encode import image_positions
+from pixel_sail.data.pack import pack
+from pixel_sail.losses import LOSS_COUNTS, compute_losses
+from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.mask_head import default_channels
+from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
+
+SEG_ID, PATCH_ID = 1, 2  # of the made-up vocabulary
+PROMPT_IDS = list(range(3, 18))
+
+
+@dataclass(frozen=True)
+class Preset:
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    mlp_size: int
+    vocab_size: int
+    patch_size: int
+    image_side_px: int
+    text_tokens: int
+    masks: int
+    mask_dim: int
+
+
+PRESETS = {
+    "research-512": Preset(12, 512, 8, 2, 1408, 49_152, 16, 512, 128, 2, 256),
+    "tiny": Preset(2, 64, 4, 2, 128, 256, 16, 64, 24, 2, 32),
+}
+
+
+def build(preset: Preset, mask_stride: int, tapered: bool, device: str, dtype: torch.dtype) -> tuple[PixelSail, Batch]:
+    """A model with random weights and one packed sample of random content, on `device`."""
+    torch.manual_seed(0)
+    blocks = (preset.patch_size // mask_stride).bit_length() - 1
+    config = PixelSailConfig(
+        text_config=Qwen2Config(
+            vocab_size=preset.vocab_size,
+            hidden_size=preset.hidden_size,
+            intermediate_size=preset.mlp_size,
+            num_hidden_layers=preset.layers,
+            num_attention_heads=preset.heads,
+            num_key_value_heads=preset.kv_heads,
+        ),
+        patch_size=preset.patch_size,
+        mask_dim=preset.mask_dim,
+        mask_channels=default_channels(preset.hidden_size, blocks) if tapered else [preset.hidden_size] * (blocks + 1),
+        prompt_token_ids=PROMPT_IDS,
+    )
+    model = PixelSail(config).to(device, dtype)
+    return model, pack([_sample(preset)], SEG_ID, PATCH_ID).to(device, dtype)
+
+
+def _sample(preset: Preset) -> Encoded:
+    side = preset.image_side_px // preset.patch_size
+    image_tokens = side * side + 2
+    ids = torch.full((image_tokens + preset.text_tokens,), 30)
+    ids[1 : image_tokens - 1] = PATCH_ID
+    ids[image_tokens:] = torch.randint(30, preset.vocab_size, (preset.text_tokens,))
+    labels = torch.full_like(ids, IGNORE_LABEL)
+    answers = preset.text_tokens // 4  # a quarter of the text is answers, the [SEG]s among them
+    ids[-answers::4][: preset.masks] = SEG_ID
+    labels[-answers:] = ids[-answers:]
+    return Encoded(
+        key="bench",
+        seed=0,
+        input_ids=ids,
+        labels=labels,
+        position_ids=image_positions(1, side, side, 1 + preset.text_tokens),
+        patches=torch.randn(side * side, 3 * preset.patch_size**2),
+        prompt_ids=torch.full((side * side,), UNPROMPTED),
+        grid_hw=(side, side),
+        image_span=(0, image_tokens),
+        masks=(torch.rand(preset.masks, preset.image_side_px, preset.image_side_px) > 0.5).to(torch.uint8),
+    )
+
+
+def our_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
+    losses = compute_losses(model(batch), batch, config)
+    counts = batch.counts()
+    weights = {"lm": config.lm, "bce": config.bce, "dice": config.dice}
+    return sum(weights[name] * losses[name] / counts[LOSS_COUNTS[name]] for name in losses)
+
+
+Losses = Callable[[PixelSail, Batch, LossConfig], Tensor]
+
+
+def measure(
+    preset_name: str, mask_stride: int, tapered: bool, reference: bool, repeats: int, device: str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Medians over `repeats` interleaved rounds; times in ms, memory in MiB; ratios are reference / ours."""
+    preset = PRESETS[preset_name]
+    runs: dict[str, tuple[PixelSail, Batch, Losses]] = {
+        "ours": (*build(preset, mask_stride, tapered, device, dtype), our_losses)
+    }
+    if reference:
+        runs["reference"] = (*build(preset, mask_stride, False, device, dtype), plain_losses)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for round_number in range(repeats + 1):
+        for name, (model, batch, losses) in runs.items():
+            measured = _one_step(model, batch, losses)
+            if round_number:  # the first is warm-up
+                times[name].append(measured)
+    tokens = runs["ours"][1].tokens
+    result = {name: _summary(values, tokens) for name, values in times.items()}
+    for name in runs:
+        arguments = (preset, mask_stride, tapered and name == "ours", name == "reference", device, dtype)
+        result[name]["peak_memory_mib"] = _peak_memory(arguments)
+    about = {"preset": preset_name, "mask_stride": mask_stride, "head": "tapered" if tapered else "constant width"}
+    about |= {"tokens": tokens, "device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
+    if reference:
+        pairs = {key: result["reference"][key] / result["ours"][key] for key in ("step_ms", "peak_memory_mib")}
+        about["ratio"] = {key: round(value, 2) for key, value in pairs.items()}
+    return {"bench": "step", **about, **result}
+
+
+def _one_step(model: PixelSail, batch: Batch, losses: Losses) -> tuple[float, float]:
+    """Seconds of forward and backward."""
+    model.zero_grad(set_to_none=True)
+    _synchronize(model)
+    start = time.perf_counter()
+    loss = losses(model, batch, LossConfig())
+    _synchronize(model)
+    middle = time.perf_counter()
+    loss.backward()
+    _synchronize(model)
+    return middle - start, time.perf_counter() - middle
+
+
+def _synchronize(model: PixelSail) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _summary(values: list[tuple[float, float]], tokens: int) -> dict[str, float]:
+    forward, backward = (median(column) for column in zip(*values, strict=True))
+    step = median(a + b for a, b in values)
+    milliseconds = {"forward_ms": forward * 1e3, "backward_ms": backward * 1e3, "step_ms": step * 1e3}
+    return {key: round(value, 1) for key, value in milliseconds.items()} | {"tokens_per_s": round(tokens / step)}
+
+
+def _peak_memory(arguments: tuple[Any, ...]) -> float:
+    """Peak of one step above the model itself, in a process of its own (a process's peak never falls again)."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return round(pool.apply(_peak_memory_here, arguments), 1)
+
+
+def _peak_memory_here(
+    preset: Preset, mask_stride: int, tapered: bool, plain: bool, device: str, dtype: torch.dtype
+) -> float:
+    model, batch = build(preset, mask_stride, tapered, device, dtype)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _one_step(model, batch, plain_losses if plain else our_losses)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _one_step(model, batch, plain_losses if plain else our_losses)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10

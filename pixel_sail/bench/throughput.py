@@ -1,0 +1,59 @@
+"""Samples a second through encode and pack, and expressions a second with and without sharing the image."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.config import Config
+from pixel_sail.data.image import load_image
+from pixel_sail.data.pack import pack
+from pixel_sail.data.sources import open_source
+from pixel_sail.data.sources.cases import read_benchmark
+from pixel_sail.evaluate.referring import by_image
+from pixel_sail.serve.predictor import Predictor
+from pixel_sail.train.build import build_encoder, build_model
+
+
+def measure_data(config: Config, samples: int) -> dict[str, Any]:
+    """One process, no workers: read, encode and pack `samples` samples of the first source of a run."""
+    model, tokenizer = build_model(config)
+    encoder = build_encoder(config, model, tokenizer)
+    source = open_source(config.data.mixture[0], config.data)
+    start, tokens = time.perf_counter(), 0
+    for number in range(samples):
+        sample = source.sample(number % len(source), np.random.default_rng(number))
+        tokens += pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch).tokens
+    elapsed_s = time.perf_counter() - start
+    rates = {"samples_per_s": round(samples / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
+    return {"bench": "data", "source": config.data.mixture[0].source, "samples": samples, **rates}
+
+
+def measure_score(checkpoint: Path, data_root: Path, benchmark: str, images: int) -> dict[str, Any]:
+    """Expressions a second on the first `images` pictures: all questions of a picture in one call, and one a call."""
+    predictor = Predictor.from_pretrained(checkpoint)
+    groups = by_image(read_benchmark(data_root, benchmark).cases)[:images]
+    elapsed_s = {"shared": 0.0, "one_by_one": 0.0}
+    encoded = {"shared": 0, "one_by_one": 0}
+    for cases in groups:  # interleaved, so that both ways meet the same machine
+        picture, sentences = load_image(cases[0].image), [case.sentence for case in cases]
+        for way, calls in (("shared", [sentences]), ("one_by_one", [[s] for s in sentences])):
+            before, start = predictor.images_encoded, time.perf_counter()
+            for call in calls:
+                predictor.segment(picture, call)
+            elapsed_s[way] += time.perf_counter() - start
+            encoded[way] += predictor.images_encoded - before
+    expressions = sum(map(len, groups))
+    result: dict[str, Any] = {
+        "bench": "score",
+        "benchmark": benchmark,
+        "expressions": expressions,
+        "images": len(groups),
+    }
+    for way in elapsed_s:
+        rate = round(expressions / elapsed_s[way], 2)
+        result[way] = {"expressions_per_s": rate, "images_encoded": encoded[way]}
+    return result | {"ratio": round(elapsed_s["one_by_one"] / elapsed_s["shared"], 2)}

@@ -1,0 +1,156 @@
+"""Sample -> Encoded -> Batch: labels, lengths, masks, boundaries; what cannot be encoded says why."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from pixel_sail.convert.scratch import train_tokenizer
+from pixel_sail.data.chat import ChatFormat
+from pixel_sail.data.encode import Encoder
+from pixel_sail.data.masks import encode_mask
+from pixel_sail.data.pack import pack, split_into_micro_batches
+from pixel_sail.tokens import add_special_tokens
+from pixel_sail.types import IGNORE_LABEL, BadSample, Sample, Turn
+
+TEXTS = ["Segment the red mug.", "It is [SEG].", "There is no such object."] * 3
+TEMPLATE = (
+    "{% for m in messages %}{% if loop.first %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    made = train_tokenizer(TEXTS, 400)
+    add_special_tokens(made)
+    return made
+
+
+@pytest.fixture
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    return Encoder(tokenizer, 8, 64, "research")
+
+
+def sample(turns: int = 3, size_wh: tuple[int, int] = (48, 32)) -> Sample:
+    """Turn i owns a mask: columns i * 8 to i * 8 + 8."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (size_wh[1], size_wh[0], 3), dtype=np.uint8)).save(
+        file, "PNG"
+    )
+    masks = []
+    for i in range(turns):
+        mask = np.zeros((size_wh[1], size_wh[0]), dtype=bool)
+        mask[:, i * 8 : i * 8 + 8] = True
+        masks.append(encode_mask(mask))
+    asked = tuple(Turn(f"Segment the red mug {'!' * i}", "It is [SEG].") for i in range(turns))
+    return Sample("test/1", file.getvalue(), asked, tuple(masks))
+
+
+def test_labels_are_the_answers_and_their_end(encoder: Encoder) -> None:
+    encoded = encoder.encode(sample())
+    labelled = encoded.labels != IGNORE_LABEL
+    assert torch.equal(encoded.labels[labelled], encoded.input_ids[labelled])
+    assert encoder.tokenizer.decode(encoded.labels[labelled]) == "It is [SEG].<|endoftext|>" * 3
+    text = encoder.tokenizer.decode(encoded.input_ids[encoded.image_span[1] :])
+    asked = [
+        "<|im_start|>user\nSegment the red mug " + "!" * i + "<|im_end|>\nIt is [SEG].<|endoftext|>" for i in range(3)
+    ]
+    assert text == "".join(asked)
+    assert encoded.grid_hw == (4, 6) and encoded.image_span == (0, 26)
+    assert encoded.masks.shape == (3, 32, 48) and [int(m.sum()) for m in encoded.masks] == [32 * 8] * 3
+
+
+def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
+    whole = encoder.encode(sample())
+    lengths = [len(encoder.encode(sample(turns))) for turns in (1, 2, 3)]
+    for limit, kept in ((lengths[2], 3), (lengths[2] - 1, 2), (lengths[1], 2), (lengths[1] - 1, 1), (lengths[0], 1)):
+        encoded = Encoder(tokenizer, 8, 64, "research", max_length=limit).encode(sample())
+        assert encoded.masks.shape[0] == kept and encoded.dropped_turns == 3 - kept
+        assert len(encoded) == lengths[kept - 1] <= limit
+        assert torch.equal(encoded.masks, whole.masks[:kept])
+        assert torch.equal(encoded.input_ids, whole.input_ids[: len(encoded)])
+    with pytest.raises(BadSample, match=r"test/1: its first turn has \d+ tokens and \d+ are left beside the image"):
+        Encoder(tokenizer, 8, 64, "research", max_length=lengths[0] - 1).encode(sample())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": ()}, "its answers have 3 [SEG] and it has 0 masks"),
+        ({"turns": (Turn("the [SEG] mug", "no"),)}, "its answers have 0 [SEG] and it has 3 masks"),
+        ({"turns": ()}, "it has no question and answer"),
+        ({"turns": (Turn("what is <Prompt15>?", "[SEG][SEG][SEG]"),)}, "<Prompt15> is named; prompts go from 0 to 14"),
+        ({"turns": (Turn("<vpatch>", "[SEG][SEG][SEG]"),)}, "the text contains <vpatch>"),
+        ({"image": None}, "it has masks, but no image"),
+        ({"image": b"no picture"}, "test/1: cannot decode the image"),
+    ],
+)
+def test_bad_samples_say_why(encoder: Encoder, change: dict, message: str) -> None:
+    with pytest.raises(BadSample) as error:
+        encoder.encode(replace(sample(), **change))
+    assert str(error.value).startswith("test/1: ") and message in str(error.value)
+
+
+def test_a_seg_in_a_question_owns_no_mask(encoder: Encoder) -> None:
+    asked = replace(sample(1), turns=(Turn("Is [SEG] a word?", "It is [SEG]."),))
+    batch = pack([encoder.encode(asked)], encoder.tokens.seg, encoder.tokens.vision_patch)
+    assert batch.seg_index.tolist() == [int((batch.input_ids == encoder.tokens.seg).nonzero()[-1])]
+
+
+def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
+    text_only = Sample("test/text", None, (Turn("Segment?", "no"),))
+    encoded = [encoder.encode(s) for s in (sample(2), text_only, sample(1, (16, 64)), sample(3))]
+    batch = pack(encoded, encoder.tokens.seg, encoder.tokens.vision_patch)
+    assert batch.tokens == sum(map(len, encoded)) and batch.masks_per_sequence == (2, 0, 1, 3)
+    assert batch.counts() == {"lm": float(sum((e.labels != IGNORE_LABEL).sum() for e in encoded)), "mask": 6.0}
+    for e, (start, image_start, image_stop, stop) in zip(encoded, batch.spans, strict=True):
+        assert torch.equal(batch.input_ids[start:stop], e.input_ids)
+        assert (image_start - start, image_stop - start) == e.image_span
+    assert torch.equal(batch.input_ids[batch.predict_index + 1], batch.labels)
+    assert torch.equal(torch.cat([e.patches for e in encoded]), batch.patches)
+    assert (batch.input_ids[batch.patch_index] == encoder.tokens.vision_patch).all()
+
+
+def test_micro_batches(encoder: Encoder) -> None:
+    encoded = [encoder.encode(sample(turns)) for turns in (1, 2, 3, 1)]
+    lengths = list(map(len, encoded))
+    groups = split_into_micro_batches(encoded, lengths[0] + lengths[1], packed=True)
+    assert [[len(e) for e in group] for group in groups] == [lengths[:2], lengths[2:3], lengths[3:]]
+    assert [len(g) for g in split_into_micro_batches(encoded, 10**6, packed=True)] == [4]
+    assert [len(g) for g in split_into_micro_batches(encoded, 10**6, packed=False)] == [1] * 4
+    assert [len(g) for g in split_into_micro_batches(encoded, 1, packed=True)] == [1] * 4
+
+
+def test_chat_template_is_followed_turn_by_turn(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = TEMPLATE
+    try:
+        chat = ChatFormat.of("auto", tokenizer)
+        turns = [("Q1", "A1"), ("Q2", "A2"), ("Q3", "A3")]
+        written = "".join(chat.before(i, q) + a + chat.end for i, (q, a) in enumerate(turns))
+        messages = [{"role": r, "content": t} for q, a in turns for r, t in (("user", q), ("assistant", a))]
+        assert written + "\n" == tokenizer.apply_chat_template(messages, tokenize=False)
+    finally:
+        tokenizer.chat_template = None
+    assert ChatFormat.of("auto", tokenizer).name == "research"
+
+
+def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="needs a tokenizer with bos and eos"):
+        ChatFormat.of("inst", tokenizer)
+    with pytest.raises(ValueError, match="unknown chat format 'chatml'; known: auto, research, inst, template"):
+        ChatFormat.of("chatml", tokenizer)
+    with pytest.raises(ValueError, match="no chat template"):
+        ChatFormat.of("template", tokenizer)
+
+
+def test_hidden_image_is_blank(tokenizer: PreTrainedTokenizerBase) -> None:
+    encoded = Encoder(tokenizer, 8, 64, "research", hide_image=True).encode(sample())
+    assert not encoded.patches.any() and encoded.masks.any()

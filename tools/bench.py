@@ -1,0 +1,57 @@
+"""Measures speed and memory; prints one JSON line.
+
+python tools/bench.py step --preset research-512 --mask-stride 4 --reference
+python tools/bench.py data configs/quickstart.yaml
+python tools/bench.py score runs/quickstart/export --data-root data/scenes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from pixel_sail.bench.step import PRESETS, measure
+from pixel_sail.bench.throughput import measure_data, measure_score
+from pixel_sail.config import load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="forward and backward of one step")
+    step.add_argument("--preset", choices=PRESETS, default="research-512")
+    step.add_argument("--mask-stride", type=int, default=4)
+    step.add_argument(
+        "--head", choices=("tapered", "constant"), default="tapered", help="channel widths of our mask head"
+    )
+    step.add_argument("--reference", action="store_true", help="also the plain implementation, interleaved")
+    step.add_argument("--repeats", type=int, default=5)
+    step.add_argument("--threads", type=int, default=2)
+    step.add_argument("--device", default="cpu")
+    step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    data = commands.add_parser("data", help="samples a second through encode and pack")
+    data.add_argument("config")
+    data.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    data.add_argument("--samples", type=int, default=200)
+    score = commands.add_parser("score", help="expressions a second with and without sharing the image")
+    score.add_argument("checkpoint", type=Path)
+    score.add_argument("--data-root", type=Path, required=True)
+    score.add_argument("--benchmark", default="refcoco:val")
+    score.add_argument("--images", type=int, default=20)
+    a = parser.parse_args()
+    if a.command == "step":
+        torch.set_num_threads(a.threads)
+        dtype = getattr(torch, a.dtype)
+        result = measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype)
+    elif a.command == "data":
+        result = measure_data(load_config(a.config, a.overrides), a.samples)
+    else:
+        result = measure_score(a.checkpoint, a.data_root, a.benchmark, a.images)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
