@@ -18,6 +18,7 @@ from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.sources.cases import Benchmark
 from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.pictures import write_page
 from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.types import BadSample
 
@@ -50,6 +51,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of metrics.json and predictions/")
     parser.add_argument("--max-images", type=int, help="only the first N pictures of each benchmark")
     parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="gRefCOCO: fewer count as empty; 0: off")
+    parser.add_argument("--pictures", type=int, default=0, metavar="N", help="also a page of N cases of each benchmark")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument(
@@ -85,6 +87,9 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
         benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with, arguments.min_pixels)
         for benchmark in benchmarks
     }
+    if arguments.pictures and None not in results.values():
+        for benchmark in benchmarks:
+            print(f"pictures: {write_page(benchmark, arguments.out, arguments.pictures)}")
     distributed.stop()
     return None if None in results.values() else results
 

@@ -48,3 +48,6 @@ class PixelSailConfig(PretrainedConfig):
         self.hide = hide
         self.prompt_token_ids = prompt_token_ids
         super().__init__(**kwargs)
+
+
+AutoConfig.register(PixelSailConfig.model_type, PixelSailConfig)  # AutoTokenizer reads config.json too

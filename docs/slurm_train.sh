@@ -1,0 +1,21 @@
+#!/bin/bash
+# sbatch docs/slurm_train.sh CONFIG [key.sub=value ...]
+#SBATCH --job-name=pixel_sail
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+
+# One task a GPU; Slurm's numbers become the ones that torch and DeepSpeed read. All GPUs of a node stay visible to each
+# of its tasks, so that LOCAL_RANK chooses among them.
+srun --kill-on-bad-exit=1 bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+    exec .venv/bin/python tools/train.py "$@"
+' bash "$@"

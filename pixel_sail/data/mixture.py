@@ -1,0 +1,109 @@
+"""The infinite stream of samples: position -> which source, which of its samples, which randomness. A pure function.
+
+The stream knows nothing of ranks, workers or batches, so it is the same for any number of them and starts anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from pixel_sail.types import Sample
+
+BLOCK = 1000  # draws in which every source has exactly its share
+FINGERPRINT_KEYS = 1000  # keys of each source that `fingerprint` looks at, evenly spread
+
+
+class Source(Protocol):
+    """What the mixture needs of a dataset."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str: ...
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample: ...
+
+
+class Mixture:
+    """Draws from several sources by weight.
+
+    Each block of `BLOCK` positions holds exactly the largest-remainder share of every source, in shuffled order; a
+    source is read in epochs, each a permutation of all its samples. Raises ValueError for an empty source and for a
+    weight too small to give one draw in a block.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], seed: int):
+        if len(sources) != len(weights) or not sources:
+            raise ValueError(
+                f"{len(sources)} sources and {len(weights)} weights: a mixture needs one weight for each source"
+            )
+        self.sources = list(sources)
+        self.seed = seed
+        self.draws_per_block = _largest_remainder(weights, BLOCK)
+        for number, (source, draws) in enumerate(zip(self.sources, self.draws_per_block, strict=True)):
+            if len(source) == 0:
+                raise ValueError(f"source {number} of the mixture is empty")
+            if draws == 0:
+                raise ValueError(f"weight {weights[number]} of source {number} is below one sample in {BLOCK}")
+        # Per instance and small: neighbouring positions share a block and an epoch.
+        self._block = lru_cache(maxsize=4)(self._make_block)
+        self._permutation = lru_cache(maxsize=2 * len(self.sources))(self._make_permutation)
+
+    def locate(self, position: int) -> tuple[int, int, int]:
+        """(number of the source, index of its sample, epoch of that source) at a stream position >= 0."""
+        block, offset = divmod(position, BLOCK)
+        order, ordinal = self._block(block)
+        number = int(order[offset])
+        drawn = block * self.draws_per_block[number] + int(ordinal[offset])
+        epoch, place = divmod(drawn, len(self.sources[number]))
+        return number, int(self._permutation(number, epoch)[place]), epoch
+
+    def key(self, position: int) -> str:
+        """Key of the sample at a position, without reading it."""
+        number, index, _ = self.locate(position)
+        return self.sources[number].key(index)
+
+    def sample(self, position: int) -> Sample:
+        """The sample at a position, drawn with a generator of its own. Raises BadSample as the source does."""
+        number, index, _ = self.locate(position)
+        return self.sources[number].sample(index, np.random.default_rng((self.seed, position)))
+
+    def point_seed(self, position: int) -> int:
+        """Seed (< 2**31) of the points at which the masks of the sample at this position are supervised."""
+        return int(np.random.SeedSequence((self.seed, position, 1)).generate_state(1)[0] >> 1)
+
+    def fingerprint(self) -> list[dict[str, int | str]]:
+        """Length and key hash of every source: tells a resumed run that the data are not those it was trained on."""
+        return [{"samples": len(source), "keys": _hash_keys(source)} for source in self.sources]
+
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source of each offset, and how many draws of that source precede it in the block."""
+        order = np.repeat(np.arange(len(self.sources)), self.draws_per_block)
+        np.random.default_rng((self.seed, block, 2)).shuffle(order)
+        ordinal = np.empty(BLOCK, dtype=np.int64)
+        for number, draws in enumerate(self.draws_per_block):
+            ordinal[order == number] = np.arange(draws)
+        return order, ordinal
+
+    def _make_permutation(self, number: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, number, epoch, 3)).permutation(len(self.sources[number]))
+
+
+def _largest_remainder(weights: Sequence[float], total: int) -> list[int]:
+    """Whole numbers that sum to `total`, as near to the weights as can be (Hamilton's method; ties go to the first)."""
+    exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * total
+    counts = np.floor(exact).astype(int)
+    for number in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
+        counts[number] += 1
+    return counts.tolist()
+
+
+def _hash_keys(source: Source) -> str:
+    digest = hashlib.sha256()
+    for index in np.linspace(0, len(source) - 1, min(len(source), FINGERPRINT_KEYS)).astype(int):
+        digest.update(source.key(int(index)).encode() + b"\n")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,137 @@
+"""Processes and what they say to each other. One process without a launcher is simply a world of one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pixel_sail.config import ConfigError
+
+Result = TypeVar("Result")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # rank 0 exports and scores while the others wait at a barrier
+
+
+def start() -> None:
+    """Joins the process group that the launcher describes in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Without a launcher it makes a world of one. NCCL on GPUs, gloo on CPUs.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    _use_cpu_quietly()
+    import deepspeed
+
+    if device().type == "cuda":
+        torch.cuda.set_device(local_rank())
+    elif "OMP_NUM_THREADS" not in os.environ:  # the processes of one machine share its cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_world_size()))
+    # A shared-memory all-reduce for CPUs that DeepSpeed compiles at start: it would need a compiler, half a minute, and
+    # a process killed meanwhile leaves a lock on which every later start hangs. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device().type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        timeout=COLLECTIVE_TIMEOUT,
+        verbose=False,
+    )
+
+
+def stop() -> None:
+    """Leaves the process group; without it NCCL warns at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """The device of this process: its GPU, or the CPU (also with DS_ACCELERATOR=cpu on a GPU machine)."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        return torch.device("cuda", local_rank())
+    return torch.device("cpu")
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_gather_numbers(values: list[float]) -> list[list[float]]:
+    """The same list of float64 from every rank, in rank order, on every rank."""
+    if world_size() == 1:
+        return [values]
+    mine = torch.tensor(values, dtype=torch.float64, device=device())
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    return torch.stack(everyone).tolist()
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sums `values` over the ranks in place and returns it."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """The object of every rank, in rank order, on every rank. Pickles: for rare and small things."""
+    if world_size() == 1:
+        return [value]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's object on every rank."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_rank_0(function: Callable[[], Result]) -> Result:
+    """What `function` returns on rank 0, on every rank; its ConfigError is raised on every rank."""
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = function()
+        except ConfigError as caught:
+            error = caught
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return result
+
+
+def _local_world_size() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+
+
+def _use_cpu_quietly() -> None:
+    # DeepSpeed warns at import when it has to find out for itself that there is no accelerator.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

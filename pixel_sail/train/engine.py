@@ -1,0 +1,197 @@
+"""The distributed engine: our Config turned into DeepSpeed's once, and the three things a training step asks of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixel_sail.config import Config, ConfigError, TrainConfig
+from pixel_sail.losses import LOSS_COUNTS, compute_losses
+from pixel_sail.train import distributed
+from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
+from pixel_sail.train.zero3 import wrap_leaves
+from pixel_sail.types import Batch
+
+BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 5_000_000}  # 100 MB in bf16: long enough for full network speed
+
+
+class LossModule(nn.Module):
+    """Model and losses in one module, because DeepSpeed hooks the tensors that the wrapped module returns.
+
+    It returns the loss of a micro-batch and the sums it was made of, in the order of LOSS_COUNTS.
+    """
+
+    def __init__(self, model: nn.Module, config: Config):
+        super().__init__()
+        self.model = model
+        self.loss = config.loss
+
+    def forward(self, batch: Batch, scales: dict[str, float]) -> tuple[Tensor, Tensor]:
+        """`scales[name]` multiplies the sum of loss `name`: its weight over the counts of the whole optimizer step."""
+        output = self.model(batch)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):  # losses are float32 in every precision
+            sums = compute_losses(output, batch, self.loss)
+            loss = sum(scales[name] * sums[name].float() for name in LOSS_COUNTS)
+        return loss, torch.stack([sums[name].detach().float() for name in LOSS_COUNTS])
+
+
+class Engine:
+    """A model that is trained by DeepSpeed.
+
+    `leaf_modules`: classes whose submodules are called differently often on different ranks; ZeRO-3 gathers them whole.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, leaf_modules: Sequence[type[nn.Module]] = ()):
+        import deepspeed
+
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+        train = config.train
+        self.model = model
+        self.stage = train.zero_stage
+        self.device = distributed.device()
+        self.world_size = distributed.world_size()
+        self.clip_norm = train.clip_norm
+        self.low_precision = resolve_precision(train) == "bf16" and self.stage > 0
+        optimizer = build_optimizer(parameter_groups(model, train), train)
+        self.parameters = dict(model.named_parameters())  # under their own names, before leaves are wrapped
+        if self.stage == 3:
+            wrap_leaves(model, leaf_modules)
+        wrapped = LossModule(model, config)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=wrapped, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
+        )
+        if self.stage == 0 and self.world_size == 1:
+            self.deepspeed.enable_backward_allreduce = (
+                False  # nothing to reduce, yet it would copy every gradient twice
+            )
+
+    def forward_backward(self, batch: Batch, scales: dict[str, float], last: bool) -> Tensor:
+        """Adds the gradients of one micro-batch; `last` marks the last one of the optimizer step.
+
+        `scales` are those of LossModule. Returns the loss sums, detached, in the order of LOSS_COUNTS.
+        """
+        batch = batch.to(self.device, torch.bfloat16 if self.low_precision else None)
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks what must be a sum: the counts in `scales` are global already.
+        loss, sums = self.deepspeed(batch, {name: scale * self.world_size for name, scale in scales.items()})
+        self.deepspeed.backward(loss)
+        return sums
+
+    def step(self, lr: float) -> float:
+        """Clips, updates the weights with rate `lr`, clears the gradients. Returns the gradient norm before clipping.
+
+        A norm that is not finite is returned without any update.
+        """
+        set_lr(self.deepspeed.optimizer, lr)
+        norm = self._clip() if self.stage == 0 else None
+        if norm is not None and not torch.isfinite(norm):
+            return float(norm)
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+
+    def _clip(self) -> Tensor:
+        # DeepSpeed clips float32 gradients at stage 0 but does not tell their norm.
+        norm_limit = self.clip_norm if self.clip_norm > 0 else float("inf")
+        return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), norm_limit)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Weights of `model` in float32 on the CPU: the master weights where there are any. All ranks must call it.
+
+        On ranks other than 0 the dict is empty. Tied weights appear once.
+        """
+        state = {
+            name: buffer.detach().cpu()
+            for name, buffer in self.model.state_dict().items()
+            if _is_buffer(self.model, name)
+        }
+        for name, parameter in self.parameters.items():
+            full = self._full_parameter(parameter)
+            if distributed.rank() == 0:
+                state[name] = full.detach().float().cpu().clone()
+        return state if distributed.rank() == 0 else {}
+
+    def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        import deepspeed
+
+        if self.stage > 0 and parameter.requires_grad:
+            return deepspeed.utils.safe_get_full_fp32_param(parameter)
+        if self.stage < 3:
+            return parameter
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+
+def resolve_precision(train: TrainConfig) -> str:
+    """ "bf16" or "fp32"; auto is bf16 on a GPU and fp32 on a CPU."""
+    if train.precision != "auto":
+        return train.precision
+    return "bf16" if distributed.device().type == "cuda" else "fp32"
+
+
+def check_distribution(train: TrainConfig, world_size: int) -> None:
+    """Raises ConfigError for an offload that the ZeRO stage cannot do, and for more processes than samples."""
+    if train.offload == "optimizer" and train.zero_stage == 0:
+        raise ConfigError("train.offload=optimizer needs train.zero_stage=1, 2 or 3")
+    if train.offload == "parameters" and train.zero_stage != 3:
+        raise ConfigError("train.offload=parameters needs train.zero_stage=3")
+    if train.batch_size < world_size:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is less than one sample for each of {world_size} processes"
+        )
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for our config.
+
+    Gradient accumulation is ours (`forward_backward(last=...)`), so DeepSpeed is told of one micro-batch a step.
+    bf16 at stage 0 is torch autocast on float32 weights; from stage 1 on the weights are bf16 with float32 master
+    weights and float32 gradient accumulation. Raises ConfigError as `check_distribution` does.
+    """
+    train = config.train
+    stage = train.zero_stage
+    check_distribution(train, world_size)
+    bf16 = resolve_precision(train) == "bf16"
+    values: dict[str, Any] = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": train.clip_norm if stage > 0 else 0.0,
+        "steps_per_print": None,
+        "zero_optimization": _zero_config(train),
+    }
+    if bf16 and stage == 0:
+        values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if bf16 and stage > 0:
+        values["bf16"] = {"enabled": True}
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
+    return values
+
+
+def _zero_config(train: TrainConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.zero_stage == 0:
+        return zero
+    bucket = BUCKET_ELEMENTS[distributed.device().type]
+    zero |= {
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": train.zero_stage >= 2 and distributed.device().type == "cuda",
+        "contiguous_gradients": True,
+    }
+    offload = {"device": "cpu", "pin_memory": distributed.device().type == "cuda"}
+    if train.offload != "none":
+        zero["offload_optimizer"] = offload
+    if train.offload == "parameters":
+        zero["offload_param"] = offload
+    if train.zero_stage == 3:
+        zero["stage3_prefetch_bucket_size"] = bucket
+    return zero
+
+
+def _is_buffer(model: nn.Module, name: str) -> bool:
+    parent, _, leaf = name.rpartition(".")
+    return leaf in model.get_submodule(parent)._buffers

@@ -1,0 +1,30 @@
+"""The folder that `from_pretrained` and tools/test.py take: float32 weights, config, tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from pixel_sail.train import distributed
+from pixel_sail.train.checkpoint import PARTIAL, replace_folder, sync_tree
+from pixel_sail.train.engine import Engine
+
+
+def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Gathers the weights (master weights where there are any) and writes them on rank 0. All ranks must call it.
+
+    `folder` appears only when it is whole.
+    """
+    state = engine.full_state_dict()
+    if distributed.rank() == 0:
+        partial = folder.with_name(folder.name + PARTIAL)
+        disable_progress_bar()  # one shard of weights needs none
+        shutil.rmtree(partial, ignore_errors=True)
+        engine.model.save_pretrained(partial, state_dict=state)
+        tokenizer.save_pretrained(partial)
+        sync_tree(partial)
+        replace_folder(partial, folder)
+    distributed.barrier()

@@ -1,0 +1,177 @@
+"""What the watcher of a run needs: a console line, a progress bar, JSON lines that are the same every time, wandb."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pixel_sail.config import Config
+from pixel_sail.train import distributed
+
+# The values of a log line that a clock or the machine decides; all others are the same in every run of a config.
+CLOCK_KEYS = ("data_ms", "step_ms", "tokens_per_s", "mfu", "memory_gib")
+
+# Dense bf16 peak of one GPU in FLOP/s (NVIDIA data sheets), by a part of its name; the first match counts.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
+
+
+class Stopwatch:
+    """Seconds spent waiting for data and in whole steps since the last log line."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.data_s = 0.0
+        self.steps = 0
+        self.tokens = 0
+        self._started = self._data_ready = time.perf_counter()
+
+    def data_waited(self, since: float) -> None:
+        self.data_s += time.perf_counter() - since
+
+    def step_done(self, tokens: int) -> None:
+        self.steps += 1
+        self.tokens += tokens
+
+    def averages(self) -> dict[str, float]:
+        """Milliseconds per step and tokens per second since the last restart."""
+        elapsed_s = time.perf_counter() - self._started
+        return {
+            "data_ms": 1e3 * self.data_s / self.steps,
+            "step_ms": 1e3 * elapsed_s / self.steps,
+            "tokens_per_s": self.tokens / elapsed_s,
+        }
+
+
+class RunLog:
+    """Writes on rank 0, does nothing on the others. Lines of log.jsonl carry `step`, the number of steps completed."""
+
+    def __init__(self, config: Config, writes: bool, decoder_parameters: int, gpus: int, start_step: int):
+        self.writes = writes
+        self.steps = config.train.steps
+        self.path = config.run.dir / "log.jsonl"
+        self.flops_per_token = 6 * decoder_parameters
+        self.peak_flops = _peak_flops() * gpus
+        self.wandb = _start_wandb(config) if writes and config.run.wandb_project else None
+        interactive = sys.stderr.isatty()
+        self.bar = tqdm(total=self.steps, initial=start_step, unit="step", disable=not (writes and interactive))
+
+    def line(self, values: dict[str, Any], clock: dict[str, float]) -> None:
+        """One console line, one JSON line, one wandb point. `values` are reproducible, `clock` is not."""
+        if not self.writes:
+            return
+        clock = clock | {"memory_gib": _peak_memory_gib()}
+        if self.peak_flops:
+            clock["mfu"] = clock["tokens_per_s"] * self.flops_per_token / self.peak_flops
+        append_json_line(self.path, values | clock)
+        self._say(console_line(values, clock, self.steps))
+        if self.wandb:
+            self.wandb.log(values | clock, step=values["step"])
+
+    def validation(self, step: int, scores: dict[str, dict[str, Any]]) -> None:
+        """Scores of each benchmark after `step` steps: to validation.jsonl, the console and wandb."""
+        if not self.writes:
+            return
+        append_json_line(self.path.with_name("validation.jsonl"), {"step": step, "benchmarks": scores})
+        for name, values in scores.items():
+            numbers = "  ".join(f"{key} {value:.2f}" for key, value in values.items() if isinstance(value, float))
+            self._say(f"step {step}/{self.steps}  {name}  {numbers}")
+        if self.wandb:
+            flat = {f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
+            self.wandb.log(flat, step=step)
+
+    def say(self, message: str) -> None:
+        """A sentence for the watcher, on rank 0."""
+        if self.writes:
+            self._say(message)
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def _say(self, message: str) -> None:
+        self.bar.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def console_line(values: dict[str, Any], clock: dict[str, float], steps: int) -> str:
+    """The line of one logged step, for people."""
+    terms = "  ".join(f"{name} {values[name]:.4f}" for name in ("lm", "bce", "dice") if name in values)
+    eta_s = (steps - values["step"]) * clock["step_ms"] / 1e3
+    parts = [
+        f"step {values['step']}/{steps}",
+        f"loss {values['loss']:.4f} ({terms})",
+        f"lr {values['lr']:.2e}",
+        f"grad {values['grad_norm']:.2f}",
+        f"data {clock['data_ms']:.0f} ms",
+        f"step {clock['step_ms']:.0f} ms",
+        f"{clock['tokens_per_s']:.0f} tokens/s",
+        *([f"MFU {100 * clock['mfu']:.0f} %"] if "mfu" in clock else []),
+        f"{clock['memory_gib']:.1f} GiB",
+        *([f"skipped {values['bad_samples']}"] if values["bad_samples"] else []),
+        f"ETA {format_seconds(eta_s)}",
+    ]
+    return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def append_json_line(path: Path, values: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a file; a last line that a kill cut short is left out. No file: no lines."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drops the lines of steps after `step`: a resumed run writes them again. Atomic."""
+    if not path.exists():
+        return
+    kept = [line for line in read_json_lines(path) if line["step"] <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _start_wandb(config: Config) -> Any:
+    import wandb
+
+    return wandb.init(project=config.run.wandb_project, dir=config.run.dir, config=config.model_dump(mode="json"))
+
+
+def _peak_flops() -> float:
+    if distributed.device().type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name()
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), 0.0)
+
+
+def _peak_memory_gib() -> float:
+    if distributed.device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,68 @@
+"""The optimizer: which parameters decay, which learn faster, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pixel_sail.config import ConfigError, TrainConfig
+
+DECODER_PREFIX = "language_model."  # every other parameter of the model is a new part
+
+
+def lr_at(step: int, train: TrainConfig) -> float:
+    """Learning rate of optimizer step `step` (0 <= step < train.steps): linear warm-up, then cosine to 0.
+
+    The warm-up's first step already learns, and the last step of the cosine is the first that would have rate 0.
+    """
+    warmup_steps = int(train.warmup_fraction * train.steps)
+    if step < warmup_steps:
+        return train.lr * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / (train.steps - warmup_steps)
+    return train.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
+    """Up to four groups: decoder or new part, decayed or not.
+
+    Matrices and convolution kernels decay; biases, norms and embeddings do not. `lr_scale` multiplies `lr_at`.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        lr_scale = 1.0 if name.startswith(DECODER_PREFIX) else train.new_parts_lr_scale
+        groups.setdefault((train.weight_decay if decays else 0.0, lr_scale), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale}
+        for (weight_decay, lr_scale), parameters in groups.items()
+    ]
+
+
+def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; DeepSpeed's CPU kernel when its states are offloaded. Raises ConfigError when that cannot be compiled.
+
+    The rate starts at 0 because `set_lr` gives it before every step.
+    """
+    if train.offload == "none":
+        return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    try:
+        return DeepSpeedCPUAdam(groups, lr=0.0, betas=train.betas, adamw_mode=True)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise ConfigError(
+            f"train.offload={train.offload} needs DeepSpeed's CPU Adam, which it compiles at its first use: install a "
+            "C++ compiler, ninja and the Python headers (python3-dev), or set train.offload=none. "
+            f"The compiler said: {error}"
+        ) from error
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group `lr` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -1,0 +1,65 @@
+"""What ZeRO-3 needs of modules whose submodules run differently often on different ranks.
+
+ZeRO-3 gathers the weights of a module before each call, in a collective of all ranks. The mask head runs its blocks
+once for each picture size in the batch, so the ranks' calls would not line up. DeepSpeed can gather such a module
+whole, once a forward pass (a "leaf"), on two conditions that it does not check:
+* it finds tensors only among plain arguments and in a plain tuple of outputs; with lists in either, the leaf's
+  gradients are silently never reduced and its weights never change;
+* every output tensor counts as one use in backward, so their number must be the same on all ranks.
+So a leaf here takes flat arguments and returns one tensor, and a plain function around it restores the lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+
+class Leaf(nn.Module):
+    """Calls `module` with arguments that were flattened; returns all its output tensors as one vector."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        self.output_spec: TreeSpec | None = None
+        self.output_shapes: list[torch.Size] = []
+
+    def forward(self, input_spec: TreeSpec, *flat: Any) -> Tensor:
+        outputs, self.output_spec = tree_flatten(self.module(*tree_unflatten(list(flat), input_spec)))
+        self.output_shapes = [output.shape for output in outputs]
+        return torch.cat([output.reshape(-1) for output in outputs])
+
+
+class NestedCall:
+    """Takes the arguments of the wrapped module and returns what it returns, by way of its Leaf.
+
+    Not a module itself: DeepSpeed would count its outputs.
+    """
+
+    def __init__(self, leaf: Leaf):
+        self.leaf = leaf
+
+    def __call__(self, *arguments: Any) -> Any:
+        flat, spec = tree_flatten(arguments)
+        vector = self.leaf(spec, *flat)
+        parts = vector.split([shape.numel() for shape in self.leaf.output_shapes])
+        outputs = [part.view(shape) for part, shape in zip(parts, self.leaf.output_shapes, strict=True)]
+        return tree_unflatten(outputs, self.leaf.output_spec)
+
+
+def wrap_leaves(model: nn.Module, classes: Sequence[type[nn.Module]]) -> None:
+    """Puts every submodule of the given classes into a Leaf that DeepSpeed gathers whole. Changes parameter names."""
+    import deepspeed
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, tuple(classes)):
+                leaf = Leaf(child)
+                delattr(parent, name)
+                parent.add_module(f"{name}_leaf", leaf)
+                setattr(parent, name, NestedCall(leaf))
+                deepspeed.utils.set_z3_leaf_module(leaf, True)

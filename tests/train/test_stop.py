@@ -1,0 +1,105 @@
+"""What must stop a run stops it, on all ranks together, before anything is damaged, and says which samples it met."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import write_refer_dataset
+from tiny_run import log_lines, run_cli, tiny_config, write_config
+
+from pixel_sail.train.engine import Engine
+from pixel_sail.train.log import read_json_lines
+from pixel_sail.train.loop import TrainingStopped, train
+
+EXPLODING = ("train.lr=1e30", "train.save_every=1", "train.warmup_fraction=0")
+
+
+def break_picture(root: Path, number: int = 0) -> str:
+    """Cuts a training picture short; its name."""
+    path = sorted((root / "images" / "train2014").iterdir())[number]
+    path.write_bytes(path.read_bytes()[:150])
+    return path.name
+
+
+def test_non_finite_loss(tmp_path: Path) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    with pytest.raises(
+        TrainingStopped, match="the loss of step 2 is not finite.*nothing was updated.*refcoco"
+    ) as caught:
+        train(tiny_config(tmp_path, root, *EXPLODING))
+    assert "train" in str(caught.value)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [1]
+
+
+def test_non_finite_loss_stops_all_ranks(tmp_path: Path) -> None:
+    config = write_config(tmp_path, write_refer_dataset(tmp_path / "root"))
+    status, output = run_cli(config, *EXPLODING, processes=2)
+    assert status != 0
+    assert output.count("error: the loss of step 2 is not finite") == 1, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_non_finite_gradient_is_not_applied(tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finite loss whose gradient overflows: the weights must stay."""
+    root = write_refer_dataset(tmp_path / "root")
+    changed: list[str] = []
+
+    def watched_step(engine: Engine, lr: float) -> float:
+        before = engine.full_state_dict()
+        norm = step(engine, lr)
+        changed.extend(name for name, tensor in engine.full_state_dict().items() if not tensor.equal(before[name]))
+        return norm
+
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", watched_step)
+    with pytest.raises(TrainingStopped, match="the gradient of step 1 is not finite; nothing was updated"):
+        train(tiny_config(tmp_path, root, "loss.lm=1e38", f"train.zero_stage={stage}"))
+    assert changed == []
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_bad_samples_are_counted_and_listed(tmp_path: Path) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    broken = break_picture(root)
+    train(tiny_config(tmp_path, root))
+    listed = read_json_lines(tmp_path / "run" / "bad_samples.jsonl")
+    lines = log_lines(tmp_path / "run")
+    assert 0 < len(listed) == lines[-1]["bad_samples"]
+    assert sum(line["samples"] for line in lines) + len(listed) == 4 * 6
+    assert all(line.keys() == {"step", "position", "key", "message"} and line["message"] for line in listed)
+    assert all(broken in line["message"] or line["key"] in line["message"] for line in listed), json.dumps(
+        listed, indent=1
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_too_many_bad_samples(tmp_path: Path, processes: int) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    for number in range(2):
+        break_picture(root, number)
+    status, output = run_cli(write_config(tmp_path, root), "data.max_bad_samples=2", processes=processes)
+    assert status != 0
+    assert output.count("more than data.max_bad_samples=2") == 1, output
+    assert output.count("refcoco/train/image=1") >= 3
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.batchsize=2", "unknown key 'train.batchsize'; did you mean 'train.batch_size'"),
+        ("train.steps=many", "train.steps: Input should be a valid integer"),
+        ("data.root=/nowhere", "/nowhere"),
+        ("train.offload=optimizer", "train.offload=optimizer needs train.zero_stage"),
+        ("train.init_from=/nowhere", "/nowhere"),
+        ("train.offload=parameters", "needs train.zero_stage=3"),
+    ],
+)
+def test_one_clear_message(tmp_path: Path, override: str, message: str) -> None:
+    status, output = run_cli(write_config(tmp_path, write_refer_dataset(tmp_path / "root")), override)
+    assert status == 1
+    assert message in output and "error: " in output and "Traceback" not in output

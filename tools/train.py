@@ -1,0 +1,35 @@
+"""Trains a model. `python tools/train.py CONFIG [key.sub=value ...]`, or the same under the `deepspeed` launcher."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pixel_sail.config import ConfigError, load_config
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.train import distributed
+from pixel_sail.train.loop import TrainingStopped, train
+from pixel_sail.types import BadSample
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=1e-4 run.dir=runs/a"
+    )
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the launcher passes it; LOCAL_RANK says the same
+    arguments = parser.parse_args()
+    try:
+        train(load_config(arguments.config, arguments.overrides))
+    except (ConfigError, DatasetError, TrainingStopped, FileNotFoundError, BadSample) as error:
+        # Every rank has the same message: one is enough.
+        sys.exit(f"error: {error}" if distributed.rank() == 0 else 1)
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
