@@ -4,8 +4,8 @@
     python tools/convert.py language-model Qwen/Qwen2.5-0.5B-Instruct --out models/new_base
     python tools/convert.py language-model smollm2-135m --out models/smollm2 --max-side-px 256
 
-The folder is what train.init_from, tools/test.py, tools/predict.py and PixelSail.from_pretrained take. A language model as
-base has no vision yet: its patch embedding, prompt fusion and mask head are random and must be trained.
+The folder is what train.init_from, tools/test.py, tools/predict.py and PixelSail.from_pretrained take. A language model
+as base has no vision yet: its patch embedding, prompt fusion and mask head are random and must be trained.
 """
 
 from __future__ import annotations
