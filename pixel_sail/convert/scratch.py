@@ -44,6 +44,7 @@ def _decoder_config(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase) 
         num_key_value_heads=scratch.kv_heads,
         rope_parameters={"rope_type": "default", "rope_theta": scratch.rope_theta},
         tie_word_embeddings=True,
+        initializer_range=scratch.hidden_size**-0.5,  # 0.02 is made for wide models; narrow ones would start mute
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

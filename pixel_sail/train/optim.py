@@ -25,29 +25,67 @@ def lr_at(step: int, train: TrainConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
-    """Up to four groups: decoder or new part, decayed or not.
+    """Groups by decoder or new part, decayed or not, and, with Muon, matrix or not.
 
-    Matrices and convolution kernels decay; biases, norms and embeddings do not. `lr_scale` multiplies `lr_at`.
+    Matrices and convolution kernels decay; biases, norms and embeddings do not. `lr_scale` multiplies `lr_at`; `muon`
+    says who updates the group.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings
         lr_scale = 1.0 if name.startswith(DECODER_PREFIX) else train.new_parts_lr_scale
-        groups.setdefault((train.weight_decay if decays else 0.0, lr_scale), []).append(parameter)
+        muon = train.optimizer == "muon" and decays and parameter.ndim == 2
+        groups.setdefault((train.weight_decay if decays else 0.0, lr_scale, muon), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale}
-        for (weight_decay, lr_scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale, "muon": muon, "lr": 0.0}
+        for (weight_decay, lr_scale, muon), parameters in groups.items()
     ]
 
 
-def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; DeepSpeed's CPU kernel when its states are offloaded. Raises ConfigError when that cannot be compiled.
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon for the groups that say so and its AdamW for the others, as one optimizer with one state.
 
-    The rate starts at 0 because `set_lr` gives it before every step.
+    Muon's steps are scaled to the size of AdamW's ("match_rms_adamw"), so that one learning rate serves both.
     """
+
+    def __init__(self, groups: list[dict], betas: tuple[float, float]):
+        super().__init__(groups, defaults={})
+        self.betas = betas
+        self._share()
+
+    def _share(self) -> None:
+        """The two work on this optimizer's own groups and state."""
+        muon = [group for group in self.param_groups if group["muon"]]
+        adamw = [group for group in self.param_groups if not group["muon"]]
+        self._parts = [
+            torch.optim.Muon(muon, lr=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(adamw, lr=0.0, betas=self.betas, fused=True),
+        ]
+        for part in self._parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:
+        for part in self._parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)  # replaces groups and state
+        self._share()
+
+
+def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or Muon; DeepSpeed's CPU AdamW when its states are offloaded.
+
+    The rate starts at 0 because `set_lr` gives it before every step. Raises ConfigError when DeepSpeed's kernel cannot
+    be compiled, and for Muon with ZeRO, which cuts matrices into pieces that Muon cannot use.
+    """
+    if train.optimizer == "muon":
+        if train.zero_stage > 0:
+            raise ConfigError("train.optimizer=muon needs whole matrices: set train.zero_stage=0, or take adamw")
+        return MuonAdamW(groups, train.betas)
     if train.offload == "none":
         return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True)
     from deepspeed.ops.adam import DeepSpeedCPUAdam

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from pixel_sail.config import TrainConfig
+from pixel_sail.config import ConfigError, TrainConfig
 from pixel_sail.train.optim import build_optimizer, lr_at, parameter_groups, set_lr
 
 
@@ -54,3 +55,50 @@ def test_parameter_groups() -> None:
     set_lr(optimizer, 0.01)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.01, 0.1, 0.1])
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def muon_steps(resume_after: int | None) -> list[torch.Tensor]:
+    """Weights after four steps on fixed gradients; a fresh optimizer takes over the state after `resume_after`."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 6), "linear": nn.Linear(6, 9), "conv": nn.Conv2d(2, 3, 3)})
+    train = TrainConfig(steps=4, batch_size=1, optimizer="muon", weight_decay=0.1)
+    optimizer = build_optimizer(parameter_groups(model, train), train)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(4):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        set_lr(optimizer, 0.01)
+        optimizer.step()
+        if step == resume_after:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = build_optimizer(parameter_groups(model, train), train)
+            optimizer.load_state_dict(saved)
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_muon_is_torchs_muon_and_adamw() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 6), "linear": nn.Linear(6, 9), "conv": nn.Conv2d(2, 3, 3)})
+    muon = torch.optim.Muon([model["linear"].weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    kernels = {"params": [model["conv"].weight], "weight_decay": 0.1}
+    others = {"params": [model["embed"].weight, model["linear"].bias, model["conv"].bias], "weight_decay": 0.0}
+    adamw = torch.optim.AdamW([kernels, others], lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        muon.step()
+        adamw.step()
+    for ours, theirs in zip(muon_steps(None), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_muon_resumes_bit_for_bit() -> None:
+    for ours, theirs in zip(muon_steps(1), muon_steps(None), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_muon_refuses_zero() -> None:
+    train = TrainConfig(steps=1, batch_size=1, optimizer="muon", zero_stage=2)
+    with pytest.raises(ConfigError, match="train.optimizer=muon needs whole matrices: set train.zero_stage=0"):
+        build_optimizer(parameter_groups(TinyModel(), train), train)
