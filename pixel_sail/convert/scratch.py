@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -20,6 +21,7 @@ def from_scratch(
     """A PixelSail of `section.scratch`, float32, and a tokenizer trained on `texts`. Seed torch before the call."""
     tokenizer = train_tokenizer(texts, section.scratch.vocab_size)
     decoder = Qwen2ForCausalLM(_decoder_config(section.scratch, tokenizer))
+    _look_around(decoder, section.scratch)
     return assemble(decoder, tokenizer, section, question, hide)
 
 
@@ -49,3 +51,17 @@ def _decoder_config(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase) 
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
+
+
+@torch.no_grad()
+def _look_around(decoder: Qwen2ForCausalLM, scratch: ScratchConfig) -> None:
+    """Half of the heads start by looking at what is near, in the text and in the picture.
+
+    With equal constant biases on queries and keys, the score of two tokens is a sum of cosines of their rotary angles,
+    which is largest where they are neighbours. Nothing but an initialization: it shortens the plateau of a short run.
+    """
+    head_dim = scratch.hidden_size // scratch.heads
+    kv_heads = scratch.kv_heads // 2
+    for layer in decoder.model.layers:
+        layer.self_attn.k_proj.bias[: kv_heads * head_dim] = 1.0
+        layer.self_attn.q_proj.bias[: kv_heads * head_dim * (scratch.heads // scratch.kv_heads)] = 1.0
