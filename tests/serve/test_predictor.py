@@ -1,0 +1,137 @@
+"""The Python API on a tiny model: one encoding of the picture, masks at its size, limits that lose nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixel_sail.config import ModelSection, ScratchConfig
+from pixel_sail.convert.scratch import from_scratch
+from pixel_sail.data.pack import pack
+from pixel_sail.model.generation import Sampling, generate
+from pixel_sail.serve.predictor import MAX_ROWS, Predictor
+
+TEXTS = ["Segment the red mug.", "Segment the ball on the left.", "[SEG]", "There is none."] * 3
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=400)
+    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64)
+    model, tokenizer = from_scratch(section, TEXTS, "Segment {expression}.")
+    return Predictor(model.eval(), tokenizer)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+
+
+def says(predictor: Predictor, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the model answer `ids` to everything: the states and masks stay its own."""
+    steps: list[int] = []
+
+    def choose(logits: torch.Tensor, sampling: Sampling) -> list[int]:
+        steps.append(0)
+        return [ids[min(len(steps), len(ids)) - 1]] * logits.shape[0]
+
+    monkeypatch.setattr("pixel_sail.model.generation._choose", choose)
+
+
+def test_many_expressions_one_encoding(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+    seg, stop = predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]
+    says(predictor, [seg, stop], monkeypatch)
+    before = predictor.images_encoded
+    answers = predictor.segment(picture, [f"mug {i}" for i in range(10)])
+    assert predictor.images_encoded == before + 1
+    assert [a.text for a in answers] == ["[SEG]"] * 10
+    assert all(a.masks[0].shape == (50, 70) and a.masks[0].dtype == bool for a in answers)
+
+
+def test_together_is_as_one_by_one(predictor: Predictor, picture: Image.Image) -> None:
+    prefix = pack([predictor.encoder.image_prefix(picture, {}, "x")], *_ids(predictor))
+    begun = predictor.encoder.text_ids("it is [SEG] or [SEG]")
+    questions = [predictor.encoder.question_ids("Segment the " + "red " * i + "mug.") for i in range(MAX_ROWS + 3)]
+
+    def answer(asked: list[list[int]]) -> list:
+        seg = predictor.encoder.tokens.seg
+        return generate(predictor.model, prefix, asked, seg, (), Sampling(6), [begun] * len(asked), max_rows=MAX_ROWS)
+
+    together = answer(questions)
+    for question, expected in list(zip(questions, together, strict=True))[::7]:
+        (alone,) = answer([question])
+        assert alone.token_ids == expected.token_ids
+        torch.testing.assert_close(alone.mask_logits, expected.mask_logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_limit_never_loses_the_last_mask(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+    seg = predictor.encoder.tokens.seg
+    says(predictor, [seg], monkeypatch)
+    for limit in (1, 2, 3):
+        (answer,) = predictor.chat(picture, "what?", sampling=Sampling(max_new_tokens=limit))
+        assert answer.text == "[SEG]" * limit and len(answer.masks) == limit
+
+
+def test_a_seg_in_the_question_is_not_an_answer(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+    says(predictor, [predictor.encoder.end_ids[0]], monkeypatch)
+    (answer,) = predictor.chat(picture, "is [SEG] a word?")
+    assert answer.text == "" and answer.masks == []
+
+
+def test_no_picture(predictor: Predictor, monkeypatch) -> None:
+    says(predictor, [predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+    before = predictor.images_encoded
+    (answer,) = predictor.chat(None, "hello?")
+    assert answer.text == "[SEG]" and answer.masks == [] and predictor.images_encoded == before
+
+
+def test_a_photo_is_taken_as_it_is_seen(predictor: Predictor, tmp_path, monkeypatch) -> None:
+    says(predictor, [predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be turned by a quarter
+    Image.new("RGB", (70, 50)).save(tmp_path / "photo.jpg", exif=exif)
+    assert predictor.segment(tmp_path / "photo.jpg", "mug")[0].masks[0].shape == (70, 50)
+    assert predictor.segment(Image.new("RGB", (70, 50)), "mug")[0].masks[0].shape == (50, 70)
+
+
+def test_prompts_reach_the_model(predictor: Predictor, picture: Image.Image) -> None:
+    def state(prompts: dict[int, np.ndarray]) -> torch.Tensor:
+        from pixel_sail.data.masks import encode_mask
+
+        regions = {k: encode_mask(region) for k, region in prompts.items()}
+        prefix = pack([predictor.encoder.image_prefix(picture, regions, "x")], *_ids(predictor))
+        return predictor.model.embed(prefix)
+
+    left = np.zeros((50, 70), dtype=bool)
+    left[:, :8] = True
+    plain, first, second = state({}), state({0: left}), state({1: left})
+    changed = (plain != first).any(1)
+    assert 0 < changed.sum() < len(plain) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, i: p.segment(i, ""), "the expression is empty"),
+        (lambda p, i: p.chat(i, ["fine", " "]), "there is an empty question"),
+        (lambda p, i: p.chat(i, "a <vpatch> b"), "the text contains <vpatch>"),
+        (lambda p, i: p.chat(i, "?", {0: np.zeros((50, 70), bool)}), "the region of <Prompt0> is empty"),
+        (lambda p, i: p.chat(i, "?", {15: np.ones((50, 70), bool)}), "there is no <Prompt15>"),
+        (
+            lambda p, i: p.chat(i, "?", {0: np.ones((5, 7), bool)}),
+            "the region of <Prompt0> is [5, 7], the picture [50, 70]",
+        ),
+        (lambda p, i: p.chat("/nowhere.jpg", "?"), "no image file /nowhere.jpg"),
+    ],
+)
+def test_bad_questions_say_why(predictor: Predictor, picture: Image.Image, call, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        call(predictor, picture)
+    assert message in str(error.value)
+
+
+def _ids(predictor: Predictor) -> tuple[int, int]:
+    return predictor.encoder.tokens.seg, predictor.encoder.tokens.vision_patch

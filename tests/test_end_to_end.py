@@ -1,0 +1,98 @@
+"""The README's commands, small: draw, train, score, predict, each as its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixel_sail.config import REPOSITORY
+
+TINY = [
+    "model.scratch.hidden_size=32",
+    "model.scratch.layers=2",
+    "model.scratch.mlp_size=64",
+    "train.steps=3",
+    "train.batch_size=4",
+    "data.workers=0",
+    "loss.points=64",
+]
+
+
+def run(*command: str | Path, ok: bool = True) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """data/ and run/ of a three-step training on fifteen pictures."""
+    folder = tmp_path_factory.mktemp("e2e")
+    run("tools/prepare_data.py", "scenes", "--out", folder / "data", "--images", 15, "--seed", 3, "--long-side", 96)
+    run("tools/train.py", "configs/quickstart.yaml", f"run.dir={folder}/run", f"data.root={folder}/data", *TINY)
+    return folder
+
+
+def test_a_run_leaves_what_is_promised(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 3]
+    assert {"loss", "lm", "bce", "dice", "lr", "step_ms", "data_ms"} <= lines[0].keys()
+    for name in ("config.yaml", "environment.json", "checkpoints/step_00000003/state.json", "export/model.safetensors"):
+        assert (finished / "run" / name).is_file(), name
+    assert "is finished" in run(
+        "tools/train.py", "configs/quickstart.yaml", f"run.dir={finished}/run", f"data.root={finished}/data", *TINY
+    )
+
+
+def test_score_and_score_again_from_the_file(finished: Path) -> None:
+    out = finished / "scores"
+    common = ["--data-root", finished / "data", "--benchmark", "refcoco:val", "--benchmark", "grefcoco:val"]
+    run("tools/test.py", finished / "run/export", *common, "--out", out, "--pictures", 4)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["checkpoint"] == str(finished / "run/export")
+    assert {"ciou", "giou", "pr@0.5", "pr@0.9", "cases", "images"} <= metrics["benchmarks"]["refcoco:val"].keys()
+    assert {"ciou", "giou", "n_acc", "t_acc"} <= metrics["benchmarks"]["grefcoco:val"].keys()
+    line = json.loads((out / "predictions/refcoco:val.jsonl").read_text().splitlines()[0])
+    assert line.keys() == {"ref_id", "sent_id", "sentence", "text", "segmentation"}
+    assert (out / "pictures/refcoco:val.png").is_file()
+    files = [
+        x for name in ("refcoco:val", "grefcoco:val") for x in ("--predictions", out / f"predictions/{name}.jsonl")
+    ]
+    run("tools/test.py", *files, *common, "--out", finished / "again")
+    again = json.loads((finished / "again/metrics.json").read_text())
+    assert again["benchmarks"] == metrics["benchmarks"] and again["checkpoint"] is None
+
+
+def test_predict(finished: Path) -> None:
+    image = next((finished / "data/images/train2014").glob("*.jpg"))
+    out = finished / "predict"
+    run("tools/predict.py", finished / "run/export", "--image", image, "--text", "the red one", "--out", out)
+    assert list(out.glob("*.json")) and list(out.glob("*.png"))
+    size = Image.open(image).size
+    for mask in out.glob("*_[0-9]_[0-9].png"):
+        assert np.asarray(Image.open(mask)).shape == size[::-1]
+
+
+def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
+    for command, message in (
+        (["tools/train.py", "configs/quickstart.yaml", "trian.lr=1"], "did you mean 'train'?"),
+        (["tools/train.py", "configs/quickstart.yaml", f"data.root={finished}/nowhere"], "expected"),
+        (["tools/test.py", finished / "nowhere", "--benchmark", "refcoco:val", "--out", finished / "x"], "error:"),
+        (
+            ["tools/predict.py", finished / "nowhere", "--image", "a.jpg", "--text", "x", "--out", finished / "y"],
+            "error:",
+        ),
+        (["tools/convert.py", "research", finished / "nowhere", "--out", finished / "z"], "needs config.json"),
+    ):
+        output = run(*command, ok=False)
+        assert message in output and "Traceback" not in output, output
