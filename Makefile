@@ -13,7 +13,7 @@ quickstart: export OMP_WAIT_POLICY = active
 quickstart: $(STAMP)
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes --images 4000 --seed 0
 	$(BIN)/python tools/train.py configs/quickstart.yaml run.dir=$(RUN)
-	$(BIN)/python tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --max-images 60 --pictures 12 \
+	$(BIN)/python tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --pictures 12 \
 		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB
 	@echo "model:       $(RUN)/export"
 	@echo "scores:      $(RUN)/scores/metrics.json"
