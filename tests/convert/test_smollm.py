@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixel_sail.config import ModelSection
-from pixel_sail.convert.language_model import SMOLLM2, from_language_model
+from pixel_sail.convert.language_model import SMOLLM2, _load_base, from_language_model
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
 from pixel_sail.types import Sample, Turn
@@ -27,11 +27,13 @@ def test_smollm2_knows_what_it_knew() -> None:
     assert model.config.chat_format == "template" and encoder.chat.end == "<|im_end|>"
     sample = Sample("paris", None, (Turn("What is the capital of France?", "The capital of France is Paris."),))
     batch = pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch)
+    base, _ = _load_base(SMOLLM2)
     with torch.no_grad():
         logits = model.eval()(batch).logits
+        wanted = base.eval()(batch.input_ids.clamp(max=base.config.vocab_size - 1)[None]).logits[0][batch.predict_index]
+    torch.testing.assert_close(logits[:, : wanted.shape[1]], wanted, atol=1e-3, rtol=1e-3)
     loss = torch.nn.functional.cross_entropy(logits, batch.labels)
-    assert float(loss) < 0.5, "a pretrained model expects this answer"
-    assert logits.argmax(-1).tolist()[-4:] == batch.labels.tolist()[-4:]
+    assert float(loss) < 1.0, "a pretrained model expects this answer"
 
 
 def test_a_missing_base_says_what_to_download(tmp_path) -> None:

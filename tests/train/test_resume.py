@@ -29,7 +29,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["train.zero_stage=2"], ["train.zero_stage=3"], ["train.precision=bf16"]], ids=str
+    "overrides",
+    [[], ["train.zero_stage=2"], ["train.zero_stage=3"], ["train.precision=bf16"], ["train.optimizer=muon"]],
+    ids=str,
 )
 def test_two_and_two_steps_are_four(tmp_path: Path, root: Path, overrides: list[str]) -> None:
     straight, interrupted = tmp_path / "straight", tmp_path / "interrupted"
