@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -179,6 +180,12 @@ def _peak_memory_here(
         before = torch.cuda.memory_allocated()
         _one_step(model, batch, plain_losses if plain else our_losses)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_resident_mib()
     _one_step(model, batch, plain_losses if plain else our_losses)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return _peak_resident_mib() - before
+
+
+def _peak_resident_mib() -> float:
+    # Not getrusage: its peak is handed down to a new process by the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
