@@ -8,24 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
+from pixel_sail.data.sources import Source
 from pixel_sail.types import Sample
 
 BLOCK = 1000  # draws in which every source has exactly its share
 FINGERPRINT_KEYS = 1000  # keys of each source that `fingerprint` looks at, evenly spread
-
-
-class Source(Protocol):
-    """What the mixture needs of a dataset."""
-
-    def __len__(self) -> int: ...
-
-    def key(self, index: int) -> str: ...
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample: ...
 
 
 class Mixture:

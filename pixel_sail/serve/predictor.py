@@ -24,7 +24,7 @@ MAX_ROWS = 32  # questions that continue from one image in one batch; more go in
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says: the text with [SEG] in place, and for each [SEG] a mask (H, W) bool of its size."""
+    """What the model says: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the picture's size."""
 
     text: str
     masks: list[np.ndarray]

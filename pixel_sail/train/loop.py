@@ -58,6 +58,9 @@ def train(config: Config) -> None:
         model.gradient_checkpointing_enable()
     log = RunLog(config, distributed.rank() == 0, _decoder_parameters(model), distributed.world_size(), state.step)
     log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")
+    for source in mixture.sources:
+        for problem in source.problems:
+            log.say(f"left out on reading: {problem}")
     engine = Engine(model, config, leaf_modules=[MaskHead])
     if checkpoint is not None:
         checkpoints.load_checkpoint(engine, checkpoint)
