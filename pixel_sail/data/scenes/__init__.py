@@ -1,9 +1,19 @@
-"""The embedded dataset: drawn scenes with exact masks and unambiguous expressions, in the RefCOCO and gRefCOCO formats.
+"""The embedded dataset: drawn scenes with exact masks and unambiguous texts, in the formats of the real datasets.
 
     <out>/images/train2014/scenes_000000000001.jpg ...
     <out>/refcoco/instances.json, refs(unc).p          one object an expression
+    <out>/refcocog/instances.json, refs(umd).p         the same with longer expressions
     <out>/grefcoco/instances.json, grefs(unc).json     none, one or several objects an expression
+    <out>/annotations/panoptic_{train,val}2017.json    with a folder of PNGs each: all objects, and the background
+    <out>/pix2cap/pix2cap_coco_{train,val}.json        the same with descriptions
+    <out>/sam_captions/{train,val}.json                descriptions of some objects
+    <out>/osprey/osprey_*.json, llava/train.json       questions about regions, and about whole pictures
+    <out>/perbench/STBench_*.json                      descriptions, multiple-choice questions, requests
+    <out>/perbench_train/STBench_*.json                the same of the training pictures
     <out>/scenes.json                                  all that is known: objects of each image, query of each sentence
+
+RefCOCOg calls testA and testB both test; panoptic, Pix2Cap and SAM captions call all that is held out val; osprey and
+llava show only training pictures and perbench only held-out ones.
 
 Splits go by image: 12 of 15 are train, and one each is
 
@@ -24,9 +34,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pixel_sail.data.scenes.write import IMAGES, make_image, write_annotations
+from pixel_sail.data.scenes.write import FOLDERS, make_image, write_annotations
 
-VERSION = 1  # raise it with every change that changes a byte of the output
+VERSION = 2  # raise it with every change that changes a byte of the output
 
 
 def request_of(images: int, seed: int, long_side_px: int) -> dict[str, Any]:
@@ -68,7 +78,8 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
-        (scratch / IMAGES).mkdir(parents=True)
+        for folder in FOLDERS:
+            (scratch / folder).mkdir(parents=True)
         records = _draw_all(scratch, request, workers, progress)
         write_annotations(scratch, records, request)
         scratch.chmod(0o755)

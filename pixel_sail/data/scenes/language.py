@@ -9,7 +9,7 @@ Rng = np.random.Generator
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 RANKS = {1: "first", 2: "second", 3: "third", 4: "fourth", 5: "fifth"}
-_WITH = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
+WITH = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
 _WHERE = {
     "left": ("{} on the left", "{} on the left side", "{} in the left half", "left {}"),
     "right": ("{} on the right", "{} on the right side", "{} in the right half", "right {}"),
@@ -27,7 +27,7 @@ _EXTREME = {
     "top": ("topmost {}", "highest {}", "{} that is highest up"),
     "bottom": ("lowest {}", "bottommost {}", "{} that is furthest down"),
 }
-_RELATION = {
+RELATIONS = {
     "left of": ("{} to the left of {}", "{} left of {}", "{} that is to the left of {}"),
     "right of": ("{} to the right of {}", "{} right of {}", "{} that is to the right of {}"),
     "above": ("{} above {}", "{} that is above {}", "{} higher than {}"),
@@ -46,7 +46,7 @@ _LARGEST = {
 _CLASS = {"small": ("small", "little"), "large": ("large", "big")}
 
 
-def _pick(rng: Rng, options: tuple[str, ...]) -> str:
+def pick(rng: Rng, options: tuple[str, ...]) -> str:
     return options[rng.integers(len(options))]
 
 
@@ -61,7 +61,7 @@ def noun(wanted: Filter, rng: Rng, *, plural: bool = False, adjective: str = "")
 
 def _head(wanted: Filter, rng: Rng, plural: bool) -> str:
     if "kind" not in wanted:
-        return _pick(rng, ("objects", "things")) if plural else _pick(rng, ("object", "thing", "object"))
+        return pick(rng, ("objects", "things")) if plural else pick(rng, ("object", "thing", "object"))
     kind = KINDS[wanted["kind"]]
     if kind.synonym and rng.random() < 0.25:
         return kind.synonym + "s" if plural else kind.synonym
@@ -72,10 +72,10 @@ def _described(wanted: Filter, rng: Rng) -> str:
     """A noun phrase that may put one attribute after the noun: "mug with stripes", "mug that is red"."""
     late = [key for key in ("colour", "texture") if key in wanted]
     if not late or rng.random() < 0.6:
-        return noun(wanted, rng) + _pick(rng, ("", "", "", " in the picture"))
+        return noun(wanted, rng) + pick(rng, ("", "", "", " in the picture"))
     key = late[rng.integers(len(late))]
     rest = noun({k: v for k, v in wanted.items() if k != key}, rng)
-    return f"{rest} {_WITH.get(wanted[key]) or 'that is ' + wanted[key]}"
+    return f"{rest} {WITH.get(wanted[key]) or 'that is ' + wanted[key]}"
 
 
 def phrase(query: Query, rng: Rng, count: int = 1) -> str:
@@ -85,26 +85,26 @@ def phrase(query: Query, rng: Rng, count: int = 1) -> str:
         return _several(query, rng, count)
     if kind == "pair":
         first, second = (noun(wanted, rng) for wanted in query["filters"])
-        return _pick(
+        return pick(
             rng, (f"the {first} and the {second}", f"{first} and {second}", f"both the {first} and the {second}")
         )
     if kind == "attribute":
         text = _described(query["filter"], rng)
     elif kind == "position" and "where" in query:
-        text = _pick(rng, _WHERE[query["where"]]).format(noun(query["filter"], rng))
+        text = pick(rng, _WHERE[query["where"]]).format(noun(query["filter"], rng))
     elif kind == "position":
-        text = _pick(rng, _EXTREME[query["extreme"]]).format(noun(query["filter"], rng))
+        text = pick(rng, _EXTREME[query["extreme"]]).format(noun(query["filter"], rng))
     elif kind == "relation":
-        text = _pick(rng, _RELATION[query["relation"]]).format(
+        text = pick(rng, RELATIONS[query["relation"]]).format(
             noun(query["filter"], rng), "the " + noun(query["anchor"], rng)
         )
     elif kind == "ordinal":
         names = {"rank": RANKS[query["rank"]], "noun": noun(query["filter"], rng), "side": query["from"]}
-        text = _pick(rng, _ORDINAL).format(**names)
+        text = pick(rng, _ORDINAL).format(**names)
     elif "class" in query:
-        text = noun(query["filter"], rng, adjective=_pick(rng, _CLASS[query["class"]]))
+        text = noun(query["filter"], rng, adjective=pick(rng, _CLASS[query["class"]]))
     else:
-        text = _pick(rng, _LARGEST[query["extreme"]]).format(noun(query["filter"], rng))
+        text = pick(rng, _LARGEST[query["extreme"]]).format(noun(query["filter"], rng))
     return text if rng.random() < 0.45 else f"the {text}"
 
 
@@ -116,7 +116,7 @@ def _several(query: Query, rng: Rng, count: int) -> str:
         options += [f"the {NUMBERS[count]} {many}", f"{NUMBERS[count]} {many}"]
     if count == 2:
         options.append(f"both {many}")
-    text = _pick(rng, tuple(options))
+    text = pick(rng, tuple(options))
     if "where" not in query:
         return text
     ends = {"left": "on the left", "right": "on the right", "top": "in the upper half", "bottom": "in the lower half"}

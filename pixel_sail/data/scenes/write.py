@@ -1,4 +1,4 @@
-"""The on-disk formats: RefCOCO (pickle), gRefCOCO (JSON), COCO instances and the full knowledge in scenes.json."""
+"""The on-disk formats: RefCOCO(g) (pickle), gRefCOCO (JSON), COCO instances and the full knowledge in scenes.json."""
 
 import json
 import pickle
@@ -10,17 +10,22 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pixel_sail.data.scenes.choose import choose_grefs, choose_refs
+from pixel_sail.data.scenes.choose_long import choose_long_refs
 from pixel_sail.data.scenes.colours import COLOURS, HELD_OUT, TEXTURES
-from pixel_sail.data.scenes.kinds import KINDS
+from pixel_sail.data.scenes.facts import Picture
 from pixel_sail.data.scenes.layout import Scene, draw_scene
+from pixel_sail.data.scenes.panoptic import CATEGORY, folder, write_png
+from pixel_sail.data.scenes.regions import choose_regions
 from pixel_sail.data.scenes.render import render
+from pixel_sail.data.scenes.write_regions import known_regions, write_json, write_region_files
 
 IMAGES = Path("images/train2014")
-_CATEGORY = {kind: i + 1 for i, kind in enumerate(KINDS)}
+FOLDERS = (IMAGES, folder("train"), folder("val"))  # what make_image writes to
+_REFCOCOG_SPLITS = {"train": "train", "val": "val", "testA": "test", "testB": "test"}
 
 
 def make_image(out: Path, index: int, seed: int, long_side_px: int) -> dict[str, Any]:
-    """Draws image ``index``, writes its JPEG under ``out`` and returns its annotations as plain JSON-able data.
+    """Draws image ``index``, writes JPEG and panoptic PNG under ``out`` and returns its annotations as JSON-able data.
 
     All randomness comes from (seed, index), so the result is the same in any process and for any number of images.
     """
@@ -30,12 +35,22 @@ def make_image(out: Path, index: int, seed: int, long_side_px: int) -> dict[str,
     Image.fromarray(render(scene, rng)).save(out / IMAGES / name, quality=92, subsampling=0)
     objects = [_facts(scene, i) for i in range(len(scene.things))]
     size = (scene.width, scene.height)
+    # of its own, so that pictures and expressions stay what they were before there were regions
+    region_rng = np.random.default_rng([seed, index, 1])
+    picture = Picture(objects, *size, scene.split)
     return {
         "image": {"id": index + 1, "width": scene.width, "height": scene.height, "file_name": name},
         "split": scene.split,
         "objects": objects,
         "refs": choose_refs(objects, *size, scene.split, rng),
         "grefs": choose_grefs(objects, *size, scene.split, rng),
+        "long_refs": choose_long_refs(picture, region_rng),
+        "regions": choose_regions(picture, scene.owner, index, region_rng),
+        "background": write_png(
+            out / folder(scene.split) / name.replace(".jpg", ".png"),
+            scene.owner,
+            [thing.kind for thing in scene.things],
+        ),
     }
 
 
@@ -74,17 +89,20 @@ def write_annotations(out: Path, records: list[dict[str, Any]], request: dict[st
         "licenses": [],
         "images": [record["image"] for record in records],
         "annotations": annotations,
-        "categories": [{"supercategory": "object", "id": i, "name": kind} for kind, i in _CATEGORY.items()],
+        "categories": [{"supercategory": "object", "id": i, "name": kind} for kind, i in CATEGORY.items()],
     }
     refs, ref_queries = _number(records, "refs", _ref)
     grefs, gref_queries = _number(records, "grefs", _gref)
-    for name in ("refcoco", "grefcoco"):
-        (out / name).mkdir()
-        _write_json(out / name / "instances.json", instances)
-    _write_json(out / "grefcoco" / "grefs(unc).json", grefs)
-    # through JSON, so that which strings are one object in memory (and thus the bytes) does not depend on the workers
-    (out / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(json.loads(json.dumps(refs)), protocol=2))
-    _write_json(
+    long_refs, long_queries = _number(records, "long_refs", _ref)
+    for ref in long_refs:
+        ref["split"] = _REFCOCOG_SPLITS[ref["split"]]
+    for name in ("refcoco", "refcocog", "grefcoco"):
+        write_json(out / name / "instances.json", instances)
+    write_json(out / "grefcoco" / "grefs(unc).json", grefs)
+    _write_pickle(out / "refcoco" / "refs(unc).p", refs)
+    _write_pickle(out / "refcocog" / "refs(umd).p", long_refs)
+    write_region_files(out, records, request)
+    write_json(
         out / "scenes.json",
         {
             "request": request,
@@ -92,20 +110,23 @@ def write_annotations(out: Path, records: list[dict[str, Any]], request: dict[st
             "textures": list(TEXTURES),
             "held_out_pairs": sorted(HELD_OUT),
             "images": knowledge,
-            "queries": {"refcoco": ref_queries, "grefcoco": gref_queries},  # indexed by sent_id
+            # indexed by sent_id
+            "queries": {"refcoco": ref_queries, "grefcoco": gref_queries, "refcocog": long_queries},
+            "regions": [known_regions(record) for record in records],  # in the order of images
         },
     )
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+def _write_pickle(path: Path, refs: list[dict[str, Any]]) -> None:
+    # through JSON, so that which strings are one object in memory (and thus the bytes) does not depend on the workers
+    path.write_bytes(pickle.dumps(json.loads(json.dumps(refs)), protocol=2))
 
 
 def _annotation(facts: dict[str, Any], image_id: int) -> dict[str, Any]:
     return {
         "id": facts["ann_id"],
         "image_id": image_id,
-        "category_id": _CATEGORY[facts["kind"]],
+        "category_id": CATEGORY[facts["kind"]],
         "segmentation": facts["segmentation"],
         "area": facts["area"],
         "bbox": facts["bbox"],
@@ -132,14 +153,14 @@ def _number(records: list[dict[str, Any]], key: str, make: Any) -> tuple[list[di
 def _ref(record: dict[str, Any], target: int) -> dict[str, Any]:
     facts, stem = record["objects"][target], Path(record["image"]["file_name"]).stem
     name = f"{stem}_{facts['ann_id']}.jpg"  # as in RefCOCO: not the name of the image, which is in instances.json
-    return {"ann_id": facts["ann_id"], "category_id": _CATEGORY[facts["kind"]], "file_name": name}
+    return {"ann_id": facts["ann_id"], "category_id": CATEGORY[facts["kind"]], "file_name": name}
 
 
 def _gref(record: dict[str, Any], targets: list[int]) -> dict[str, Any]:
     chosen = [record["objects"][i] for i in targets]
     return {
         "ann_id": [facts["ann_id"] for facts in chosen] or [-1],
-        "category_id": sorted({_CATEGORY[facts["kind"]] for facts in chosen}) or [-1],
+        "category_id": sorted({CATEGORY[facts["kind"]] for facts in chosen}) or [-1],
         "no_target": not targets,
         "file_name": record["image"]["file_name"],
     }
