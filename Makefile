@@ -14,7 +14,7 @@ quickstart: $(STAMP)
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes --images 4000 --seed 0
 	$(BIN)/python tools/train.py configs/quickstart.yaml run.dir=$(RUN)
 	$(BIN)/python tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --pictures 12 \
-		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB
+		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB --benchmark perbench
 	@echo "model:       $(RUN)/export"
 	@echo "scores:      $(RUN)/scores/metrics.json"
 	@echo "predictions: $(RUN)/scores/predictions/"
@@ -38,7 +38,7 @@ $(STAMP): setup.py
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 6 GB, 2 to 4 minutes"
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --progress-bar on --editable '.[dev]'
+	$(BIN)/pip install --progress-bar on --editable '.[dev,caption]'
 	touch $@
 
 clean:

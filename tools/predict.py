@@ -1,6 +1,12 @@
-"""Segments what a text says in a picture: writes the overlay, one PNG a mask, and a JSON file.
+"""Segments what a text says in a picture, or answers a question about it and about regions drawn on it.
 
-python tools/predict.py runs/quickstart/export --image photo.jpg --text "red cup" --text "chairs" --out outputs/photo
+    python tools/predict.py runs/quickstart/export --image photo.jpg --text "red cup" --text chairs --out out
+    python tools/predict.py runs/quickstart/export --image photo.jpg --box 10,20,80,90 --ask "What is it?" --out out
+    python tools/predict.py runs/quickstart/export --image photo.jpg --point 40,60 --mask cup.png \\
+        --ask "Is <Prompt0> larger than <Prompt1>?" --text "the object nearest to <Prompt0>" --out outputs/photo
+
+Regions (--box, --point, --scribble, --mask) are <Prompt0>, <Prompt1>, ... in the order of the command line. Writes the
+overlay with the regions drawn, one PNG a mask, and a JSON file.
 """
 
 from __future__ import annotations
@@ -8,38 +14,88 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pixel_sail.data.image import load_image
-from pixel_sail.data.masks import encode_mask
-from pixel_sail.evaluate.referring import Answer
-from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import overlay
+from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_region
+from pixel_sail.serve.predictor import Answer, Predictor
+from pixel_sail.serve.visualize import mark_regions, overlay
+from pixel_sail.tokens import MAX_PROMPTS
+from pixel_sail.types import RLE
 
 
 def main() -> None:
+    arguments = _parse()
+    try:
+        image = load_image(arguments.image, orient=True)  # a user's photo is taken as it is seen
+        regions = [_region(kind, text) for kind, text in arguments.regions]
+        predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
+        answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
+        answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
+    except (ValueError, FileNotFoundError) as error:  # ValueError: picture, regions, weights or text, with its message
+        raise SystemExit(f"error: {error}") from None
+    size = (image.height, image.width)
+    drawn = [draw_region(region, size, f"<Prompt{k}>") for k, region in enumerate(regions)]
+    for path in write(arguments.out, arguments.image, image, [*arguments.text, *arguments.ask], answers, drawn):
+        print(path)
+    for asked, answer in zip([*arguments.text, *arguments.ask], answers, strict=True):
+        print(f"{asked}  ->  {answer.text}")
+
+
+class _InOrder(argparse.Action):
+    """Regions of all kinds in one list, in the order of the command line."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.regions = [*namespace.regions, (self.dest, values)]
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="an export folder")
     parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--text", action="append", required=True, help="what to segment; may be repeated")
+    parser.add_argument("--text", action="append", default=[], help="what to segment; may be repeated")
+    parser.add_argument("--ask", action="append", default=[], help="a question; <region> is the next region")
+    parser.add_argument("--box", action=_InOrder, metavar="X0,Y0,X1,Y1", help="pixels; may be repeated, as the others")
+    parser.add_argument("--point", action=_InOrder, metavar="X,Y[,X,Y...]", help="one region of one or more points")
+    parser.add_argument("--scribble", action=_InOrder, metavar="X,Y,X,Y[,...]", help="a line through the points")
+    parser.add_argument("--mask", action=_InOrder, metavar="FILE", help="a picture; what is not black is the region")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.set_defaults(regions=[])
     arguments = parser.parse_args()
+    if not arguments.text and not arguments.ask:
+        parser.error("say what to segment with --text, or ask something with --ask")
+    if len(arguments.regions) > MAX_PROMPTS:
+        parser.error(f"{len(arguments.regions)} regions; there can be at most {MAX_PROMPTS}")
+    return arguments
+
+
+def _region(kind: str, text: str) -> Region:
+    if kind == "mask":
+        return np.asarray(load_image(Path(text), orient=True)).any(axis=2)
     try:
-        image = load_image(arguments.image, orient=True)  # a user's photo is taken as it is seen
-        predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-        answers = predictor.segment(image, arguments.text)
-    except (ValueError, FileNotFoundError) as error:  # ValueError: picture, weights or text, each with its message
-        raise SystemExit(f"error: {error}") from None
-    for path in write(arguments.out, arguments.image, image, arguments.text, answers):
-        print(path)
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{kind} {text}: write pixels as numbers with commas between them") from None
+    if kind == "box":
+        if len(numbers) != 4:
+            raise ValueError(f"--box {text}: a box is x0,y0,x1,y1")
+        return Box(*numbers)
+    if len(numbers) % 2:
+        raise ValueError(f"--{kind} {text}: points are x,y,x,y...")
+    points = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    return Points(points) if kind == "point" else Scribble(points)
 
 
-def write(out: Path, source: Path, image: Image.Image, texts: list[str], answers: list[Answer]) -> list[Path]:
-    """`<stem>_overlay.png`, `<stem>_<text>_<mask>.png` (0 and 255) and `<stem>.json`; returns what was written."""
+def write(
+    out: Path, source: Path, image: Image.Image, texts: list[str], answers: list[Answer], regions: list[RLE]
+) -> list[Path]:
+    """`<stem>_overlay.png`, `<stem>_<answer>_<mask>.png` (0 and 255) and `<stem>.json`; returns what was written."""
     out.mkdir(parents=True, exist_ok=True)
     written, records = [out / f"{source.stem}_overlay.png"], []
     for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
@@ -48,13 +104,14 @@ def write(out: Path, source: Path, image: Image.Image, texts: list[str], answers
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
         segmentations = [encode_mask(mask) for mask in answer.masks]
         names = [file.name for file in files]
-        records.append({"expression": text, "text": answer.text, "masks": names, "segmentations": segmentations})
+        records.append({"asked": text, "text": answer.text, "masks": names, "segmentations": segmentations})
         written += files
     united = [np.logical_or.reduce([np.zeros((image.height, image.width), bool), *a.masks]) for a in answers]
     captions = [f"{text}: {answer.text}" for text, answer in zip(texts, answers, strict=True)]
-    overlay(image, united, captions).save(written[0])
+    marked = mark_regions(image, {k: decode_mask(region) for k, region in enumerate(regions)})
+    overlay(marked, united, captions).save(written[0])
     path = out / f"{source.stem}.json"
-    record = {"image": str(source), "size_hw": [image.height, image.width], "answers": records}
+    record = {"image": str(source), "size_hw": [image.height, image.width], "regions": regions, "answers": records}
     path.write_text(json.dumps(record, indent=2) + "\n")
     return [*written, path]
 

@@ -1,10 +1,13 @@
-"""Scores a checkpoint, or a file of predictions, on referring-segmentation benchmarks.
+"""Scores a checkpoint, or a file of predictions, on benchmarks.
 
     python tools/test.py runs/quickstart/export --benchmark refcoco:val --benchmark grefcoco:val --out outputs/scores
+    python tools/test.py runs/quickstart/export --benchmark perbench --benchmark region_caption:refcocog --out out
     deepspeed --num_accelerators 2 tools/test.py runs/quickstart/export --benchmark refcoco:val --out outputs/scores
     python tools/test.py --predictions refcoco_val.jsonl --benchmark refcoco:val --data-root data/coco
 
-An interrupted call goes on where it stopped when it is repeated.
+Benchmarks: <dataset>:<split> for refcoco, refcoco+, refcocog and grefcoco; perbench (all three tasks and the overall
+score) or perbench:caption, perbench:mcq, perbench:vtres; region_caption:<dataset>[:<split>]. Caption scores need Java:
+where it is missing that is said, and the rest is scored. An interrupted call goes on where it stopped when repeated.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from typing import Any
 
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.sources.cases import Benchmark
-from pixel_sail.evaluate import runner
+from pixel_sail.evaluate import captions, perbench, runner
+from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.pictures import write_page
 from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.types import BadSample
@@ -37,6 +40,11 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     if results is None:  # not rank 0
         return
+    if any(scores.get("meteor", 0) is None for scores in results.values()) and captions.why_not():
+        print(captions.why_not())
+    together = perbench.overall(results)
+    if together is not None:
+        results[perbench.FOLDER] = {"overall": together}
     print(runner.table(results))
     if arguments.out is not None:
         print(f"written: {runner.write_metrics(arguments.out, arguments.checkpoint, results)}")
@@ -45,7 +53,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="an export folder; left out with --predictions")
-    parser.add_argument("--benchmark", action="append", required=True, help="dataset:split; may be repeated")
+    parser.add_argument("--benchmark", action="append", required=True, help="see above; may be repeated")
     parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, help="folder of metrics.json and predictions/")
@@ -57,7 +65,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # given by launchers; LOCAL_RANK says the same
+    parser.add_argument(
+        "--hide", choices=("none", "image", "prompts"), help="blind the model: zero pixels, or prompts only in the text"
+    )
     arguments = parser.parse_args()
+    tasks = {perbench.FOLDER: perbench.TASKS}
+    arguments.benchmark = [name for given in arguments.benchmark for name in tasks.get(given, (given,))]
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("give either a CHECKPOINT or --predictions FILE")
     if arguments.predictions and len(arguments.predictions) != len(arguments.benchmark):
@@ -68,9 +81,8 @@ def _parse() -> argparse.Namespace:
 
 
 def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
-    # Here and not above: --predictions needs neither the model nor a process group.
     from pixel_sail.serve.predictor import Predictor
-    from pixel_sail.train import distributed
+    from pixel_sail.train import distributed  # here and not above: --predictions needs no process group
 
     benchmarks = [_open(name, arguments) for name in arguments.benchmark]
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -81,11 +93,14 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
         predictor = Predictor.from_pretrained(arguments.checkpoint, device=device, precision=arguments.precision)
     except ValueError as error:  # weights that do not fit
         raise SystemExit(f"error: {error}") from None
+    if arguments.hide is not None:
+        predictor.encoder.hide = arguments.hide
     model = predictor.model
-    made_with = runner.fingerprint(arguments.checkpoint, device=model.device.type, dtype=str(model.dtype))
+    made_with = runner.fingerprint(
+        arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
+    )
     results = {
-        benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with, arguments.min_pixels)
-        for benchmark in benchmarks
+        benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with) for benchmark in benchmarks
     }
     if arguments.pictures and None not in results.values():
         for benchmark in benchmarks:
@@ -95,7 +110,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
 
 
 def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
-    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images)
+    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, arguments.min_pixels)
     for problem in benchmark.problems:
         print(f"left out of {name}: {problem}")
     return benchmark

@@ -13,7 +13,7 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.pack import pack
 from pixel_sail.data.sources import open_source
 from pixel_sail.data.sources.cases import read_benchmark
-from pixel_sail.evaluate.referring import by_image
+from pixel_sail.evaluate.benchmark import by_picture
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.build import build_encoder, build_model
 
@@ -35,7 +35,7 @@ def measure_data(config: Config, samples: int) -> dict[str, Any]:
 def measure_score(checkpoint: Path, data_root: Path, benchmark: str, images: int) -> dict[str, Any]:
     """Expressions a second on the first `images` pictures: all questions of a picture in one call, and one a call."""
     predictor = Predictor.from_pretrained(checkpoint)
-    groups = by_image(read_benchmark(data_root, benchmark).cases)[:images]
+    groups = by_picture(read_benchmark(data_root, benchmark).cases)[:images]
     elapsed_s = {"shared": 0.0, "one_by_one": 0.0}
     encoded = {"shared": 0, "one_by_one": 0}
     for cases in groups:  # interleaved, so that both ways meet the same machine

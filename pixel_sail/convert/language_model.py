@@ -45,6 +45,7 @@ def assemble(
         max_side_px=section.max_side_px,
         mask_dim=section.mask_dim,
         mask_channels=default_channels(language_model.config.hidden_size, upsample_blocks(section)),
+        rope_layout=section.rope_layout,
         chat_format=ChatFormat.of(section.chat_format, tokenizer).name,
         question=question,
         hide=hide,
@@ -53,7 +54,19 @@ def assemble(
     )
     model = PixelSail(config)
     model.language_model.load_state_dict(language_model.state_dict())
+    _start_fusion(model)
     return model, tokenizer
+
+
+@torch.no_grad()
+def _start_fusion(model: PixelSail) -> None:
+    """A patch with a prompt on it starts out similar to the prompt's name.
+
+    torch's initialization makes patches of normalized pixels about unit size, ten times a usual embedding: the prompt
+    is added at unit size too, or it would not be heard.
+    """
+    linear, embeddings = model.fusion.prompt_linear, model.language_model.get_input_embeddings().weight
+    linear.weight.copy_(torch.eye(linear.in_features) / embeddings.std())
 
 
 def upsample_blocks(section: ModelSection) -> int:
@@ -89,7 +102,7 @@ def _smollm2() -> tuple[Path, dict[str, Any]]:
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
-    """New rows start at the mean of the old ones with a little noise, so that they are plausible and distinct."""
+    """New rows have the mean and the spread of the old ones: plausible, and as distinct from each other as words."""
     old = language_model.get_input_embeddings().weight.shape[0]
     if tokens <= old:
         return
@@ -98,5 +111,5 @@ def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
     with torch.no_grad():
         for weight in embeddings:
             known = weight[:old].float()
-            noise = torch.randn(tokens - old, weight.shape[1]) * known.std() * 0.1
+            noise = torch.randn(tokens - old, weight.shape[1]) * known.std()
             weight[old:] = (known.mean(0) + noise).to(weight.dtype)

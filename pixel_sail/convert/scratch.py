@@ -13,15 +13,22 @@ from pixel_sail.convert.language_model import assemble
 from pixel_sail.model.pixel_sail import PixelSail
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Short, and with a space before the question: a word is the same token at its beginning as within it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'user' %}<|im_start|> {{ message.content }}<|im_end|>"
+    "{% else %}{{ message.content }}<|endoftext|>{% endif %}{% endfor %}"
+)
 
 
 def from_scratch(
     section: ModelSection, texts: Iterable[str], question: str, hide: str = "none"
 ) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """A PixelSail of `section.scratch`, float32, and a tokenizer trained on `texts`. Seed torch before the call."""
-    tokenizer = train_tokenizer(texts, section.scratch.vocab_size)
+    tokenizer = train_tokenizer((f" {text}" for text in texts), section.scratch.vocab_size)
+    tokenizer.chat_template = CHAT_TEMPLATE
     decoder = Qwen2ForCausalLM(_decoder_config(section.scratch, tokenizer))
     _look_around(decoder, section.scratch)
+    _look_alike(decoder, section.scratch)
     return assemble(decoder, tokenizer, section, question, hide)
 
 
@@ -65,3 +72,18 @@ def _look_around(decoder: Qwen2ForCausalLM, scratch: ScratchConfig) -> None:
     for layer in decoder.model.layers:
         layer.self_attn.k_proj.bias[: kv_heads * head_dim] = 1.0
         layer.self_attn.q_proj.bias[: kv_heads * head_dim * (scratch.heads // scratch.kv_heads)] = 1.0
+
+
+@torch.no_grad()
+def _look_alike(decoder: Qwen2ForCausalLM, scratch: ScratchConfig) -> None:
+    """The other heads start by looking at what is similar, and all hand on what they see rather than a mixture of it.
+
+    Keys begin as queries, and the output as the transpose of the values (after "Mimetic Initialization of
+    Self-Attention Layers", arXiv 2305.09828). Only where every query head has its own key head.
+    """
+    if scratch.heads != scratch.kv_heads:
+        return
+    first = scratch.kv_heads // 2 * (scratch.hidden_size // scratch.heads)
+    for layer in decoder.model.layers:
+        layer.self_attn.k_proj.weight[first:] = layer.self_attn.q_proj.weight[first:]
+        layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)

@@ -27,7 +27,7 @@ class Encoder:
         chat_format: str,
         max_length: int = 8192,
         lm_weight_with_masks: float = 1.0,
-        hide_image: bool = False,
+        hide: str = "none",
     ):
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.of(tokenizer)
@@ -36,7 +36,7 @@ class Encoder:
         self.patch_size, self.max_side_px = patch_size, max_side_px
         self.max_length = max_length
         self.lm_weight_with_masks = lm_weight_with_masks
-        self.hide_image = hide_image
+        self.hide = hide  # data.hide of the config: image and prompts are blanked here, the text in data/templates.py
 
     def encode(self, sample: Sample, seed: int = 0) -> Encoded:
         """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
@@ -45,7 +45,9 @@ class Encoder:
         a prompt out of range or malformed, special image tokens in the text, not even one turn that fits.
         """
         self._check_text(sample)
-        prefix = self.image_prefix(None if sample.image is None else _load(sample), sample.prompts, sample.key)
+        picture = None if sample.image is None else _load(sample)
+        _check_masks(sample, picture)
+        prefix = self.image_prefix(picture, sample.prompts, sample.key)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
         kept = sample.masks[: sum(turn.answer.count(SEG) for turn in sample.turns[:turns])]
         text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
@@ -60,7 +62,7 @@ class Encoder:
             prompt_ids=prefix.prompt_ids,
             grid_hw=prefix.grid_hw,
             image_span=prefix.image_span,
-            masks=self._masks(kept, prefix.grid_hw, sample.key),
+            masks=self._masks(kept, prefix.grid_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns,
         )
@@ -73,7 +75,7 @@ class Encoder:
             return _empty(key, 3 * self.patch_size**2)
         patches, (h, w) = to_patches(image, self.patch_size, self.max_side_px)
         drawn = torch.full((h * w,), UNPROMPTED)
-        if prompts:
+        if prompts and self.hide != "prompts":
             drawn = prompt_ids(prompts, (image.height, image.width), (h, w), key)
         tokens = self.tokens
         ids = [tokens.vision_start, *[tokens.vision_patch] * (h * w), tokens.vision_end]
@@ -83,7 +85,7 @@ class Encoder:
             input_ids=torch.tensor(ids),
             labels=torch.full((len(ids),), IGNORE_LABEL),
             position_ids=image_positions(1, h, w, 1),
-            patches=torch.zeros_like(patches) if self.hide_image else patches,
+            patches=torch.zeros_like(patches) if self.hide == "image" else patches,
             prompt_ids=drawn,
             grid_hw=(h, w),
             image_span=(0, len(ids)),
@@ -116,12 +118,10 @@ class Encoder:
             labels += [IGNORE_LABEL] * len(asked) + answered
         return ids, labels, len(sample.turns)
 
-    def _masks(self, rles: tuple[RLE, ...], grid_hw: tuple[int, int], key: str) -> Tensor:
+    def _masks(self, rles: tuple[RLE, ...], grid_hw: tuple[int, int]) -> Tensor:
         size = (grid_hw[0] * self.patch_size, grid_hw[1] * self.patch_size)
         if not rles:
             return torch.empty(0, *size, dtype=torch.uint8)
-        if 0 in size:
-            raise BadSample(f"{key}: it has masks, but no image")
         masks = [resize_nearest(decode_mask(rle), size) for rle in rles]
         return torch.from_numpy(np.stack(masks).astype(np.uint8))
 
@@ -152,6 +152,17 @@ def _load(sample: Sample) -> Image.Image:
         return load_image(sample.image)
     except BadSample as error:
         raise BadSample(f"{sample.key}: {error}") from None
+
+
+def _check_masks(sample: Sample, picture: Image.Image | None) -> None:
+    if sample.masks and picture is None:
+        raise BadSample(f"{sample.key}: it has masks, but no image")
+    for number, rle in enumerate(sample.masks):
+        if tuple(rle["size"]) != (picture.height, picture.width):
+            raise BadSample(
+                f"{sample.key}: mask {number} is of size {rle['size']}, the picture is "
+                f"{[picture.height, picture.width]} (height, width)"
+            )
 
 
 def _refuse_image_tokens(text: str, where: str) -> None:

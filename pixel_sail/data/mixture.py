@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from pixel_sail.config import PromptConfig
+from pixel_sail.data.regions import as_users_draw
 from pixel_sail.data.sources import Source
 from pixel_sail.types import Sample
 
@@ -26,13 +28,16 @@ class Mixture:
     weight too small to give one draw in a block.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], seed: int):
+    def __init__(
+        self, sources: Sequence[Source], weights: Sequence[float], seed: int, prompts: PromptConfig | None = None
+    ):
         if len(sources) != len(weights) or not sources:
             raise ValueError(
                 f"{len(sources)} sources and {len(weights)} weights: a mixture needs one weight for each source"
             )
         self.sources = list(sources)
         self.seed = seed
+        self.prompts = prompts or PromptConfig()
         self.draws_per_block = _largest_remainder(weights, BLOCK)
         for number, (source, draws) in enumerate(zip(self.sources, self.draws_per_block, strict=True)):
             if len(source) == 0:
@@ -60,7 +65,8 @@ class Mixture:
     def sample(self, position: int) -> Sample:
         """The sample at a position, drawn with a generator of its own. Raises BadSample as the source does."""
         number, index, _ = self.locate(position)
-        return self.sources[number].sample(index, np.random.default_rng((self.seed, position)))
+        sample = self.sources[number].sample(index, np.random.default_rng((self.seed, position)))
+        return as_users_draw(sample, self.prompts, np.random.default_rng((self.seed, position, 4)))
 
     def point_seed(self, position: int) -> int:
         """Seed (< 2**31) of the points at which the masks of the sample at this position are supervised."""

@@ -1,7 +1,8 @@
-"""What is asked and answered in referring segmentation; the first question is canonical, the one used at test time."""
+"""What is asked and answered; of several wordings the first is canonical, the one used at test time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +32,50 @@ ANSWERS_NONE = (
     "I cannot find that here.",
 )
 
+PROMPT = "{prompt}"
+CLASSES = "{classes}"
+
+# What is asked about a prompted region.
+DESCRIBE = (
+    "Describe {prompt} in detail.",
+    "Please give a detailed description of {prompt}.",
+    "What can you say about {prompt}? Answer in detail.",
+    "Can you describe {prompt} in detail?",
+)
+TELL_APART = (
+    "Write a short phrase that tells {prompt} apart.",
+    "Which short phrase refers to {prompt} only?",
+    "Refer to {prompt} in a few words, so that it cannot be mistaken.",
+)
+CLASSIFY = (
+    "What is {prompt}? Choose from: {classes}.",
+    "To which of these classes does {prompt} belong: {classes}?",
+    "Name the class of {prompt}. The choices are: {classes}.",
+)
+OTHERS = "others"  # the last of the classes: the answer where the true one is not offered
+NOT_DRAWN = "{prompt} is not in the image."  # the answer about a prompt that is named and not drawn
+
 HIDDEN_EXPRESSION = "it"  # what the text-blind baseline reads instead of the expression
 
 
 def question(expression: str, template: str = QUESTIONS[0]) -> str:
     """The template with the expression in place; braces in the expression are left alone."""
     return template.replace(EXPRESSION, expression)
+
+
+def about(region: str, template: str) -> str:
+    """The template with a region's name, for example <Prompt0>, in place."""
+    return template.replace(PROMPT, region)
+
+
+def classify(region: str, classes: Sequence[str], template: str = CLASSIFY[0]) -> str:
+    """Asks for the class of a region; "others" is added as the last choice."""
+    return about(region, template).replace(CLASSES, ", ".join((*classes, OTHERS)))
+
+
+def mcq_answer(letter: str, options: dict[str, str]) -> str:
+    """ "red (B)": the option's text comes first and helps a small model to find its letter."""
+    return f"{options[letter]} ({letter})"
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from pixel_sail.data.image import load_image
-from pixel_sail.data.masks import encode_mask
-from pixel_sail.data.sources.cases import Benchmark, Case
-from pixel_sail.evaluate.predictions import Line
+from pixel_sail.data.masks import check_rle, encode_mask
+from pixel_sail.data.sources.cases import Case, read_benchmark
+from pixel_sail.evaluate.benchmark import Line, with_unusable
 from pixel_sail.metrics import MIN_PIXELS, GeneralizedScore, ReferringScore
 from pixel_sail.types import RLE, BadSample
 
@@ -28,44 +29,61 @@ class Segmenter(Protocol):
     def segment(self, image: Image.Image, expressions: list[str]) -> Sequence[Answer]: ...
 
 
-def by_image(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases of each picture together."""
-    ordered = sorted(cases, key=lambda case: case.image_id)
-    return [list(group) for _, group in groupby(ordered, key=lambda case: case.image_id)]
+@dataclass(frozen=True)
+class ReferringBenchmark:
+    """RES, or GRES where nothing may match: dataset:split."""
+
+    name: str
+    cases: tuple[Case, ...]
+    problems: tuple[str, ...]
+    has_no_target: bool
+    min_pixels: int = MIN_PIXELS
+    id_fields: tuple[str, ...] = ("ref_id", "sent_id")
+    answer_fields: tuple[str, ...] = ("segmentation",)
+    pictures_per_call: int = 1  # which is read once for all its expressions
+
+    @classmethod
+    def read(cls, root: Path, name: str, min_pixels: int = MIN_PIXELS) -> ReferringBenchmark:
+        """Raises DatasetError for an unknown or unreadable dataset or split."""
+        found = read_benchmark(root, name)
+        return cls(name, found.cases, found.problems, found.has_no_target, min_pixels)
+
+    def predict(self, predictor: Segmenter, cases: Sequence[Case]) -> list[Line]:
+        """The picture is seen in one call with all its expressions; the masks of an answer are united."""
+        answers = predictor.segment(open_picture(cases[0].image, cases[0].size_hw), [case.sentence for case in cases])
+        return [
+            Line(
+                ref_id=case.ref_id,
+                sent_id=case.sent_id,
+                sentence=case.sentence,
+                text=answer.text,
+                segmentation=united(answer.masks, case.size_hw),
+            )
+            for case, answer in zip(cases, answers, strict=True)
+        ]
+
+    def check(self, line: Line, case: Case, where: str) -> None:
+        if line["segmentation"] is not None:
+            check_rle(line["segmentation"], case.size_hw, where)
+
+    def score(self, lines: Sequence[Line]) -> dict[str, Any]:
+        """See `pixel_sail.metrics`."""
+        score = GeneralizedScore(self.min_pixels) if self.has_no_target else ReferringScore()
+        for case, line in zip(self.cases, lines, strict=True):
+            score.update(line["segmentation"], case.mask, case.image_id)
+        return with_unusable(score.result(), self.problems)
 
 
-def predict_image(segmenter: Segmenter, cases: Sequence[Case]) -> list[Line]:
-    """The lines of all cases of one picture, which the model sees in one call.
-
-    Raises BadSample for a picture that cannot be read or is not of the size that its annotations say.
-    """
-    image = load_image(cases[0].image)
-    height, width = cases[0].size_hw
+def open_picture(path: Path, size_hw: tuple[int, int]) -> Image.Image:
+    """Raises BadSample for a picture that cannot be read or is not of the size that its annotations say."""
+    image, (height, width) = load_image(path), size_hw
     if image.size != (width, height):
-        raise BadSample(f"{cases[0].image} is {image.size}, its annotations are for {(width, height)} (width, height)")
-    answers = segmenter.segment(image, [case.sentence for case in cases])
-    return [
-        Line(
-            ref_id=case.ref_id,
-            sent_id=case.sent_id,
-            sentence=case.sentence,
-            text=answer.text,
-            segmentation=_united(answer.masks, case.size_hw),
-        )
-        for case, answer in zip(cases, answers, strict=True)
-    ]
+        raise BadSample(f"{path} is {image.size}, its annotations are for {(width, height)} (width, height)")
+    return image
 
 
-def score_lines(benchmark: Benchmark, lines: Sequence[Line], min_pixels: int = MIN_PIXELS) -> dict[str, Any]:
-    """Scores of lines that stand in case order (see `pixel_sail.metrics`); `unusable` counts annotations left out."""
-    score = GeneralizedScore(min_pixels) if benchmark.has_no_target else ReferringScore()
-    for case, line in zip(benchmark.cases, lines, strict=True):
-        score.update(line["segmentation"], case.mask, case.image_id)
-    unusable = {"unusable": len(benchmark.problems)} if benchmark.problems else {}
-    return score.result() | unusable
-
-
-def _united(masks: Sequence[np.ndarray], size_hw: tuple[int, int]) -> RLE | None:
+def united(masks: Sequence[np.ndarray], size_hw: tuple[int, int]) -> RLE | None:
+    """All masks of an answer as one; None without any. ValueError where they are not of the picture's size."""
     if not masks:
         return None
     if any(mask.shape != tuple(size_hw) for mask in masks):

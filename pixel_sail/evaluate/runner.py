@@ -18,16 +18,29 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
-from pixel_sail.data.sources.cases import Benchmark, read_benchmark
-from pixel_sail.evaluate.predictions import Line, identity, in_case_order, read_lines, write_lines
-from pixel_sail.evaluate.referring import Segmenter, by_image, predict_image, score_lines
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate.benchmark import Benchmark, Line, by_picture, calls, identity
+from pixel_sail.evaluate.perbench import PerbenchTask
+from pixel_sail.evaluate.predictions import in_case_order, needed_fields, read_lines, write_lines
+from pixel_sail.evaluate.referring import ReferringBenchmark
+from pixel_sail.evaluate.region import RegionCaptions
 from pixel_sail.metrics import MIN_PIXELS
 
 
-def open_benchmark(name: str, data_root: Path, max_images: int | None = None) -> Benchmark:
-    """Cases of `dataset:split`, of its first `max_images` pictures."""
-    benchmark = read_benchmark(data_root, name)
-    pictures = by_image(benchmark.cases)[:max_images]
+def open_benchmark(
+    name: str, data_root: Path, max_images: int | None = None, min_pixels: int = MIN_PIXELS
+) -> Benchmark:
+    """The benchmark of a name (see tools/test.py), of its first `max_images` pictures. Raises DatasetError."""
+    kind, _, part = name.partition(":")
+    if kind == "perbench":
+        benchmark: Benchmark = PerbenchTask.read(data_root, part)
+    elif kind == "region_caption":
+        benchmark = RegionCaptions.read(data_root, part)
+    else:
+        benchmark = ReferringBenchmark.read(data_root, name, min_pixels)
+    if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):
+        raise DatasetError(f"{data_root}: a case of {name} ({', '.join(benchmark.id_fields)}) occurs twice")
+    pictures = by_picture(benchmark.cases)[:max_images]
     return replace(benchmark, cases=tuple(case for cases in pictures for case in cases))
 
 
@@ -38,9 +51,7 @@ def fingerprint(checkpoint: Path, **settings: Any) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "files": stats, "settings": settings}
 
 
-def run_benchmark(
-    segmenter: Segmenter, benchmark: Benchmark, out: Path, made_with: dict[str, Any], min_pixels: int = MIN_PIXELS
-) -> dict[str, Any] | None:
+def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
     """Predicts what is not yet there, shared out over the processes; the scores on rank 0, None on the others.
 
     `made_with` (plain JSON values, see `fingerprint`) decides whether earlier predictions in `out` are continued. Where
@@ -52,15 +63,15 @@ def run_benchmark(
     if rank == 0:
         files.prepare(made_with)
     _wait_for_all(world)
-    done = {identity(line) for line in read_lines(files.partial)}
-    todo = [cases for cases in by_image(benchmark.cases) if identity(cases[0]) not in done]
+    done = {identity(line, benchmark) for line in read_lines(files.partial)}
+    todo = [cases for cases in calls(benchmark) if identity(cases[0], benchmark) not in done]
     with files.part(rank).open("w", encoding="utf-8") as file:
-        for cases in tqdm(todo[rank::world], desc=f"{benchmark.name}", unit="image", disable=rank != 0):
-            for line in predict_image(segmenter, cases):
+        for cases in tqdm(todo[rank::world], desc=f"{benchmark.name}", unit="call", disable=rank != 0):
+            for line in benchmark.predict(predictor, cases):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
     _wait_for_all(world)
-    return score_lines(benchmark, files.finish(), min_pixels) if rank == 0 else None
+    return benchmark.score(files.finish()) if rank == 0 else None
 
 
 def score_file(
@@ -70,8 +81,9 @@ def score_file(
 
     Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its picture.
     """
-    benchmark = open_benchmark(name, data_root, max_images)
-    return score_lines(benchmark, in_case_order(benchmark, read_lines(predictions), str(predictions)), min_pixels)
+    benchmark = open_benchmark(name, data_root, max_images, min_pixels)
+    lines = read_lines(predictions, needed_fields(benchmark))
+    return benchmark.score(in_case_order(benchmark, lines, str(predictions)))
 
 
 class PredictionFiles:
@@ -93,7 +105,8 @@ class PredictionFiles:
         manifest = {"made_with": made_with, "cases": _digest(self._benchmark)}
         found = [path for path in (self.final, self.partial, *self._parts()) if path.exists()]
         if self._read_manifest() == json.loads(json.dumps(manifest)):
-            lines = {identity(line): line for path in found for line in read_lines(path, allow_torn_end=True)}
+            parts = [read_lines(path, allow_torn_end=True) for path in found]
+            lines = {identity(line, self._benchmark): line for part in parts for line in part}
         else:
             lines = {}
             if found:
@@ -102,9 +115,9 @@ class PredictionFiles:
                     "checkpoint, settings or data; they are replaced"
                 )
         finished = [
-            [lines[identity(case)] for case in cases]
-            for cases in by_image(self._benchmark.cases)
-            if all(identity(case) in lines for case in cases)
+            [lines[identity(case, self._benchmark)] for case in cases]
+            for cases in calls(self._benchmark)
+            if all(identity(case, self._benchmark) in lines for case in cases)
         ]
         if not lines:  # in this order, a kill in between cannot mark foreign predictions as ours
             for path in found:
@@ -166,8 +179,7 @@ def _shown(value: Any) -> str:
 
 
 def _digest(benchmark: Benchmark) -> str:
-    cases = [[case.ref_id, case.sent_id, case.sentence, str(case.image)] for case in benchmark.cases]
-    return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(repr, benchmark.cases)).encode()).hexdigest()
 
 
 def _wait_for_all(world: int) -> None:

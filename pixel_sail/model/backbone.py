@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pixel_sail.model.attention import NAME
 
+ROPE_LAYOUTS = ("halves", "interleaved")
 # These change their frequencies with the length of the input, which has no meaning for 2-D image positions.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -17,12 +18,15 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 class MultimodalRope(nn.Module):
     """Rotary cos and sin from (t, h, w) positions; takes the place of a decoder's own `rotary_emb`.
 
-    Of the d/2 frequencies the fast half reads h, the slow half w (SPEC section 1: sections [0, d/4, d/4]). Where the
-    three axes are equal this is the decoder's own 1-D RoPE.
+    Layout "halves": of the d/2 frequencies the fast half reads h, the slow half w (SPEC section 1: sections
+    [0, d/4, d/4]). "interleaved": h and w take every other one, so that both are read as sharply. Where the three axes
+    are equal either is the decoder's own 1-D RoPE.
     """
 
-    def __init__(self, rotary: nn.Module):
+    def __init__(self, rotary: nn.Module, layout: str):
         super().__init__()
+        if layout not in ROPE_LAYOUTS:
+            raise ValueError(f"unknown rope layout {layout!r}; known: {', '.join(ROPE_LAYOUTS)}")
         if getattr(rotary, "rope_type", "default") in _LENGTH_DEPENDENT_ROPE or not hasattr(rotary, "inv_freq"):
             raise ValueError(
                 f"decoders with rope type {getattr(rotary, 'rope_type', type(rotary).__name__)!r} are not supported: "
@@ -30,28 +34,30 @@ class MultimodalRope(nn.Module):
             )
         if rotary.inv_freq.numel() % 2:
             raise ValueError(f"multimodal RoPE needs a head dim divisible by 4, got {2 * rotary.inv_freq.numel()}")
+        self.interleaved = layout == "interleaved"
         self.rotary = rotary  # kept whole: transformers initializes and moves its buffers
 
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, (B, L, d) in the dtype of `hidden`, from `position_ids` (3, B, L) int64; computed in float32."""
         inv_freq = self.rotary.inv_freq.float()
-        half = inv_freq.numel() // 2
+        number = torch.arange(inv_freq.numel(), device=inv_freq.device)
+        reads_rows = number % 2 == 0 if self.interleaved else number < inv_freq.numel() // 2
         _, rows, columns = position_ids.float().unbind(0)  # (B, L)
         with torch.autocast(device_type=hidden.device.type, enabled=False):
-            angles = torch.cat([rows[..., None] * inv_freq[:half], columns[..., None] * inv_freq[half:]], dim=-1)
+            angles = torch.where(reads_rows, rows[..., None], columns[..., None]) * inv_freq
             angles = torch.cat([angles, angles], dim=-1)
             scaling = self.rotary.attention_scaling
             return (angles.cos() * scaling).to(hidden.dtype), (angles.sin() * scaling).to(hidden.dtype)
 
 
-def build_decoder(text_config: PretrainedConfig) -> PreTrainedModel:
+def build_decoder(text_config: PretrainedConfig, rope_layout: str = "halves") -> PreTrainedModel:
     """A causal language model of `text_config` (weights as transformers initializes them), adapted."""
     config = copy.deepcopy(text_config)  # which attention is used is written into it, and others may share it
-    return adapt_decoder(AutoModelForCausalLM.from_config(config, attn_implementation=NAME))
+    return adapt_decoder(AutoModelForCausalLM.from_config(config, attn_implementation=NAME), rope_layout)
 
 
-def adapt_decoder(language_model: PreTrainedModel) -> PreTrainedModel:
+def adapt_decoder(language_model: PreTrainedModel, rope_layout: str = "halves") -> PreTrainedModel:
     """Puts the mixed attention and multimodal RoPE into a causal language model, in place; nothing else changes."""
     decoder = language_model.get_decoder()
     if not hasattr(decoder, "rotary_emb"):
@@ -59,5 +65,5 @@ def adapt_decoder(language_model: PreTrainedModel) -> PreTrainedModel:
             f"{type(decoder).__name__} has no rotary_emb: pixel_sail needs a decoder with rotary positions"
         )
     language_model.set_attn_implementation(NAME)
-    decoder.rotary_emb = MultimodalRope(decoder.rotary_emb)
+    decoder.rotary_emb = MultimodalRope(decoder.rotary_emb, rope_layout)
     return language_model

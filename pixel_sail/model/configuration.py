@@ -14,9 +14,10 @@ class PixelSailConfig(PretrainedConfig):
     max_side_px      the longer side of a resized picture at most
     mask_dim         S, width of the mask features
     mask_channels    widths before, between and after the upsampling blocks; len - 1 is the number of blocks U
+    rope_layout      "halves" or "interleaved": which rotary frequencies read rows and columns (model/backbone.py)
     chat_format      "research", "inst" or "template" (SPEC section 1)
     question         the question that `segment` asks, with {expression} in it: the first of the training templates
-    hide             "none", or what a blind baseline never sees: "text" (the expression) or "image"
+    hide             "none", or what a blind baseline never sees: "text" (the expression), "image" or "prompts"
     prompt_token_ids  ids of <Prompt0> .. <Prompt14> in the tokenizer that is saved beside this file
     """
 
@@ -30,6 +31,7 @@ class PixelSailConfig(PretrainedConfig):
         max_side_px: int = 1024,
         mask_dim: int = 256,
         mask_channels: list[int] | None = None,
+        rope_layout: str = "halves",
         chat_format: str = "template",
         question: str = "Please segment {expression} in this image.",
         hide: str = "none",
@@ -43,6 +45,7 @@ class PixelSailConfig(PretrainedConfig):
         self.max_side_px = max_side_px
         self.mask_dim = mask_dim
         self.mask_channels = mask_channels
+        self.rope_layout = rope_layout
         self.chat_format = chat_format
         self.question = question
         self.hide = hide

@@ -1,7 +1,8 @@
-"""Answers to many questions about one image: the image is read once, the questions continue from its KV cache."""
+"""Answers to many questions about many images: each image is read once, its questions continue from its KV cache."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,34 @@ from pixel_sail.types import Batch
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy where `temperature` is 0; else samples from softmax(logits / temperature) with the given generator."""
+    """Greedy where `temperature` is 0; else samples from softmax(logits / temperature) with the given generator.
+
+    An answer ends at its stop token, before the first of `stop_strings` in its text, or after `max_new_tokens`.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     generator: torch.Generator | None = None
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not self.temperature >= 0 or "" in self.stop_strings:
+            raise ValueError(
+                "sampling needs max_new_tokens >= 1, temperature >= 0 and stop strings that are not empty, got "
+                f"{self.max_new_tokens}, {self.temperature}, {self.stop_strings}"
+            )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question: its tokens, the image of the batch that it is about, and the tokens with which its answer begins.
+
+    A [SEG] in `answer_ids` is an answer's, one in `question_ids` is not.
+    """
+
+    question_ids: list[int]
+    image: int | None  # index of the sequence in the prefixes; None: no image
+    answer_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,69 +56,74 @@ class Generated:
 @torch.inference_mode()
 def generate(
     model: PixelSail,
-    prefix: Batch,
-    questions: list[list[int]],
+    prefixes: Batch | None,
+    asked: Sequence[Asked],
     seg_id: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling,
-    answer_prefixes: list[list[int]] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
     max_rows: int = 32,
 ) -> list[Generated]:
-    """Answers `questions` (token ids, one or more each) about the image in `prefix`, at most `max_rows` at a time.
+    """Answers questions about the images in `prefixes`, at most `max_rows` at a time; each image is read once.
 
-    `prefix`: one sequence that is the image block, or an empty one without an image.
-    `answer_prefixes`: tokens with which each answer begins; a [SEG] in them is an answer's, one in a question is not.
+    `prefixes`: packed sequences that are an image block each; None where no question is about an image.
+    `ended(answer tokens)`: whether an answer is complete without its stop token (a stop string in its text, say).
     The limit on new tokens never loses a mask: a [SEG] emitted last is still read for its state.
     """
-    begun = answer_prefixes or [[] for _ in questions]
-    image = _read_prefix(model, prefix)
+    images = [] if prefixes is None else _read_prefixes(model, prefixes)
     answers: list[list[int]] = []
     seg_states: list[list[Tensor]] = []
-    for first in range(0, len(questions), max_rows):
-        rows = slice(first, first + max_rows)
-        decoding = _Decoding(model, image, len(questions[rows]), seg_id)
-        answers += _continue(decoding, questions[rows], begun[rows], stop_ids, sampling)
+    for first in range(0, len(asked), max_rows):
+        rows = asked[first : first + max_rows]
+        decoding = _Decoding(model, [None if row.image is None else images[row.image] for row in rows], seg_id)
+        answers += _continue(decoding, rows, stop_ids, sampling, ended)
         seg_states += decoding.seg_states
-    masks = _masks(model, image, seg_states)
+    masks = _masks(model, images, [row.image for row in asked], seg_states)
     return [Generated(answer, mask) for answer, mask in zip(answers, masks, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Image:
-    """A picture that was read once: its KV cache, its patch states (h, w, D), and where the text continues."""
+    """A picture that was read once: its keys and values in each layer, its patch states, where the text continues."""
 
-    cache: DynamicCache
-    patch_states: Tensor | None
+    layers: list[tuple[Tensor, Tensor]]  # (1, kv heads, tokens, d) each
+    patch_states: Tensor  # (h, w, D)
     tokens: int
     next_position: int
 
 
-def _read_prefix(model: PixelSail, prefix: Batch) -> _Image:
+def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
     cache = DynamicCache()
-    if prefix.tokens == 0:
-        return _Image(cache, None, 0, 0)
-    hidden = model.decode(model.embed(prefix), prefix.position_ids, model.layout(prefix.spans), cache)
-    h, w = prefix.grids_hw[0]
-    next_position = int(prefix.position_ids[:, -1].max()) + 1
-    return _Image(cache, hidden[prefix.patch_index].view(h, w, -1), prefix.tokens, next_position)
+    hidden = model.decode(model.embed(prefixes), prefixes.position_ids, model.layout(prefixes.spans), cache)
+    patches = hidden[prefixes.patch_index].split([h * w for h, w in prefixes.grids_hw])
+    return [
+        _Image(
+            layers=[(layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in cache.layers],
+            patch_states=states.view(*grid_hw, -1),
+            tokens=stop - start,
+            next_position=int(prefixes.position_ids[:, stop - 1].max()) + 1,
+        )
+        for (start, _, _, stop), grid_hw, states in zip(prefixes.spans, prefixes.grids_hw, patches, strict=True)
+    ]
 
 
 def _continue(
     decoding: _Decoding,
-    questions: list[list[int]],
-    begun: list[list[int]],
+    rows: Sequence[Asked],
     stop_ids: tuple[int, ...],
     sampling: Sampling,
+    ended: Callable[[list[int]], bool] | None,
 ) -> list[list[int]]:
-    logits = decoding.read([q + p for q, p in zip(questions, begun, strict=True)], [len(q) for q in questions])
-    answers = [list(tokens) for tokens in begun]
-    running = [True] * len(questions)
+    logits = decoding.read(rows)
+    answers = [list(row.answer_ids) for row in rows]
+    running = [True] * len(rows)
     for step in range(sampling.max_new_tokens):
         chosen = _choose(logits, sampling)
         for row, token in enumerate(chosen):
             running[row] = running[row] and token not in stop_ids
             if running[row]:
                 answers[row].append(token)
+                running[row] = ended is None or not ended(answers[row])
         last = step + 1 == sampling.max_new_tokens
         mask_pending = any(r and token == decoding.seg_id for r, token in zip(running, chosen, strict=True))
         if not any(running) or (last and not mask_pending):
@@ -104,34 +133,47 @@ def _continue(
 
 
 class _Decoding:
-    """A batch of continuations. Rows are padded on the right; the mask says which cached columns a row owns."""
+    """A batch of continuations. Images and texts are padded on the right; `owned` says which columns a row has."""
 
-    def __init__(self, model: PixelSail, image: _Image, rows: int, seg_id: int):
+    def __init__(self, model: PixelSail, images: list[_Image | None], seg_id: int):
         self.model, self.seg_id = model, seg_id
-        self.prefix_tokens, self.next_position = image.tokens, image.next_position
+        tokens = [0 if image is None else image.tokens for image in images]
+        self.prefix_tokens = max(tokens)
+        columns = torch.arange(self.prefix_tokens, device=model.device)
+        self.owned = columns < torch.tensor(tokens, device=model.device)[:, None]  # (Q, columns) bool
+        self.positions = [0 if image is None else image.next_position for image in images]
         self.cache = DynamicCache()
-        for layer, cached in enumerate(image.cache.layers):
-            self.cache.update(cached.keys.expand(rows, -1, -1, -1), cached.values.expand(rows, -1, -1, -1), layer)
-        self.owned: Tensor = torch.empty(0)  # (Q, columns) bool
-        self.positions: list[int] = []
         self.seg_states: list[list[Tensor]] = []
+        for layer in range(model.config.text_config.num_hidden_layers if self.prefix_tokens else 0):
+            keys, values = ([_layer(image, layer, kind) for image in images] for kind in (0, 1))
+            self.cache.update(self._padded(keys), self._padded(values), layer)
 
-    def read(self, rows: list[list[int]], question_lengths: list[int]) -> Tensor:
+    def _padded(self, pieces: list[Tensor | None]) -> Tensor:
+        """(Q, kv heads, prefix tokens, d)."""
+        some = next(piece for piece in pieces if piece is not None)
+        padded = some.new_zeros(len(pieces), some.shape[1], self.prefix_tokens, some.shape[3])
+        for row, piece in enumerate(pieces):
+            if piece is not None:
+                padded[row, :, : piece.shape[2]] = piece[0]
+        return padded
+
+    def read(self, rows: Sequence[Asked]) -> Tensor:
         """Reads the questions; (Q, V) logits of the first new token."""
-        device, longest = self.model.device, max(map(len, rows))
-        ids = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows], device=device)
+        device, texts = self.model.device, [[*row.question_ids, *row.answer_ids] for row in rows]
+        longest = max(map(len, texts))
+        ids = torch.tensor([text + [text[-1]] * (longest - len(text)) for text in texts], device=device)
         columns = torch.arange(longest, device=device)
-        real = columns < torch.tensor([[len(row)] for row in rows], device=device)  # (Q, longest)
-        self.owned = torch.cat([real.new_ones(len(rows), self.prefix_tokens), real], dim=1)
+        real = columns < torch.tensor([[len(text)] for text in texts], device=device)  # (Q, longest)
+        self.owned = torch.cat([self.owned, real], dim=1)
         causal = torch.ones(longest, self.owned.shape[1], dtype=torch.bool, device=device).tril(self.prefix_tokens)
-        positions = (self.next_position + columns).expand(len(rows), -1)
-        hidden = self._forward(ids, positions, causal & self.owned[:, None] | self._diagonal(longest))
-        self.positions = [self.next_position + len(row) for row in rows]
+        starts = torch.tensor(self.positions, device=device)
+        hidden = self._forward(ids, starts[:, None] + columns, causal & self.owned[:, None] | self._diagonal(longest))
+        self.positions = [start + len(text) for start, text in zip(self.positions, texts, strict=True)]
         self.seg_states = [
-            [hidden[r, i] for i in range(start, len(row)) if row[i] == self.seg_id]
-            for r, (row, start) in enumerate(zip(rows, question_lengths, strict=True))
+            [hidden[r, i] for i in range(len(row.question_ids), len(text)) if text[i] == self.seg_id]
+            for r, (row, text) in enumerate(zip(rows, texts, strict=True))
         ]
-        ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+        ends = torch.tensor([len(text) - 1 for text in texts], device=device)
         return self._logits(hidden[torch.arange(len(rows), device=device), ends])
 
     def step(self, tokens: list[int], running: list[bool]) -> Tensor:
@@ -174,11 +216,23 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
     return torch.multinomial(probabilities, 1, generator=sampling.generator)[:, 0].tolist()
 
 
-def _masks(model: PixelSail, image: _Image, seg_states: list[list[Tensor]]) -> list[Tensor]:
-    """(K, h', w') logits of every question; the image goes through the mask head once for all of them."""
-    counts = [len(states) for states in seg_states]
-    if image.patch_states is None or not sum(counts):
-        return [torch.empty(0, 1, 1, device=model.device) for _ in counts]
-    states = torch.stack([state for row in seg_states for state in row])
-    logits, _ = model.mask_head([image.patch_states], [states])
-    return list(logits[0].float().split(counts))
+def _layer(image: _Image | None, layer: int, kind: int) -> Tensor | None:
+    return None if image is None else image.layers[layer][kind]
+
+
+def _masks(
+    model: PixelSail, images: list[_Image], asked: list[int | None], seg_states: list[list[Tensor]]
+) -> list[Tensor]:
+    """(K, h', w') logits of every question; an image goes through the mask head once for all of its questions."""
+    masks = [torch.empty(0, 1, 1, device=model.device) for _ in asked]
+    rows_of = {i: [row for row, image in enumerate(asked) if image == i and seg_states[row]] for i in set(asked)}
+    used = [i for i in range(len(images)) if rows_of.get(i)]
+    if not used:
+        return masks
+    states = [torch.stack([state for row in rows_of[i] for state in seg_states[row]]) for i in used]
+    logits, _ = model.mask_head([images[i].patch_states for i in used], states)
+    for i, found in zip(used, logits, strict=True):
+        pieces = found.float().split([len(seg_states[row]) for row in rows_of[i]])
+        for row, piece in zip(rows_of[i], pieces, strict=True):
+            masks[row] = piece
+    return masks

@@ -33,7 +33,7 @@ class PixelSail(PreTrainedModel):
     def __init__(self, config: PixelSailConfig):
         super().__init__(config)
         hidden = config.text_config.hidden_size
-        self.language_model = build_decoder(config.text_config)
+        self.language_model = build_decoder(config.text_config, config.rope_layout)
         self.fusion = PatchFusion(3 * config.patch_size**2, hidden)
         self.mask_head = MaskHead(hidden, config.mask_dim, config.mask_channels)
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.image import load_image
-from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
-from pixel_sail.data.templates import HIDDEN_EXPRESSION, question
-from pixel_sail.model.generation import Generated, Sampling, generate
+from pixel_sail.data.regions import Regions, number_regions, undrawn
+from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
+from pixel_sail.model.generation import Asked, Generated, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
+from pixel_sail.types import BadSample, Encoded
 
-MAX_ROWS = 32  # questions that continue from one image in one batch; more go in several
+MAX_ROWS = 32  # questions answered in one batch; more go in several
+MAX_IMAGE_TOKENS = 16_384  # pictures read in one forward pass: as many as have no more tokens together
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,27 @@ class Answer:
     masks: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class Chat:
+    """Questions about one picture (or none) with the same regions drawn on it.
+
+    `image`: a path is opened as a user's photo, turned as its EXIF says. `regions`: masks (H, W) bool, boxes, points
+    or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question names them `<Prompt0>`, ..., or
+    has a `<region>` for each, or, where it does neither, gets their names put in front.
+    """
+
+    image: Image.Image | Path | str | None
+    questions: Sequence[str]
+    regions: Regions = ()
+
+
 class Predictor:
     """A model, its tokenizer and the encoding of its training. `images_encoded` counts the pictures that were read."""
 
     def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase):
         self.model = model
         config = model.config
-        self.encoder = Encoder(
-            tokenizer, config.patch_size, config.max_side_px, config.chat_format, hide_image=config.hide == "image"
-        )
+        self.encoder = Encoder(tokenizer, config.patch_size, config.max_side_px, config.chat_format, hide=config.hide)
         self.images_encoded = 0
 
     @classmethod
@@ -50,46 +66,127 @@ class Predictor:
         model = PixelSail.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         return cls(model.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
-    def segment(self, image: Image.Image | Path | str, expressions: str | list[str]) -> list[Answer]:
-        """Segments what each expression names: one answer each. The picture is encoded once for all of them."""
+    def segment(
+        self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()
+    ) -> list[Answer]:
+        """Segments what each expression names: one answer each. The picture is encoded once for all of them.
+
+        An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`.
+        """
         expressions = [expressions] if isinstance(expressions, str) else expressions
         for expression in expressions:
             if not expression.strip():
                 raise ValueError("the expression is empty; say what is to be segmented")
         hidden = self.model.config.hide == "text"
         asked = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
-        return self.chat(image, [question(expression, self.model.config.question) for expression in asked])
+        return self.chat(image, [question(expression, self.model.config.question) for expression in asked], regions)
 
     def chat(
         self,
         image: Image.Image | Path | str | None,
         questions: str | list[str],
-        prompts: dict[int, np.ndarray] | None = None,
+        regions: Regions = (),
         sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """Answers free questions about one picture (or none); `prompts` maps K of <PromptK> to its region (H, W) bool.
+        """One answer to each question about one picture; see `Chat`.
 
-        A path is opened as a user's photo: turned as its EXIF says. Raises ValueError (BadSample is one) for an
-        unreadable picture, a bad prompt, or an empty question.
+        A question about a `<PromptK>` that is not drawn is answered as such, without the model. Raises ValueError
+        (BadSample is one) for an unreadable picture, a bad region, or an empty question.
         """
         questions = [questions] if isinstance(questions, str) else questions
-        if not questions or not all(text.strip() for text in questions):
-            raise ValueError("there is an empty question; ask something")
-        picture = load_image(Path(image), orient=True) if isinstance(image, str | Path) else image
-        regions = {k: encode_mask(region) for k, region in (prompts or {}).items()}
-        prefix = self.encoder.image_prefix(picture, regions, "the picture")
-        self.images_encoded += picture is not None
-        ids = [self.encoder.question_ids(text) for text in questions]
-        tokens = self.encoder.tokens
-        batch = pack([prefix], tokens.seg, tokens.vision_patch).to(self.model.device)
-        stops = (self.encoder.end_ids[0],)
-        answers = generate(self.model, batch, ids, tokens.seg, stops, sampling or Sampling(), max_rows=MAX_ROWS)
-        size = (picture.height, picture.width) if picture is not None else (1, 1)
-        return [self._answer(generated, size) for generated in answers]
+        return self.chat_many([Chat(image, questions, regions)], sampling)[0]
 
-    def _answer(self, generated: Generated, size_hw: tuple[int, int]) -> Answer:
+    def chat_many(self, chats: Sequence[Chat], sampling: Sampling | None = None) -> list[list[Answer]]:
+        """The answers of several chats, each picture (with its regions) read once and all questions in batches."""
+        prepared = [self._prepare(chat) for chat in chats]
+        found: list[list[Answer]] = [[] for _ in chats]
+        for group in _groups([len(one.prefix) for one in prepared]):
+            for i, answers in zip(group, self._answer([prepared[i] for i in group], sampling), strict=True):
+                found[i] = answers
+        return found
+
+    def _prepare(self, chat: Chat) -> _Prepared:
+        if not chat.questions or not all(text.strip() for text in chat.questions):
+            raise ValueError("there is an empty question; ask something")
+        image = chat.image
+        picture = load_image(Path(image), orient=True) if isinstance(image, str | Path) else image
+        if picture is None and len(chat.regions):
+            raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no picture")
+        size = (picture.height, picture.width) if picture is not None else (1, 1)
+        questions, drawn = [], {}
+        for text in chat.questions:
+            named, drawn = number_regions(text, chat.regions, size)
+            questions.append(named)
+        prefix = self.encoder.image_prefix(picture, drawn, "the picture")
+        self.images_encoded += picture is not None
+        return _Prepared(prefix, questions, [undrawn(text, drawn) for text in questions], size)
+
+    def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
+        """Answers of chats whose pictures are read together."""
+        sampling, tokens = sampling or Sampling(), self.encoder.tokens
+        pictured = [i for i, chat in enumerate(chats) if len(chat.prefix)]
+        prefixes = None
+        if pictured:
+            prefixes = pack([chats[i].prefix for i in pictured], tokens.seg, tokens.vision_patch).to(self.model.device)
+        asked, places = [], []
+        for i, chat in enumerate(chats):
+            for j, text in enumerate(chat.questions):
+                if not chat.undrawn[j]:
+                    image = pictured.index(i) if i in pictured else None
+                    asked.append(Asked(self.encoder.question_ids(text), image))
+                    places.append((i, j))
+        ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
+        stops = (self.encoder.end_ids[0],)
+        generated = generate(self.model, prefixes, asked, tokens.seg, stops, sampling, ended, MAX_ROWS)
+        given = dict(zip(places, generated, strict=True))
+        return [
+            [
+                Answer(_not_drawn(chat.undrawn[j]), [])
+                if chat.undrawn[j]
+                else self._read(given[i, j], chat.size_hw, sampling.stop_strings)
+                for j in range(len(chat.questions))
+            ]
+            for i, chat in enumerate(chats)
+        ]
+
+    def _ends_in(self, stop_strings: tuple[str, ...]):
+        tokenizer = self.encoder.tokenizer
+        return lambda token_ids: any(stop in tokenizer.decode(token_ids) for stop in stop_strings)
+
+    def _read(self, generated: Generated, size_hw: tuple[int, int], stop_strings: tuple[str, ...]) -> Answer:
         text = self.encoder.tokenizer.decode(generated.token_ids, skip_special_tokens=False)
-        if not len(generated.mask_logits):
+        for stop in stop_strings:
+            text = text.partition(stop)[0]
+        logits = generated.mask_logits[: text.count(SEG)]
+        if not len(logits):
             return Answer(text, [])
-        full = F.interpolate(generated.mask_logits[None], size=size_hw, mode="bilinear", align_corners=False)[0]
+        full = F.interpolate(logits[None], size=size_hw, mode="bilinear", align_corners=False)[0]
         return Answer(text, list((full > 0).cpu().numpy()))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A chat as the model takes it: the image block (empty without a picture), the questions with regions named."""
+
+    prefix: Encoded
+    questions: list[str]
+    undrawn: list[list[int]]  # of each question, the regions that it names and nobody drew
+    size_hw: tuple[int, int]
+
+
+def _not_drawn(ks: list[int]) -> str:
+    return " ".join(NOT_DRAWN.format(prompt=PROMPTS[k] if k < MAX_PROMPTS else f"<Prompt{k}>") for k in ks)
+
+
+def _groups(lengths: list[int]) -> list[list[int]]:
+    """Runs of indices whose lengths sum to at most MAX_IMAGE_TOKENS, or single ones."""
+    groups: list[list[int]] = []
+    used = 0
+    for i, length in enumerate(lengths):
+        if groups and used + length <= MAX_IMAGE_TOKENS:
+            groups[-1].append(i)
+            used += length
+        else:
+            groups.append([i])
+            used = length
+    return groups

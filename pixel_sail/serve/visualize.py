@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _SHOWN_LONG_PX = 640  # smaller pictures are enlarged to it, so that the captions are readable
 _FILL = 0.45  # opacity of a mask
-_PAPER, _INK, _PALE = (255, 255, 255), (34, 34, 34), (120, 120, 120)
+_PAPER, _INK, _PALE, _MARK = (255, 255, 255), (34, 34, 34), (120, 120, 120), (235, 0, 90)
 _GOLDEN = 0.61803398875  # steps of the hue by which neighbouring colours differ most
 
 
@@ -60,6 +60,56 @@ def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[st
     return page
 
 
+def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image.Image:
+    """The picture with the outline of each prompted region (H, W) bool, and a plate with its number; same size, RGB.
+
+    A region of a few pixels, a point say, gets a ring around it, so that it is seen.
+    """
+    marked = image.convert("RGB")
+    draw, line_px = ImageDraw.Draw(marked), max(1, round(max(image.size) / 200))
+    font = ImageFont.load_default(max(9, max(image.size) // 22))
+    for k, region in sorted(regions.items()):
+        if region.shape != (image.height, image.width):
+            raise ValueError(f"region {k} is {region.shape}, the picture {(image.height, image.width)}")
+        edge = region & ~_erode(region, line_px)
+        marked.paste(_MARK, mask=Image.fromarray(edge.astype(np.uint8) * 255))
+        ys, xs = np.nonzero(region)
+        x, y = int(xs.mean()), int(ys.mean())
+        if region.sum() <= (3 * line_px) ** 2:
+            ring = 4 * line_px
+            draw.ellipse((x - ring, y - ring, x + ring, y + ring), outline=_MARK, width=line_px)
+            x, y = x + ring, y - ring
+        left, top, right, bottom = draw.textbbox((x, y), str(k), font=font, anchor="mm")
+        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=_MARK)
+        draw.text((x, y), str(k), fill=_PAPER, font=font, anchor="mm")
+    return marked
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture and the texts beside it."""
+
+    image: Image.Image
+    texts: tuple[str, ...]
+
+
+def cards(rows: Sequence[Card], across: int = 2, cell_px: int = 240, text_px: int = 360) -> Image.Image:
+    """A page for docs: each picture with its texts to the right, `across` cards side by side."""
+    font, gap = ImageFont.load_default(14), 8
+    tiles = []
+    for row in rows:
+        size = (cell_px, max(1, round(row.image.height * cell_px / row.image.width)))
+        lines = [line for text in row.texts for part in text.split("\n") for line in _wrapped(part, font, text_px)]
+        height = max(size[1], len(lines) * _line_px(font))
+        tile = Image.new("RGB", (cell_px + gap + text_px, height), _PAPER)
+        tile.paste(row.image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, 0))
+        draw = ImageDraw.Draw(tile)
+        for i, text in enumerate(lines):
+            draw.text((cell_px + gap, i * _line_px(font)), text, fill=_INK, font=font)
+        tiles.append(tile)
+    return _page(tiles, across, gap)
+
+
 @dataclass(frozen=True)
 class SheetRow:
     """One expression of a contact sheet. Masks are (H, W) bool; None: there is none."""
@@ -72,10 +122,14 @@ class SheetRow:
 
 def contact_sheet(rows: Sequence[SheetRow], across: int = 2, cell_px: int = 240) -> Image.Image:
     """A page for docs: each row as picture | ground truth | prediction under its title, `across` rows side by side."""
-    if not rows:
-        raise ValueError("a contact sheet of no rows")
-    font, gap = ImageFont.load_default(15), 8
-    tiles = [_sheet_tile(row, cell_px, font) for row in rows]
+    font = ImageFont.load_default(15)
+    return _page([_sheet_tile(row, cell_px, font) for row in rows], across, gap=8)
+
+
+def _page(tiles: Sequence[Image.Image], across: int, gap: int) -> Image.Image:
+    """Tiles of one width, `across` of them side by side."""
+    if not tiles:
+        raise ValueError("a page of no pictures")
     lines = [tiles[i : i + across] for i in range(0, len(tiles), across)]
     width = min(across, len(tiles)) * (tiles[0].width + 2 * gap)
     page = Image.new("RGB", (width, sum(max(t.height for t in line) + 2 * gap for line in lines)), _PAPER)

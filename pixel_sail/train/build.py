@@ -43,7 +43,7 @@ def build_encoder(config: Config, model: PixelSail, tokenizer: PreTrainedTokeniz
         model.config.chat_format,
         max_length=config.data.max_length,
         lm_weight_with_masks=config.loss.lm_weight_with_masks,
-        hide_image=config.data.hide == "image",
+        hide=config.data.hide,
     )
 
 
@@ -53,6 +53,7 @@ def _from_export(folder: Path, config: Config) -> tuple[PixelSail, PreTrainedTok
         "patch_size": config.model.patch_size,
         "max_side_px": config.model.max_side_px,
         "mask_dim": config.model.mask_dim,
+        "rope_layout": config.model.rope_layout,
         "upsampling blocks (from mask_stride)": upsample_blocks(config.model),
     }
     found = {name: getattr(model.config, name, len(model.mask_head.blocks)) for name in wanted}

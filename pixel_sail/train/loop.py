@@ -227,7 +227,7 @@ def timed(steps: Iterator[StepData], watch: Stopwatch) -> Iterator[StepData]:
 
 def open_mixture(config: Config) -> Mixture:
     sources = [open_source(entry, config.data) for entry in config.data.mixture]
-    return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed)
+    return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed, config.data.prompts)
 
 
 def prepare_folder(config: Config, state: TrainState) -> None:

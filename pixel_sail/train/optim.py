@@ -37,6 +37,8 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
             continue
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings
         lr_scale = 1.0 if name.startswith(DECODER_PREFIX) else train.new_parts_lr_scale
+        if id(parameter) in embeddings:
+            lr_scale = train.embeddings_lr_scale
         muon = train.optimizer == "muon" and decays and parameter.ndim == 2
         groups.setdefault((train.weight_decay if decays else 0.0, lr_scale, muon), []).append(parameter)
     return [

@@ -17,7 +17,7 @@ from pixel_sail.data.encode import Encoder, image_positions
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.losses import compute_losses, dice_loss, next_token_loss, sample_points
-from pixel_sail.model.generation import Sampling, generate
+from pixel_sail.model.generation import Asked, Sampling, generate
 from pixel_sail.types import Batch, Sample, Turn
 
 TOLERANCE = 1e-4
@@ -173,15 +173,8 @@ def test_greedy_generation(tiny, name: str) -> None:
     sampling = Sampling(max_new_tokens=8)
     batch = pack([prefix], encoder.tokens.seg, encoder.tokens.vision_patch)
     # Three rows at once: a longer neighbour (padding) must not change an answer.
-    answers = generate(
-        model,
-        batch,
-        [question, question + question, question],
-        encoder.tokens.seg,
-        stops,
-        sampling,
-        [begun, begun, begun],
-    )
+    asked_rows = [Asked(ids, 0, tuple(begun)) for ids in (question, question + question, question)]
+    answers = generate(model, batch, asked_rows, encoder.tokens.seg, stops, sampling)
     wanted = [*sequence[asked:]]
     wanted = wanted[: wanted.index(stops[0])] if stops else wanted
     assert answers[0].token_ids == answers[2].token_ids == [*begun, *wanted]

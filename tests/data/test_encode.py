@@ -90,6 +90,10 @@ def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenize
         ({"turns": (Turn("what is <Prompt15>?", "[SEG][SEG][SEG]"),)}, "<Prompt15> is named; prompts go from 0 to 14"),
         ({"turns": (Turn("<vpatch>", "[SEG][SEG][SEG]"),)}, "the text contains <vpatch>"),
         ({"image": None}, "it has masks, but no image"),
+        (
+            {"masks": (encode_mask(np.ones((32, 47), bool)),) * 3},
+            "mask 0 is of size [32, 47], the picture is [32, 48] (height, width)",
+        ),
         ({"image": b"no picture"}, "test/1: cannot decode the image"),
     ],
 )
@@ -152,5 +156,5 @@ def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_hidden_image_is_blank(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = Encoder(tokenizer, 8, 64, "research", hide_image=True).encode(sample())
+    encoded = Encoder(tokenizer, 8, 64, "research", hide="image").encode(sample())
     assert not encoded.patches.any() and encoded.masks.any()

@@ -15,10 +15,9 @@ from PIL import Image
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
-from pixel_sail.data.sources.cases import Benchmark, read_benchmark
 from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.benchmark import Benchmark, by_picture
 from pixel_sail.evaluate.predictions import read_lines
-from pixel_sail.evaluate.referring import by_image, score_lines
 from pixel_sail.types import BadSample
 
 MADE_WITH = {"checkpoint": "a"}
@@ -87,7 +86,7 @@ def _boxes_only(root):
 
 @pytest.mark.parametrize("name", ["refcoco:val", "grefcoco:val"])
 def test_ground_truth_gives_100(dataset, tmp_path, name):
-    benchmark = read_benchmark(dataset, name)
+    benchmark = runner.open_benchmark(name, dataset)
     scores = runner.run_benchmark(Knowing(benchmark), benchmark, tmp_path, MADE_WITH)
     percentages = {k: v for k, v in scores.items() if k in ("ciou", "giou", "n_acc", "t_acc") or k.startswith("pr@")}
     assert len(percentages) >= 4 and set(percentages.values()) == {100}
@@ -96,7 +95,7 @@ def test_ground_truth_gives_100(dataset, tmp_path, name):
 
 def test_silence_gives_0_and_finds_every_absent_object(dataset, tmp_path):
     for name in ("refcoco:val", "grefcoco:val"):
-        benchmark = read_benchmark(dataset, name)
+        benchmark = runner.open_benchmark(name, dataset)
         scores = runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
         assert scores["ciou"] == 0
     assert scores["n_acc"] == 100 and scores["t_acc"] == 0
@@ -105,14 +104,14 @@ def test_silence_gives_0_and_finds_every_absent_object(dataset, tmp_path):
 
 
 def test_a_shifted_box_gives_the_value_computed_by_hand(tmp_path):
-    benchmark = read_benchmark(_boxes_only(tmp_path / "root"), "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", _boxes_only(tmp_path / "root"))
     scores = runner.run_benchmark(Knowing(benchmark, shift=3), benchmark, tmp_path, MADE_WITH)
     assert scores["ciou"] == pytest.approx(100 * 70 / 130) and scores["giou"] == pytest.approx(100 * 70 / 130)
     assert scores["pr@0.5"] == 100 and scores["pr@0.6"] == 0
 
 
 def test_each_picture_is_seen_once_with_all_its_expressions(dataset, tmp_path):
-    segmenter, benchmark = Colours(), read_benchmark(dataset, "refcoco:val")
+    segmenter, benchmark = Colours(), runner.open_benchmark("refcoco:val", dataset)
     runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
     assert [len(expressions) for expressions in segmenter.calls] == [6, 6, 6]
     runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)  # all is there: nothing is predicted again
@@ -120,7 +119,7 @@ def test_each_picture_is_seen_once_with_all_its_expressions(dataset, tmp_path):
 
 
 def test_files_and_lines_are_as_documented(dataset, tmp_path):
-    benchmark = read_benchmark(dataset, "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
     scores = runner.run_benchmark(Colours(), benchmark, tmp_path, MADE_WITH)
     path = tmp_path / "predictions" / "refcoco:val.jsonl"
     lines = [json.loads(row) for row in path.read_text().splitlines()]
@@ -142,7 +141,7 @@ def _interrupted(benchmark, out, after):
 
 
 def test_an_interrupted_run_goes_on_behind_its_last_whole_picture(dataset, tmp_path):
-    benchmark = read_benchmark(dataset, "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
     expected = runner.run_benchmark(Colours(), benchmark, tmp_path / "whole", MADE_WITH)
     part = _interrupted(benchmark, tmp_path / "torn", after=2)
     text = part.read_text()
@@ -156,7 +155,7 @@ def test_an_interrupted_run_goes_on_behind_its_last_whole_picture(dataset, tmp_p
 
 
 def test_interrupted_twice_and_by_another_number_of_processes(dataset, tmp_path):
-    benchmark = read_benchmark(dataset, "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
     _interrupted(benchmark, tmp_path, after=1).rename(tmp_path / "predictions" / "refcoco:val.rank5.jsonl")
     _interrupted(benchmark, tmp_path, after=1)
     segmenter = Colours()
@@ -166,7 +165,7 @@ def test_interrupted_twice_and_by_another_number_of_processes(dataset, tmp_path)
 
 @pytest.mark.parametrize("other", ["checkpoint", "data"])
 def test_predictions_made_with_anything_else_are_not_continued(dataset, tmp_path, capsys, other):
-    benchmark = read_benchmark(dataset, "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
     runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
     _interrupted(runner.open_benchmark("refcoco:val", dataset, 2), tmp_path, after=1)
     made_with = {"checkpoint": "b"} if other == "checkpoint" else MADE_WITH
@@ -190,7 +189,7 @@ def _one_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
     dist.init_process_group("gloo")
     segmenter = Colours()
     for name in ("refcoco:val", "grefcoco:val"):
-        scores = runner.run_benchmark(segmenter, read_benchmark(root, name), out, MADE_WITH)
+        scores = runner.run_benchmark(segmenter, runner.open_benchmark(name, root), out, MADE_WITH)
         assert (scores is None) == (rank != 0)
         if rank == 0:
             (out / f"{name}.json").write_text(json.dumps(scores))
@@ -207,7 +206,7 @@ def test_two_ranks_share_the_pictures_and_give_the_result_of_one(dataset, tmp_pa
     torch.multiprocessing.spawn(_one_rank, args=(2, port, dataset, two), nprocs=2)
     assert [(two / f"calls{rank}").read_text() for rank in (0, 1)] == ["4", "2"]
     for name in ("refcoco:val", "grefcoco:val"):
-        scores = runner.run_benchmark(Colours(), read_benchmark(dataset, name), tmp_path, MADE_WITH)
+        scores = runner.run_benchmark(Colours(), runner.open_benchmark(name, dataset), tmp_path, MADE_WITH)
         assert json.loads((two / f"{name}.json").read_text()) == scores
         one, other = (out / "predictions" / f"{name}.jsonl" for out in (tmp_path, two))
         assert one.read_bytes() == other.read_bytes()
@@ -216,7 +215,7 @@ def test_two_ranks_share_the_pictures_and_give_the_result_of_one(dataset, tmp_pa
 def _perfect_file(root, path, name="refcoco:val"):
     rows = [
         {"ref_id": c.ref_id, "sent_id": c.sent_id, "sentence": c.sentence, "text": "", "segmentation": c.mask}
-        for c in read_benchmark(root, name).cases
+        for c in runner.open_benchmark(name, root).cases
     ]
     return rows, path
 
@@ -230,7 +229,7 @@ def test_files_of_any_model_are_scored_in_any_order(dataset, tmp_path):
     rows, path = _perfect_file(dataset, tmp_path / "p.jsonl")
     assert runner.score_file(_write(rows[::-1], path), "refcoco:val", dataset)["ciou"] == 100
     first = runner.open_benchmark("refcoco:val", dataset, max_images=1)
-    assert len(by_image(first.cases)) == 1
+    assert len(by_picture(first.cases)) == 1
     assert runner.score_file(_write(rows[:6], path), "refcoco:val", dataset, max_images=1)["cases"] == 6
 
 
@@ -258,7 +257,7 @@ def test_files_that_do_not_fit_the_benchmark_are_refused(dataset, tmp_path):
 
 
 def test_a_picture_of_another_size_than_its_annotations_stops_the_scoring(dataset, tmp_path):
-    benchmark = read_benchmark(dataset, "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
     Image.new("RGB", (30, 20)).save(benchmark.cases[0].image)
     with pytest.raises(BadSample, match="is .30, 20., its annotations are for .64, 48."):
         runner.run_benchmark(Colours(), benchmark, tmp_path, MADE_WITH)
@@ -266,9 +265,9 @@ def test_a_picture_of_another_size_than_its_annotations_stops_the_scoring(datase
 
 def test_annotations_left_out_are_counted_in_the_scores(dataset):
     edit_instances(dataset, lambda values: values["annotations"][-1].update(segmentation=[[1, 1, 5, 5]]))
-    benchmark = read_benchmark(dataset, "refcoco:val")
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
     lines = [{"segmentation": case.mask} for case in benchmark.cases]
-    assert len(lines) == 16 and score_lines(benchmark, lines)["unusable"] == 1
+    assert len(lines) == 16 and benchmark.score(lines)["unusable"] == 1
 
 
 def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):

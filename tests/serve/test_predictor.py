@@ -10,8 +10,9 @@ from PIL import Image
 from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.pack import pack
-from pixel_sail.model.generation import Sampling, generate
-from pixel_sail.serve.predictor import MAX_ROWS, Predictor
+from pixel_sail.data.regions import Box
+from pixel_sail.model.generation import Asked, Sampling, generate
+from pixel_sail.serve.predictor import MAX_ROWS, Chat, Predictor
 
 TEXTS = ["Segment the red mug.", "Segment the ball on the left.", "[SEG]", "There is none."] * 3
 
@@ -58,7 +59,8 @@ def test_together_is_as_one_by_one(predictor: Predictor, picture: Image.Image) -
 
     def answer(asked: list[list[int]]) -> list:
         seg = predictor.encoder.tokens.seg
-        return generate(predictor.model, prefix, asked, seg, (), Sampling(6), [begun] * len(asked), max_rows=MAX_ROWS)
+        rows = [Asked(question, 0, tuple(begun)) for question in asked]
+        return generate(predictor.model, prefix, rows, seg, (), Sampling(6), max_rows=MAX_ROWS)
 
     together = answer(questions)
     for question, expected in list(zip(questions, together, strict=True))[::7]:
@@ -112,6 +114,60 @@ def test_prompts_reach_the_model(predictor: Predictor, picture: Image.Image) -> 
     assert 0 < changed.sum() < len(plain) and not torch.equal(first, second)
 
 
+def test_batched_is_as_one_by_one(predictor: Predictor, picture: Image.Image) -> None:
+    """Pictures of different sizes, with and without regions, and no picture, all in one batch."""
+    other = picture.resize((30, 90))
+    chats = [
+        Chat(picture, ["what is this?", "segment the red mug, please"], [Box(3, 3, 20, 20)]),
+        Chat(None, ["is a mug red or blue?"]),
+        Chat(other, ["what?"]),
+        Chat(picture, ["what is this?", "the ball?"], [Box(40, 20, 60, 45)]),
+    ]
+    sampling = Sampling(max_new_tokens=12)
+    together = predictor.chat_many(chats, sampling)
+    for chat, answers in zip(chats, together, strict=True):
+        for question, answer in zip(chat.questions, answers, strict=True):
+            (alone,) = predictor.chat(chat.image, question, chat.regions, sampling)
+            assert alone.text == answer.text and len(alone.masks) == len(answer.masks)
+            assert all(np.array_equal(a, b) for a, b in zip(alone.masks, answer.masks, strict=True))
+
+
+def test_batched_masks_are_as_one_by_one(predictor: Predictor, picture: Image.Image) -> None:
+    tokens, encoder = predictor.encoder.tokens, predictor.encoder
+    pictures = [picture, picture.resize((30, 90)), picture.rotate(180)]
+    prefixes = [encoder.image_prefix(one, {}, "x") for one in pictures]
+    begun = tuple(encoder.text_ids("it is [SEG] or [SEG]"))
+    asked = [Asked(encoder.question_ids("what" + " red" * i + "?"), i % 3, begun) for i in range(7)]
+    together = generate(predictor.model, pack(prefixes, *_ids(predictor)), asked, tokens.seg, (), Sampling(4))
+    for row, expected in zip(asked, together, strict=True):
+        prefix = pack([prefixes[row.image]], *_ids(predictor))
+        (alone,) = generate(predictor.model, prefix, [Asked(row.question_ids, 0, begun)], tokens.seg, (), Sampling(4))
+        assert alone.token_ids == expected.token_ids and alone.mask_logits.shape[0] >= 2
+        torch.testing.assert_close(alone.mask_logits, expected.mask_logits, atol=1e-5, rtol=1e-5)
+
+
+def test_stop_strings_end_an_answer_with_its_masks(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+    ids = predictor.encoder.text_ids("a [SEG] red mug [SEG]")
+    says(predictor, ids, monkeypatch)
+    (answer,) = predictor.chat(picture, "?", sampling=Sampling(max_new_tokens=20, stop_strings=("mug",)))
+    assert answer.text == "a [SEG] red " and len(answer.masks) == 1
+
+
+def test_sampling_follows_its_generator(predictor: Predictor, picture: Image.Image) -> None:
+    def texts(seed: int) -> list[str]:
+        sampling = Sampling(8, temperature=3.0, generator=torch.Generator().manual_seed(seed))
+        return [answer.text for answer in predictor.chat(picture, ["what?", "who?"], sampling=sampling)]
+
+    assert texts(1) == texts(1) != texts(2)
+
+
+def test_a_region_that_nobody_drew_is_not_in_the_image(predictor: Predictor, picture: Image.Image) -> None:
+    before = predictor.images_encoded
+    answers = predictor.chat(picture, ["What is <Prompt3>?", "Is <Prompt0> or <Prompt4> red?"], [Box(1, 1, 9, 9)])
+    assert [a.text for a in answers] == ["<Prompt3> is not in the image.", "<Prompt4> is not in the image."]
+    assert [a.masks for a in answers] == [[], []] and predictor.images_encoded == before + 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -125,6 +181,8 @@ def test_prompts_reach_the_model(predictor: Predictor, picture: Image.Image) -> 
             "the region of <Prompt0> is [5, 7], the picture [50, 70]",
         ),
         (lambda p, i: p.chat("/nowhere.jpg", "?"), "no image file /nowhere.jpg"),
+        (lambda p, i: p.chat(None, "?", [Box(0, 0, 2, 2)]), "1 regions are drawn, but there is no picture"),
+        (lambda p, i: p.chat(i, "?", sampling=Sampling(0)), "max_new_tokens >= 1"),
     ],
 )
 def test_bad_questions_say_why(predictor: Predictor, picture: Image.Image, call, message: str) -> None:

@@ -50,5 +50,5 @@ def test_contact_sheet_shows_picture_truth_and_prediction_side_by_side():
     row = pixels[sheet.height // 2 - 40]  # through the pictures of the first row
     assert tuple(row[58]) == (100, 100, 100) and tuple(row[266]) == (100, 100, 100)  # picture; no prediction
     np.testing.assert_allclose(row[162], 0.55 * 100 + 0.45 * np.array(colour(1)), atol=1)  # ground truth
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no pictures"):
         contact_sheet([])

@@ -7,10 +7,33 @@ from typing import Protocol
 import numpy as np
 
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
-from pixel_sail.data.sources import grefer, refer
+from pixel_sail.data.sources import (
+    coco_panoptic,
+    grefer,
+    llava,
+    osprey,
+    perbench,
+    pix2cap,
+    refer,
+    region_captions,
+    sam_captions,
+)
 from pixel_sail.data.sources.referring import ReferringSource
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import Sample
+
+NAMES = (
+    *refer.NAMES,
+    grefer.NAME,
+    *region_captions.NAMES,
+    coco_panoptic.NAME,
+    *pix2cap.NAMES,
+    *osprey.NAMES,
+    sam_captions.NAME,
+    *perbench.NAMES,
+    llava.NAME,
+)
+TRAIN_ONLY = (*osprey.NAMES, *perbench.NAMES)
 
 
 class Source(Protocol):
@@ -31,11 +54,25 @@ class Source(Protocol):
 
 def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
     """Reads the annotations of a mixture entry. Raises ConfigError for an unknown name, DatasetError for bad files."""
-    root = entry.root or data.root
-    if entry.source in refer.NAMES:
-        referring = refer.read_refer(root, entry.source, entry.split)
-    elif entry.source == grefer.NAME:
-        referring = grefer.read_grefer(root, entry.split)
-    else:
-        raise ConfigError(f"unknown source {entry.source!r}; known: {', '.join((*refer.NAMES, grefer.NAME))}")
-    return ReferringSource(referring, Templates.of(data), data.expressions_per_image)
+    root, name, split, count = entry.root or data.root, entry.source, entry.split, data.expressions_per_image
+    if name in TRAIN_ONLY and split != "train":
+        raise ConfigError(f"source {name!r} has only the split 'train', got {split!r}")
+    if name in refer.NAMES:
+        return ReferringSource(refer.read_refer(root, name, split), Templates.of(data), count)
+    if name == grefer.NAME:
+        return ReferringSource(grefer.read_grefer(root, split), Templates.of(data), count)
+    if name in region_captions.NAMES:
+        return region_captions.open_region_captions(root, name, split, count)
+    if name == coco_panoptic.NAME:
+        return coco_panoptic.open_panoptic(root, split, count)
+    if name in pix2cap.NAMES:
+        return pix2cap.open_pix2cap(root, name, split, count, Templates.of(data))
+    if name in osprey.NAMES:
+        return osprey.open_osprey(root, name)
+    if name == sam_captions.NAME:
+        return sam_captions.open_sam_captions(root, split, count)
+    if name in perbench.NAMES:
+        return perbench.open_perbench(root, name, count)
+    if name == llava.NAME:
+        return llava.open_llava(root, split)
+    raise ConfigError(f"unknown source {name!r}; known: {', '.join(NAMES)}")

@@ -22,7 +22,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Cases:
     name: str  # "refcoco:val"
     cases: tuple[Case, ...]  # by image id
     problems: tuple[str, ...]  # annotations that could not be used, one line each
@@ -33,12 +33,15 @@ class Benchmark:
         return self.name.startswith(grefer.NAME + ":")
 
 
-def read_benchmark(root: Path, name: str) -> Benchmark:
+def read_benchmark(root: Path, name: str) -> Cases:
     """`name` is dataset:split, for example "refcoco+:testA". Raises DatasetError for an unknown or unreadable one."""
     dataset, colon, split = name.partition(":")
     known = (*refer.NAMES, grefer.NAME)
     if dataset not in known or not colon:
-        raise DatasetError(f"unknown benchmark {name!r}: write dataset:split, the datasets are {', '.join(known)}")
+        raise DatasetError(
+            f"unknown benchmark {name!r}: write dataset:split with one of {', '.join(known)}, or perbench, "
+            "perbench:caption, perbench:mcq, perbench:vtres, or region_caption:refcocog"
+        )
     referring = refer.read_refer(root, dataset, split) if dataset in refer.NAMES else grefer.read_grefer(root, split)
     cases = tuple(
         Case(referent.ref_id, sent_id, sentence, image.path, image.image_id, image.size_hw, referent.mask)
@@ -46,6 +49,4 @@ def read_benchmark(root: Path, name: str) -> Benchmark:
         for referent in image.referents
         for sent_id, sentence in referent.sentences
     )
-    if len({(case.ref_id, case.sent_id) for case in cases}) != len(cases):
-        raise DatasetError(f"{root / dataset}: a pair of ref_id and sent_id occurs twice in split {split!r}")
-    return Benchmark(name, cases, referring.problems)
+    return Cases(name, cases, referring.problems)

@@ -1,11 +1,12 @@
-"""COCO `instances.json`, and where the pictures of a dataset lie."""
+"""COCO `instances.json`, and where the pictures of a data root lie."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import from_coco
@@ -49,6 +50,42 @@ class CocoInstances:
         if annotation is None or annotation.get("image_id") != image_id:
             raise BadSample(f"{where}: not in {self.path}")
         return from_coco(annotation.get("segmentation"), *self.images[image_id].size_hw, where)
+
+
+class Pictures:
+    """Finds the pictures of a data root by the name that an annotation gives them."""
+
+    FOLDERS: ClassVar[tuple[str, ...]] = (
+        "images/train2017",
+        "images/val2017",
+        "train2017",
+        "val2017",
+        *IMAGE_FOLDERS,
+        "images/sam",
+        "images",
+    )
+
+    def __init__(self, root: Path, folders: tuple[str, ...] = FOLDERS) -> None:
+        """`folders` under `root`, in the order in which they are searched. DatasetError where none is there."""
+        self._folders = [root / folder for folder in folders if (root / folder).is_dir()]
+        self._found: dict[str, Path] = {}  # annotations name a picture many times, and a file system may be slow
+        if not self._folders:
+            raise DatasetError(f"no pictures under {root}: expected one of the folders {', '.join(folders)}")
+
+    def find(self, file_name: str, where: str) -> Path:
+        """The picture; BadSample, beginning with `where`, names the folders that do not have it.
+
+        COCO 2017 holds the pictures of COCO 2014 without the prefix COCO_train2014_: a 2014 name finds them there too.
+        """
+        if file_name not in self._found:
+            names = dict.fromkeys((file_name, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", file_name)))
+            paths = (folder / name for name in names for folder in self._folders)
+            path = next((path for path in paths if path.is_file()), None)
+            if path is None:
+                folders = ", ".join(str(folder) for folder in self._folders)
+                raise BadSample(f"{where}: no picture {file_name!r} in {folders}")
+            self._found[file_name] = path
+        return self._found[file_name]
 
 
 def read_json(path: Path) -> Any:

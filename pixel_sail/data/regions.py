@@ -1,0 +1,173 @@
+"""Regions as users draw them: mask, box, points or scribble; and masks turned into such drawings for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pixel_sail.config import PromptConfig
+from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.data.templates import NOT_DRAWN
+from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, prompt_names
+from pixel_sail.types import RLE, BadSample, Sample, Turn
+
+PLACEHOLDER = "<region>"  # in a question to the Python API: the next region, whatever its number
+SCRIBBLE_SHARE = 0.02  # width of a scribble, of the picture's shorter side
+
+
+@dataclass(frozen=True)
+class Box:
+    """Corners in pixels of the stored picture; the pixels that the box touches are the region."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True)
+class Points:
+    """(x, y) in pixels, one or more; each is the pixel that it lies in."""
+
+    xy: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Scribble:
+    """A line through (x, y) in pixels; `width_px` None: 2 % of the picture's shorter side."""
+
+    xy: tuple[tuple[float, float], ...]
+    width_px: float | None = None
+
+
+Region = np.ndarray | Box | Points | Scribble  # an array is a mask (H, W) bool
+Regions = Sequence[Region] | Mapping[int, Region]  # in order, or by K of <PromptK>
+
+
+def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
+    """The pixels of a region in a picture of `size_hw`.
+
+    Raises BadSample, naming the region, when it is empty, of another size, not finite, or outside the picture: boxes
+    and scribbles are cut at its border, a point outside is refused.
+    """
+    if isinstance(region, Box):
+        mask = _box_mask(region, size_hw, name)
+    elif isinstance(region, Points):
+        mask = _points_mask(region.xy, size_hw, name)
+    elif isinstance(region, Scribble):
+        mask = _scribble_mask(region, size_hw, name)
+    else:
+        mask = np.asarray(region)
+        if mask.shape != tuple(size_hw):
+            raise BadSample(f"the region of {name} is {list(mask.shape)}, the picture {list(size_hw)} pixels")
+    if not mask.any():
+        raise BadSample(f"the region of {name} is empty" + ("" if mask is region else " within the picture"))
+    return encode_mask(mask)
+
+
+def number_regions(question: str, regions: Regions, size_hw: tuple[int, int]) -> tuple[str, dict[int, RLE]]:
+    """The question with every region named, and the regions by the K of their <PromptK>.
+
+    Regions in a sequence are <Prompt0>, <Prompt1>, ... in order. The question may say so itself, or have a `<region>`
+    for each of them; if it names none they are put in front of it. Raises BadSample for more than 15 regions, a
+    placeholder without its region, and bad regions (see `draw_region`).
+    """
+    numbered = dict(regions) if isinstance(regions, Mapping) else dict(enumerate(regions))
+    beyond = [k for k in numbered if not 0 <= k < MAX_PROMPTS]
+    if len(numbered) > MAX_PROMPTS or beyond:
+        what = f"there is no <Prompt{beyond[0]}>" if isinstance(regions, Mapping) else f"{len(numbered)} regions"
+        raise BadSample(f"{what}: one question has at most {MAX_PROMPTS}, <Prompt0> to <Prompt{MAX_PROMPTS - 1}>")
+    drawn = {k: draw_region(region, size_hw, PROMPTS[k]) for k, region in numbered.items()}
+    places = question.count(PLACEHOLDER)
+    if places and (places != len(drawn) or prompt_names(question)):
+        raise BadSample(
+            f"the question has {places} {PLACEHOLDER} and {len(drawn)} regions; name them one way: {question}"
+        )
+    for k in sorted(drawn) if places else ():
+        question = question.replace(PLACEHOLDER, PROMPTS[k], 1)
+    if drawn and not prompt_names(question):
+        question = " ".join([*(PROMPTS[k] for k in sorted(drawn)), question])
+    return question, drawn
+
+
+def as_users_draw(sample: Sample, prompts: PromptConfig, rng: np.random.Generator) -> Sample:
+    """The sample with its mask prompts turned into boxes, points and scribbles at the configured rates.
+
+    At the rate `prompts.absent` it also gets a turn about a region that is not drawn, answered as such. A sample
+    without prompts stays as it is. All draws come from `rng`.
+    """
+    if not sample.prompts:
+        return sample
+    kinds = ("mask", "box", "point", "scribble")
+    odds = np.array([getattr(prompts, kind) for kind in kinds])
+    drawn = {k: imitate(rle, kinds[rng.choice(4, p=odds / odds.sum())], rng) for k, rle in sample.prompts.items()}
+    sample = replace(sample, prompts=drawn)
+    absent = [k for k in range(MAX_PROMPTS) if k not in drawn]
+    if absent and rng.random() < prompts.absent:
+        # asked as the sample itself asks: only the region that is not there tells the difference
+        turn = sample.turns[rng.integers(len(sample.turns))]
+        named = prompt_names(turn.question)
+        if named:
+            k = int(rng.choice(absent))
+            question = turn.question.replace(PROMPTS[named[0]], PROMPTS[k])
+            sample = replace(sample, turns=(*sample.turns, Turn(question, NOT_DRAWN.format(prompt=PROMPTS[k]))))
+    return sample
+
+
+def imitate(rle: RLE, kind: str, rng: np.random.Generator) -> RLE:
+    """A mask as a user would mark it: itself, its `box`, a `point` or a `scribble` inside it."""
+    if kind == "mask":
+        return rle
+    mask = decode_mask(rle)
+    ys, xs = np.nonzero(mask)
+    if not len(ys):
+        return rle  # encode reports the empty region
+    if kind == "box":
+        return draw_region(Box(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), mask.shape, kind)
+    if kind == "point":
+        i = rng.integers(len(ys))
+        return draw_region(Points(((xs[i], ys[i]),)), mask.shape, kind)
+    picked = rng.integers(len(ys), size=3)
+    line = _scribble_mask(Scribble(tuple((xs[i] + 0.5, ys[i] + 0.5) for i in picked)), mask.shape, kind) & mask
+    line[ys[picked[0]], xs[picked[0]]] = True
+    return encode_mask(line)
+
+
+def undrawn(question: str, drawn: Mapping[int, RLE]) -> list[int]:
+    """The K of every <PromptK> that the question names and nobody drew, in order, each once."""
+    return [k for k in dict.fromkeys(prompt_names(question)) if k not in drawn]
+
+
+def _box_mask(box: Box, size_hw: tuple[int, int], name: str) -> np.ndarray:
+    corners = np.array([box.x0, box.y0, box.x1, box.y1], dtype=float)
+    if not np.isfinite(corners).all() or box.x1 <= box.x0 or box.y1 <= box.y0:
+        raise BadSample(f"the box of {name} is {corners.tolist()}; a box is x0,y0,x1,y1 with x0 < x1 and y0 < y1")
+    mask = np.zeros(size_hw, dtype=bool)
+    left, top = np.floor(corners[:2]).clip(0).astype(int)
+    right, bottom = np.ceil(corners[2:]).clip(0).astype(int)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def _points_mask(xy: Sequence[tuple[float, float]], size_hw: tuple[int, int], name: str) -> np.ndarray:
+    mask = np.zeros(size_hw, dtype=bool)
+    for x, y in xy:
+        if not (0 <= x < size_hw[1] and 0 <= y < size_hw[0]):
+            raise BadSample(
+                f"the point ({x}, {y}) of {name} is outside the picture of {size_hw[1]} x {size_hw[0]} pixels"
+            )
+        mask[int(y), int(x)] = True
+    return mask
+
+
+def _scribble_mask(scribble: Scribble, size_hw: tuple[int, int], name: str) -> np.ndarray:
+    points = np.array(scribble.xy, dtype=float)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.isfinite(points).all():
+        raise BadSample(f"the scribble of {name} is {scribble.xy}; it needs x, y of at least two points")
+    width = SCRIBBLE_SHARE * min(size_hw) if scribble.width_px is None else scribble.width_px
+    canvas = Image.new("1", (size_hw[1], size_hw[0]))
+    ImageDraw.Draw(canvas).line([tuple(p) for p in points], fill=1, width=max(1, round(width)), joint="curve")
+    return np.array(canvas, dtype=bool)

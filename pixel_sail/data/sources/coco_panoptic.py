@@ -1,0 +1,153 @@
+"""COCO panoptic segments, and the class of a prompted one.
+
+`<root>/annotations/panoptic_{split}2017.json`, `<root>/annotations/panoptic_{split}2017/*.png`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import load_image
+from pixel_sail.data.masks import encode_mask
+from pixel_sail.data.sources.coco import Pictures, read_json
+from pixel_sail.data.sources.entries import member, refuse_nothing, text_member
+from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.templates import CLASSIFY, OTHERS, classify
+from pixel_sail.types import RLE, BadSample
+
+NAME = "panoptic_category"
+CANDIDATES = 3  # classes to choose from, beside "others"
+OTHERS_RATE = 0.2  # how often the true class is not among them
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    png: Path
+    segment_id: int
+    area_px: int | None  # as the annotation says, where it does
+    text: str  # the name of its class, or a description
+
+
+@dataclass(frozen=True)
+class Panoptic:
+    """One panoptic JSON."""
+
+    images: list[RegionImage[Segment]]
+    problems: list[str]
+    classes: tuple[str, ...]
+
+
+def open_panoptic(root: Path, split: str, count: int) -> RegionSource[Segment]:
+    """What is this segment? Raises DatasetError; what cannot be used is listed in `.problems`."""
+    panoptic = read_panoptic(root, split, root / "annotations" / f"panoptic_{split}2017.json", NAME, described=False)
+    return RegionSource(panoptic.images, panoptic.problems, count, partial(_ask, panoptic.classes))
+
+
+def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool) -> Panoptic:
+    """The segments of a split that are no crowds; `described`: those with a description, else all, with their class.
+
+    No PNG is decoded: `segment_masks` finds what is wrong there. Raises DatasetError.
+    """
+    values, pictures, problems = read_json(path), Pictures(root), list[str]()
+    try:
+        classes = _class_names({c["id"]: c["name"] for c in values["categories"]} if not described else {})
+        files = {image["id"]: str(image["file_name"]) for image in values.get("images", [])}
+        annotations = list(values["annotations"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DatasetError(f"{path} is not a COCO panoptic file: no {error}") from None
+    folder = root / "annotations" / f"panoptic_{split}2017"
+    left_out = {"crowd": 0, "described": 0}
+    images = []
+    for number, annotation in enumerate(annotations):
+        try:
+            key = f"{name}/{split}/image={member(annotation, 'image_id', int, f'{name}/{split}/{number}')}"
+            png = folder / member(annotation, "file_name", str, key)
+            if not png.is_file():
+                raise BadSample(f"{key}: no file {png}")
+            picture = pictures.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
+            segments = _segments(member(annotation, "segments_info", list, key), png, classes, described, left_out, key)
+            images.append(RegionImage(key, picture, segments))
+        except BadSample as error:
+            problems.append(str(error))
+    problems += [
+        f"{name}/{split}: {left_out[kind]} {what}"
+        for kind, what in (("crowd", "crowd segments are left out"), ("described", "segments have no description"))
+        if left_out[kind]
+    ]
+    refuse_nothing(images, path, problems)
+    return Panoptic(images, problems, tuple(dict.fromkeys(classes.values())))
+
+
+def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:
+    """Segment id -> mask, of all the image's items. BadSample where PNG and annotation contradict each other."""
+    png = image.items[0].png
+    try:
+        rgb = np.asarray(load_image(png), dtype=np.int32)  # (H, W, 3)
+    except BadSample as error:
+        raise BadSample(f"{image.key}: {error}") from None
+    ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+    masks = {}
+    for segment in image.items:
+        mask = ids == segment.segment_id
+        pixels = int(np.count_nonzero(mask))
+        if pixels == 0:
+            raise BadSample(f"{image.key}: segment {segment.segment_id} has no pixel in {png}")
+        if segment.area_px not in (None, pixels):
+            raise BadSample(
+                f"{image.key}: segment {segment.segment_id} has {pixels} pixels in {png}, its area is {segment.area_px}"
+            )
+        masks[segment.segment_id] = encode_mask(mask)
+    return masks
+
+
+def _segments(
+    infos: list[Any], png: Path, classes: dict[int, str], described: bool, left_out: dict[str, int], key: str
+) -> tuple[Segment, ...]:
+    segments = []
+    for info in infos:
+        segment_id = member(info, "id", int, f"{key}: a segment")
+        where = f"{key}: segment {segment_id}"
+        if info.get("iscrowd"):
+            left_out["crowd"] += 1
+        elif described and not info.get("description"):
+            left_out["described"] += 1
+        elif described:
+            segments.append(Segment(png, segment_id, info.get("area"), text_member(info, "description", where)))
+        elif info.get("category_id") not in classes:
+            raise BadSample(f"{where}: category {info.get('category_id')} is not in the list of categories")
+        else:
+            segments.append(Segment(png, segment_id, info.get("area"), classes[info["category_id"]]))
+    if not segments:
+        raise BadSample(f"{key}: no segment {'with a description ' if described else ''}is left")
+    return tuple(segments)
+
+
+def _class_names(names: dict[int, str]) -> dict[int, str]:
+    """COCO's "wall-other-merged" is a wall; the long name stays where the short one is another class."""
+    short = {i: re.sub(r"(-other)?(-merged)?$|-stuff$", "", name) for i, name in names.items()}
+    return {i: name if list(short.values()).count(short[i]) > 1 else short[i] for i, name in names.items()}
+
+
+def _ask(
+    classes: tuple[str, ...], image: RegionImage[Segment], drawn: list[Segment], rng: np.random.Generator
+) -> list[RegionTurn]:
+    masks = segment_masks(image)
+    turns = []
+    for segment in drawn:
+        # What else the picture shows comes first: else the picture alone would tell the answer, without the region.
+        here = sorted({other.text for other in image.items} - {segment.text})
+        elsewhere = [name for name in classes if name not in here and name != segment.text]
+        wrong = [*rng.permutation(here), *rng.permutation(elsewhere)]
+        known = rng.random() >= OTHERS_RATE
+        offered = [segment.text, *wrong[: CANDIDATES - 1]] if known else wrong[:CANDIDATES]
+        candidates = [str(offered[i]) for i in rng.permutation(len(offered))]
+        question = classify("<Prompt0>", candidates, CLASSIFY[rng.integers(len(CLASSIFY))])
+        turns.append(RegionTurn(question, segment.text if known else OTHERS, {0: masks[segment.segment_id]}))
+    return turns

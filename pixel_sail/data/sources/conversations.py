@@ -1,0 +1,72 @@
+"""Conversations as LLaVA and Osprey write them: [{from: human|gpt, value}], every turn kept in its order."""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.data.masks import from_coco
+from pixel_sail.data.sources.entries import member, refuse_tokens
+from pixel_sail.data.sources.region_turns import RegionTurn, compose
+from pixel_sail.tokens import SEG
+from pixel_sail.types import BadSample, Sample, Turn
+
+
+@dataclass(frozen=True)
+class Conversation:
+    key: str
+    image: Path | None
+    turns: tuple[Turn, ...]
+    segmentations: tuple[Any, ...] = ()  # of <Prompt0>, <Prompt1>, ... as the annotation file has them
+    size_hw: tuple[int, int] = (0, 0)  # pixels; of the segmentations
+
+
+class ConversationSource:
+    """Samples of one conversation each (see `pixel_sail.data.sources.Source`)."""
+
+    def __init__(self, conversations: list[Conversation], problems: list[str]) -> None:
+        self.problems = problems
+        self._conversations = conversations
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def key(self, index: int) -> str:
+        return self._conversations[index].key
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Nothing is drawn. Raises BadSample for a region that is malformed or empty: it is decoded only here."""
+        one = self._conversations[index]
+        prompts = {
+            k: from_coco(segmentation, *one.size_hw, f"{one.key}: the region of <Prompt{k}>")
+            for k, segmentation in enumerate(one.segmentations)
+        }
+        return compose(one.key, one.image, [RegionTurn(turn.question, turn.answer, prompts) for turn in one.turns])
+
+
+def read_turns(entry: Any, where: str) -> list[Turn]:
+    """The turns of an entry; BadSample unless human and gpt alternate, human first, or where an answer has [SEG]."""
+    messages = member(entry, "conversations", list, where)
+    texts = []
+    for number, message in enumerate(messages):
+        speaker = ("human", "gpt")[number % 2]
+        if not isinstance(message, dict) or message.get("from") != speaker:
+            said = message.get("from") if isinstance(message, dict) else message
+            raise BadSample(
+                f"{where}: message {number} is from {reprlib.repr(said)}, expected {speaker!r}; "
+                "human and gpt alternate, human first"
+            )
+        texts.append(member(message, "value", str, f"{where}: message {number}").strip())
+    if not texts or len(texts) % 2:
+        raise BadSample(f"{where}: its last question has no answer" if texts else f"{where}: its conversation is empty")
+    turns = [Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    for number, turn in enumerate(turns):
+        refuse_tokens(turn.question.replace(SEG, ""), f"{where}: question {number}")  # [SEG] there is no answer
+        refuse_tokens(turn.answer, f"{where}: answer {number}")
+        if not turn.question or not turn.answer:
+            raise BadSample(f"{where}: turn {number} has an empty question or answer")
+    return turns

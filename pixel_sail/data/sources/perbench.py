@@ -1,0 +1,202 @@
+"""PerBench: captions, multiple choice and segmentation about prompted regions.
+
+`<root>/perbench/STBench_{Detailed_Caption,MCQ,VRES}.json` is scored; the same files in `<root>/perbench_train/`, of
+other pictures, are trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pixel_sail.data.masks import area_px
+from pixel_sail.data.options import parse_options, stated_letter
+from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.entries import member, read_entries, refuse_nothing, sized_mask, text_member
+from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.sources.sam_captions import read_captions
+from pixel_sail.data.templates import DESCRIBE, about, mcq_answer
+from pixel_sail.tokens import MAX_PROMPTS, SEG
+from pixel_sail.types import RLE, BadSample
+
+Task = Literal["caption", "mcq", "vtres"]
+FILES: dict[Task, str] = {
+    "caption": "STBench_Detailed_Caption.json",
+    "mcq": "STBench_MCQ.json",
+    "vtres": "STBench_VRES.json",
+}
+NAMES = tuple(f"perbench_{task}" for task in FILES)
+_TAG = re.compile(r"<[A-Za-z]\w*(?: \w+)?>")
+
+
+@dataclass(frozen=True)
+class PerbenchCase:
+    id: str  # "caption/3/0": task, entry of the file, and object of the entry (not for vtres)
+    image: Path
+    size_hw: tuple[int, int]  # pixels, as the masks say
+    question: str  # with <PromptK> in place
+    prompts: dict[int, RLE]  # K of <PromptK> -> its region, K in order of first mention
+    reference: str | tuple[RLE, ...]  # a caption, the letter of the right option, or the masks asked for
+    reply: str  # what a model is taught to answer
+    masks: tuple[RLE, ...] = ()  # one for each [SEG] of the reply
+
+
+@dataclass(frozen=True)
+class Perbench:
+    task: Task
+    cases: tuple[PerbenchCase, ...]  # in the order of the file
+    problems: tuple[str, ...]  # what could not be used, one line each
+
+
+def read_perbench(folder: Path, task: Task) -> Perbench:
+    """One task of `<root>/perbench` or `<root>/perbench_train`; the pictures lie under root. Raises DatasetError."""
+    problems: list[str] = []
+    path, pictures = folder / FILES[task], Pictures(folder.parent)
+    if task == "caption":
+        parts = [_captions(image, problems) for image in read_captions(path, pictures, task, problems)]
+    elif task == "mcq":
+        parts = read_entries(path, task, lambda entry, key: _mcqs(entry, pictures, key, problems), problems)
+    else:
+        parts = read_entries(path, task, lambda entry, key: [_vres(entry, pictures, key)], problems)
+    cases = [case for part in parts for case in part]
+    refuse_nothing(cases, path, problems)
+    return Perbench(task, tuple(cases), tuple(f"{folder.name}/{problem}" for problem in problems))
+
+
+def open_perbench(root: Path, name: str, count: int) -> RegionSource[PerbenchCase]:
+    """Samples of one picture each, of the cases in `<root>/perbench_train`."""
+    perbench = read_perbench(root / "perbench_train", name.removeprefix("perbench_"))
+    by_image: dict[Path, list[PerbenchCase]] = defaultdict(list)
+    for case in perbench.cases:
+        by_image[case.image].append(case)
+    images = [RegionImage(f"perbench_train/{cases[0].id}", image, tuple(cases)) for image, cases in by_image.items()]
+    ask = _ask_in_other_words if perbench.task == "caption" else _ask
+    return RegionSource(images, list(perbench.problems), count, ask)
+
+
+def _ask(image: RegionImage[PerbenchCase], drawn: list[PerbenchCase], rng: np.random.Generator) -> list[RegionTurn]:
+    return [RegionTurn(case.question, case.reply, case.prompts, case.masks) for case in drawn]
+
+
+def _ask_in_other_words(
+    image: RegionImage[PerbenchCase], drawn: list[PerbenchCase], rng: np.random.Generator
+) -> list[RegionTurn]:
+    turns = _ask(image, drawn, rng)
+    return [replace(turn, question=about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))])) for turn in turns]
+
+
+def _captions(image: RegionImage, problems: list[str]) -> list[PerbenchCase]:
+    cases = []
+    for one in image.items:
+        try:
+            region = _region(one.segmentation, one.key)
+        except BadSample as error:
+            problems.append(str(error))
+            continue
+        question = about("<Prompt0>", DESCRIBE[0])
+        cases.append(
+            PerbenchCase(one.key, image.path, tuple(region["size"]), question, {0: region}, one.caption, one.caption)
+        )
+    return cases
+
+
+def _mcqs(entry: Any, pictures: Pictures, key: str, problems: list[str]) -> list[PerbenchCase]:
+    image = pictures.find(member(entry, "image_name", str, key), key)
+    cases = []
+    for number, mcq in enumerate(member(entry, "mcqs", list, key)):
+        try:
+            cases.append(_mcq(mcq, image, f"{key}/{number}"))
+        except BadSample as error:
+            problems.append(str(error))
+    if not entry["mcqs"]:
+        raise BadSample(f"{key}: it has no question")
+    return cases
+
+
+def _mcq(mcq: Any, image: Path, key: str) -> PerbenchCase:
+    question, answer = member(mcq, "question", str, key).strip(), text_member(mcq, "answer", key)
+    options = parse_options(question)
+    if not options:
+        raise BadSample(f"{key}: its question has no options; they are written 'A. red', 'A) red' or '(A) red'")
+    letter = stated_letter(answer, options)
+    if letter is None:
+        raise BadSample(f"{key}: its answer {answer!r} is none of the options {', '.join(options)}")
+    region = _region(member(mcq, "object", object, key), key)
+    question = _naming_the_region(question, key)
+    reply = mcq_answer(letter, options)
+    return PerbenchCase(key, image, tuple(region["size"]), question, {0: region}, letter, reply)
+
+
+def _naming_the_region(question: str, key: str) -> str:
+    """The one region is <Prompt0>, whatever the file calls it; where it does not, the name is put in front."""
+    tags = set(_TAG.findall(question))
+    if len(tags) > 1:
+        raise BadSample(f"{key}: its question names {sorted(tags)}; a multiple-choice question has one region")
+    return question.replace(tags.pop(), "<Prompt0>") if tags else f"<Prompt0> {question}"
+
+
+def _vres(entry: Any, pictures: Pictures, key: str) -> PerbenchCase:
+    image = pictures.find(member(entry, "image_name", str, key), key)
+    question, answer = member(entry, "question", str, key).strip(), member(entry, "answer", str, key).strip()
+    if SEG in answer:
+        raise BadSample(f"{key}: its answer contains {SEG}; masks are named there by the tags of its segmentations")
+    segmentations = member(entry, "segmentations", dict, key)
+    regions = {tag: _region(rle, f"{key}: {tag}") for tag, rle in segmentations.items()}
+    asked, answered = _mentions(question, regions), _mentions(answer, regions)
+    prompts = {tag: k for k, tag in enumerate(dict.fromkeys(asked))}
+    targets = [tag for tag in answered if tag not in prompts]  # what is prompted is known: it is no answer
+    _check_vres(regions, prompts, targets, key)
+    names = {tag: f"<Prompt{prompts[tag]}>" if tag in prompts else SEG for tag in regions}
+    question, reply = (_replace(text, names, key) for text in (question, answer))
+    return PerbenchCase(
+        id=key,
+        image=image,
+        size_hw=tuple(regions[targets[0]]["size"]),
+        question=question,
+        prompts={k: regions[tag] for tag, k in prompts.items()},
+        reference=tuple(regions[tag] for tag in dict.fromkeys(targets)),
+        reply=reply,
+        masks=tuple(regions[tag] for tag in targets),
+    )
+
+
+def _check_vres(regions: dict[str, RLE], prompts: dict[str, int], targets: list[str], key: str) -> None:
+    unnamed = sorted(set(regions) - set(prompts) - set(targets))
+    if unnamed:
+        raise BadSample(f"{key}: the segmentations {unnamed} are named neither in the question nor in the answer")
+    if not targets:
+        raise BadSample(f"{key}: its answer names no segmentation that is not in the question")
+    if len(prompts) > MAX_PROMPTS:
+        raise BadSample(f"{key}: its question names {len(prompts)} regions, at most {MAX_PROMPTS} can be prompted")
+    if len({tuple(region["size"]) for region in regions.values()}) > 1:
+        raise BadSample(f"{key}: its segmentations are of several sizes: {[r['size'] for r in regions.values()]}")
+
+
+def _mentions(text: str, tags: dict[str, Any]) -> list[str]:
+    """The tags in `text`, in order, with repeats."""
+    return _tag_pattern(tags).findall(text) if tags else []
+
+
+def _replace(text: str, names: dict[str, str], key: str) -> str:
+    unknown = [tag for tag in _TAG.findall(text) if tag not in names]
+    if unknown:
+        raise BadSample(f"{key}: {unknown[0]} is named, but has no segmentation")
+    return _tag_pattern(names).sub(lambda match: names[match[0]], text)
+
+
+def _tag_pattern(tags: dict[str, Any]) -> re.Pattern[str]:
+    """Any of the tags; one without brackets only as a whole word: obj1 is not found in obj10."""
+    before, after = ({True: guard, False: ""} for guard in (r"(?<!\w)", r"(?!\w)"))
+    return re.compile("|".join(before[t[:1].isalnum()] + re.escape(t) + after[t[-1:].isalnum()] for t in tags))
+
+
+def _region(segmentation: Any, where: str) -> RLE:
+    region = sized_mask(segmentation, where)
+    if area_px(region) == 0:
+        raise BadSample(f"{where}: its mask has no pixel")
+    return region

@@ -1,0 +1,99 @@
+"""Turns about regions of one image, and the Samples made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from pixel_sail.data.masks import area_px
+from pixel_sail.tokens import MAX_PROMPTS, prompt_names
+from pixel_sail.types import RLE, BadSample, Sample, Turn
+
+T = TypeVar("T")
+_PROMPT = re.compile(r"<Prompt(\d+)>")
+
+
+@dataclass(frozen=True)
+class RegionTurn:
+    """A turn by itself: its prompts are numbered without regard to other turns of the image."""
+
+    question: str
+    answer: str
+    prompts: dict[int, RLE] = field(default_factory=dict)  # K of <PromptK> -> its region
+    masks: tuple[RLE, ...] = ()  # one for each [SEG] of the answer
+
+
+@dataclass(frozen=True)
+class RegionImage(Generic[T]):
+    """An image and what can be asked about it: each item becomes one turn."""
+
+    key: str
+    path: Path
+    items: tuple[T, ...]
+
+
+class RegionSource(Generic[T]):
+    """Samples of one image each, with up to `count` turns about its regions (see `pixel_sail.data.sources.Source`)."""
+
+    def __init__(
+        self,
+        images: Sequence[RegionImage[T]],
+        problems: list[str],
+        count: int,
+        ask: Callable[[RegionImage[T], list[T], np.random.Generator], list[RegionTurn]],
+    ) -> None:
+        """`ask(image, drawn items, rng)` makes the turns, one for each item in its order; it may raise BadSample."""
+        self.problems = problems
+        self._images = images
+        self._count = count
+        self._ask = ask
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def key(self, index: int) -> str:
+        return self._images[index].key
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Which items, in which order and words, is drawn by `rng`, without replacement. Raises BadSample."""
+        image = self._images[index]
+        drawn = [image.items[i] for i in rng.permutation(len(image.items))[: self._count]]
+        return compose(image.key, image.path, self._ask(image, drawn, rng))
+
+
+def compose(key: str, image: Path | None, turns: Sequence[RegionTurn]) -> Sample:
+    """One Sample of turns about one image; prompts are numbered from 0 in the order in which they are first named.
+
+    A region that several turns point at is one prompt (drawn twice, one of the two would have no patch left). A turn
+    that would need more than MAX_PROMPTS regions in all is left out: where items are drawn, another draw has it.
+    Raises BadSample, beginning with `key`, for an empty region or a name without a region.
+    """
+    regions: list[RLE] = []  # regions[K] is that of <PromptK>
+    kept: list[Turn] = []
+    masks: list[RLE] = []
+    for turn in turns:
+        wider, renamed = list(regions), {}
+        for k in prompt_names(turn.question + turn.answer):
+            if k not in turn.prompts:
+                raise BadSample(f"{key}: <Prompt{k}> is named, but no such region is drawn")
+            if turn.prompts[k] not in wider:
+                wider.append(turn.prompts[k])
+            renamed[k] = wider.index(turn.prompts[k])
+        if len(wider) > MAX_PROMPTS:
+            continue
+        regions = wider
+        masks.extend(turn.masks)
+        kept.append(Turn(_rename(turn.question, renamed), _rename(turn.answer, renamed)))
+    for k, region in enumerate(regions):
+        if area_px(region) == 0:
+            raise BadSample(f"{key}: the region of <Prompt{k}> is empty")
+    return Sample(key, image, tuple(kept), tuple(masks), dict(enumerate(regions)))
+
+
+def _rename(text: str, renamed: dict[int, int]) -> str:
+    return _PROMPT.sub(lambda match: f"<Prompt{renamed[int(match[1])]}>", text)

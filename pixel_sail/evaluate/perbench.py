@@ -1,0 +1,117 @@
+"""PerBench (Pixel-SAIL, arXiv 2504.10465): captions, multiple choice and segmentation about prompted regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import check_rle, decode_mask, unite
+from pixel_sail.data.options import chosen_letter, parse_options
+from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
+from pixel_sail.evaluate.benchmark import Line, with_unusable
+from pixel_sail.evaluate.captions import caption_scores
+from pixel_sail.evaluate.referring import open_picture, united
+from pixel_sail.metrics import ReferringScore
+from pixel_sail.model.generation import Sampling
+from pixel_sail.serve.predictor import Chat, Predictor
+from pixel_sail.types import BadSample
+
+FOLDER = "perbench"
+TASKS: tuple[str, ...] = tuple(f"{FOLDER}:{task}" for task in FILES)
+MAX_NEW_TOKENS: dict[Task, int] = {"caption": 256, "mcq": 64, "vtres": 64}
+
+
+@dataclass(frozen=True)
+class PerbenchTask:
+    """One of perbench:caption, perbench:mcq and perbench:vtres. A line: id, text, and for vtres segmentation."""
+
+    task: Task
+    cases: tuple[PerbenchCase, ...]
+    problems: tuple[str, ...]
+    id_fields: tuple[str, ...] = ("id",)
+    pictures_per_call: int = 16
+
+    @classmethod
+    def read(cls, root: Path, task: str) -> PerbenchTask:
+        """Raises DatasetError for an unknown task or an unreadable file."""
+        if task not in FILES:
+            raise DatasetError(f"unknown benchmark {FOLDER}:{task}; the tasks are {', '.join(TASKS)}")
+        found = read_perbench(root / FOLDER, task)
+        return cls(found.task, found.cases, found.problems)
+
+    @property
+    def name(self) -> str:
+        return f"{FOLDER}:{self.task}"
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        return ("segmentation",) if self.task == "vtres" else ("text",)
+
+    def predict(self, predictor: Predictor, cases: Sequence[PerbenchCase]) -> list[Line]:
+        """Each question is asked alone, with its own regions drawn; they are answered in batches."""
+        chats = [
+            Chat(
+                open_picture(case.image, case.size_hw),
+                [case.question],
+                {k: decode_mask(rle) for k, rle in case.prompts.items()},
+            )
+            for case in cases
+        ]
+        answers = predictor.chat_many(chats, Sampling(MAX_NEW_TOKENS[self.task]))
+        lines = []
+        for case, (answer,) in zip(cases, answers, strict=True):
+            line = Line(id=case.id, question=case.question, text=answer.text)
+            masks = {"segmentation": united(answer.masks, case.size_hw)} if self.task == "vtres" else {}
+            lines.append(line | masks)
+        return lines
+
+    def check(self, line: Line, case: PerbenchCase, where: str) -> None:
+        if self.task != "vtres" and not isinstance(line["text"], str):
+            raise BadSample(f"{where}: the text is {line['text']!r}")
+        if self.task == "vtres" and line["segmentation"] is not None:
+            check_rle(line["segmentation"], case.size_hw, where)
+
+    def score(self, lines: Sequence[Line]) -> dict[str, Any]:
+        """meteor; or accuracy, accuracy_substring (the research code's rule) and unparsed; or ciou and giou."""
+        scores = {"caption": _captions, "mcq": _choices, "vtres": _masks}[self.task](self.cases, lines)
+        return with_unusable(scores | {"cases": len(self.cases)}, self.problems)
+
+
+def overall(results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Mean of METEOR, MCQ accuracy and (cIoU + gIoU) / 2, all in percent; None unless all three tasks have scores."""
+    if not set(TASKS) <= set(results):
+        return None
+    caption, mcq, vtres = (results[name] for name in TASKS)
+    parts = [caption["meteor"], mcq["accuracy"], vtres["ciou"], vtres["giou"]]
+    if any(part is None for part in parts):
+        return None
+    return (parts[0] + parts[1] + (parts[2] + parts[3]) / 2) / 3
+
+
+def _captions(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
+    return caption_scores([line["text"] for line in lines], [[case.reference] for case in cases])
+
+
+def _choices(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
+    chosen = [
+        chosen_letter(line["text"], parse_options(case.question)) for case, line in zip(cases, lines, strict=True)
+    ]
+    right = sum(letter == case.reference for letter, case in zip(chosen, cases, strict=True))
+    contained = sum(case.reference in line["text"] for case, line in zip(cases, lines, strict=True))
+    return {
+        "accuracy": 100 * right / len(cases) if cases else None,
+        "accuracy_substring": 100 * contained / len(cases) if cases else None,
+        "unparsed": chosen.count(None),
+    }
+
+
+def _masks(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
+    """All masks of an answer are united, and so are those asked for."""
+    score = ReferringScore()
+    for number, (case, line) in enumerate(zip(cases, lines, strict=True)):
+        score.update(line["segmentation"], unite(case.reference, case.size_hw), number)
+    result = score.result()
+    return {"ciou": result["ciou"], "giou": result["giou"], "pr@0.5": result["pr@0.5"]}

