@@ -67,7 +67,7 @@ class ModelSection(Section):
 
 
 class MixtureEntry(Section):
-    source: str  # a name that pixel_sail.data.sources knows: refcoco, refcoco+, refcocog, grefcoco
+    source: str  # a name that pixel_sail.data.sources knows; data/README.md lists them
     split: str = "train"
     weight: float = Field(1.0, gt=0)  # share of the samples, relative to the other entries
     root: Path | None = None  # else data.root
@@ -92,7 +92,7 @@ class PromptConfig(Section):
 class DataConfig(Section):
     root: Path
     mixture: list[MixtureEntry] = Field(min_length=1)
-    expressions_per_image: int = Field(5, ge=1)  # question and answer turns of one referring sample
+    expressions_per_image: int = Field(5, ge=1)  # question and answer turns of a sample that has many to choose from
     max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit go, with their masks
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
