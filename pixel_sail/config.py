@@ -49,6 +49,8 @@ class ModelSection(Section):
     )
     scratch: ScratchConfig | None = None
     patch_size: int = 16
+    sub_patch_size: int | None = None  # pixels; embeds a patch in two steps, as EVEv2 does. None: in one, as the paper
+    sub_patch_width: int = 64
     max_side_px: int = 1024
     mask_stride: int = 4  # pixels of the (resized) picture per mask logit
     mask_dim: int = 256  # S

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pixel_sail.config import REPOSITORY
+from pixel_sail.data.masks import decode_mask
 
 TINY = [
     "model.scratch.hidden_size=32",
@@ -83,7 +84,45 @@ def test_predict(finished: Path) -> None:
         assert np.asarray(Image.open(mask)).shape == size[::-1]
 
 
+def test_predict_with_regions(finished: Path) -> None:
+    image = next((finished / "data/images/train2014").glob("*.jpg"))
+    width, height = Image.open(image).size
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[: height // 2, : width // 3] = 255
+    Image.fromarray(mask).save(finished / "mask.png")
+    call = ["tools/predict.py", finished / "run/export", "--image", image, "--out", finished / "regions"]
+    regions = ["--box", "2,3,20,30", "--mask", finished / "mask.png", "--point", "40,50", "--scribble", "5,60,30,64"]
+    output = run(
+        *call, *regions, "--ask", "Is <Prompt1> red?", "--ask", "<Prompt9>?", "--text", "what is near <Prompt2>"
+    )
+    assert "<Prompt9>?  ->  <Prompt9> is not in the image." in output
+    written = json.loads((finished / f"regions/{image.stem}.json").read_text())
+    areas = [int(decode_mask(region).sum()) for region in written["regions"]]
+    assert areas[:3] == [18 * 27, int((mask > 0).sum()), 1] and areas[3] >= 25
+    assert [answer["asked"] for answer in written["answers"]][1:] == ["Is <Prompt1> red?", "<Prompt9>?"]
+    plain, marked = (
+        np.asarray(Image.open(image)),
+        np.asarray(Image.open(finished / f"regions/{image.stem}_overlay.png")),
+    )
+    times = marked.shape[1] // plain.shape[1]
+    edge = marked[3 * times + times // 2, 10 * times].astype(int)  # the upper edge of the box is drawn
+    assert np.abs(edge - (235, 0, 90)).max() < 60
+
+
+def test_score_perbench(finished: Path) -> None:
+    out = finished / "perbench"
+    call = ["tools/test.py", finished / "run/export", "--data-root", finished / "data", "--out", out]
+    run(*call, "--benchmark", "perbench", "--benchmark", "region_caption:refcocog", "--pictures", 3, "--max-images", 2)
+    scores = json.loads((out / "metrics.json").read_text())["benchmarks"]
+    assert {"meteor", "cases"} <= scores["perbench:caption"].keys() and "accuracy" in scores["perbench:mcq"]
+    assert {"ciou", "giou"} <= scores["perbench:vtres"].keys() and "cider" in scores["region_caption:refcocog"]
+    assert len(list((out / "pictures").glob("*.png"))) == 4
+    blind = run(*call, "--benchmark", "perbench:mcq", "--hide", "prompts", "--max-images", 2)
+    assert "made with another checkpoint, settings or data" in blind
+
+
 def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
+    picture = next((finished / "data/images/train2014").glob("*.jpg"))
     for command, message in (
         (["tools/train.py", "configs/quickstart.yaml", "trian.lr=1"], "did you mean 'train'?"),
         (["tools/train.py", "configs/quickstart.yaml", f"data.root={finished}/nowhere"], "expected"),
@@ -91,6 +130,36 @@ def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
         (
             ["tools/predict.py", finished / "nowhere", "--image", "a.jpg", "--text", "x", "--out", finished / "y"],
             "error:",
+        ),
+        (
+            [
+                "tools/predict.py",
+                finished / "run/export",
+                "--image",
+                picture,
+                "--ask",
+                "?",
+                "--point",
+                "9999,1",
+                "--out",
+                "x",
+            ],
+            "the point (9999.0, 1.0) of <Prompt0> is outside the picture",
+        ),
+        (
+            [
+                "tools/predict.py",
+                finished / "run/export",
+                "--image",
+                picture,
+                "--ask",
+                "?",
+                "--box",
+                "1,2,3",
+                "--out",
+                "x",
+            ],
+            "--box 1,2,3: a box is x0,y0,x1,y1",
         ),
         (["tools/convert.py", "research", finished / "nowhere", "--out", finished / "z"], "needs config.json"),
     ):

@@ -42,6 +42,8 @@ def assemble(
     config = PixelSailConfig(
         text_config=copy.deepcopy(language_model.config),  # else the base would lose its own attention
         patch_size=section.patch_size,
+        sub_patch_size=section.sub_patch_size,
+        sub_patch_width=section.sub_patch_width,
         max_side_px=section.max_side_px,
         mask_dim=section.mask_dim,
         mask_channels=default_channels(language_model.config.hidden_size, upsample_blocks(section)),

@@ -11,6 +11,8 @@ class PixelSailConfig(PretrainedConfig):
     """A decoder's own config plus what turns it into a pixel-grounded model.
 
     patch_size       pixels of a patch side
+    sub_patch_size   pixels of the squares into which a patch is cut before it is embedded; None: it is embedded whole
+    sub_patch_width  width of a sub-patch
     max_side_px      the longer side of a resized picture at most
     mask_dim         S, width of the mask features
     mask_channels    widths before, between and after the upsampling blocks; len - 1 is the number of blocks U
@@ -28,6 +30,8 @@ class PixelSailConfig(PretrainedConfig):
         self,
         text_config: dict[str, Any] | PretrainedConfig | None = None,
         patch_size: int = 16,
+        sub_patch_size: int | None = None,
+        sub_patch_width: int = 64,
         max_side_px: int = 1024,
         mask_dim: int = 256,
         mask_channels: list[int] | None = None,
@@ -42,6 +46,8 @@ class PixelSailConfig(PretrainedConfig):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config
         self.patch_size = patch_size
+        self.sub_patch_size = sub_patch_size
+        self.sub_patch_width = sub_patch_width
         self.max_side_px = max_side_px
         self.mask_dim = mask_dim
         self.mask_channels = mask_channels

@@ -34,7 +34,7 @@ class PixelSail(PreTrainedModel):
         super().__init__(config)
         hidden = config.text_config.hidden_size
         self.language_model = build_decoder(config.text_config, config.rope_layout)
-        self.fusion = PatchFusion(3 * config.patch_size**2, hidden)
+        self.fusion = PatchFusion(config.patch_size, hidden, config.sub_patch_size, config.sub_patch_width)
         self.mask_head = MaskHead(hidden, config.mask_dim, config.mask_channels)
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash
         self.post_init()

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from pixel_sail.types import UNPROMPTED, Batch
 
 
 class PatchFusion(nn.Module):
-    """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), both without bias (SPEC section 1)."""
+    """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), both without bias (SPEC section 1).
 
-    def __init__(self, patch_values: int, hidden_size: int):
+    With `sub_patch_size` a patch is embedded in two steps, as in EVEv2: each of its squares of so many pixels through
+    a linear and GELU, then all of them together through `patch_linear`. Shapes are then found sooner wherever they lie.
+    """
+
+    def __init__(self, patch_size: int, hidden_size: int, sub_patch_size: int | None = None, sub_patch_width: int = 0):
         super().__init__()
-        self.patch_linear = nn.Linear(patch_values, hidden_size, bias=False)
+        values = 3 * patch_size**2
+        self.sub_patch_size, self.sub_patch_linear = sub_patch_size, None
+        if sub_patch_size is not None:
+            if patch_size % sub_patch_size or sub_patch_width < 1:
+                raise ValueError(
+                    f"sub-patches of {sub_patch_size} pixels and width {sub_patch_width} do not divide patches of "
+                    f"{patch_size} pixels"
+                )
+            self.sub_patch_linear = nn.Linear(3 * sub_patch_size**2, sub_patch_width)
+            values = sub_patch_width * (patch_size // sub_patch_size) ** 2
+        self.patch_linear = nn.Linear(values, hidden_size, bias=False)
         self.prompt_linear = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, batch: Batch) -> Tensor:
@@ -20,9 +36,18 @@ class PatchFusion(nn.Module):
 
         Where no patch is prompted nothing is added, so the result is bit for bit that of a model without prompts.
         """
-        visual = self.patch_linear(batch.patches.to(self.patch_linear.weight.dtype))
+        visual = self.patch_linear(self._patch_values(batch.patches.to(self.patch_linear.weight.dtype)))
         table = self.prompt_linear(prompt_embeds)  # always run: every rank of ZeRO-3 gathers the same weights
         prompted = batch.prompt_ids != UNPROMPTED
         embeds = text_embeds.index_add(0, batch.patch_index, visual.to(text_embeds.dtype))
         addition = table[batch.prompt_ids[prompted]].to(embeds.dtype)
         return embeds.index_add(0, batch.patch_index[prompted], addition)
+
+    def _patch_values(self, patches: Tensor) -> Tensor:
+        """(N, 3 P P) pixels -> (N, values) that `patch_linear` takes."""
+        if self.sub_patch_linear is None:
+            return patches
+        size = self.sub_patch_size
+        grid = round((patches.shape[1] / 3) ** 0.5) // size
+        parts = rearrange(patches, "n (c i y j x) -> n (i j) (c y x)", c=3, i=grid, y=size, j=grid, x=size)
+        return F.gelu(self.sub_patch_linear(parts)).flatten(1)

@@ -53,6 +53,7 @@ def _from_export(folder: Path, config: Config) -> tuple[PixelSail, PreTrainedTok
         "patch_size": config.model.patch_size,
         "max_side_px": config.model.max_side_px,
         "mask_dim": config.model.mask_dim,
+        "sub_patch_size": config.model.sub_patch_size,
         "rope_layout": config.model.rope_layout,
         "upsampling blocks (from mask_stride)": upsample_blocks(config.model),
     }

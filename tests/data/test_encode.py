@@ -158,3 +158,11 @@ def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_hidden_image_is_blank(tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = Encoder(tokenizer, 8, 64, "research", hide="image").encode(sample())
     assert not encoded.patches.any() and encoded.masks.any()
+
+
+def test_hidden_prompts_are_named_and_not_drawn(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
+    region = encode_mask(np.ones((32, 48), dtype=bool))
+    asked = replace(sample(), turns=(Turn("what is <Prompt0>?", "a mug"),), masks=(), prompts={0: region})
+    shown, hidden = (e.encode(asked) for e in (encoder, Encoder(tokenizer, 8, 64, "research", hide="prompts")))
+    assert torch.equal(shown.input_ids, hidden.input_ids) and torch.equal(shown.patches, hidden.patches)
+    assert (shown.prompt_ids == 0).all() and (hidden.prompt_ids == -1).all()

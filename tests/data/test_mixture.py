@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from pixel_sail.config import PromptConfig
 from pixel_sail.data.loader import StepDataset, load_steps
+from pixel_sail.data.masks import area_px, encode_mask
 from pixel_sail.data.mixture import BLOCK, Mixture
 from pixel_sail.data.pack import pack
-from pixel_sail.types import BadSample, Encoded, Sample
+from pixel_sail.types import BadSample, Encoded, Sample, Turn
 
 
 @dataclass
@@ -95,6 +97,21 @@ def test_random_access_equals_sequential(mixture: Mixture) -> None:
     assert [anyhow[i] for i in positions] == in_order
     assert len({seed for _, _, seed in in_order}) == 2_500
     assert all(0 <= seed < 2**31 for _, _, seed in in_order)
+
+
+def test_prompts_are_drawn_as_users_draw_them_by_position_alone() -> None:
+    whole = encode_mask(np.ones((8, 8), dtype=bool))
+
+    class Prompted(FakeSource):
+        def sample(self, index: int, rng: np.random.Generator) -> Sample:
+            return Sample(self.key(index), None, (Turn("<Prompt0>?", "all"),), prompts={0: whole})
+
+    mixture = Mixture([Prompted("a", 9)], [1.0], seed=3, prompts=PromptConfig(mask=0.5, point=0.5))
+    areas = [area_px(mixture.sample(position).prompts[0]) for position in range(200)]
+    assert set(areas) == {1, 64} and 70 < areas.count(1) < 130
+    assert [area_px(mixture.sample(position).prompts[0]) for position in (150, 3, 77)] == [
+        areas[i] for i in (150, 3, 77)
+    ]
 
 
 def test_seed_changes_the_stream(mixture: Mixture) -> None:

@@ -55,6 +55,9 @@ def test_parameter_groups() -> None:
     set_lr(optimizer, 0.01)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.01, 0.1, 0.1])
     assert isinstance(optimizer, torch.optim.AdamW)
+    faster = TrainConfig(steps=1, batch_size=1, embeddings_lr_scale=5.0)
+    scales = {names[id(p)]: g["lr_scale"] for g in parameter_groups(model, faster) for p in g["params"]}
+    assert [name for name, scale in scales.items() if scale == 5.0] == [f"{lm}embed.weight"]
 
 
 def muon_steps(resume_after: int | None) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_refer_dataset
+from conftest import edit_instances, write_refer_dataset
 from tiny_run import log_lines, run_cli, tiny_config, write_config
 
 from pixel_sail.train.engine import Engine
@@ -74,6 +74,14 @@ def test_bad_samples_are_counted_and_listed(tmp_path: Path) -> None:
     assert all(broken in line["message"] or line["key"] in line["message"] for line in listed), json.dumps(
         listed, indent=1
     )
+
+
+def test_annotations_left_out_on_reading_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    edit_instances(root, lambda values: values["annotations"][0].update(segmentation=[[1, 2, 3, 4]]))
+    train(tiny_config(tmp_path, root))
+    named = [line for line in capsys.readouterr().out.splitlines() if "left out on reading: refcoco/train/ref=" in line]
+    assert len(named) == 1 and "is no polygon" in named[0]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
