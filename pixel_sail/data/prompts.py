@@ -15,10 +15,12 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
 
     A patch is prompted when any pixel of the region (a mask of the picture's `size_hw`) reaches into it: adaptive max
     pooling, whose windows are exactly the pixels that overlap a cell, loses none. Where regions share a patch the one
-    with fewer pixels has it (on a tie the lower K), whatever the order of `prompts`.
-    Raises BadSample, beginning with `key`, for an empty region, K out of range, or a region of another size.
+    with fewer pixels has it (on a tie the lower K), whatever the order of `prompts`; but no region loses its last
+    patch while another can spare one. Raises BadSample, beginning with `key`, for an empty region, K out of range, a
+    region of another size, or one that is left without a patch all the same.
     """
     grid = torch.full(grid_hw, UNPROMPTED, dtype=torch.int64)
+    reached: dict[int, torch.Tensor] = {}
     for k in sorted(prompts, key=lambda k: (area_px(prompts[k]), k), reverse=True):
         if not 0 <= k < MAX_PROMPTS:
             raise BadSample(f"{key}: there is no <Prompt{k}>; prompts are numbered 0 to {MAX_PROMPTS - 1}")
@@ -29,5 +31,21 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
         if area_px(prompts[k]) == 0:
             raise BadSample(f"{key}: the region of <Prompt{k}> is empty")
         region = torch.from_numpy(decode_mask(prompts[k])).float()
-        grid[adaptive_max_pool2d(region[None], grid_hw)[0] > 0] = k
+        reached[k] = adaptive_max_pool2d(region[None], grid_hw)[0] > 0
+        grid[reached[k]] = k
+    for k in reached:
+        if not (grid == k).any():
+            _give_one_patch(grid, k, reached[k], key)
     return grid.flatten()
+
+
+def _give_one_patch(grid: torch.Tensor, k: int, reached: torch.Tensor, key: str) -> None:
+    """Takes a patch for region k, in place, from the region that has most of all that k reaches into."""
+    owner = max(grid[reached].unique().tolist(), key=lambda other: int((grid == other).sum()))
+    if (grid == owner).sum() < 2:
+        raise BadSample(
+            f"{key}: the region of <Prompt{k}> cannot be seen: other regions cover every patch that it reaches; "
+            "draw it larger, or ask about it alone"
+        )
+    row, column = (reached & (grid == owner)).nonzero()[0].tolist()
+    grid[row, column] = k

@@ -66,6 +66,17 @@ def test_smaller_regions_win_whatever_the_order():
         assert prompt_ids(swapped, (32, 32), (2, 2), "key").reshape(2, 2).tolist() == [[5, 1], [1, 1]]
 
 
+def test_no_region_loses_its_last_patch_while_another_can_spare_one():
+    large, left, corner = (np.zeros((32, 32), dtype=bool) for _ in range(3))
+    large[:, :] = left[:, :16] = corner[20:, 20:] = True
+    large[:16, 16:] = False  # the two smaller ones cover all the patches that it reaches
+    prompts = {4: encode_mask(large), 2: encode_mask(left), 3: encode_mask(corner)}
+    assert prompt_ids(prompts, (32, 32), (2, 2), "key").reshape(2, 2).tolist() == [[4, -1], [2, 3]]
+    points = {k: encode_mask(_pixel(32, 32, 1, k)) for k in (0, 1)}
+    with pytest.raises(BadSample, match="key: the region of <Prompt1> cannot be seen: other regions cover every patch"):
+        prompt_ids(points, (32, 32), (2, 2), "key")
+
+
 def test_unprompted_is_minus_one():
     assert prompt_ids({}, (32, 32), (2, 3), "key").tolist() == [-1] * 6
 

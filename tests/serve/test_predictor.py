@@ -10,7 +10,7 @@ from PIL import Image
 from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.pack import pack
-from pixel_sail.data.regions import Box
+from pixel_sail.data.regions import Box, Points
 from pixel_sail.model.generation import Asked, Sampling, generate
 from pixel_sail.serve.predictor import MAX_ROWS, Chat, Predictor
 
@@ -182,6 +182,10 @@ def test_a_region_that_nobody_drew_is_not_in_the_image(predictor: Predictor, pic
         ),
         (lambda p, i: p.chat("/nowhere.jpg", "?"), "no image file /nowhere.jpg"),
         (lambda p, i: p.chat(None, "?", [Box(0, 0, 2, 2)]), "1 regions are drawn, but there is no picture"),
+        (
+            lambda p, i: p.chat(i, "?", [Points(((9, 9),)), Points(((10, 10),))]),
+            "the region of <Prompt1> cannot be seen: other regions cover every patch",
+        ),
         (lambda p, i: p.chat(i, "?", sampling=Sampling(0)), "max_new_tokens >= 1"),
     ],
 )
