@@ -7,7 +7,7 @@ from pixel_sail.data import scenes
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("scenes", help="draw the embedded data set (RefCOCO and gRefCOCO formats)")
+    parser = commands.add_parser("scenes", help="draw the embedded data set, in the formats of the real ones")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0)

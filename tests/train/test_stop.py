@@ -57,7 +57,7 @@ def test_non_finite_gradient_is_not_applied(tmp_path: Path, stage: int, monkeypa
     step = Engine.step
     monkeypatch.setattr(Engine, "step", watched_step)
     with pytest.raises(TrainingStopped, match="the gradient of step 1 is not finite; nothing was updated"):
-        train(tiny_config(tmp_path, root, "loss.lm=1e38", f"train.zero_stage={stage}"))
+        train(tiny_config(tmp_path, root, "loss.lm=1e39", f"train.zero_stage={stage}"))
     assert changed == []
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
