@@ -21,7 +21,7 @@ from PIL import Image
 
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask
-from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_region
+from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
 from pixel_sail.serve.predictor import Answer, Predictor
 from pixel_sail.serve.visualize import mark_regions, overlay
 from pixel_sail.tokens import MAX_PROMPTS
@@ -33,16 +33,16 @@ def main() -> None:
     try:
         image = load_image(arguments.image, orient=True)  # a user's photo is taken as it is seen
         regions = [_region(kind, text) for kind, text in arguments.regions]
+        drawn = draw_regions(regions, (image.height, image.width))
         predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
         answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
         answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
     except (ValueError, FileNotFoundError) as error:  # ValueError: picture, regions, weights or text, with its message
         raise SystemExit(f"error: {error}") from None
-    size = (image.height, image.width)
-    drawn = [draw_region(region, size, f"<Prompt{k}>") for k, region in enumerate(regions)]
-    for path in write(arguments.out, arguments.image, image, [*arguments.text, *arguments.ask], answers, drawn):
+    asked_all = [*arguments.text, *arguments.ask]
+    for path in write(arguments.out, arguments.image, image, asked_all, answers, list(drawn.values())):
         print(path)
-    for asked, answer in zip([*arguments.text, *arguments.ask], answers, strict=True):
+    for asked, answer in zip(asked_all, answers, strict=True):
         print(f"{asked}  ->  {answer.text}")
 
 

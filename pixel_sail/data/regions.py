@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,19 +68,25 @@ def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
     return encode_mask(mask)
 
 
-def number_regions(question: str, regions: Regions, size_hw: tuple[int, int]) -> tuple[str, dict[int, RLE]]:
-    """The question with every region named, and the regions by the K of their <PromptK>.
+def draw_regions(regions: Regions, size_hw: tuple[int, int]) -> dict[int, RLE]:
+    """The regions by the K of their <PromptK>; those in a sequence are <Prompt0>, <Prompt1>, ... in order.
 
-    Regions in a sequence are <Prompt0>, <Prompt1>, ... in order. The question may say so itself, or have a `<region>`
-    for each of them; if it names none they are put in front of it. Raises BadSample for more than 15 regions, a
-    placeholder without its region, and bad regions (see `draw_region`).
+    Raises BadSample for more than 15 regions and for bad ones (see `draw_region`).
     """
     numbered = dict(regions) if isinstance(regions, Mapping) else dict(enumerate(regions))
     beyond = [k for k in numbered if not 0 <= k < MAX_PROMPTS]
     if len(numbered) > MAX_PROMPTS or beyond:
         what = f"there is no <Prompt{beyond[0]}>" if isinstance(regions, Mapping) else f"{len(numbered)} regions"
         raise BadSample(f"{what}: one question has at most {MAX_PROMPTS}, <Prompt0> to <Prompt{MAX_PROMPTS - 1}>")
-    drawn = {k: draw_region(region, size_hw, PROMPTS[k]) for k, region in numbered.items()}
+    return {k: draw_region(region, size_hw, PROMPTS[k]) for k, region in numbered.items()}
+
+
+def name_regions(question: str, drawn: Collection[int]) -> str:
+    """The question with every region named; `drawn`: the K of each <PromptK>.
+
+    The question may do so itself, or have a `<region>` for each of them; if it names none they are put in front of it.
+    Raises BadSample for a placeholder without its region.
+    """
     places = question.count(PLACEHOLDER)
     if places and (places != len(drawn) or prompt_names(question)):
         raise BadSample(
@@ -90,7 +96,7 @@ def number_regions(question: str, regions: Regions, size_hw: tuple[int, int]) ->
         question = question.replace(PLACEHOLDER, PROMPTS[k], 1)
     if drawn and not prompt_names(question):
         question = " ".join([*(PROMPTS[k] for k in sorted(drawn)), question])
-    return question, drawn
+    return question
 
 
 def as_users_draw(sample: Sample, prompts: PromptConfig, rng: np.random.Generator) -> Sample:
@@ -136,7 +142,7 @@ def imitate(rle: RLE, kind: str, rng: np.random.Generator) -> RLE:
     return encode_mask(line)
 
 
-def undrawn(question: str, drawn: Mapping[int, RLE]) -> list[int]:
+def undrawn(question: str, drawn: Collection[int]) -> list[int]:
     """The K of every <PromptK> that the question names and nobody drew, in order, each once."""
     return [k for k in dict.fromkeys(prompt_names(question)) if k not in drawn]
 
@@ -146,8 +152,9 @@ def _box_mask(box: Box, size_hw: tuple[int, int], name: str) -> np.ndarray:
     if not np.isfinite(corners).all() or box.x1 <= box.x0 or box.y1 <= box.y0:
         raise BadSample(f"the box of {name} is {corners.tolist()}; a box is x0,y0,x1,y1 with x0 < x1 and y0 < y1")
     mask = np.zeros(size_hw, dtype=bool)
-    left, top = np.floor(corners[:2]).clip(0).astype(int)
-    right, bottom = np.ceil(corners[2:]).clip(0).astype(int)
+    height, width = size_hw
+    left, top = np.floor(corners[:2]).clip(0, (width, height)).astype(int)
+    right, bottom = np.ceil(corners[2:]).clip(0, (width, height)).astype(int)
     mask[top:bottom, left:right] = True
     return mask
 

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.masks import check_rle, decode_mask, unite
+from pixel_sail.data.masks import check_rle, unite
 from pixel_sail.data.options import chosen_letter, parse_options
 from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
 from pixel_sail.evaluate.benchmark import Line, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
-from pixel_sail.evaluate.referring import open_picture, united
+from pixel_sail.evaluate.referring import united
+from pixel_sail.evaluate.region import ask_about_regions, check_text
 from pixel_sail.metrics import ReferringScore
-from pixel_sail.model.generation import Sampling
-from pixel_sail.serve.predictor import Chat, Predictor
-from pixel_sail.types import BadSample
+from pixel_sail.serve.predictor import Predictor
 
 FOLDER = "perbench"
 TASKS: tuple[str, ...] = tuple(f"{FOLDER}:{task}" for task in FILES)
@@ -51,27 +50,18 @@ class PerbenchTask:
         return ("segmentation",) if self.task == "vtres" else ("text",)
 
     def predict(self, predictor: Predictor, cases: Sequence[PerbenchCase]) -> list[Line]:
-        """Each question is asked alone, with its own regions drawn; they are answered in batches."""
-        chats = [
-            Chat(
-                open_picture(case.image, case.size_hw),
-                [case.question],
-                {k: decode_mask(rle) for k, rle in case.prompts.items()},
-            )
-            for case in cases
-        ]
-        answers = predictor.chat_many(chats, Sampling(MAX_NEW_TOKENS[self.task]))
+        answers = ask_about_regions(predictor, cases, MAX_NEW_TOKENS[self.task])
         lines = []
-        for case, (answer,) in zip(cases, answers, strict=True):
+        for case, answer in zip(cases, answers, strict=True):
             line = Line(id=case.id, question=case.question, text=answer.text)
             masks = {"segmentation": united(answer.masks, case.size_hw)} if self.task == "vtres" else {}
             lines.append(line | masks)
         return lines
 
     def check(self, line: Line, case: PerbenchCase, where: str) -> None:
-        if self.task != "vtres" and not isinstance(line["text"], str):
-            raise BadSample(f"{where}: the text is {line['text']!r}")
-        if self.task == "vtres" and line["segmentation"] is not None:
+        if self.task != "vtres":
+            check_text(line, where)
+        elif line["segmentation"] is not None:
             check_rle(line["segmentation"], case.size_hw, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,13 +14,14 @@ from pixel_sail.data.sources.cases import Case
 from pixel_sail.data.sources.perbench import PerbenchCase
 from pixel_sail.evaluate.benchmark import Benchmark, Line, identity
 from pixel_sail.evaluate.predictions import read_lines
+from pixel_sail.evaluate.region import AboutRegions
 from pixel_sail.serve.visualize import Card, SheetRow, cards, contact_sheet, mark_regions
 from pixel_sail.types import RLE
 
 
 def write_page(benchmark: Benchmark, out: Path, count: int) -> Path:
     """`<out>/pictures/<benchmark>.png`: `count` cases, evenly spread and so not chosen by how good they are."""
-    lines = {identity(line, benchmark): line for line in read_lines(out / "predictions" / f"{benchmark.name}.jsonl")}
+    lines = {identity(line, benchmark): line for line in _predicted(benchmark, out)}
     step = max(1, len(benchmark.cases) // count)
     chosen = [(case, lines[identity(case, benchmark)]) for case in benchmark.cases[::step][:count]]
     path = out / "pictures" / f"{benchmark.name}.png"
@@ -29,6 +30,10 @@ def write_page(benchmark: Benchmark, out: Path, count: int) -> Path:
     page = contact_sheet([_row(*one) for one in chosen]) if with_masks else cards([_card(*one) for one in chosen])
     page.save(path)
     return path
+
+
+def _predicted(benchmark: Benchmark, out: Path) -> list[Line]:
+    return read_lines(out / "predictions" / f"{benchmark.name}.jsonl", benchmark)
 
 
 def _row(case: Case | PerbenchCase, line: Line) -> SheetRow:
@@ -41,17 +46,13 @@ def _row(case: Case | PerbenchCase, line: Line) -> SheetRow:
     return SheetRow(image, title, _mask(truth), _mask(line["segmentation"]))
 
 
-def _card(case: Any, line: Line) -> Card:
+def _card(case: AboutRegions, line: Line) -> Card:
     """The prompted picture beside question, answer and what is right."""
-    if isinstance(case, PerbenchCase):
-        prompts, asked, right = case.prompts, case.question, case.reply
-    else:
-        prompts, asked, right = {0: case.region}, "", " / ".join(case.references)
-    image = _prompted(load_image(case.image), prompts)
-    return Card(image, tuple(text for text in (asked, f"model: {line['text']}", f"right: {right}") if text))
+    image = _prompted(load_image(case.image), case.prompts)
+    return Card(image, (case.question, f"model: {line['text']}", f"right: {case.reply}"))
 
 
-def _prompted(image: Image.Image, prompts: dict[int, RLE]) -> Image.Image:
+def _prompted(image: Image.Image, prompts: Mapping[int, RLE]) -> Image.Image:
     return mark_regions(image, {k: decode_mask(rle) for k, rle in prompts.items()})
 
 

@@ -13,8 +13,8 @@ from pixel_sail.evaluate.benchmark import Benchmark, Line, identity
 _NAMED = 5  # ids listed in an error
 
 
-def read_lines(path: Path, fields: Sequence[str] = (), allow_torn_end: bool = False) -> list[Line]:
-    """The lines of a file, each with at least `fields`; DatasetError names a missing file or the bad line.
+def read_lines(path: Path, benchmark: Benchmark, allow_torn_end: bool = False) -> list[Line]:
+    """The lines of a file with what scoring needs; DatasetError names a missing file or the bad line.
 
     `allow_torn_end`: a last line without its newline is dropped, as a process that was killed while writing leaves it.
     """
@@ -29,18 +29,14 @@ def read_lines(path: Path, fields: Sequence[str] = (), allow_torn_end: bool = Fa
             continue
         try:
             line = json.loads(row)
-            _ = [line[name] for name in fields]
+            _ = hash(identity(line, benchmark)), [line[name] for name in benchmark.answer_fields]
         except (ValueError, TypeError, KeyError) as error:
             raise DatasetError(
                 f"{path}, line {number}: {row[:60]!r} is no prediction ({error}); a line is a JSON object with "
-                f"{', '.join(fields)}"
+                f"{', '.join((*benchmark.id_fields, *benchmark.answer_fields))}"
             ) from None
         lines.append(line)
     return lines
-
-
-def needed_fields(benchmark: Benchmark) -> tuple[str, ...]:
-    return (*benchmark.id_fields, *benchmark.answer_fields)
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:

@@ -1,11 +1,11 @@
-"""Region captioning: a region of RefCOCOg is described, its referring expressions are the references."""
+"""Questions about regions; and region captioning: a region of RefCOCOg is described, its expressions are references."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
@@ -15,11 +15,43 @@ from pixel_sail.evaluate.benchmark import Line, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
 from pixel_sail.evaluate.referring import open_picture
 from pixel_sail.model.generation import Sampling
-from pixel_sail.serve.predictor import Chat, Predictor
+from pixel_sail.serve.predictor import Answer, Chat, Predictor
 from pixel_sail.types import RLE, BadSample
 
 KIND = "region_caption"
 QUESTION = about("<Prompt0>", TELL_APART[0])
+
+
+class AboutRegions(Protocol):
+    """A question with regions drawn by the K of their <PromptK>, and what is right, in words."""
+
+    @property
+    def image(self) -> Path: ...
+    @property
+    def size_hw(self) -> tuple[int, int]: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def prompts(self) -> Mapping[int, RLE]: ...
+    @property
+    def reply(self) -> str: ...
+
+
+def ask_about_regions(predictor: Predictor, cases: Sequence[AboutRegions], max_new_tokens: int) -> list[Answer]:
+    """Each question is asked alone, with its own regions drawn; they are answered in batches."""
+    sizes = {case.image: case.size_hw for case in cases}
+    pictures = {path: open_picture(path, size_hw) for path, size_hw in sizes.items()}
+    chats = [
+        Chat(pictures[case.image], [case.question], {k: decode_mask(rle) for k, rle in case.prompts.items()})
+        for case in cases
+    ]
+    return [answer for (answer,) in predictor.chat_many(chats, Sampling(max_new_tokens))]
+
+
+def check_text(line: Line, where: str) -> None:
+    """Raises BadSample."""
+    if not isinstance(line["text"], str):
+        raise BadSample(f"{where}: the text is {line['text']!r}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +61,15 @@ class RegionCase:
     size_hw: tuple[int, int]
     region: RLE
     references: tuple[str, ...]
+    question: str = QUESTION
+
+    @property
+    def prompts(self) -> dict[int, RLE]:
+        return {0: self.region}
+
+    @property
+    def reply(self) -> str:
+        return " / ".join(self.references)
 
 
 @dataclass(frozen=True)
@@ -57,14 +98,11 @@ class RegionCaptions:
         return cls(f"{KIND}:{part}", cases, referring.problems)
 
     def predict(self, predictor: Predictor, cases: Sequence[RegionCase]) -> list[Line]:
-        """Each region is asked about alone; they are answered in batches."""
-        chats = [Chat(open_picture(case.image, case.size_hw), [QUESTION], [decode_mask(case.region)]) for case in cases]
-        answers = predictor.chat_many(chats, Sampling(max_new_tokens=64))
-        return [Line(ref_id=case.ref_id, text=answer.text) for case, (answer,) in zip(cases, answers, strict=True)]
+        answers = ask_about_regions(predictor, cases, max_new_tokens=64)
+        return [Line(ref_id=case.ref_id, text=answer.text) for case, answer in zip(cases, answers, strict=True)]
 
     def check(self, line: Line, case: RegionCase, where: str) -> None:
-        if not isinstance(line["text"], str):
-            raise BadSample(f"{where}: the text is {line['text']!r}")
+        check_text(line, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
         """meteor and cider, times 100."""

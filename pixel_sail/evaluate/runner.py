@@ -2,7 +2,7 @@
 
 In `<out>/predictions/`, for a benchmark B:
     B.manifest.json   what the predictions were made with; those made with anything else are not continued
-    B.rank<r>.jsonl   what process r has predicted in this run, picture by picture
+    B.rank<r>.jsonl   what process r has predicted in this run, call by call (a few pictures)
     B.partial.jsonl   what earlier, interrupted runs had finished
     B.jsonl           all cases in order, once all are there; the scores are computed from it and nothing else
 """
@@ -19,11 +19,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate import perbench, region
 from pixel_sail.evaluate.benchmark import Benchmark, Line, by_picture, calls, identity
-from pixel_sail.evaluate.perbench import PerbenchTask
-from pixel_sail.evaluate.predictions import in_case_order, needed_fields, read_lines, write_lines
+from pixel_sail.evaluate.predictions import in_case_order, read_lines, write_lines
 from pixel_sail.evaluate.referring import ReferringBenchmark
-from pixel_sail.evaluate.region import RegionCaptions
 from pixel_sail.metrics import MIN_PIXELS
 
 
@@ -32,10 +31,10 @@ def open_benchmark(
 ) -> Benchmark:
     """The benchmark of a name (see tools/test.py), of its first `max_images` pictures. Raises DatasetError."""
     kind, _, part = name.partition(":")
-    if kind == "perbench":
-        benchmark: Benchmark = PerbenchTask.read(data_root, part)
-    elif kind == "region_caption":
-        benchmark = RegionCaptions.read(data_root, part)
+    if kind == perbench.FOLDER:
+        benchmark: Benchmark = perbench.PerbenchTask.read(data_root, part)
+    elif kind == region.KIND:
+        benchmark = region.RegionCaptions.read(data_root, part)
     else:
         benchmark = ReferringBenchmark.read(data_root, name, min_pixels)
     if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):
@@ -63,7 +62,7 @@ def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: di
     if rank == 0:
         files.prepare(made_with)
     _wait_for_all(world)
-    done = {identity(line, benchmark) for line in read_lines(files.partial)}
+    done = {identity(line, benchmark) for line in read_lines(files.partial, benchmark)}
     todo = [cases for cases in calls(benchmark) if identity(cases[0], benchmark) not in done]
     with files.part(rank).open("w", encoding="utf-8") as file:
         for cases in tqdm(todo[rank::world], desc=f"{benchmark.name}", unit="call", disable=rank != 0):
@@ -82,8 +81,7 @@ def score_file(
     Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its picture.
     """
     benchmark = open_benchmark(name, data_root, max_images, min_pixels)
-    lines = read_lines(predictions, needed_fields(benchmark))
-    return benchmark.score(in_case_order(benchmark, lines, str(predictions)))
+    return benchmark.score(in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))
 
 
 class PredictionFiles:
@@ -100,12 +98,12 @@ class PredictionFiles:
         return self._folder / f"{self._benchmark.name}.rank{rank}.jsonl"
 
     def prepare(self, made_with: dict[str, Any]) -> None:
-        """Gathers the finished pictures of earlier runs in the partial file, or drops all that was made otherwise."""
+        """Gathers the finished calls of earlier runs in the partial file, or drops all that was made otherwise."""
         self._folder.mkdir(parents=True, exist_ok=True)
         manifest = {"made_with": made_with, "cases": _digest(self._benchmark)}
         found = [path for path in (self.final, self.partial, *self._parts()) if path.exists()]
         if self._read_manifest() == json.loads(json.dumps(manifest)):
-            parts = [read_lines(path, allow_torn_end=True) for path in found]
+            parts = [read_lines(path, self._benchmark, allow_torn_end=True) for path in found]
             lines = {identity(line, self._benchmark): line for part in parts for line in part}
         else:
             lines = {}
@@ -122,14 +120,14 @@ class PredictionFiles:
         if not lines:  # in this order, a kill in between cannot mark foreign predictions as ours
             for path in found:
                 path.unlink()
-        write_lines(self.partial, (line for picture in finished for line in picture))
+        write_lines(self.partial, (line for call in finished for line in call))
         self._manifest.write_text(json.dumps(manifest, indent=1) + "\n")
         for path in self._parts():
             path.unlink()
 
     def finish(self) -> list[Line]:
         """Joins partial and parts into the final file, in case order, and returns its lines."""
-        lines = [line for path in (self.partial, *self._parts()) for line in read_lines(path)]
+        lines = [line for path in (self.partial, *self._parts()) for line in read_lines(path, self._benchmark)]
         ordered = in_case_order(self._benchmark, lines, str(self._folder))
         write_lines(self.final, ordered)
         for path in (self.partial, *self._parts()):

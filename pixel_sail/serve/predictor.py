@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.image import load_image
 from pixel_sail.data.pack import pack
-from pixel_sail.data.regions import Regions, number_regions, undrawn
+from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.model.generation import Asked, Generated, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
@@ -113,10 +113,8 @@ class Predictor:
         if picture is None and len(chat.regions):
             raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no picture")
         size = (picture.height, picture.width) if picture is not None else (1, 1)
-        questions, drawn = [], {}
-        for text in chat.questions:
-            named, drawn = number_regions(text, chat.regions, size)
-            questions.append(named)
+        drawn = draw_regions(chat.regions, size)
+        questions = [name_regions(text, drawn) for text in chat.questions]
         prefix = self.encoder.image_prefix(picture, drawn, "the picture")
         self.images_encoded += picture is not None
         return _Prepared(prefix, questions, [undrawn(text, drawn) for text in questions], size)

@@ -8,7 +8,17 @@ import pytest
 from pixel_sail.config import PromptConfig
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.prompts import prompt_ids
-from pixel_sail.data.regions import Box, Points, Scribble, as_users_draw, draw_region, imitate, number_regions, undrawn
+from pixel_sail.data.regions import (
+    Box,
+    Points,
+    Scribble,
+    as_users_draw,
+    draw_region,
+    draw_regions,
+    imitate,
+    name_regions,
+    undrawn,
+)
 from pixel_sail.types import BadSample, Sample, Turn
 
 SIZE = (30, 40)  # height, width
@@ -16,6 +26,11 @@ SIZE = (30, 40)  # height, width
 
 def drawn(region) -> np.ndarray:
     return decode_mask(draw_region(region, SIZE, "<Prompt0>"))
+
+
+def numbered(question: str, regions) -> tuple[str, dict]:
+    found = draw_regions(regions, SIZE)
+    return name_regions(question, found), found
 
 
 def ring() -> np.ndarray:
@@ -31,6 +46,7 @@ def ring() -> np.ndarray:
         (Box(2.2, 3.9, 4.1, 6.01), (slice(3, 7), slice(2, 5))),  # every pixel that it touches
         (Box(-5, -5, 3, 2), (slice(0, 2), slice(0, 3))),  # cut at the border
         (Box(38, 28, 99, 99), (slice(28, 30), slice(38, 40))),
+        (Box(-1e300, -1e300, 1e300, 1e300), (slice(0, 30), slice(0, 40))),
         (Box(7.3, 7.3, 7.4, 7.4), (slice(7, 8), slice(7, 8))),
     ],
 )
@@ -103,12 +119,12 @@ def test_a_sample_without_prompts_is_left_alone() -> None:
     ],
 )
 def test_names(question: str, named: str) -> None:
-    text, regions = number_regions(question, [Box(0, 0, 2, 2), Box(5, 5, 9, 9)], SIZE)
+    text, regions = numbered(question, [Box(0, 0, 2, 2), Box(5, 5, 9, 9)])
     assert text == named and sorted(regions) == [0, 1] and area_px(regions[1]) == 16
 
 
 def test_names_by_number() -> None:
-    text, regions = number_regions("What?", {7: Box(0, 0, 2, 2)}, SIZE)
+    text, regions = numbered("What?", {7: Box(0, 0, 2, 2)})
     assert text == "<Prompt7> What?" and list(regions) == [7]
     assert undrawn("<Prompt7> <Prompt3> <Prompt3>", regions) == [3]
 
@@ -132,5 +148,5 @@ def test_names_by_number() -> None:
 )
 def test_bad_regions_say_why(regions, message: str) -> None:
     with pytest.raises(BadSample) as error:
-        number_regions("Is <region> left of <region>?" if message.startswith("the question") else "?", regions, SIZE)
+        numbered("Is <region> left of <region>?" if message.startswith("the question") else "?", regions)
     assert message in str(error.value)

@@ -172,7 +172,7 @@ def test_every_task_is_predicted_once(root, tmp_path, name, cases, calls) -> Non
     benchmark, predictor = runner.open_benchmark(name, root), Echo()
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
     assert predictor.calls == calls and scores["cases"] == cases
-    lines = read_lines(tmp_path / "out" / "predictions" / f"{name}.jsonl")
+    lines = read_lines(tmp_path / "out" / "predictions" / f"{name}.jsonl", benchmark)
     assert len(lines) == cases and all(line["text"] == "100 pixels" for line in lines)
     if name == "perbench:vtres":
         assert scores["ciou"] == pytest.approx(100 * 100 / (300 + 100))  # box(0, 20) is right, the pair is missed
@@ -241,6 +241,8 @@ def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
         runner.score_file(write_lines(tmp_path / "p", lines), "perbench:mcq", root)
     with pytest.raises(DatasetError, match="3 of the 4 cases of perbench:mcq are missing; .id.: .'mcq/0/1'.,"):
         runner.score_file(write_lines(tmp_path / "p", lines[:1]), "perbench:mcq", root)
+    with pytest.raises(DatasetError, match="is no prediction .unhashable"):
+        runner.score_file(write_lines(tmp_path / "p", [{"id": ["mcq/0/0"], "text": "A"}]), "perbench:mcq", root)
     with pytest.raises(DatasetError, match="is no prediction .*a line is a JSON object with id, text"):
         runner.score_file(write_lines(tmp_path / "p", [{"id": "mcq/0/0"}]), "perbench:mcq", root)
     torn = [{"id": "vtres/0", "segmentation": box(0, 0) | {"size": [3, 4]}}, {"id": "vtres/1", "segmentation": None}]

@@ -13,7 +13,7 @@ from pixel_sail.data.scenes.colours import COLOURS, TEXTURES
 from pixel_sail.data.scenes.describe import COUNTS, OF, named
 from pixel_sail.data.scenes.facts import SIDES, WHERES, Name, Picture
 from pixel_sail.data.scenes.kinds import KINDS
-from pixel_sail.data.scenes.language import pick
+from pixel_sail.data.scenes.language import pick, shuffled
 from pixel_sail.data.scenes.queries import Query
 
 Rng = np.random.Generator
@@ -54,14 +54,10 @@ def _lettered(choice: Choice, rng: Rng) -> dict[str, str]:
     return {"question": "\n".join([choice.question, *lines]), "answer": answer, "right": choice.right}
 
 
-def _shuffled(options: list, rng: Rng) -> list:
-    return [options[i] for i in rng.permutation(len(options))]
-
-
 def _wrong(right: Any, shown: list, others: list, rng: Rng) -> list:
     """Three different wrong values, those that the picture shows first."""
-    near = _shuffled(sorted(set(shown) - {right}), rng)
-    return [*near, *_shuffled([one for one in others if one != right and one not in near], rng)][:3]
+    near = shuffled(rng, sorted(set(shown) - {right}))
+    return [*near, *shuffled(rng, [one for one in others if one != right and one not in near])][:3]
 
 
 def _fair(right: Any, shown: list, rng: Rng) -> bool:
@@ -99,7 +95,7 @@ def absent_names(picture: Picture, count: int, rng: Rng) -> list[Name]:
     """Names of nothing in the picture, near misses first: a colour and a kind that are there, but not together."""
     here = [(colour, kind) for colour in set(picture.values("colour")) for kind in set(picture.values("kind"))]
     some = [(pick(rng, tuple(COLOURS)), pick(rng, tuple(KINDS))) for _ in range(4 * count)]
-    options = dict.fromkeys([*_shuffled(sorted(here), rng), *some])
+    options = dict.fromkeys([*shuffled(rng, sorted(here)), *some])
     return [name for name in options if name not in picture.names and picture.may_say(name)][:count]
 
 
@@ -141,7 +137,7 @@ def _relative(picture: Picture, i: int, query: Query, wordings: tuple[str, ...],
 
 def _beside(picture: Picture, i: int, rng: Rng) -> Choice | None:
     """What is directly on one side; what lies on the other sides or further off is wrong."""
-    for side in _shuffled(list(SIDES), rng):
+    for side in shuffled(rng, SIDES):
         wordings = (f"What is directly {OF[side]} {PROMPT}?", f"What do you see directly {OF[side]} {PROMPT}?")
         choice = _relative(picture, i, {"type": "beside", "relation": side}, wordings, rng)
         if choice:

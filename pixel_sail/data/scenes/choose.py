@@ -6,7 +6,7 @@ import numpy as np
 
 from pixel_sail.data.scenes.colours import COLOURS, HELD_OUT, TEXTURES
 from pixel_sail.data.scenes.kinds import KINDS
-from pixel_sail.data.scenes.language import NUMBERS, RANKS, phrase
+from pixel_sail.data.scenes.language import NUMBERS, RANKS, phrase, shuffled
 from pixel_sail.data.scenes.queries import Filter, Objects, Query, resolve, select
 
 Rng = np.random.Generator
@@ -35,10 +35,6 @@ def _filters(thing: dict, sets: dict[tuple[str, ...], float], rng: Rng) -> list[
     return [{key: thing[key] for key in keys[i]} for i in order]
 
 
-def _shuffled(rng: Rng, options: tuple) -> list:
-    return [options[i] for i in rng.permutation(len(options))]
-
-
 def _candidates(kind: str, target: int, objects: Objects, rng: Rng) -> Iterator[Query]:
     """Queries of one type that may pick ``target``; where possible those first that choose among several."""
     thing = objects[target]
@@ -58,15 +54,15 @@ def _candidates(kind: str, target: int, objects: Objects, rng: Rng) -> Iterator[
             ways = [{"extreme": "largest"}, {"extreme": "smallest"}, *classes]
         else:
             ways = list(_relations(target, objects, rng))
-        yield from ({"type": kind, "filter": wanted, **way} for way in _shuffled(rng, tuple(ways)))
+        yield from ({"type": kind, "filter": wanted, **way} for way in shuffled(rng, ways))
     if kind in ("position", "relation"):
         ways = [{"where": where} for where in _WHERE] if kind == "position" else list(_relations(target, objects, rng))
-        yield from ({"type": kind, "filter": {"kind": thing["kind"]}, **way} for way in _shuffled(rng, tuple(ways)))
+        yield from ({"type": kind, "filter": {"kind": thing["kind"]}, **way} for way in shuffled(rng, ways))
 
 
 def _relations(target: int, objects: Objects, rng: Rng) -> Iterator[dict]:
     """Anchors that one short description picks, with each relation."""
-    for i in _shuffled(rng, tuple(i for i in range(len(objects)) if i != target))[:4]:
+    for i in shuffled(rng, tuple(i for i in range(len(objects)) if i != target))[:4]:
         for keys in (("kind",), ("kind", "colour")):
             anchor = {key: objects[i][key] for key in keys}
             if select(objects, anchor) == [i]:
@@ -80,7 +76,7 @@ def single(target: int, count: int, objects: Objects, width: int, height: int, r
     drawn = [types[i] for i in rng.choice(len(types), count, p=list(TYPE_ODDS.values()))]
     found: dict[str, Query] = {}
     # a type that has no unambiguous query for this object is made up for by the others, attributes first
-    for kind in [*_without_repeats(drawn), "attribute", *_shuffled(rng, tuple(types))]:
+    for kind in [*_without_repeats(drawn), "attribute", *shuffled(rng, types)]:
         if len(found) == count:
             break
         for query in _candidates(kind, target, objects, rng):
@@ -131,7 +127,7 @@ def _multi(objects: Objects, width: int, height: int, rng: Rng) -> list[tuple[li
     """Two references to different sets of two objects or more."""
     bases = [wanted for thing in objects for wanted in _filters(thing, _BASE_SETS, rng)]
     queries: list[Query] = []
-    for wanted in _shuffled(rng, tuple(bases)):
+    for wanted in shuffled(rng, bases):
         where = {"where": SIDES[rng.integers(4)]} if rng.random() < 0.4 or not wanted else {}
         queries.append({"type": "all", "filter": wanted, **where})
     first, second = (objects[i] for i in rng.permutation(len(objects))[:2])

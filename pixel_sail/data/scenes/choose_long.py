@@ -3,7 +3,7 @@
 import numpy as np
 
 from pixel_sail.data.scenes.facts import SIDES, WHERES, Picture
-from pixel_sail.data.scenes.language import phrase
+from pixel_sail.data.scenes.language import phrase, shuffled
 from pixel_sail.data.scenes.queries import Query
 
 Rng = np.random.Generator
@@ -15,8 +15,7 @@ def choose_long_refs(picture: Picture, rng: Rng) -> list[tuple[int, list[tuple[s
     for target in picture.indices:
         count, found = int(rng.integers(1, 3)), {}
         options = _candidates(picture, target)
-        for k in rng.permutation(len(options)):
-            query = options[k]
+        for query in shuffled(rng, options):
             if len(found) < count and query not in found.values() and picture.find(query) == [target]:
                 found[phrase(query, rng)] = query
         if found:

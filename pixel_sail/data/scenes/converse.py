@@ -10,15 +10,11 @@ from pixel_sail.data.scenes.colours import COLOURS
 from pixel_sail.data.scenes.describe import COUNTS, OF, a, look, named
 from pixel_sail.data.scenes.facts import SIDES, Picture
 from pixel_sail.data.scenes.kinds import KINDS
-from pixel_sail.data.scenes.language import pick
+from pixel_sail.data.scenes.language import pick, shuffled
 
 Rng = np.random.Generator
 Turn = tuple[str, str]  # question, answer
 HALVES = ("upper", "lower", "left", "right")
-
-
-def _shuffled(items: list, rng: Rng) -> list:
-    return [items[k] for k in rng.permutation(len(items))]
 
 
 def region(k: int) -> str:
@@ -39,18 +35,18 @@ def short_turns(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:
         ]
         if facts["size"]:
             about.append((f"How large is {tag}?", facts["size"]))
-        turns += _shuffled(about, rng)[:2]
-    return _shuffled(turns, rng)
+        turns += shuffled(rng, about)[:2]
+    return shuffled(rng, turns)
 
 
 def talk(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:
     """Up to five turns about two or three objects and the relations between them."""
-    pairs = [_shuffled([k, m], rng) for k in range(len(chosen)) for m in range(k)]
+    pairs = [shuffled(rng, [k, m]) for k in range(len(chosen)) for m in range(k)]
     turns = [turn for k, m in pairs for turn in _about_two(picture, chosen, k, m, rng)]
     k = int(rng.integers(len(chosen)))
     turns += [_others_like(picture, chosen[k], region(k), rng)]
     turns += [(f"What do you see in {region(k)}?", a(look(picture.objects[chosen[k]], rng)))]
-    return _shuffled(list(dict(turns).items()), rng)[:5]
+    return shuffled(rng, list(dict(turns).items()))[:5]
 
 
 def _about_two(picture: Picture, chosen: list[int], k: int, m: int, rng: Rng) -> Iterator[Turn]:
@@ -96,7 +92,7 @@ def part_turns(picture: Picture, i: int, half: str, rng: Rng) -> list[Turn]:
         (f"Which part of the {thing['kind']} is {region(0)}?", f"the {half} part"),
         (f"{region(0)} is a part of what?", a(f"{thing['colour']} {thing['kind']}")),
     ]
-    return _shuffled(options, rng)[:2]
+    return shuffled(rng, options)[:2]
 
 
 def yes_no_turns(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:
@@ -109,7 +105,7 @@ def yes_no_turns(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:
         ]
         other = pick(rng, tuple(wrong))
         turns += [(f"Is {tag} {a(thing['kind'])}?", "yes"), (f"Is {tag} {a(other)}?", "no")]
-    return _shuffled(turns, rng)
+    return shuffled(rng, turns)
 
 
 def picture_turns(picture: Picture, rng: Rng) -> list[Turn]:
@@ -129,7 +125,7 @@ def picture_turns(picture: Picture, rng: Rng) -> list[Turn]:
     if once:
         thing: dict[str, Any] = once[int(rng.integers(len(once)))]
         turns.append((f"What colour is the {thing['kind']}?", thing["colour"]))
-    return _shuffled(turns, rng)[: int(rng.integers(1, 5))]
+    return shuffled(rng, turns)[: int(rng.integers(1, 5))]
 
 
 def text_turns(rng: Rng) -> list[Turn]:
@@ -148,4 +144,4 @@ def text_turns(rng: Rng) -> list[Turn]:
         turns.append((f"Is {a(first)} a colour or a kind of thing?", "a kind of thing"))
     if len(first) != len(second):
         turns.append((f"Which word is longer, {first} or {second}?", longer))
-    return _shuffled(turns, rng)[: int(rng.integers(1, 3))]
+    return shuffled(rng, turns)[: int(rng.integers(1, 3))]

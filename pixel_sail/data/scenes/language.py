@@ -1,11 +1,15 @@
 """From a structured query to a phrase: lower case, no final punctuation, several phrasings of each meaning."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 
 from pixel_sail.data.scenes.kinds import KINDS
 from pixel_sail.data.scenes.queries import Filter, Query
 
 Rng = np.random.Generator
+T = TypeVar("T")
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 RANKS = {1: "first", 2: "second", 3: "third", 4: "fourth", 5: "fifth"}
@@ -48,6 +52,10 @@ _CLASS = {"small": ("small", "little"), "large": ("large", "big")}
 
 def pick(rng: Rng, options: tuple[str, ...]) -> str:
     return options[rng.integers(len(options))]
+
+
+def shuffled(rng: Rng, options: Sequence[T]) -> list[T]:
+    return [options[i] for i in rng.permutation(len(options))]
 
 
 def noun(wanted: Filter, rng: Rng, *, plural: bool = False, adjective: str = "") -> str:

@@ -18,6 +18,7 @@ from pixel_sail.data.scenes.converse import (
 )
 from pixel_sail.data.scenes.describe import describe
 from pixel_sail.data.scenes.facts import Picture
+from pixel_sail.data.scenes.language import shuffled
 from pixel_sail.data.scenes.relate import choose_vres
 
 Rng = np.random.Generator
@@ -59,7 +60,7 @@ def _osprey(picture: Picture, facts: list[dict], owner: np.ndarray, rng: Rng) ->
         "lvis_positive_negative": _entry(two, yes_no_turns(picture, two, rng)),
     }
     whole = [i for i in picture.indices if picture.objects[i]["visible_share"] > 0.95]
-    for i in [whole[k] for k in rng.permutation(len(whole))]:
+    for i in shuffled(rng, whole):
         half = HALVES[rng.integers(len(HALVES))]
         part = _half(owner == i, picture.objects[i]["bbox"], half)
         if part.sum() >= MIN_PART_PX:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pixel_sail.data.scenes.describe import OF
 from pixel_sail.data.scenes.facts import SIDES, Picture
-from pixel_sail.data.scenes.language import RELATIONS, noun, pick
+from pixel_sail.data.scenes.language import RELATIONS, noun, pick, shuffled
 from pixel_sail.data.scenes.queries import Query
 
 Rng = np.random.Generator
@@ -100,7 +100,7 @@ def _filters(picture: Picture, rng: Rng) -> list[dict[str, str]]:
     kinds = sorted({kind for kind in picture.values("kind") if picture.values("kind").count(kind) > 1})
     colours = sorted({colour for colour in picture.values("colour") if picture.values("colour").count(colour) > 1})
     options = [{}, *({"kind": kind} for kind in kinds), *({"colour": colour} for colour in colours)]
-    return [options[i] for i in rng.permutation(len(options))]
+    return shuffled(rng, options)
 
 
 def _relation(picture: Picture, rng: Rng, relations: tuple[str, ...] = SIDES) -> Iterator[Option]:
@@ -126,14 +126,14 @@ def _near(picture: Picture, rng: Rng) -> Iterator[Option]:
 
 def _beside(picture: Picture, rng: Rng) -> Iterator[Option]:
     for i in _objects(picture, rng):
-        for side in [SIDES[k] for k in rng.permutation(4)]:
+        for side in shuffled(rng, SIDES):
             text = pick(rng, _BESIDE).format(noun=noun({}, rng), side=OF[side])
             yield [i], text, lambda p, s=side: {"type": "beside", "filter": {}, "relation": s, "anchor": {"is": p[0]}}
 
 
 def _same(picture: Picture, rng: Rng) -> Iterator[Option]:
     for i in _objects(picture, rng):
-        for key in [list(_SAME)[k] for k in rng.permutation(3)]:
+        for key in shuffled(rng, list(_SAME)):
             if picture.objects[i][key] != "plain":
                 yield (
                     [i],
