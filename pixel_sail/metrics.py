@@ -5,14 +5,19 @@ A prediction of None, a missing mask, counts as an empty one. Scores are in perc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pixel_sail.data.masks import area_px, overlap_px
+import numpy as np
+
+from pixel_sail.data.masks import area_px, decode_mask, overlap_px
 from pixel_sail.types import RLE
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 MIN_PIXELS = 50  # a generalized prediction below counts as empty: common practice since GSVA (arXiv 2312.10103)
+BOUNDARY_SHARE = 0.02  # width of a boundary, of the picture's diagonal (Boundary IoU, arXiv 2103.16562)
+SMALL_SHARE = 0.02  # a target of less than this share of the picture's pixels is small
 
 
 @dataclass
@@ -96,7 +101,7 @@ class GeneralizedScore:
     def update(self, prediction: RLE | None, target: RLE | None, image_id: int) -> None:
         """One case; `target` None: nothing matches. Both masks at the size of the stored picture."""
         area = 0 if prediction is None else area_px(prediction)
-        empty = area == 0 or area < self.min_pixels
+        empty = counts_as_empty(prediction, self.min_pixels)
         self.image_ids.add(image_id)
         if target is None:
             self.no_target += 1
@@ -143,6 +148,90 @@ class GeneralizedScore:
             "images": len(self.image_ids),
             "min_pixels": self.min_pixels,
         }
+
+
+@dataclass
+class DetailScore:
+    """What cIoU and gIoU hide behind large objects: boundaries, and small targets apart. Cases with a target only.
+
+    Boundary IoU of a case: IoU of the pixels of each mask within `BOUNDARY_SHARE` of the diagonal of its own contour
+    (see `boundary`). A target is small below `SMALL_SHARE` of the picture. `DetailScore(**state)` restores a `state()`.
+    """
+
+    boundary_iou_sum: float = 0.0
+    cases: int = 0
+    small_intersection_px: int = 0
+    small_union_px: int = 0
+    small_iou_sum: float = 0.0
+    small_cases: int = 0
+
+    def update(self, prediction: RLE | None, target: RLE) -> None:
+        """One case; both masks at the size of the stored picture."""
+        self.cases += 1
+        self.boundary_iou_sum += 0.0 if prediction is None else boundary_iou(prediction, target)
+        area, (height, width) = area_px(target), target["size"]
+        if area >= SMALL_SHARE * height * width:
+            return
+        intersection, union = (0, area) if prediction is None else overlap_px(prediction, target)
+        self.small_cases += 1
+        self.small_intersection_px += intersection
+        self.small_union_px += union
+        self.small_iou_sum += intersection / union if union else 0.0
+
+    def merge(self, other: DetailScore) -> None:
+        """Adds the cases of another process."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def result(self) -> dict[str, Any]:
+        """boundary_iou, the mean over cases; small_ciou and small_giou in percent; small_cases; small_below in force.
+
+        `small_below` is a percentage as well: of the picture's pixels.
+        """
+        return {
+            "boundary_iou": _percent(self.boundary_iou_sum, self.cases),
+            "small_ciou": _percent(self.small_intersection_px, self.small_union_px),
+            "small_giou": _percent(self.small_iou_sum, self.small_cases),
+            "small_cases": self.small_cases,
+            "small_below": 100 * SMALL_SHARE,
+        }
+
+
+def counts_as_empty(prediction: RLE | None, min_pixels: int) -> bool:
+    """Whether a generalized prediction says that nothing matches: no pixel, or fewer than `min_pixels`."""
+    area = 0 if prediction is None else area_px(prediction)
+    return area == 0 or area < min_pixels
+
+
+def boundary_iou(first: RLE, second: RLE) -> float:
+    """Boundary IoU in 0..1 of two masks of one size (Cheng et al., CVPR 2021); 0 where both are empty."""
+    distance_px = max(1, round(BOUNDARY_SHARE * math.hypot(*first["size"])))
+    masks = np.stack([decode_mask(first), decode_mask(second)])
+    rows, columns = (np.flatnonzero(masks.any(axis=(0, axis))) for axis in (2, 1))
+    if not len(rows):
+        return 0.0
+    masks = masks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # outside there is nothing to erode
+    a, b = (boundary(mask, distance_px) for mask in masks)
+    return float((a & b).sum() / (a | b).sum())
+
+
+def boundary(mask: np.ndarray, distance_px: int) -> np.ndarray:
+    """(H, W) bool -> its pixels that are no further than `distance_px` from its contour, (H, W) bool.
+
+    As in the authors' code: the mask without its erosion by a square of 2 distance_px + 1 pixels, where all beyond the
+    picture is background, so that the edge of the picture is a contour too.
+    """
+    side, inner = 2 * distance_px + 1, mask
+    for axis in (0, 1):
+        margins = [(0, 0), (0, 0)]
+        margins[axis] = (distance_px + 1, distance_px)
+        sums = np.pad(inner.astype(np.int32), margins).cumsum(axis)
+        ends, starts = np.split(sums, [side], axis)[1], np.split(sums, [-side], axis)[0]
+        inner = ends - starts == side
+    return mask & ~inner
 
 
 def _percent(part: float, whole: float) -> float | None:

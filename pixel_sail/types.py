@@ -7,6 +7,7 @@ Shape legend, used in every comment of the package:
     M   supervised positions (labels)         V   vocabulary
     K   masks of one image                    S   mask feature width
     D   hidden width of the decoder           B   sequences in a batch
+    C   feature width of an expert
     h, w       patch grid                     H, W  picture in pixels
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +54,8 @@ class Sample:
     turns: tuple[Turn, ...]
     masks: tuple[RLE, ...] = ()  # one for each [SEG] of the answers, in reading order; size of the stored picture
     prompts: dict[int, RLE] = field(default_factory=dict)  # K of <PromptK> -> its region
+    # expert -> (C, h, w) float16, where a shard carries its features; arrays have no plain ==, so it is left out of it
+    features: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Encoded:
     masks: Tensor  # (K, h P, w P) uint8 in {0, 1}; one for each [SEG] with a label, in order
     lm_weight: float = 1.0  # weight of this sequence's language loss
     dropped_turns: int = 0  # turns that did not fit into the length limit, gone with their masks
+    # expert -> its features (C, h, w) float16, or the picture (3, H, W) uint8 that it is to see; none without an image
+    teachers: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.input_ids.numel()
@@ -96,6 +102,7 @@ class Batch:
     seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s that own a mask, in sequence order
     masks: tuple[Tensor, ...]  # one a sequence, (K, h P, w P) uint8
     dropped_turns: int = 0
+    teachers: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # one a sequence; (0,) without an image
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on `device`; `dtype` casts the patches only (indices, labels and masks keep theirs)."""
@@ -105,6 +112,8 @@ class Batch:
                 return value.to(device, non_blocking=True)
             if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
                 return tuple(move(item) for item in value)
+            if isinstance(value, dict):
+                return {name: move(item) for name, item in value.items()}
             return value
 
         moved = replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
@@ -116,7 +125,11 @@ class Batch:
 
     def counts(self) -> dict[str, float]:
         """Denominators of the losses that this batch contributes to; summed over a whole optimizer step."""
-        return {"lm": float(self.labels.numel()), "mask": float(sum(self.masks_per_sequence))}
+        return {
+            "lm": float(self.labels.numel()),
+            "mask": float(sum(self.masks_per_sequence)),
+            "image": float(sum(h * w > 0 for h, w in self.grids_hw)),
+        }
 
 
 @dataclass

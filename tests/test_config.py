@@ -45,6 +45,14 @@ def test_bad_overrides(small: Path, override: str, message: str | None) -> None:
     assert message is None or message in str(error.value)
 
 
+def test_overrides_in_lists(small: Path) -> None:
+    config = load_config(small, ["data.mixture.0.root=/elsewhere", "data.mixture.0.weight=2"])
+    assert config.data.mixture[0].source == "refcoco" and config.data.mixture[0].root == Path("/elsewhere")
+    for override in ("data.mixture.1.root=/x", "data.mixture.first.root=/x"):
+        with pytest.raises(ConfigError, match="is no number of an item; the list has 1, from 0"):
+            load_config(small, [override])
+
+
 def test_overrides_and_bases(small: Path) -> None:
     child = small.with_name("child.yaml")
     child.write_text("base: small.yaml\ntrain: {batch_size: 8}\n")

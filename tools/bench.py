@@ -2,6 +2,8 @@
 
 python tools/bench.py step --preset research-512 --mask-stride 4 --reference
 python tools/bench.py data configs/quickstart.yaml
+python tools/bench.py data configs/quickstart.yaml --shards data/scenes_shards
+python tools/bench.py distill configs/a_config_with_experts.yaml --steps 8
 python tools/bench.py score runs/quickstart/export --data-root data/scenes
 """
 
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from pixel_sail.bench.distill import measure_distill
 from pixel_sail.bench.step import PRESETS, measure
-from pixel_sail.bench.throughput import measure_data, measure_score
+from pixel_sail.bench.throughput import measure_data, measure_score, measure_shards
 from pixel_sail.config import load_config
 
 
@@ -36,6 +39,11 @@ def main() -> None:
     data.add_argument("config")
     data.add_argument("overrides", nargs="*", metavar="key.sub=value")
     data.add_argument("--samples", type=int, default=200)
+    data.add_argument("--shards", type=Path, help="also the same samples from this folder, interleaved")
+    distill = commands.add_parser("distill", help="a training step without experts, cached and online")
+    distill.add_argument("config")
+    distill.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    distill.add_argument("--steps", type=int, default=8)
     score = commands.add_parser("score", help="expressions a second with and without sharing the image")
     score.add_argument("checkpoint", type=Path)
     score.add_argument("--data-root", type=Path, required=True)
@@ -46,8 +54,12 @@ def main() -> None:
         torch.set_num_threads(a.threads)
         dtype = getattr(torch, a.dtype)
         result = measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype)
+    elif a.command == "data" and a.shards is not None:
+        result = measure_shards(load_config(a.config, a.overrides), a.shards, a.samples)
     elif a.command == "data":
         result = measure_data(load_config(a.config, a.overrides), a.samples)
+    elif a.command == "distill":
+        result = measure_distill(load_config(a.config, a.overrides), a.steps)
     else:
         result = measure_score(a.checkpoint, a.data_root, a.benchmark, a.images)
     print(json.dumps(result))

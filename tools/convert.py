@@ -1,11 +1,15 @@
 """Makes a pixel_sail checkpoint folder from released weights.
 
     python tools/convert.py research CHECKPOINT --out models/research      the research code's Pixel-SAIL
+    python tools/convert.py solo CHECKPOINT --out models/solo              SOLO-7B
+    python tools/convert.py sail CHECKPOINT --out models/sail              SAIL-7B
+    python tools/convert.py evev2 CHECKPOINT --out models/evev2            EVE-7B-HD-v2.0
     python tools/convert.py language-model Qwen/Qwen2.5-0.5B-Instruct --out models/new_base
     python tools/convert.py language-model smollm2-135m --out models/smollm2 --max-side-px 256
 
-The folder is what train.init_from, tools/test.py, tools/predict.py and PixelSail.from_pretrained take. A language model
-as base has no vision yet: its patch embedding, prompt fusion and mask head are random and must be trained.
+The folder is what train.init_from, tools/test.py, tools/predict.py and PixelSail.from_pretrained take. A CHECKPOINT is
+a downloaded folder with config.json, *.safetensors and the tokenizer's files; it is converted a shard at a time, and
+the memory that this took is printed. What a base does not have starts at random and must be trained: docs/convert.md.
 """
 
 from __future__ import annotations
@@ -16,48 +20,83 @@ from pathlib import Path
 import torch
 
 from pixel_sail.config import ModelSection
-from pixel_sail.convert.language_model import from_language_model
-from pixel_sail.convert.research import from_research
+from pixel_sail.convert.evev2 import plan_evev2
+from pixel_sail.convert.language_model import from_language_model, plan_language_model
+from pixel_sail.convert.new_parts import NewParts
+from pixel_sail.convert.research import plan_research
+from pixel_sail.convert.sail import plan_sail
+from pixel_sail.convert.solo import plan_solo
+from pixel_sail.convert.streaming import SHARD_BYTES, Conversion, partial_folder, peak_bytes, write
 from pixel_sail.data.templates import QUESTIONS
+
+BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
+DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main() -> None:
+    a = _parse()
+    torch.manual_seed(a.seed)
+    try:
+        plan = _plan(a)
+        parameters = _write_whole(a) if plan is None else write(plan, a.out, int(a.shard_gb * 1e9), DTYPES[a.dtype])
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    for difference in [] if plan is None else plan.config.differences or []:
+        print(f"differs from the base: {difference}")
+    print(f"{a.out}: {parameters / 1e6:.1f} million parameters, {peak_bytes() / 1e9:.1f} GB of memory at most")
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     families = parser.add_subparsers(dest="family", required=True)
     research = families.add_parser("research", help="a checkpoint in the research code's key names")
-    research.add_argument("source", type=Path)
     language = families.add_parser("language-model", help="any Hugging Face decoder as a new base")
-    language.add_argument("source", help="local folder, hub name, or smollm2-135m (`make smollm`)")
     language.add_argument("--patch-size", type=int, default=16)
-    language.add_argument("--max-side-px", type=int, default=1024)
-    language.add_argument("--mask-stride", type=int, default=4)
-    language.add_argument("--mask-dim", type=int, default=256)
-    language.add_argument("--seed", type=int, default=0, help="of the new parts")
-    for family in (research, language):
+    language.add_argument("--in-memory", action="store_true", help="load a local folder by transformers, whole")
+    bases = [families.add_parser(name, help=f"a released {name} checkpoint") for name in BASES]
+    for family in (language, *bases):
+        family.add_argument("--max-side-px", type=int, help="default: the largest multiple of the patch up to 1024")
+        family.add_argument("--mask-stride", type=int, help="pixels per mask logit; default: 4, or 7 for patches of 14")
+        family.add_argument("--mask-dim", type=int, default=256)
+    for family in (research, language, *bases):
+        family.add_argument("source", help="local folder" + ("; hub name, or smollm2-135m" * (family is language)))
         family.add_argument("--out", type=Path, required=True)
         family.add_argument("--question", default=QUESTIONS[0], help="what `segment` asks, with {expression}")
-    a = parser.parse_args()
-    if a.out.exists() and any(a.out.iterdir()):
-        raise SystemExit(f"error: {a.out} is not empty; give another --out")
-    try:
-        if a.family == "research":
-            model, tokenizer = from_research(a.source, a.question)
-        else:
-            torch.manual_seed(a.seed)
-            section = ModelSection(
-                base=a.source,
-                patch_size=a.patch_size,
-                max_side_px=a.max_side_px,
-                mask_stride=a.mask_stride,
-                mask_dim=a.mask_dim,
-            )
-            model, tokenizer = from_language_model(section, a.question)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    model.save_pretrained(a.out)
-    tokenizer.save_pretrained(a.out)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{a.out}: {millions:.1f} million parameters, chat format {model.config.chat_format}")
+        family.add_argument("--dtype", choices=DTYPES, default="same", help="of the weights that are written")
+        family.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="size of a file at most")
+        family.add_argument("--seed", type=int, default=0, help="of the new parts")
+    return parser.parse_args()
+
+
+def _plan(a: argparse.Namespace) -> Conversion | None:
+    """What is to be written; None for a language model that transformers must load (from the hub, or a GGUF)."""
+    if a.family == "research":
+        return plan_research(Path(a.source), a.question)
+    if a.family in BASES:
+        return BASES[a.family](Path(a.source), NewParts(a.max_side_px, a.mask_stride, a.mask_dim, a.question))
+    if a.in_memory or not Path(a.source).is_dir():
+        return None
+    return plan_language_model(Path(a.source), _section(a), a.question)
+
+
+def _section(a: argparse.Namespace) -> ModelSection:
+    parts = NewParts(a.max_side_px, a.mask_stride, a.mask_dim)
+    return ModelSection(
+        base=a.source,
+        patch_size=a.patch_size,
+        max_side_px=parts.side_for(a.patch_size),
+        mask_stride=parts.stride_for(a.patch_size),
+        mask_dim=a.mask_dim,
+    )
+
+
+def _write_whole(a: argparse.Namespace) -> int:
+    model, tokenizer = from_language_model(_section(a), a.question)
+    model = model.to(DTYPES[a.dtype] or torch.float32)
+    with partial_folder(a.out) as folder:
+        model.save_pretrained(folder, max_shard_size=int(a.shard_gb * 1e9))
+        tokenizer.save_pretrained(folder)
+    return model.num_parameters()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Makes or fetches data sets. ``python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0``"""
+"""Makes data sets, and looks at those that are there.
+
+python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0
+python tools/prepare_data.py check --root data/coco
+"""
 
 import argparse
 from pathlib import Path
 
-from pixel_sail.data import scenes
+from pixel_sail.data import check, scenes
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:
@@ -30,10 +34,31 @@ def _scenes(args: argparse.Namespace) -> None:
     print(f"wrote {args.images} images to {args.out}")
 
 
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("check", help="say which data sets are under a data root, and which are missing")
+    parser.add_argument("--root", type=Path, required=True, help="data root, as data.root of a config")
+    parser.add_argument("--source", action="append", choices=check.EXPECTED, help="only this one; may be repeated")
+    parser.add_argument("--decode", type=int, default=3, metavar="N", help="samples of each split to draw and decode")
+    parser.add_argument("--problems", type=int, default=3, metavar="N", help="annotations left out to list of each")
+    parser.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not args.root.is_dir():
+        raise SystemExit(f"error: no folder {args.root}")
+    broken = 0
+    for finding in check.check_root(args.root, args.decode, args.source):
+        broken += bool(finding.errors)
+        print("\n".join(check.report(finding, args.problems)), flush=True)
+    if broken:
+        raise SystemExit(f"error: {broken} of them cannot be used as they are")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="data set")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="command")
     _add_scenes(commands)
+    _add_check(commands)
     args = parser.parse_args()
     args.run(args)
 

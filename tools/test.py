@@ -6,8 +6,9 @@
     python tools/test.py --predictions refcoco_val.jsonl --benchmark refcoco:val --data-root data/coco
 
 Benchmarks: <dataset>:<split> for refcoco, refcoco+, refcocog and grefcoco; perbench (all three tasks and the overall
-score) or perbench:caption, perbench:mcq, perbench:vtres; region_caption:<dataset>[:<split>]. Caption scores need Java:
-where it is missing that is said, and the rest is scored. An interrupted call goes on where it stopped when repeated.
+score) or perbench:caption, perbench:mcq, perbench:vtres; region_caption:<dataset>[:<split>]; reasonseg[:<split>];
+gcg[:<dataset>[:<split>]] for grand_f (the default), open_psg, refcocog_gcg, flickr_gcg. Caption scores need Java: where
+it is missing that is said, and the rest is scored. An interrupted call goes on where it stopped when repeated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Samples a second through encode and pack, and expressions a second with and without sharing the image."""
+"""Samples a second from files and shards, and expressions a second with and without sharing the image."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from pixel_sail.config import Config
+from pixel_sail.config import Config, MixtureEntry
 from pixel_sail.data.image import load_image
+from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.pack import pack
+from pixel_sail.data.shards import with_bytes
 from pixel_sail.data.sources import open_source
 from pixel_sail.data.sources.cases import read_benchmark
 from pixel_sail.evaluate.benchmark import by_picture
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.build import build_encoder, build_model
+
+TURN = 20  # samples that one way reads before the other has its turn
 
 
 def measure_data(config: Config, samples: int) -> dict[str, Any]:
@@ -30,6 +34,39 @@ def measure_data(config: Config, samples: int) -> dict[str, Any]:
     elapsed_s = time.perf_counter() - start
     rates = {"samples_per_s": round(samples / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
     return {"bench": "data", "source": config.data.mixture[0].source, "samples": samples, **rates}
+
+
+def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]:
+    """One process, no workers: the mixture of a run from its files and from shards, in turns of a few samples.
+
+    `read`: samples a second with their pictures' bytes; `encoded`: read, encoded and packed. A ratio above 1: shards
+    are faster. Files that were read before come from memory either way.
+    """
+    model, tokenizer = build_model(config)
+    encoder = build_encoder(config, model, tokenizer)
+    entry = MixtureEntry(source="shards", root=shards)
+    streamed = config.model_copy(update={"data": config.data.model_copy(update={"mixture": [entry]})})
+    mixtures = {"map": open_mixture(config), "shards": open_mixture(streamed)}
+
+    def encoded(mixture: Mixture, position: int) -> None:
+        sequence = encoder.encode(mixture.sample(position), mixture.point_seed(position))
+        pack([sequence], encoder.tokens.seg, encoder.tokens.vision_patch)
+
+    def read(mixture: Mixture, position: int) -> None:
+        with_bytes(mixture.sample(position))
+
+    result: dict[str, Any] = {"bench": "data", "samples": samples, "shards": len(mixtures["shards"].sources[0].shards)}
+    for work in (read, encoded):
+        elapsed_s = dict.fromkeys(mixtures, 0.0)
+        for first in range(0, samples, TURN):
+            for way, mixture in mixtures.items():
+                start = time.perf_counter()
+                for position in range(first, min(first + TURN, samples)):
+                    work(mixture, position)
+                elapsed_s[way] += time.perf_counter() - start
+        rates = {way: round(samples / elapsed_s[way], 1) for way in mixtures}
+        result[work.__name__] = rates | {"ratio": round(elapsed_s["map"] / elapsed_s["shards"], 2)}
+    return result
 
 
 def measure_score(checkpoint: Path, data_root: Path, benchmark: str, images: int) -> dict[str, Any]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pixel_sail.config import ModelSection
+from pixel_sail.convert.new_parts import PROMPT_LINEAR, grown, new_parts, stride_blocks
+from pixel_sail.convert.released import read_settings, read_tokenizer
+from pixel_sail.convert.streaming import Conversion, Made, WeightFiles, copied
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.mask_head import default_channels
@@ -37,48 +47,86 @@ def assemble(
     language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, section: ModelSection, question: str, hide: str
 ) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """Extends the tokenizer and the embeddings, and puts new patch, prompt and mask parts around the decoder."""
-    add_special_tokens(tokenizer)
-    _grow_embeddings(language_model, len(tokenizer))
-    config = PixelSailConfig(
-        text_config=copy.deepcopy(language_model.config),  # else the base would lose its own attention
-        patch_size=section.patch_size,
-        sub_patch_size=section.sub_patch_size,
-        sub_patch_width=section.sub_patch_width,
-        max_side_px=section.max_side_px,
-        mask_dim=section.mask_dim,
-        mask_channels=default_channels(language_model.config.hidden_size, upsample_blocks(section)),
-        rope_layout=section.rope_layout,
-        chat_format=ChatFormat.of(section.chat_format, tokenizer).name,
-        question=question,
-        hide=hide,
-        prompt_token_ids=list(SpecialTokens.of(tokenizer).prompts),
-        tie_word_embeddings=language_model.config.tie_word_embeddings,
-    )
+    added = add_special_tokens(tokenizer)
+    _grow_embeddings(language_model, len(tokenizer), added)
+    config = _config(language_model.config, tokenizer, section, question, hide)
     model = PixelSail(config)
     model.language_model.load_state_dict(language_model.state_dict())
     _start_fusion(model)
     return model, tokenizer
 
 
+def plan_language_model(folder: Path, section: ModelSection, question: str) -> Conversion:
+    """The same from a folder of *.safetensors, to be written without holding the model. Seed torch before the call.
+
+    The names in the files must be those of transformers' module, as save_pretrained writes them. Raises
+    FileNotFoundError for missing files, ValueError for names or shapes that differ.
+    """
+    read_settings(folder)  # that there are some
+    weights = WeightFiles(folder)
+    tokenizer, new_ids = read_tokenizer(folder)
+    text_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+    config = _config(text_config, tokenizer, section, question, hide="none")
+    made = new_parts(config) | copied({f"language_model.{key}": key for key in weights.shapes})
+    embeddings, *head = _embedding_names(config)
+    for name in (embeddings, *head):
+        if name in made:
+            made[name] = Made(made[name].reads, lambda old: grown(old, text_config.vocab_size, new_ids))
+    if embeddings in made and PROMPT_LINEAR in made:
+        made[PROMPT_LINEAR] = Made(made[embeddings].reads, _prompt_start)
+    return Conversion(weights, config, tokenizer, made)
+
+
+def _embedding_names(config: PixelSailConfig) -> list[str]:
+    """Our names of the input embeddings and, where they are not tied, of the head; decoders name them differently."""
+    with torch.device("meta"):
+        model = PixelSail(config).language_model
+    ends = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return [f"language_model.{name}" for end in ends for name, one in model.named_parameters() if one is end][:2]
+
+
+def _config(
+    text_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, section: ModelSection, question: str, hide: str
+) -> PixelSailConfig:
+    return PixelSailConfig(
+        text_config=copy.deepcopy(text_config),  # else the base would lose its own attention
+        patch_size=section.patch_size,
+        sub_patch_size=section.sub_patch_size,
+        sub_patch_width=section.sub_patch_width,
+        stem_widths=section.stem_widths,
+        region_embedding=section.region_embedding,
+        max_side_px=section.max_side_px,
+        mask_dim=section.mask_dim,
+        mask_channels=default_channels(text_config.hidden_size, upsample_blocks(section)),
+        rope_layout=section.rope_layout,
+        chat_format=ChatFormat.of(section.chat_format, tokenizer).name,
+        question=question,
+        hide=hide,
+        prompt_token_ids=list(SpecialTokens.of(tokenizer).prompts),
+        tie_word_embeddings=text_config.tie_word_embeddings,
+    )
+
+
 @torch.no_grad()
 def _start_fusion(model: PixelSail) -> None:
-    """A patch with a prompt on it starts out similar to the prompt's name.
+    linear = model.fusion.prompt_linear
+    if linear is not None:  # pooled regions: nothing is added to patches
+        linear.weight.copy_(_prompt_start(model.language_model.get_input_embeddings().weight))
+
+
+def _prompt_start(embeddings: Tensor) -> Tensor:
+    """(D, D) from the token embeddings (V, D): a patch with a prompt on it starts out similar to the prompt's name.
 
     torch's initialization makes patches of normalized pixels about unit size, ten times a usual embedding: the prompt
     is added at unit size too, or it would not be heard.
     """
-    linear, embeddings = model.fusion.prompt_linear, model.language_model.get_input_embeddings().weight
-    linear.weight.copy_(torch.eye(linear.in_features) / embeddings.std())
+    return torch.eye(embeddings.shape[1], device=embeddings.device) / embeddings.float().std()
 
 
 def upsample_blocks(section: ModelSection) -> int:
     """U: how often the patch grid is doubled to reach `mask_stride`."""
-    blocks = math.log2(section.patch_size / section.mask_stride)
-    if blocks < 0 or blocks != int(blocks):
-        raise ValueError(
-            f"model.mask_stride {section.mask_stride} must be model.patch_size {section.patch_size} over a power of two"
-        )
-    return int(blocks)
+    return stride_blocks(section.patch_size, section.mask_stride)
 
 
 def _load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -103,15 +151,12 @@ def _smollm2() -> tuple[Path, dict[str, Any]]:
     return folder, {"gguf_file": next(folder.glob("*.gguf")).name}
 
 
-def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
-    """New rows have the mean and the spread of the old ones: plausible, and as distinct from each other as words."""
+@torch.no_grad()
+def _grow_embeddings(language_model: PreTrainedModel, tokens: int, added: int) -> None:
+    """Rows for the last `added` of `tokens`; see `grown`."""
     old = language_model.get_input_embeddings().weight.shape[0]
-    if tokens <= old:
-        return
-    language_model.resize_token_embeddings(tokens, mean_resizing=False)
-    embeddings = {language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight}
-    with torch.no_grad():
-        for weight in embeddings:
-            known = weight[:old].float()
-            noise = torch.randn(tokens - old, weight.shape[1]) * known.std()
-            weight[old:] = (known.mean(0) + noise).to(weight.dtype)
+    if tokens > old:
+        language_model.resize_token_embeddings(tokens, mean_resizing=False)
+    ends = (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)
+    for weight in {id(weight): weight for weight in ends}.values():  # once where they are tied
+        weight.copy_(grown(weight[:old], tokens, range(tokens - added, tokens)))

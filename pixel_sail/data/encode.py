@@ -12,6 +12,7 @@ from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.image import load_image, to_patches
 from pixel_sail.data.masks import decode_mask, resize_nearest
 from pixel_sail.data.prompts import prompt_ids
+from pixel_sail.data.teachers import Teachers
 from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
 from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, Sample
 
@@ -28,6 +29,7 @@ class Encoder:
         max_length: int = 8192,
         lm_weight_with_masks: float = 1.0,
         hide: str = "none",
+        teachers: Teachers | None = None,
     ):
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.of(tokenizer)
@@ -37,12 +39,14 @@ class Encoder:
         self.max_length = max_length
         self.lm_weight_with_masks = lm_weight_with_masks
         self.hide = hide  # data.hide of the config: image and prompts are blanked here, the text in data/templates.py
+        self.teachers = teachers  # in training with experts
 
     def encode(self, sample: Sample, seed: int = 0) -> Encoded:
         """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
 
         Raises BadSample, beginning with the sample's key: unreadable picture, [SEG]s and masks that do not match,
-        a prompt out of range or malformed, special image tokens in the text, not even one turn that fits.
+        a prompt out of range or malformed, special image tokens in the text, not even one turn that fits, no features
+        of the image in an expert's cache.
         """
         self._check_text(sample)
         picture = None if sample.image is None else _load(sample)
@@ -65,6 +69,7 @@ class Encoder:
             masks=self._masks(kept, prefix.grid_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns,
+            teachers={} if picture is None or self.teachers is None else self.teachers.of(sample, picture),
         )
 
     def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from pixel_sail.config import PromptConfig
+from pixel_sail.config import Config, PromptConfig
 from pixel_sail.data.regions import as_users_draw
-from pixel_sail.data.sources import Source
+from pixel_sail.data.shards import ShardOrder, ShardSource
+from pixel_sail.data.sources import Source, open_source
 from pixel_sail.types import Sample
 
 BLOCK = 1000  # draws in which every source has exactly its share
@@ -24,8 +25,8 @@ class Mixture:
     """Draws from several sources by weight.
 
     Each block of `BLOCK` positions holds exactly the largest-remainder share of every source, in shuffled order; a
-    source is read in epochs, each a permutation of all its samples. Raises ValueError for an empty source and for a
-    weight too small to give one draw in a block.
+    source is read in epochs, each a permutation of all its samples (of shards: one that reads few of them at a time).
+    Raises ValueError for an empty source and for a weight too small to give one draw in a block.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Mixture:
                 raise ValueError(f"weight {weights[number]} of source {number} is below one sample in {BLOCK}")
         # Per instance and small: neighbouring positions share a block and an epoch.
         self._block = lru_cache(maxsize=4)(self._make_block)
-        self._permutation = lru_cache(maxsize=2 * len(self.sources))(self._make_permutation)
+        self._order = lru_cache(maxsize=2 * len(self.sources))(self._make_order)
 
     def locate(self, position: int) -> tuple[int, int, int]:
         """(number of the source, index of its sample, epoch of that source) at a stream position >= 0."""
@@ -55,7 +56,7 @@ class Mixture:
         number = int(order[offset])
         drawn = block * self.draws_per_block[number] + int(ordinal[offset])
         epoch, place = divmod(drawn, len(self.sources[number]))
-        return number, int(self._permutation(number, epoch)[place]), epoch
+        return number, int(self._order(number, epoch)[place]), epoch
 
     def key(self, position: int) -> str:
         """Key of the sample at a position, without reading it."""
@@ -63,18 +64,28 @@ class Mixture:
         return self.sources[number].key(index)
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position, drawn with a generator of its own. Raises BadSample as the source does."""
+        """The sample at a position, its regions drawn as users do. Raises BadSample as the source does."""
+        rng = np.random.default_rng((self.seed, position, 4))
+        return as_users_draw(self.annotated(position), self.prompts, rng)
+
+    def annotated(self, position: int) -> Sample:
+        """The sample at a position as its source gives it, drawn with a generator of its own."""
         number, index, _ = self.locate(position)
-        sample = self.sources[number].sample(index, np.random.default_rng((self.seed, position)))
-        return as_users_draw(sample, self.prompts, np.random.default_rng((self.seed, position, 4)))
+        return self.sources[number].sample(index, np.random.default_rng((self.seed, position)))
 
     def point_seed(self, position: int) -> int:
         """Seed (< 2**31) of the points at which the masks of the sample at this position are supervised."""
         return int(np.random.SeedSequence((self.seed, position, 1)).generate_state(1)[0] >> 1)
 
     def fingerprint(self) -> list[dict[str, int | str]]:
-        """Length and key hash of every source: tells a resumed run that the data are not those it was trained on."""
-        return [{"samples": len(source), "keys": _hash_keys(source)} for source in self.sources]
+        """Length and key hash of every source (of shards: of their contents, which their index knows).
+
+        Tells a resumed run that the data are not those it was trained on.
+        """
+        return [
+            {"samples": len(source), "keys": source.digest() if isinstance(source, ShardSource) else _hash_keys(source)}
+            for source in self.sources
+        ]
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Source of each offset, and how many draws of that source precede it in the block."""
@@ -85,8 +96,18 @@ class Mixture:
             ordinal[order == number] = np.arange(draws)
         return order, ordinal
 
-    def _make_permutation(self, number: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number, epoch, 3)).permutation(len(self.sources[number]))
+    def _make_order(self, number: int, epoch: int) -> np.ndarray | ShardOrder:
+        """A permutation of the samples of a source, to be indexed by the place in the epoch."""
+        source = self.sources[number]
+        if isinstance(source, ShardSource):
+            return source.order((self.seed, number, epoch, 5))
+        return np.random.default_rng((self.seed, number, epoch, 3)).permutation(len(source))
+
+
+def open_mixture(config: Config) -> Mixture:
+    """The training data of a config. Raises ConfigError and DatasetError as `open_source` does."""
+    sources = [open_source(entry, config.data) for entry in config.data.mixture]
+    return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed, config.data.prompts)
 
 
 def _largest_remainder(weights: Sequence[float], total: int) -> list[int]:

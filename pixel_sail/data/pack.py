@@ -40,6 +40,10 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
         seg_index=_positions_of(labels == seg_id),
         masks=tuple(s.masks for s in sequences),
         dropped_turns=sum(s.dropped_turns for s in sequences),
+        teachers={
+            name: tuple(s.teachers.get(name, torch.empty(0)) for s in sequences)
+            for name in sorted({name for s in sequences for name in s.teachers})
+        },
     )
 
 

@@ -52,6 +52,25 @@ CLASSIFY = (
     "To which of these classes does {prompt} belong: {classes}?",
     "Name the class of {prompt}. The choices are: {classes}.",
 )
+# About every object of a class: one mask each, and so in words of their own.
+QUESTIONS_EACH = (
+    "Segment each {expression} in this image with a mask of its own.",
+    "Give me one mask for every single {expression}.",
+    "Mark every {expression} separately.",
+    "Which pixels belong to each {expression}? Answer object by object.",
+)
+# After a question that is a sentence of its own.
+QUESTIONS_REASON = (
+    "{expression} Please answer with a segmentation mask.",
+    "{expression} Show me the mask.",
+    "{expression} Mark it in the image.",
+)
+GROUNDED_CAPTION = (
+    "Describe this image, and mark with a mask what you mention.",
+    "Give a description of the image with a segmentation mask for each thing that you name.",
+    "What does this image show? Please outline the things that your answer speaks of.",
+    "Write a caption for this picture in which every phrase about an object comes with its mask.",
+)
 OTHERS = "others"  # the last of the classes: the answer where the true one is not offered
 NOT_DRAWN = "{prompt} is not in the image."  # the answer about a prompt that is named and not drawn
 
@@ -61,6 +80,11 @@ HIDDEN_EXPRESSION = "it"  # what the text-blind baseline reads instead of the ex
 def question(expression: str, template: str = QUESTIONS[0]) -> str:
     """The template with the expression in place; braces in the expression are left alone."""
     return template.replace(EXPRESSION, expression)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def about(region: str, template: str) -> str:
@@ -109,4 +133,21 @@ class Templates:
         return Turn(
             question=question(asked, self.questions[rng.integers(len(self.questions))]),
             answer=answers[rng.integers(len(answers))],
+        )
+
+    def each(self, expression: str, targets: int, rng: np.random.Generator) -> Turn:
+        """A question about every object that an expression names; the answer has a [SEG] for each of `targets` >= 1."""
+        answers = self.answers if targets == 1 else self.answers_several
+        asked = HIDDEN_EXPRESSION if self.hide_expression else expression
+        return Turn(
+            question=question(asked, QUESTIONS_EACH[rng.integers(len(QUESTIONS_EACH))]),
+            answer=answers[rng.integers(len(answers))].replace(SEG, listed([SEG] * targets)),
+        )
+
+    def reason(self, asked: str, rng: np.random.Generator) -> Turn:
+        """For a question that is a sentence of its own; one [SEG]."""
+        asked = HIDDEN_EXPRESSION if self.hide_expression else asked
+        return Turn(
+            question=question(asked, QUESTIONS_REASON[rng.integers(len(QUESTIONS_REASON))]),
+            answer=self.answers[rng.integers(len(self.answers))],
         )

@@ -15,7 +15,7 @@ from pixel_sail.data.sources.perbench import PerbenchCase
 from pixel_sail.evaluate.benchmark import Benchmark, Line, identity
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.evaluate.region import AboutRegions
-from pixel_sail.serve.visualize import Card, SheetRow, cards, contact_sheet, mark_regions
+from pixel_sail.serve.visualize import Card, SheetRow, cards, contact_sheet, mark_regions, paint
 from pixel_sail.types import RLE
 
 
@@ -47,8 +47,9 @@ def _row(case: Case | PerbenchCase, line: Line) -> SheetRow:
 
 
 def _card(case: AboutRegions, line: Line) -> Card:
-    """The prompted picture beside question, answer and what is right."""
+    """The prompted picture, with the masks of the answer, beside question, answer and what is right."""
     image = _prompted(load_image(case.image), case.prompts)
+    image = paint(image, [decode_mask(rle) for rle in line.get("segmentations", ())])
     return Card(image, (case.question, f"model: {line['text']}", f"right: {case.reply}"))
 
 

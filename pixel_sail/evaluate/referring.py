@@ -14,7 +14,7 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import check_rle, encode_mask
 from pixel_sail.data.sources.cases import Case, read_benchmark
 from pixel_sail.evaluate.benchmark import Line, with_unusable
-from pixel_sail.metrics import MIN_PIXELS, GeneralizedScore, ReferringScore
+from pixel_sail.metrics import MIN_PIXELS, DetailScore, GeneralizedScore, ReferringScore, counts_as_empty
 from pixel_sail.types import RLE, BadSample
 
 
@@ -67,11 +67,15 @@ class ReferringBenchmark:
             check_rle(line["segmentation"], case.size_hw, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
-        """See `pixel_sail.metrics`."""
+        """See `pixel_sail.metrics`: the scores of RES or GRES, and those of boundaries and small targets."""
         score = GeneralizedScore(self.min_pixels) if self.has_no_target else ReferringScore()
+        detail, min_pixels = DetailScore(), self.min_pixels if self.has_no_target else 0
         for case, line in zip(self.cases, lines, strict=True):
-            score.update(line["segmentation"], case.mask, case.image_id)
-        return with_unusable(score.result(), self.problems)
+            predicted = line["segmentation"]
+            score.update(predicted, case.mask, case.image_id)
+            if case.mask is not None:
+                detail.update(None if counts_as_empty(predicted, min_pixels) else predicted, case.mask)
+        return with_unusable(score.result() | detail.result(), self.problems)
 
 
 def open_picture(path: Path, size_hw: tuple[int, int]) -> Image.Image:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.evaluate import perbench, region
+from pixel_sail.evaluate import gcg, perbench, reason_seg, region
 from pixel_sail.evaluate.benchmark import Benchmark, Line, by_picture, calls, identity
 from pixel_sail.evaluate.predictions import in_case_order, read_lines, write_lines
 from pixel_sail.evaluate.referring import ReferringBenchmark
@@ -35,6 +35,10 @@ def open_benchmark(
         benchmark: Benchmark = perbench.PerbenchTask.read(data_root, part)
     elif kind == region.KIND:
         benchmark = region.RegionCaptions.read(data_root, part)
+    elif kind == gcg.KIND:
+        benchmark = gcg.GroundedCaptions.read(data_root, part)
+    elif kind == reason_seg.KIND:
+        benchmark = reason_seg.ReasonSegBenchmark.read(data_root, part)
     else:
         benchmark = ReferringBenchmark.read(data_root, name, min_pixels)
     if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pixel_sail.model.attention import NAME
+from pixel_sail.model.modality_experts import add_vision_experts
 
 ROPE_LAYOUTS = ("halves", "interleaved")
 # These change their frequencies with the length of the input, which has no meaning for 2-D image positions.
@@ -51,10 +52,15 @@ class MultimodalRope(nn.Module):
             return (angles.cos() * scaling).to(hidden.dtype), (angles.sin() * scaling).to(hidden.dtype)
 
 
-def build_decoder(text_config: PretrainedConfig, rope_layout: str = "halves") -> PreTrainedModel:
+def build_decoder(
+    text_config: PretrainedConfig, rope_layout: str = "halves", vision_experts: bool = False
+) -> PreTrainedModel:
     """A causal language model of `text_config` (weights as transformers initializes them), adapted."""
     config = copy.deepcopy(text_config)  # which attention is used is written into it, and others may share it
-    return adapt_decoder(AutoModelForCausalLM.from_config(config, attn_implementation=NAME), rope_layout)
+    language_model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+    if vision_experts:
+        add_vision_experts(language_model)
+    return adapt_decoder(language_model, rope_layout)
 
 
 def adapt_decoder(language_model: PreTrainedModel, rope_layout: str = "halves") -> PreTrainedModel:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -75,7 +76,7 @@ def generate(
     seg_states: list[list[Tensor]] = []
     for first in range(0, len(asked), max_rows):
         rows = asked[first : first + max_rows]
-        decoding = _Decoding(model, [None if row.image is None else images[row.image] for row in rows], seg_id)
+        decoding = _Decoding(model, images, [row.image for row in rows], seg_id)
         answers += _continue(decoding, rows, stop_ids, sampling, ended)
         seg_states += decoding.seg_states
     masks = _masks(model, images, [row.image for row in asked], seg_states)
@@ -90,20 +91,26 @@ class _Image:
     patch_states: Tensor  # (h, w, D)
     tokens: int
     next_position: int
+    regions: Tensor | None  # (15, D) pooled, to be added at their names; None where they are fused into the patches
 
 
 def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
     cache = DynamicCache()
     hidden = model.decode(model.embed(prefixes), prefixes.position_ids, model.layout(prefixes.spans), cache)
     patches = hidden[prefixes.patch_index].split([h * w for h, w in prefixes.grids_hw])
+    pooled = model.pooled_regions(prefixes)
+    regions = [None] * len(patches) if pooled is None else list(pooled)
     return [
         _Image(
             layers=[(layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in cache.layers],
             patch_states=states.view(*grid_hw, -1),
             tokens=stop - start,
             next_position=int(prefixes.position_ids[:, stop - 1].max()) + 1,
+            regions=drawn,
         )
-        for (start, _, _, stop), grid_hw, states in zip(prefixes.spans, prefixes.grids_hw, patches, strict=True)
+        for (start, _, _, stop), grid_hw, states, drawn in zip(
+            prefixes.spans, prefixes.grids_hw, patches, regions, strict=True
+        )
     ]
 
 
@@ -135,27 +142,33 @@ def _continue(
 class _Decoding:
     """A batch of continuations. Images and texts are padded on the right; `owned` says which columns a row has."""
 
-    def __init__(self, model: PixelSail, images: list[_Image | None], seg_id: int):
+    def __init__(self, model: PixelSail, images: list[_Image], rows: list[int | None], seg_id: int):
+        """`rows`: the index in `images` of each row's picture, None where it has none."""
         self.model, self.seg_id = model, seg_id
-        tokens = [0 if image is None else image.tokens for image in images]
+        pictured = [None if image is None else images[image] for image in rows]
+        tokens = [0 if image is None else image.tokens for image in pictured]
         self.prefix_tokens = max(tokens)
         columns = torch.arange(self.prefix_tokens, device=model.device)
         self.owned = columns < torch.tensor(tokens, device=model.device)[:, None]  # (Q, columns) bool
-        self.positions = [0 if image is None else image.next_position for image in images]
+        self.positions = [0 if image is None else image.next_position for image in pictured]
         self.cache = DynamicCache()
         self.seg_states: list[list[Tensor]] = []
-        for layer in range(model.config.text_config.num_hidden_layers if self.prefix_tokens else 0):
-            keys, values = ([_layer(image, layer, kind) for image in images] for kind in (0, 1))
-            self.cache.update(self._padded(keys), self._padded(values), layer)
+        used = sorted({image for image in rows if image is not None})
+        # a row without a picture takes any: it owns none of those columns
+        take = torch.tensor([0 if image is None else used.index(image) for image in rows], device=model.device)
+        for layer in range(len(images[used[0]].layers) if used else 0):
+            keys, values = (
+                torch.cat([self._padded(images[i].layers[layer][kind]) for i in used])[take] for kind in (0, 1)
+            )
+            self.cache.update(keys, values, layer)
+        self.regions = None
+        if used and images[used[0]].regions is not None:  # a row without a picture has no region
+            drawn = torch.stack([images[i].regions for i in used])[take]
+            self.regions = drawn * torch.tensor([[[image is not None]] for image in rows], device=model.device)
 
-    def _padded(self, pieces: list[Tensor | None]) -> Tensor:
-        """(Q, kv heads, prefix tokens, d)."""
-        some = next(piece for piece in pieces if piece is not None)
-        padded = some.new_zeros(len(pieces), some.shape[1], self.prefix_tokens, some.shape[3])
-        for row, piece in enumerate(pieces):
-            if piece is not None:
-                padded[row, :, : piece.shape[2]] = piece[0]
-        return padded
+    def _padded(self, cached: Tensor) -> Tensor:
+        """(1, kv heads, tokens, d) -> (1, kv heads, prefix tokens, d)."""
+        return F.pad(cached, (0, 0, 0, self.prefix_tokens - cached.shape[2]))
 
     def read(self, rows: Sequence[Asked]) -> Tensor:
         """Reads the questions; (Q, V) logits of the first new token."""
@@ -197,7 +210,7 @@ class _Decoding:
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         language_model = self.model.language_model
         output = language_model.get_decoder()(
-            inputs_embeds=language_model.get_input_embeddings()(ids),
+            inputs_embeds=self.model.embed_text(ids, self.regions),
             position_ids=positions.expand(3, -1, -1),
             attention_mask=mask[:, None],
             past_key_values=self.cache,
@@ -214,10 +227,6 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
         return logits.argmax(-1).tolist()
     probabilities = (logits / sampling.temperature).softmax(-1)
     return torch.multinomial(probabilities, 1, generator=sampling.generator)[:, 0].tolist()
-
-
-def _layer(image: _Image | None, layer: int, kind: int) -> Tensor | None:
-    return None if image is None else image.layers[layer][kind]
 
 
 def _masks(

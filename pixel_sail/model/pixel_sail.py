@@ -13,6 +13,8 @@ from pixel_sail.model.attention import AttentionLayout, choose_kernel
 from pixel_sail.model.backbone import build_decoder
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.model.modality_experts import Modality
+from pixel_sail.model.region_pooling import add_at_names, pool_regions
 from pixel_sail.model.visual_prompt import PatchFusion
 from pixel_sail.types import Batch, Output
 
@@ -33,8 +35,15 @@ class PixelSail(PreTrainedModel):
     def __init__(self, config: PixelSailConfig):
         super().__init__(config)
         hidden = config.text_config.hidden_size
-        self.language_model = build_decoder(config.text_config, config.rope_layout)
-        self.fusion = PatchFusion(config.patch_size, hidden, config.sub_patch_size, config.sub_patch_width)
+        self.language_model = build_decoder(config.text_config, config.rope_layout, config.vision_experts)
+        self.fusion = PatchFusion(
+            config.patch_size,
+            hidden,
+            config.sub_patch_size,
+            config.sub_patch_width,
+            config.stem_widths,
+            config.region_embedding,
+        )
         self.mask_head = MaskHead(hidden, config.mask_dim, config.mask_channels)
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash
         self.post_init()
@@ -59,9 +68,28 @@ class PixelSail(PreTrainedModel):
 
     def embed(self, batch: Batch) -> Tensor:
         """(L, D) input embeddings: tokens, patches and visual prompts fused."""
-        embed_tokens = self.language_model.get_input_embeddings()
-        prompt_ids = torch.tensor(self.config.prompt_token_ids, device=batch.input_ids.device)
-        return self.fusion(embed_tokens(batch.input_ids), embed_tokens(prompt_ids), batch)
+        embed_tokens, prompt_ids = self.language_model.get_input_embeddings(), self._prompt_token_ids()
+        return self.fusion(embed_tokens(batch.input_ids), embed_tokens(prompt_ids), prompt_ids, batch)
+
+    def pooled_regions(self, batch: Batch) -> Tensor | None:
+        """(B, 15, D) what the names of drawn regions get in the text; None where regions are fused into patches."""
+        if self.config.region_embedding == "fused":
+            return None
+        return pool_regions(self.fusion.embed_patches(batch), batch)
+
+    def embed_text(self, input_ids: Tensor, regions: Tensor | None) -> Tensor:
+        """(Q, T, D) embeddings of rows of text that continue an image; `regions` (Q, 15, D) are those of their images.
+
+        `regions` None: nothing is added to the tokens, the image has it all.
+        """
+        embeds = self.language_model.get_input_embeddings()(input_ids)
+        if regions is None:
+            return embeds
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+        return add_at_names(embeds, input_ids, self._prompt_token_ids(), regions, rows)
+
+    def _prompt_token_ids(self) -> Tensor:
+        return torch.tensor(self.config.prompt_token_ids, device=self.device)
 
     def decode(self, embeds: Tensor, position_ids: Tensor, layout: AttentionLayout, cache: Any | None = None) -> Tensor:
         """(L, D) states after the final norm, from embeddings (L, D) and positions (3, L); fills `cache` when given."""
@@ -71,6 +99,7 @@ class PixelSail(PreTrainedModel):
             past_key_values=cache,
             use_cache=cache is not None,
             layout=layout,
+            modality=Modality.of(layout.spans, layout.device) if self.config.vision_experts else None,
         )
         return output.last_hidden_state[0]
 
@@ -84,8 +113,9 @@ class PixelSail(PreTrainedModel):
         features = [hidden.new_empty(0, 0, 0)] * len(grids)
         logits = list(features)
         if not used:
-            # The head runs all the same, on one token without a [SEG]: every rank must use every weight.
-            empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]])
+            # The head runs all the same, on one token without a [SEG]: every rank must use every weight, and by the
+            # same operations, because ZeRO-1 and 2 add up gradients in the order in which they come.
+            empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]], with_features)
             return features, [empty[0], *logits[1:]]
         found = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
         for i, logit, feature in zip(used, *found, strict=True):

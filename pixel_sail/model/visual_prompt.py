@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
+from pixel_sail.model.stem import ConvStem
 from pixel_sail.types import UNPROMPTED, Batch
 
 
@@ -13,12 +18,30 @@ class PatchFusion(nn.Module):
     """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), both without bias (SPEC section 1).
 
     With `sub_patch_size` a patch is embedded in two steps, as in EVEv2: each of its squares of so many pixels through
-    a linear and GELU, then all of them together through `patch_linear`. Shapes are then found sooner wherever they lie.
+    a linear and GELU, then all of them together through `patch_linear`. With `stem_widths` what convolutions see
+    around a patch (ConvStem) is embedded beside its pixels: a model from scratch then learns shapes sooner, and keeps
+    the colours, which are linear in the pixels, as soon.
+
+    `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt enters the patches, and there
+    is no `prompt_linear`; the mean of a region's embedded patches is added to its name in the text instead.
     """
 
-    def __init__(self, patch_size: int, hidden_size: int, sub_patch_size: int | None = None, sub_patch_width: int = 0):
+    def __init__(
+        self,
+        patch_size: int,
+        hidden_size: int,
+        sub_patch_size: int | None = None,
+        sub_patch_width: int = 0,
+        stem_widths: Sequence[int] | None = None,
+        region_embedding: str = "fused",
+    ):
         super().__init__()
+        if sub_patch_size is not None and stem_widths is not None:
+            raise ValueError("a patch is embedded through sub-patches or through a stem, not through both")
         values = 3 * patch_size**2
+        self.stem = None if stem_widths is None else ConvStem(patch_size, stem_widths)
+        if self.stem is not None:
+            values += self.stem.values
         self.sub_patch_size, self.sub_patch_linear = sub_patch_size, None
         if sub_patch_size is not None:
             if patch_size % sub_patch_size or sub_patch_width < 1:
@@ -29,22 +52,33 @@ class PatchFusion(nn.Module):
             self.sub_patch_linear = nn.Linear(3 * sub_patch_size**2, sub_patch_width)
             values = sub_patch_width * (patch_size // sub_patch_size) ** 2
         self.patch_linear = nn.Linear(values, hidden_size, bias=False)
-        self.prompt_linear = nn.Linear(hidden_size, hidden_size, bias=False)
+        pooled = region_embedding == "pooled"
+        self.prompt_linear = None if pooled else nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, batch: Batch) -> Tensor:
-        """(L, D) from the token embeddings (L, D) and those of the prompt tokens (15, D).
+    def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, prompt_token_ids: Tensor, batch: Batch) -> Tensor:
+        """(L, D) from the token embeddings (L, D) and those of the prompt tokens (15, D), whose ids are (15,).
 
         Where no patch is prompted nothing is added, so the result is bit for bit that of a model without prompts.
         """
-        visual = self.patch_linear(self._patch_values(batch.patches.to(self.patch_linear.weight.dtype)))
+        visual = self.embed_patches(batch)
+        embeds = text_embeds.index_add(0, batch.patch_index, visual.to(text_embeds.dtype))
+        if self.prompt_linear is None:
+            regions = pool_regions(visual, batch)
+            return add_at_names(embeds, batch.input_ids, prompt_token_ids, regions, sequence_of_tokens(batch))
         table = self.prompt_linear(prompt_embeds)  # always run: every rank of ZeRO-3 gathers the same weights
         prompted = batch.prompt_ids != UNPROMPTED
-        embeds = text_embeds.index_add(0, batch.patch_index, visual.to(text_embeds.dtype))
         addition = table[batch.prompt_ids[prompted]].to(embeds.dtype)
         return embeds.index_add(0, batch.patch_index[prompted], addition)
 
-    def _patch_values(self, patches: Tensor) -> Tensor:
+    def embed_patches(self, batch: Batch) -> Tensor:
+        """(sum N, D) embedded patches, before any prompt."""
+        patches = batch.patches.to(self.patch_linear.weight.dtype)
+        return self.patch_linear(self._patch_values(patches, batch.grids_hw))
+
+    def _patch_values(self, patches: Tensor, grids_hw: Sequence[tuple[int, int]]) -> Tensor:
         """(N, 3 P P) pixels -> (N, values) that `patch_linear` takes."""
+        if self.stem is not None:
+            return torch.cat([patches, self.stem(patches, grids_hw)], dim=1)
         if self.sub_patch_linear is None:
             return patches
         size = self.sub_patch_size

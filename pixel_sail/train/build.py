@@ -13,8 +13,10 @@ from pixel_sail.convert.language_model import from_language_model, upsample_bloc
 from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.sources import open_source
+from pixel_sail.data.teachers import Teachers
 from pixel_sail.data.templates import Templates
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.types import BadSample
 
 TOKENIZER_SAMPLES = 2_000  # samples of each source whose text trains the tokenizer of a model from scratch
 
@@ -34,7 +36,9 @@ def build_model(config: Config) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def build_encoder(config: Config, model: PixelSail, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def build_encoder(
+    config: Config, model: PixelSail, tokenizer: PreTrainedTokenizerBase, teachers: Teachers | None = None
+) -> Encoder:
     """The encoder of a training run; inference makes its own from the model's config alone."""
     return Encoder(
         tokenizer,
@@ -44,6 +48,7 @@ def build_encoder(config: Config, model: PixelSail, tokenizer: PreTrainedTokeniz
         max_length=config.data.max_length,
         lm_weight_with_masks=config.loss.lm_weight_with_masks,
         hide=config.data.hide,
+        teachers=teachers,
     )
 
 
@@ -54,6 +59,9 @@ def _from_export(folder: Path, config: Config) -> tuple[PixelSail, PreTrainedTok
         "max_side_px": config.model.max_side_px,
         "mask_dim": config.model.mask_dim,
         "sub_patch_size": config.model.sub_patch_size,
+        "sub_patch_width": config.model.sub_patch_width,
+        "stem_widths": config.model.stem_widths,
+        "region_embedding": config.model.region_embedding,
         "rope_layout": config.model.rope_layout,
         "upsampling blocks (from mask_stride)": upsample_blocks(config.model),
     }
@@ -72,6 +80,9 @@ def _texts(config: Config) -> list[str]:
     for number, entry in enumerate(config.data.mixture):
         source = open_source(entry, config.data)
         for index in range(min(len(source), TOKENIZER_SAMPLES)):
-            sample = source.sample(index, np.random.default_rng((config.run.seed, number, index)))
+            try:
+                sample = source.sample(index, np.random.default_rng((config.run.seed, number, index)))
+            except BadSample:  # training names and counts it
+                continue
             texts += [part for turn in sample.turns for part in (turn.question, turn.answer)]
     return texts

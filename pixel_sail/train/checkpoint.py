@@ -12,18 +12,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.config import Config, ConfigError
+from pixel_sail.config import Config, ConfigError, build_config
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
 PARTIAL = ".partial"
 
-# Keys that may differ between a checkpoint and the run that goes on from it. `data.root` may move: the data themselves
-# are compared by their fingerprint. The two memory settings change nothing but the rounding of sums.
+# Keys that may differ between a checkpoint and the run that goes on from it. `data.root`, and an expert's `path` and
+# `cache`, may move: data and experts themselves are compared by their fingerprints. The two memory settings change
+# nothing but the rounding of sums.
 FREE_KEYS = (
     "run.dir",
     "run.log_every",
@@ -49,6 +50,7 @@ class TrainState:
     world_size: int
     data: list[dict[str, Any]]  # Mixture.fingerprint()
     config: dict[str, Any]
+    experts: dict[str, str] = field(default_factory=dict)  # Distillation.fingerprints
 
 
 def find_checkpoint(config: Config) -> Path | None:
@@ -93,16 +95,22 @@ def read_state(checkpoint: Path) -> TrainState:
     return TrainState(**json.loads((checkpoint / "state.json").read_text()))
 
 
-def check_same_run(state: TrainState, config: Config, data: list[dict[str, Any]], checkpoint: Path) -> None:
+def check_same_run(
+    state: TrainState, config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path
+) -> None:
     """Raises ConfigError that names every difference which would change the result or that ZeRO cannot follow."""
-    ours = config.model_dump(mode="json")
     differences = [
         f"{key} was {_shorten(old)}, is {_shorten(new)}"
-        for key, old, new in _differences(state.config, ours)
+        for key, old, new in _differences(_with_defaults(state.config, checkpoint), config.model_dump(mode="json"))
         if not _is_free(key)
     ]
     if state.data != data:
         differences.append(f"the data changed (samples and keys of each source were {state.data}, are {data})")
+    differences += [
+        f"expert {name} was {state.experts[name]}, is {fingerprint}"
+        for name, fingerprint in experts.items()
+        if state.experts.get(name, fingerprint) != fingerprint
+    ]
     if state.world_size != distributed.world_size() and config.train.zero_stage > 0:
         differences.append(
             f"the number of processes was {state.world_size}, is {distributed.world_size()} (ZeRO cannot re-cut shards)"
@@ -168,7 +176,9 @@ def replace_folder(partial: Path, final: Path) -> None:
 
 def _discard(folder: Path) -> None:
     # Renamed first: a kill while files are being deleted must not leave a folder that looks whole.
-    doomed = folder.with_name(folder.name + PARTIAL)
+    # Not by the name of the partial folder that may be about to take its place.
+    doomed = folder.with_name(f"{folder.name}.old{PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
@@ -179,6 +189,14 @@ def _refuse_used_folder(run_dir: Path, why: str) -> None:
         raise ConfigError(
             f"{why}, but {run_dir} already holds {', '.join(used)}: give another run.dir, or train.resume=auto to go on"
         )
+
+
+def _with_defaults(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The config of a checkpoint with the keys that came later; as it is where it has keys that went."""
+    try:
+        return build_config(values, str(checkpoint)).model_dump(mode="json")
+    except ConfigError:
+        return values
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -195,7 +213,10 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
 
 def _is_free(key: str) -> bool:
     in_free_section = any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
-    return in_free_section or (key.startswith("data.mixture.") and key.endswith(".root"))
+    moved = (key.startswith("data.mixture.") and key.endswith(".root")) or (
+        key.startswith("experts.") and key.endswith((".path", ".cache"))
+    )
+    return in_free_section or moved
 
 
 def _shorten(value: Any) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pixel_sail.config import Config, ConfigError, TrainConfig
-from pixel_sail.losses import LOSS_COUNTS, compute_losses
+from pixel_sail.losses import compute_losses, distillation_losses, loss_counts
 from pixel_sail.train import distributed
+from pixel_sail.train.distillation import Distillation, build_adapters, needs_mask_features, student_features
 from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
 from pixel_sail.train.zero3 import wrap_leaves
 from pixel_sail.types import Batch
@@ -20,32 +21,43 @@ BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 5_000_000}  # 100 MB in bf16: long
 
 
 class LossModule(nn.Module):
-    """Model and losses in one module, because DeepSpeed hooks the tensors that the wrapped module returns.
+    """Model, adapters and losses in one module, because DeepSpeed hooks the tensors that the wrapped module returns.
 
-    It returns the loss of a micro-batch and the sums it was made of, in the order of LOSS_COUNTS.
+    It returns the loss of a micro-batch and the sums it was made of, in the order of `loss_counts`.
     """
 
-    def __init__(self, model: nn.Module, config: Config):
+    def __init__(self, model: nn.Module, adapters: nn.ModuleDict, config: Config):
         super().__init__()
         self.model = model
+        self.adapters = adapters
         self.loss = config.loss
+        self.experts = config.experts
+        self.with_features = needs_mask_features(config.experts)
+        self.names = list(loss_counts(config))
 
     def forward(self, batch: Batch, scales: dict[str, float]) -> tuple[Tensor, Tensor]:
         """`scales[name]` multiplies the sum of loss `name`: its weight over the counts of the whole optimizer step."""
-        output = self.model(batch)
+        output = self.model(batch, self.with_features)
+        students = student_features(self.adapters, self.experts, output, batch)
         with torch.autocast(batch.input_ids.device.type, enabled=False):  # losses are float32 in every precision
-            sums = compute_losses(output, batch, self.loss)
-            loss = sum(scales[name] * sums[name].float() for name in LOSS_COUNTS)
-        return loss, torch.stack([sums[name].detach().float() for name in LOSS_COUNTS])
+            sums = compute_losses(output, batch, self.loss) | distillation_losses(students, batch, self.experts)
+            loss = sum(scales[name] * sums[name].float() for name in self.names)
+        return loss, torch.stack([sums[name].detach().float() for name in self.names])
 
 
 class Engine:
-    """A model that is trained by DeepSpeed.
+    """A model that is trained by DeepSpeed, and with it the adapters of the experts that `distillation` holds.
 
     `leaf_modules`: classes whose submodules are called differently often on different ranks; ZeRO-3 gathers them whole.
     """
 
-    def __init__(self, model: nn.Module, config: Config, leaf_modules: Sequence[type[nn.Module]] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        leaf_modules: Sequence[type[nn.Module]] = (),
+        distillation: Distillation | None = None,
+    ):
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -56,11 +68,14 @@ class Engine:
         self.world_size = distributed.world_size()
         self.clip_norm = train.clip_norm
         self.low_precision = resolve_precision(train) == "bf16" and self.stage > 0
-        optimizer = build_optimizer(parameter_groups(model, train), train)
+        self.distillation = distillation or Distillation()
+        hidden, mask_dim = model.config.text_config.hidden_size, model.config.mask_dim
+        adapters = build_adapters(config, self.distillation.widths, hidden, mask_dim)
+        optimizer = build_optimizer(parameter_groups(model, train) + parameter_groups(adapters, train), train)
         self.parameters = dict(model.named_parameters())  # under their own names, before leaves are wrapped
         if self.stage == 3:
             wrap_leaves(model, leaf_modules)
-        wrapped = LossModule(model, config)
+        wrapped = LossModule(model, adapters, config)
         self.deepspeed, *_ = deepspeed.initialize(
             model=wrapped, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
         )
@@ -72,9 +87,9 @@ class Engine:
     def forward_backward(self, batch: Batch, scales: dict[str, float], last: bool) -> Tensor:
         """Adds the gradients of one micro-batch; `last` marks the last one of the optimizer step.
 
-        `scales` are those of LossModule. Returns the loss sums, detached, in the order of LOSS_COUNTS.
+        `scales` are those of LossModule. Returns the loss sums, detached, in the order of `loss_counts`.
         """
-        batch = batch.to(self.device, torch.bfloat16 if self.low_precision else None)
+        batch = self.distillation.look(batch.to(self.device, torch.bfloat16 if self.low_precision else None))
         self.deepspeed.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks what must be a sum: the counts in `scales` are global already.
         loss, sums = self.deepspeed(batch, {name: scale * self.world_size for name, scale in scales.items()})

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pixel_sail.config import Config
+from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
 
 # The values of a log line that a clock or the machine decides; all others are the same in every run of a config.
@@ -109,7 +110,8 @@ class RunLog:
 
 def console_line(values: dict[str, Any], clock: dict[str, float], steps: int) -> str:
     """The line of one logged step, for people."""
-    terms = "  ".join(f"{name} {values[name]:.4f}" for name in ("lm", "bce", "dice") if name in values)
+    named = [name for name in values if name in LOSS_COUNTS or name.startswith("distill_")]
+    terms = "  ".join(f"{name} {values[name]:.4f}" for name in named)
     eta_s = (steps - values["step"]) * clock["step_ms"] / 1e3
     parts = [
         f"step {values['step']}/{steps}",

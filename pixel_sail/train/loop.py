@@ -10,21 +10,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixel_sail.config import Config, environment, save_config
 from pixel_sail.data.loader import StepData, StepDataset, load_steps
-from pixel_sail.data.mixture import Mixture
+from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.pack import pack
-from pixel_sail.data.sources import open_source
-from pixel_sail.losses import LOSS_COUNTS
+from pixel_sail.losses import loss_counts, loss_weights
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
 from pixel_sail.train.build import build_encoder, build_model
 from pixel_sail.train.checkpoint import TrainState
+from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution
 from pixel_sail.train.export import export_model
 from pixel_sail.train.log import RunLog, Stopwatch, append_json_line, forget_after, read_json_lines
@@ -46,7 +47,8 @@ def train(config: Config) -> None:
     check_distribution(config.train, distributed.world_size())
     checkpoint = distributed.on_rank_0(lambda: checkpoints.find_checkpoint(config))
     mixture = open_mixture(config)
-    state = _state_to_start_from(config, mixture, checkpoint)
+    distillation = open_distillation(config, mixture.sources, distributed.device())
+    state = _state_to_start_from(config, mixture.fingerprint(), distillation.fingerprints, checkpoint)
     if state.step == config.train.steps and (config.run.dir / "export").exists():
         if distributed.rank() == 0:
             print(f"{config.run.dir} is finished: {state.step} steps, model in {config.run.dir / 'export'}")
@@ -61,10 +63,10 @@ def train(config: Config) -> None:
     for source in mixture.sources:
         for problem in source.problems:
             log.say(f"left out on reading: {problem}")
-    engine = Engine(model, config, leaf_modules=[MaskHead])
+    engine = Engine(model, config, [MaskHead], distillation)
     if checkpoint is not None:
         checkpoints.load_checkpoint(engine, checkpoint)
-    encoder = build_encoder(config, model, tokenizer)
+    encoder = build_encoder(config, model, tokenizer, distillation.inputs)
     dataset = StepDataset(
         mixture,
         encoder.encode,
@@ -78,7 +80,7 @@ def train(config: Config) -> None:
     watch = Stopwatch()
     model.train()
     for data in timed(load_steps(dataset, state.step, config.train.steps, config.data.workers), watch):
-        totals = count(data)
+        totals = count(data, config)
         bad_samples = state.bad_samples + note_bad_samples(data, totals, state.bad_samples, config)
         torch.manual_seed(config.run.seed + 1_000_003 * data.step + distributed.rank())
         losses = run_micro_batches(engine, data, totals, config)
@@ -114,9 +116,9 @@ class Totals:
     micro_batches: int  # of the rank that has most
 
 
-def count(data: StepData) -> Totals:
+def count(data: StepData, config: Config) -> Totals:
     """One small all-gather at the start of each step."""
-    names = sorted(set(LOSS_COUNTS.values()))
+    names = sorted(set(loss_counts(config).values()))
     mine = [sum(batch.counts()[name] for batch in data.batches) for name in names]
     mine += [sum(batch.tokens for batch in data.batches), data.samples, len(data.bad)]
     mine += [sum(batch.dropped_turns for batch in data.batches), len(data.batches)]
@@ -132,10 +134,10 @@ def run_micro_batches(engine: Engine, data: StepData, totals: Totals, config: Co
 
     Raises TrainingStopped, on all ranks together, when the loss is not finite.
     """
-    weights = {name: getattr(config.loss, name) for name in LOSS_COUNTS}
-    # A step without any mask (or label) has sum 0 and count 0: its term is 0.
-    counts = [max(totals.counts[count_name], 1.0) for count_name in LOSS_COUNTS.values()]
-    scales = {name: weights[name] / n for name, n in zip(LOSS_COUNTS, counts, strict=True)}
+    weights = loss_weights(config)
+    # A step without any mask (or label, or image) has sum 0 and count 0: its term is 0.
+    counts = [max(totals.counts[count_name], 1.0) for count_name in loss_counts(config).values()]
+    scales = {name: weights[name] / n for name, n in zip(weights, counts, strict=True)}
     nothing = dict.fromkeys(scales, 0.0)
     parts: list[Tensor] = []
     for number in range(totals.micro_batches):
@@ -146,7 +148,7 @@ def run_micro_batches(engine: Engine, data: StepData, totals: Totals, config: Co
             engine.forward_backward(data.filler, nothing, last)
     mine = torch.stack(parts).sum(0) if parts else torch.zeros(len(counts), device=engine.device)
     sums = distributed.all_reduce_sum(mine).tolist()
-    terms = {name: total / n for name, total, n in zip(LOSS_COUNTS, sums, counts, strict=True)}
+    terms = {name: total / n for name, total, n in zip(weights, sums, counts, strict=True)}
     loss = sum(weights[name] * terms[name] for name in terms)
     if not math.isfinite(loss):
         bad = [
@@ -225,11 +227,6 @@ def timed(steps: Iterator[StepData], watch: Stopwatch) -> Iterator[StepData]:
         yield data
 
 
-def open_mixture(config: Config) -> Mixture:
-    sources = [open_source(entry, config.data) for entry in config.data.mixture]
-    return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed, config.data.prompts)
-
-
 def prepare_folder(config: Config, state: TrainState) -> None:
     """The run folder as it was after `state.step` steps, with what says how the run was made."""
     folder = config.run.dir
@@ -244,12 +241,15 @@ def prepare_folder(config: Config, state: TrainState) -> None:
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
 
 
-def _state_to_start_from(config: Config, mixture: Mixture, checkpoint: Path | None) -> TrainState:
+def _state_to_start_from(
+    config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path | None
+) -> TrainState:
+    values, world_size = config.model_dump(mode="json"), distributed.world_size()
     if checkpoint is None:
-        return TrainState(0, 0, distributed.world_size(), mixture.fingerprint(), config.model_dump(mode="json"))
+        return TrainState(0, 0, world_size, data, values, experts)
     state = checkpoints.read_state(checkpoint)
-    checkpoints.check_same_run(state, config, mixture.fingerprint(), checkpoint)
-    return replace(state, config=config.model_dump(mode="json"), world_size=distributed.world_size())
+    checkpoints.check_same_run(state, config, data, experts, checkpoint)
+    return replace(state, config=values, world_size=world_size)
 
 
 def _decoder_parameters(model: torch.nn.Module) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pixel_sail.config import LossConfig
-from pixel_sail.convert.research import from_research
+from pixel_sail.convert.research import from_research, plan_research
 from pixel_sail.data.encode import Encoder, image_positions
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
@@ -124,9 +124,8 @@ def test_sampled_losses_and_gradients(tiny) -> None:
     close(losses["llm"], recorded["sampled_llm_loss"])
     total = sum(losses.values())
     close(total, recorded["sampled_total"])
-    from pixel_sail.convert.research import _rename
-
-    wanted = _rename(load_file(folder / "grads_sampled_total.safetensors"))
+    gradients, plan = load_file(folder / "grads_sampled_total.safetensors"), plan_research(folder)
+    wanted = {name: made.make(gradients[made.reads[0]]) for name, made in plan.made.items()}
     parameters = dict(model.named_parameters())
     assert wanted.keys() == parameters.keys()
     for name, gradient in zip(wanted, torch.autograd.grad(total, [parameters[n] for n in wanted]), strict=True):

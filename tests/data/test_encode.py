@@ -114,7 +114,11 @@ def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
     encoded = [encoder.encode(s) for s in (sample(2), text_only, sample(1, (16, 64)), sample(3))]
     batch = pack(encoded, encoder.tokens.seg, encoder.tokens.vision_patch)
     assert batch.tokens == sum(map(len, encoded)) and batch.masks_per_sequence == (2, 0, 1, 3)
-    assert batch.counts() == {"lm": float(sum((e.labels != IGNORE_LABEL).sum() for e in encoded)), "mask": 6.0}
+    assert batch.counts() == {
+        "lm": float(sum((e.labels != IGNORE_LABEL).sum() for e in encoded)),
+        "mask": 6.0,
+        "image": 3.0,
+    }
     for e, (start, image_start, image_stop, stop) in zip(encoded, batch.spans, strict=True):
         assert torch.equal(batch.input_ids[start:stop], e.input_ids)
         assert (image_start - start, image_stop - start) == e.image_span

@@ -19,7 +19,16 @@ from pixel_sail.data.sources.coco import Pictures
 from pixel_sail.data.sources.perbench import read_perbench
 from pixel_sail.data.sources.refer import read_refer
 from pixel_sail.data.sources.region_turns import RegionTurn, compose
-from pixel_sail.data.templates import ANSWERS, CLASSIFY, DESCRIBE, TELL_APART, about, classify, mcq_answer
+from pixel_sail.data.templates import (
+    ANSWERS,
+    ANSWERS_SEVERAL,
+    CLASSIFY,
+    DESCRIBE,
+    TELL_APART,
+    about,
+    classify,
+    mcq_answer,
+)
 from pixel_sail.tokens import prompt_names
 from pixel_sail.types import BadSample
 
@@ -465,6 +474,38 @@ def test_contradictions_of_png_and_annotation_are_found_when_it_is_decoded(root)
         _sample(source)
 
 
+def test_semantic_classes(root):
+    """Every class once; all its segments are one mask."""
+
+    def two_cups(values):
+        values["annotations"][0]["segments_info"][1]["category_id"] = 1
+
+    _panoptic(root, CATEGORY_FILE, two_cups)
+    source = _open(root, "coco_semantic", count=10, questions=["{expression}"])
+    sample = _sample(source)
+    shown = {turn.question: decode_mask(rle) for turn, rle in zip(sample.turns, sample.masks, strict=True)}
+    assert set(shown) == {*NAME_OF.values()} - {"lid"} and sample.prompts == {}
+    (x, y, _), (u, v, _) = SEGMENTS[1], SEGMENTS[256]
+    assert np.array_equal(shown["cup"], _box(x, y) | _box(u, v))
+    assert all(mask.sum() == 25 for name, mask in shown.items() if name != "cup")
+    several = {turn.question for turn in sample.turns if turn.answer in ANSWERS_SEVERAL}
+    assert several == {"cup"}
+    assert len(_sample(_open(root, "coco_semantic", count=2)).turns) == 2
+
+
+def test_a_class_with_a_crowd_is_not_asked_for(root):
+    """One cup is left out as a crowd: the mask of the other would not be all the cups."""
+
+    def a_cup_and_a_crowd(values):
+        infos = values["annotations"][0]["segments_info"]
+        infos[1] |= {"category_id": 1, "iscrowd": 1}
+
+    _panoptic(root, CATEGORY_FILE, a_cup_and_a_crowd)
+    source = _open(root, "coco_semantic", count=10, questions=["{expression}"])
+    assert {turn.question for turn in _sample(source).turns} == {*NAME_OF.values()} - {"lid", "cup"}
+    assert source.problems == ["coco_semantic/train: 1 crowd segments are left out"]
+
+
 def test_bad_panoptic_annotations_are_listed(root):
     def spoil(values):
         good = values["annotations"][0]
@@ -840,7 +881,9 @@ def test_a_missing_a_misshapen_and_an_unusable_file_are_explained(root, source, 
 
 
 def test_all_names_are_known_and_the_train_only_ones_have_no_other_split(root):
-    assert set(NAMES) == {"refcoco", "refcoco+", "refcocog", "grefcoco", *FILES} | {
+    grounded = ("grand_f", "open_psg", "refcocog_gcg", "flickr_gcg", "muse", "reason_seg", "shards")
+    classes = ("coco_instance", "coco_panoptic_segments", "coco_semantic")
+    assert set(NAMES) == {"refcoco", "refcoco+", "refcocog", "grefcoco", *FILES, *grounded, *classes} | {
         f"{name}_captions" for name in ("refcoco", "refcoco+", "refcocog")
     }
     with pytest.raises(ConfigError, match="unknown source 'x'; known: refcoco, .*osprey_short_form.*llava"):

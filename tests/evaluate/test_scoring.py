@@ -100,7 +100,8 @@ def test_silence_gives_0_and_finds_every_absent_object(dataset, tmp_path):
         assert scores["ciou"] == 0
     assert scores["n_acc"] == 100 and scores["t_acc"] == 0
     assert scores["giou"] == pytest.approx(100 / 3)  # of three cases a picture one is absent
-    assert all(line["segmentation"] is None for line in read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl"))
+    found = read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl", benchmark)
+    assert all(line["segmentation"] is None for line in found)
 
 
 def test_a_shifted_box_gives_the_value_computed_by_hand(tmp_path):
@@ -130,7 +131,8 @@ def test_files_and_lines_are_as_documented(dataset, tmp_path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["refcoco:val.jsonl", "refcoco:val.manifest.json"]
     written = json.loads(runner.write_metrics(tmp_path, Path("runs/x/export"), {"refcoco:val": scores}).read_text())
     assert written == {"checkpoint": "runs/x/export", "benchmarks": {"refcoco:val": scores}}
-    assert set(scores) == {"ciou", "giou", "cases", "images", *(f"pr@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9))}
+    details = {"boundary_iou", "small_ciou", "small_giou", "small_cases", "small_below"}
+    assert set(scores) == {"ciou", "giou", "cases", "images", *(f"pr@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9))} | details
     assert f"{scores['ciou']:.1f}" in runner.table({"refcoco:val": scores}).splitlines()[2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from conftest import write_refer_dataset
 from tiny_run import assert_same_bits, forget_second_half, log_lines, tiny_config
 
 from pixel_sail.config import ConfigError, load_config
-from pixel_sail.train.checkpoint import FREE_KEYS
+from pixel_sail.train.checkpoint import FREE_KEYS, replace_folder
 from pixel_sail.train.log import append_json_line
 from pixel_sail.train.loop import train
 
@@ -106,6 +107,17 @@ def test_what_may_differ_is_accepted(tmp_path: Path, finished: Path, root: Path)
     assert [path.name for path in (copy / "run" / "checkpoints").iterdir()] == ["step_00000004"]
 
 
+def test_a_checkpoint_from_before_a_key_is_accepted(tmp_path: Path, finished: Path, root: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    forget_second_half(copy / "run")
+    path = next((copy / "run" / "checkpoints").iterdir()) / "state.json"
+    state = json.loads(path.read_text())
+    del state["config"]["experts"], state["config"]["model"]["stem_widths"], state["experts"]
+    path.write_text(json.dumps(state))
+    train(tiny_config(copy, root, "train.save_every=2"))
+    assert log_lines(copy / "run") == log_lines(finished / "run")
+
+
 def test_free_keys_exist(finished: Path) -> None:
     values = load_config(finished / "tiny.yaml").model_dump()
     for key in FREE_KEYS:
@@ -127,3 +139,16 @@ def test_resume_from_a_folder(tmp_path: Path, finished: Path, root: Path) -> Non
         train(tiny_config(finished, root, f"train.resume={checkpoints / 'step_00000002'}"))
     train(tiny_config(tmp_path, root, f"train.resume={checkpoints / 'step_00000002'}"))
     assert log_lines(tmp_path / "run") == log_lines(finished / "run")[2:]
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    """As the export of a run that goes on for more steps does; also when a kill has left an old one half deleted."""
+    for text in ("old", "new"):
+        (tmp_path / "export.old.partial").mkdir()
+        (tmp_path / "export.old.partial/torn").touch()
+        (tmp_path / "export.partial").mkdir()
+        (tmp_path / "export.partial/file").write_text(text)
+        replace_folder(tmp_path / "export.partial", tmp_path / "export")
+        assert (tmp_path / "export/file").read_text() == text
+        shutil.rmtree(tmp_path / "export.old.partial", ignore_errors=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -10,10 +10,15 @@
     <out>/osprey/osprey_*.json, llava/train.json       questions about regions, and about whole pictures
     <out>/perbench/STBench_*.json                      descriptions, multiple-choice questions, requests
     <out>/perbench_train/STBench_*.json                the same of the training pictures
+    <out>/annotations/instances_{train,val}2017.json   all objects
+    <out>/GranDf/annotations/{train,val_test}/*.json   captions whose phrases have masks, in four formats
+    <out>/muse/MUSE_*.json                             questions that several objects answer
+    <out>/reason_seg/ReasonSeg/{train,val,test}/       what must be reasoned out; some hundred pictures and their JSONs
     <out>/scenes.json                                  all that is known: objects of each image, query of each sentence
 
-RefCOCOg calls testA and testB both test; panoptic, Pix2Cap and SAM captions call all that is held out val; osprey and
-llava show only training pictures and perbench only held-out ones.
+RefCOCOg, GranD-f and ReasonSeg call testA and testB both test; panoptic, instances, Pix2Cap, SAM captions, OpenPSG,
+RefCOCOg and Flickr captions and MUSE call all that is held out val; osprey and llava show only training pictures and
+perbench only held-out ones.
 
 Splits go by image: 12 of 15 are train, and one each is
 
@@ -36,7 +41,7 @@ from tqdm import tqdm
 
 from pixel_sail.data.scenes.write import FOLDERS, make_image, write_annotations
 
-VERSION = 2  # raise it with every change that changes a byte of the output
+VERSION = 3  # raise it with every change that changes a byte of the output
 
 
 def request_of(images: int, seed: int, long_side_px: int) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from pixel_sail.data.scenes.choose import choose_grefs, choose_refs
 from pixel_sail.data.scenes.choose_long import choose_long_refs
 from pixel_sail.data.scenes.colours import COLOURS, HELD_OUT, TEXTURES
 from pixel_sail.data.scenes.facts import Picture
+from pixel_sail.data.scenes.ground import choose_grounded
 from pixel_sail.data.scenes.layout import Scene, draw_scene
 from pixel_sail.data.scenes.panoptic import CATEGORY, folder, write_png
 from pixel_sail.data.scenes.regions import choose_regions
 from pixel_sail.data.scenes.render import render
+from pixel_sail.data.scenes.write_grounded import polygons_of, write_grounded_files
 from pixel_sail.data.scenes.write_regions import known_regions, write_json, write_region_files
 
 IMAGES = Path("images/train2014")
@@ -38,6 +40,7 @@ def make_image(out: Path, index: int, seed: int, long_side_px: int) -> dict[str,
     # of its own, so that pictures and expressions stay what they were before there were regions
     region_rng = np.random.default_rng([seed, index, 1])
     picture = Picture(objects, *size, scene.split)
+    grounded = choose_grounded(picture, np.random.default_rng([seed, index, 3]))  # of its own as well
     return {
         "image": {"id": index + 1, "width": scene.width, "height": scene.height, "file_name": name},
         "split": scene.split,
@@ -46,6 +49,8 @@ def make_image(out: Path, index: int, seed: int, long_side_px: int) -> dict[str,
         "grefs": choose_grefs(objects, *size, scene.split, rng),
         "long_refs": choose_long_refs(picture, region_rng),
         "regions": choose_regions(picture, scene.owner, index, region_rng),
+        "grounded": grounded,
+        "polygons": polygons_of(scene.owner, objects, grounded["reason"]),
         "background": write_png(
             out / folder(scene.split) / name.replace(".jpg", ".png"),
             scene.owner,
@@ -102,6 +107,7 @@ def write_annotations(out: Path, records: list[dict[str, Any]], request: dict[st
     _write_pickle(out / "refcoco" / "refs(unc).p", refs)
     _write_pickle(out / "refcocog" / "refs(umd).p", long_refs)
     write_region_files(out, records, request)
+    write_grounded_files(out, records, request)
     write_json(
         out / "scenes.json",
         {

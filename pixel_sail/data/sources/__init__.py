@@ -7,16 +7,23 @@ from typing import Protocol
 import numpy as np
 
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
+from pixel_sail.data import shards
 from pixel_sail.data.sources import (
+    coco_instance,
     coco_panoptic,
+    gcg,
     grefer,
     llava,
+    muse,
     osprey,
+    panoptic_segments,
     perbench,
     pix2cap,
+    reason_seg,
     refer,
     region_captions,
     sam_captions,
+    semantic,
 )
 from pixel_sail.data.sources.referring import ReferringSource
 from pixel_sail.data.templates import Templates
@@ -26,14 +33,21 @@ NAMES = (
     *refer.NAMES,
     grefer.NAME,
     *region_captions.NAMES,
+    reason_seg.NAME,
+    coco_instance.NAME,
+    panoptic_segments.NAME,
     coco_panoptic.NAME,
+    semantic.NAME,
+    *gcg.NAMES,
+    muse.NAME,
     *pix2cap.NAMES,
     *osprey.NAMES,
     sam_captions.NAME,
     *perbench.NAMES,
     llava.NAME,
+    shards.NAME,
 )
-TRAIN_ONLY = (*osprey.NAMES, *perbench.NAMES)
+TRAIN_ONLY = (*osprey.NAMES, *perbench.NAMES, shards.NAME)
 
 
 class Source(Protocol):
@@ -63,8 +77,20 @@ def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
         return ReferringSource(grefer.read_grefer(root, split), Templates.of(data), count)
     if name in region_captions.NAMES:
         return region_captions.open_region_captions(root, name, split, count)
+    if name == reason_seg.NAME:
+        return reason_seg.open_reason_seg(root, split, Templates.of(data), count)
+    if name == coco_instance.NAME:
+        return coco_instance.open_coco_instance(root, split, Templates.of(data), count)
+    if name == panoptic_segments.NAME:
+        return panoptic_segments.open_panoptic_segments(root, split, Templates.of(data), count)
+    if name in gcg.NAMES:
+        return gcg.open_gcg(root, name, split)
+    if name == muse.NAME:
+        return muse.open_muse(root, split, count)
     if name == coco_panoptic.NAME:
         return coco_panoptic.open_panoptic(root, split, count)
+    if name == semantic.NAME:
+        return semantic.open_semantic(root, split, Templates.of(data), count)
     if name in pix2cap.NAMES:
         return pix2cap.open_pix2cap(root, name, split, count, Templates.of(data))
     if name in osprey.NAMES:
@@ -75,4 +101,6 @@ def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
         return perbench.open_perbench(root, name, count)
     if name == llava.NAME:
         return llava.open_llava(root, split)
+    if name == shards.NAME:
+        return shards.open_shards(root, data)
     raise ConfigError(f"unknown source {name!r}; known: {', '.join(NAMES)}")

@@ -40,7 +40,8 @@ def read_benchmark(root: Path, name: str) -> Cases:
     if dataset not in known or not colon:
         raise DatasetError(
             f"unknown benchmark {name!r}: write dataset:split with one of {', '.join(known)}, or perbench, "
-            "perbench:caption, perbench:mcq, perbench:vtres, or region_caption:refcocog"
+            "perbench:caption, perbench:mcq, perbench:vtres, region_caption:refcocog, gcg[:dataset[:split]] or "
+            "reasonseg[:split]"
         )
     referring = refer.read_refer(root, dataset, split) if dataset in refer.NAMES else grefer.read_grefer(root, split)
     cases = tuple(

@@ -42,6 +42,8 @@ class Panoptic:
     images: list[RegionImage[Segment]]
     problems: list[str]
     classes: tuple[str, ...]
+    stuff: frozenset[str]  # classes that are no countable things
+    crowds: frozenset[tuple[str, str]]  # (key of the image, class) where segments were left out as crowds
 
 
 def open_panoptic(root: Path, split: str, count: int) -> RegionSource[Segment]:
@@ -58,12 +60,15 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
     values, pictures, problems = read_json(path), Pictures(root), list[str]()
     try:
         classes = _class_names({c["id"]: c["name"] for c in values["categories"]} if not described else {})
+        listed = values["categories"] if not described else []
+        stuff = frozenset(classes[category["id"]] for category in listed if not category.get("isthing", 1))
         files = {image["id"]: str(image["file_name"]) for image in values.get("images", [])}
         annotations = list(values["annotations"])
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a COCO panoptic file: no {error}") from None
     folder = root / "annotations" / f"panoptic_{split}2017"
     left_out = {"crowd": 0, "described": 0}
+    crowds: set[tuple[str, str]] = set()
     images = []
     for number, annotation in enumerate(annotations):
         try:
@@ -72,7 +77,9 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
             if not png.is_file():
                 raise BadSample(f"{key}: no file {png}")
             picture = pictures.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
-            segments = _segments(member(annotation, "segments_info", list, key), png, classes, described, left_out, key)
+            infos = member(annotation, "segments_info", list, key)
+            segments = _segments(infos, png, classes, described, left_out, key)
+            crowds |= {(key, classes.get(info.get("category_id"), "")) for info in infos if info.get("iscrowd")}
             images.append(RegionImage(key, picture, segments))
         except BadSample as error:
             problems.append(str(error))
@@ -82,7 +89,7 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
         if left_out[kind]
     ]
     refuse_nothing(images, path, problems)
-    return Panoptic(images, problems, tuple(dict.fromkeys(classes.values())))
+    return Panoptic(images, problems, tuple(dict.fromkeys(classes.values())), stuff, frozenset(crowds))
 
 
 def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:

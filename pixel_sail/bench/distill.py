@@ -1,0 +1,125 @@
+"""Time of a training step without experts, with their features from a cache, and with the experts online."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.config import Config, ConfigError, ExpertConfig
+from pixel_sail.data.feature_cache import CacheWriter, finish
+from pixel_sail.data.loader import StepData, StepDataset
+from pixel_sail.data.mixture import Mixture, open_mixture
+from pixel_sail.data.pack import pack
+from pixel_sail.experts import open_expert
+from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.train import distributed
+from pixel_sail.train.build import build_encoder, build_model
+from pixel_sail.train.cache_expert import Images, manifest_of, store_images
+from pixel_sail.train.distillation import open_distillation
+from pixel_sail.train.engine import Engine
+from pixel_sail.train.loop import count, run_micro_batches
+
+
+@dataclass
+class Variant:
+    """One way to train, ready to go."""
+
+    config: Config
+    engine: Engine
+    steps: list[StepData]
+    data_ms: list[float]
+    step_ms: list[float]
+
+
+def measure_distill(config: Config, steps: int) -> dict[str, Any]:
+    """Medians over `steps` steps of the config, after one to warm up; the three ways take turns at every step.
+
+    `step_ms` is forward, backward and update; `data_ms` reading, encoding and packing in this process, which workers
+    hide in a run. `ratio` compares step by step. Raises ConfigError for a config without experts.
+    """
+    if not config.experts:
+        raise ConfigError("tools/bench.py distill compares with and without experts: the config names none")
+    distributed.start()
+    mixture = open_mixture(config)
+    with tempfile.TemporaryDirectory() as folder:
+        cached, kilobytes = _make_caches(config, mixture, steps + 1, Path(folder))
+        online = [expert.model_copy(update={"cache": None, "standardize": False}) for expert in config.experts]
+        ways = {"none": [], "cached": cached, "online": online}
+        variants = {name: _prepare(config, experts, mixture, steps + 1) for name, experts in ways.items()}
+        for number in range(steps + 1):
+            for variant in variants.values():
+                variant.step_ms.append(_one_step(variant, number))
+    result: dict[str, Any] = {"bench": "distill", "device": str(distributed.device()), "steps": steps}
+    result["experts"] = {expert.name: {"at": expert.at, "kb_an_image": kilobytes[expert.name]} for expert in cached}
+    for name, variant in variants.items():
+        result[name] = {"step_ms": _median(variant.step_ms), "data_ms": _median(variant.data_ms)}
+    plain = variants["none"].step_ms
+    result["ratio"] = {
+        name: round(median(a / b for a, b in zip(variants[name].step_ms[1:], plain[1:], strict=True)), 3)
+        for name in ("cached", "online")
+    }
+    return result
+
+
+def _make_caches(
+    config: Config, mixture: Mixture, steps: int, folder: Path
+) -> tuple[list[ExpertConfig], dict[str, float]]:
+    """The experts with caches of just the images of the first steps, and kB an image of each."""
+    drawn = dict.fromkeys(mixture.locate(position)[:2] for position in range(steps * config.train.batch_size))
+    images = [
+        (number, index)
+        for number, index in drawn
+        if mixture.sources[number].sample(index, np.random.default_rng(0)).image is not None
+    ]
+    cached, kilobytes = [], {}
+    for expert in config.experts:
+        changed = expert.model_copy(update={"cache": folder / expert.name})
+        opened = open_expert(expert, distributed.device())
+        with CacheWriter(changed.cache, manifest_of(changed, config.model, opened)) as writer:
+            places = Images(config, changed, opened.multiple, mixture.sources, images)
+            store_images(opened, places, writer, config, batch_size=8, progress=False)
+        statistics = finish(changed.cache, progress=False)
+        kilobytes[expert.name] = round(statistics["bytes"] / statistics["images"] / 1e3, 1)
+        cached.append(changed)
+    return cached, kilobytes
+
+
+def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, steps: int) -> Variant:
+    config = config.model_copy(update={"experts": list(experts)})
+    model, tokenizer = build_model(config)
+    distillation = open_distillation(config, mixture.sources, distributed.device())
+    engine = Engine(model, config, [MaskHead], distillation)
+    encoder = build_encoder(config, model, tokenizer, distillation.inputs)
+    train = config.train
+    packing = partial(pack, seg_id=encoder.tokens.seg, patch_id=encoder.tokens.vision_patch)
+    dataset = StepDataset(
+        mixture, encoder.encode, packing, train.batch_size, train.micro_batch_tokens, train.pack, rank=0, world_size=1
+    )
+    variant = Variant(config, engine, [], [], [])
+    model.train()
+    for number in range(steps):
+        started = time.perf_counter()
+        variant.steps.append(dataset[number])
+        variant.data_ms.append(1e3 * (time.perf_counter() - started))
+    return variant
+
+
+def _one_step(variant: Variant, number: int) -> float:
+    """Milliseconds. Reading the loss and the gradient norm waits for the device."""
+    data = variant.steps[number]
+    started = time.perf_counter()
+    run_micro_batches(variant.engine, data, count(data, variant.config), variant.config)
+    variant.engine.step(lr=0.0)
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _median(values: list[float]) -> float:
+    return round(median(values[1:]), 1)  # the first is warm-up

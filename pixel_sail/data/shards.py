@@ -1,0 +1,271 @@
+"""Samples in webdataset tar files, read at any position. `tools/make_shards.py` makes such a folder:
+
+    <root>/
+      shards.json          what was drawn; file, samples, bytes and sha256 of every shard, in order
+      000000.tar ...       <position>.json, <position>.<jpg|png|bin> and <position>.<expert>.npy of each sample
+      000000.index.json    of each sample its key, and the offset, bytes and CRC-32 of its members in the tar
+
+Nothing here remembers how far it has read: which sample comes when is a function of seed and epoch (`ShardOrder`), so
+a run goes on anywhere, and any number of ranks and workers read the same samples. See docs/shards.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import weakref
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.config import ConfigError, DataConfig
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.types import BadSample, Sample, Turn
+
+NAME = "shards"
+INDEX = "shards.json"
+UNFINISHED = "shards.unfinished.json"  # what is being drawn, until INDEX is there
+VERSION = 1
+GROUP = 8  # shards whose samples are shuffled with each other: what is being read at any time
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}  # anything else is .bin; decoders look at the bytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A line of shards.json."""
+
+    file: str  # 000000.tar
+    samples: int
+    bytes: int
+    sha256: str
+    index: str  # 000000.index.json
+    index_bytes: int
+    index_sha256: str
+
+
+class ShardSource:
+    """Samples of a folder of shards, as they were drawn (see `pixel_sail.data.sources.Source`)."""
+
+    def __init__(self, root: Path, index: dict[str, Any]) -> None:
+        """`index`: what `read_index` gives."""
+        self.problems: list[str] = index["problems"]
+        self.experts: dict[str, dict[str, Any]] = index["request"]["experts"]  # of the features: made_with, path, width
+        self.root = root
+        self.shards = [Shard(**line) for line in index["shards"]]
+        self._ends = np.cumsum([shard.samples for shard in self.shards])  # one past the last sample of each shard
+        # Per instance. Two groups, for where one ends and the next begins.
+        self._members = lru_cache(maxsize=2 * GROUP)(self._read_members)
+        self._file = lru_cache(maxsize=2 * GROUP)(self._open_file)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def key(self, index: int) -> str:
+        """Raises DatasetError where the shard's index.json is gone or damaged."""
+        number, place = self._find(index)
+        return self._members(number)[place]["key"]
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """The stored sample, its image as bytes; `rng` is not used. Raises BadSample for damaged members."""
+        number, place = self._find(index)
+        entry = self._members(number)[place]
+        return decode_sample(self._read(number, entry["name"], entry["members"]))
+
+    def order(self, seed: tuple[int, ...]) -> ShardOrder:
+        """The order of one epoch."""
+        return ShardOrder([shard.samples for shard in self.shards], seed)
+
+    def digest(self) -> str:
+        """Of the contents of all shards."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """(number of the shard, place in it) of a sample."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - int(self._ends[number]) + self.shards[number].samples
+
+    def _read_members(self, number: int) -> list[dict[str, Any]]:
+        shard = self.shards[number]
+        return read_members(self.root / shard.index, shard.index_sha256)
+
+    def _open_file(self, number: int) -> _File:
+        return _File(self.root / self.shards[number].file)
+
+    def _read(self, number: int, name: str, members: dict[str, list[int]]) -> dict[str, bytes]:
+        """The members of one sample, which lie side by side: one read."""
+        path = self.root / self.shards[number].file
+        spans = list(members.values())
+        start, stop = spans[0][0], spans[-1][0] + spans[-1][1]
+        try:
+            data = os.pread(self._file(number).descriptor, stop - start, start)
+        except OSError as error:
+            raise BadSample(f"{path}: cannot read sample {name}: {error}") from None
+        return check_members(data, start, members, f"{path}: {name}")
+
+
+class ShardOrder:
+    """A permutation of all samples of some shards that reads few shards at a time.
+
+    The shards are permuted; then the samples of each `GROUP` consecutive ones are permuted together. `order[place]` is
+    the sample that comes at `place`. Only the group being read is in memory.
+    """
+
+    def __init__(self, samples_per_shard: Sequence[int], seed: tuple[int, ...]) -> None:
+        self._seed = seed
+        sizes = np.asarray(samples_per_shard)
+        self._firsts, self._sizes = np.cumsum(sizes) - sizes, sizes
+        shards = np.random.default_rng(seed).permutation(len(sizes))
+        self._groups = [shards[i : i + GROUP] for i in range(0, len(shards), GROUP)]
+        self._ends = np.cumsum([sizes[group].sum() for group in self._groups])
+        self._group = lru_cache(maxsize=2)(self._make_group)
+
+    def __getitem__(self, place: int) -> int:
+        group = int(np.searchsorted(self._ends, place, side="right"))
+        return int(self._group(group)[place - int(self._ends[group])])  # counted from the group's end
+
+    def _make_group(self, group: int) -> np.ndarray:
+        members = [self._firsts[shard] + np.arange(self._sizes[shard]) for shard in self._groups[group]]
+        return np.random.default_rng((*self._seed, group)).permutation(np.concatenate(members))
+
+
+class _File:
+    """An open file, closed when nobody holds it any more. Forked workers may share it: pread has no file position."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+def open_shards(root: Path, data: DataConfig) -> ShardSource:
+    """Raises DatasetError for a folder of shards that is not whole, ConfigError for one that does not fit the config.
+
+    Looks at the size of every file; `verify_shards` looks at the contents.
+    """
+    index = read_index(root)
+    source = ShardSource(root, index)
+    if problems := [problem for shard in source.shards for problem in wrong_sizes(root, shard)]:
+        raise DatasetError(
+            f"{root} is not what {INDEX} says: {'; '.join(problems)}. "
+            "Copy it again, or repeat the tools/make_shards.py command that made it: it makes only what is missing"
+        )
+    if not len(source):
+        raise DatasetError(f"{root / INDEX} lists no sample")
+    made_with = index["request"]["data"]["hide"]
+    if (made_with == "text") != (data.hide == "text"):
+        raise ConfigError(
+            f"{root} was made with data.hide={made_with} and the config says data.hide={data.hide}: the texts lie in "
+            "the shards. Make them anew with this setting"
+        )
+    return source
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """The contents of shards.json; DatasetError where there is none, or of another version."""
+    path = root / INDEX
+    if not path.is_file():
+        unfinished = (root / UNFINISHED).is_file()
+        what = "its shards are not all made: repeat the command" if unfinished else "make one with tools/make_shards.py"
+        raise DatasetError(f"no file {path}; {what}")
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from None
+    if index.get("version") != VERSION:
+        raise DatasetError(f"{path} has version {index.get('version')}, not {VERSION}: make the shards anew")
+    return index
+
+
+def wrong_sizes(root: Path, shard: Shard) -> list[str]:
+    """One line for each file of a shard that is missing or of another size than shards.json says."""
+    problems = []
+    for name, size in ((shard.file, shard.bytes), (shard.index, shard.index_bytes)):
+        found = (root / name).stat().st_size if (root / name).is_file() else None
+        if found is None:
+            problems.append(f"{name} is missing")
+        elif found != size:
+            problems.append(f"{name} has {found} bytes instead of {size}")
+    return problems
+
+
+def read_members(path: Path, sha256: str) -> list[dict[str, Any]]:
+    """{"key", "name", "members": {suffix: [offset, bytes, CRC-32]}} of each sample of a shard; DatasetError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DatasetError(f"{path} is not the file that was written (sha256); delete it and make the shards again")
+    return json.loads(data)["samples"]
+
+
+def check_members(data: bytes, start: int, members: dict[str, list[int]], where: str) -> dict[str, bytes]:
+    """Suffix -> contents of the members of one sample in `data`, which begins at byte `start` of the tar.
+
+    Raises BadSample, beginning with `where`, for one that is cut short or is not what was written.
+    """
+    contents = {}
+    for suffix, (offset, size, crc) in members.items():
+        content = data[offset - start : offset - start + size]
+        if len(content) != size:
+            raise BadSample(f"{where}.{suffix} is cut short: {len(content)} of {size} bytes")
+        if zlib.crc32(content) != crc:
+            raise BadSample(f"{where}.{suffix} is damaged: its bytes are not those that were written (CRC-32)")
+        contents[suffix] = content
+    return contents
+
+
+def with_bytes(sample: Sample) -> Sample:
+    """The sample with its picture in memory. BadSample for a file that cannot be read."""
+    if not isinstance(sample.image, Path):
+        return sample
+    try:
+        return replace(sample, image=sample.image.read_bytes())
+    except OSError as error:
+        raise BadSample(f"{sample.key}: cannot read the picture {sample.image}: {error.strerror}") from None
+
+
+def encode_sample(sample: Sample) -> dict[str, bytes]:
+    """Suffix -> contents of the members of a sample whose picture is in memory."""
+    picture, suffix = sample.image, None
+    if picture is not None:
+        suffix = next((name for magic, name in _MAGIC.items() if picture.startswith(magic)), "bin")
+    values = {
+        "key": sample.key,
+        "image": suffix,
+        "turns": [{"question": turn.question, "answer": turn.answer} for turn in sample.turns],
+        "masks": sample.masks,
+        "prompts": sample.prompts,
+    }
+    members = {"json": json.dumps(values).encode()}
+    if suffix is not None:
+        members[suffix] = picture
+    for name, features in sorted(sample.features.items()):
+        file = io.BytesIO()
+        np.save(file, features, allow_pickle=False)
+        members[f"{name}.npy"] = file.getvalue()
+    return members
+
+
+def decode_sample(members: dict[str, bytes]) -> Sample:
+    """The inverse of `encode_sample`; the image comes back as bytes."""
+    values = json.loads(members["json"])
+    features = {
+        suffix.removesuffix(".npy"): np.load(io.BytesIO(content), allow_pickle=False)
+        for suffix, content in members.items()
+        if suffix.endswith(".npy")
+    }
+    return Sample(
+        key=values["key"],
+        image=None if values["image"] is None else members[values["image"]],
+        turns=tuple(Turn(**turn) for turn in values["turns"]),
+        masks=tuple(values["masks"]),
+        prompts={int(k): rle for k, rle in values["prompts"].items()},
+        features=features,
+    )

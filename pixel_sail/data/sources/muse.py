@@ -1,0 +1,80 @@
+"""MUSE (PixelLM, arXiv 2312.02228): questions whose answer names several objects. `<root>/muse/MUSE_{split}.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.data.masks import area_px, from_coco
+from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens
+from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.templates import listed
+from pixel_sail.tokens import SEG
+from pixel_sail.types import BadSample
+
+NAME = "muse"
+SPLITS = ("train", "val", "test_less", "test_many")  # test_less: up to three objects an answer
+_PLACE = "{seg}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    where: str
+    question: str
+    answer: str  # with a [SEG] for each segmentation
+    segmentations: tuple[Any, ...]  # as in the file: decoded only when they are drawn
+    size_hw: tuple[int, int]  # pixels
+
+
+def open_muse(root: Path, split: str, count: int) -> RegionSource[Question]:
+    """Up to `count` questions a picture. Raises DatasetError; what cannot be used is listed in `.problems`."""
+    problems: list[str] = []
+    pictures = Pictures(root)
+
+    def parse(entry: Any, key: str) -> RegionImage[Question]:
+        url = "file_name" if isinstance(entry, dict) and "file_name" in entry else "coco_url"
+        image = pictures.find(member(entry, url, str, key).rsplit("/", 1)[-1], key)
+        questions, answers = member(entry, "questions", list, key), member(entry, "answers", list, key)
+        texts = entry.get("text_answers") or [None] * len(questions)
+        if not len(questions) == len(answers) == len(texts):
+            raise BadSample(f"{key}: {len(questions)} questions, {len(answers)} answers, {len(texts)} text_answers")
+        size, usable = (member(entry, "height", int, key), member(entry, "width", int, key)), []
+        for number, said in enumerate(zip(questions, answers, texts, strict=True)):
+            try:
+                usable.append(_question(*said, size, f"{key}/{number}"))
+            except BadSample as error:
+                problems.append(str(error))
+        if not usable:
+            raise BadSample(f"{key}: no question is left")
+        return RegionImage(key, image, tuple(usable))
+
+    images = read_entries(root / NAME / f"MUSE_{split}.json", f"{NAME}/{split}", parse, problems)
+    return RegionSource(images, problems, count, _ask)
+
+
+def _question(question: Any, answer: Any, text: Any, size_hw: tuple[int, int], where: str) -> Question:
+    if not isinstance(question, str) or not question.strip() or not isinstance(answer, list) or not answer:
+        raise BadSample(f"{where}: it needs a question and a list of the objects that answer it")
+    segmentations = tuple(member(one, "segmentation", object, where) for one in answer)
+    if text is None:
+        named = [one.get("rephrased_name") or member(one, "category_name", str, where) for one in answer]
+        text = listed([f"{name} {_PLACE}" for name in named]) + "."
+    if not isinstance(text, str) or text.count(_PLACE) != len(answer):
+        raise BadSample(f"{where}: its answer {text!r:.60} needs a {_PLACE} for each of {len(answer)} objects")
+    for part in (question, text):
+        refuse_tokens(part, where)
+    return Question(where, question.strip(), text.strip().replace(_PLACE, SEG), segmentations, size_hw)
+
+
+def _ask(image: RegionImage[Question], drawn: list[Question], rng: np.random.Generator) -> list[RegionTurn]:
+    turns = []
+    for one in drawn:
+        masks = tuple(from_coco(segmentation, *one.size_hw, one.where) for segmentation in one.segmentations)
+        if not all(map(area_px, masks)):
+            raise BadSample(f"{one.where}: one of its masks has no pixel")
+        turns.append(RegionTurn(one.question, one.answer, masks=masks))
+    return turns

@@ -1,0 +1,143 @@
+"""ReasonSeg (LISA, arXiv 2308.00692): what is meant must be reasoned out. A picture and a JSON of the same name each.
+
+`<root>/reason_seg/ReasonSeg/{train,val,test}/*.{jpg,json}`; JSON: {text: [..], is_sentence, shapes: [{label, points}]}.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import encode_mask
+from pixel_sail.data.sources.entries import member, refuse_nothing, refuse_tokens
+from pixel_sail.data.sources.grounded import picture_size
+from pixel_sail.data.sources.region_turns import RegionTurn, compose
+from pixel_sail.data.templates import Templates
+from pixel_sail.types import RLE, BadSample, Sample
+
+NAME = "reason_seg"
+SPLITS = ("train", "val", "test")
+_TARGET, _IGNORED = 1, 255
+
+Shape = tuple[int, tuple[tuple[int, int], ...]]  # _TARGET or _IGNORED, (x, y) in pixels
+
+
+@dataclass(frozen=True)
+class ReasonImage:
+    key: str
+    path: Path
+    texts: tuple[str, ...]
+    is_sentence: bool  # "What ...?"; else a phrase, as in referring segmentation
+    shapes: tuple[Shape, ...]
+
+
+class ReasonSegSource:
+    """Samples of one picture with up to `count` of its texts (see `pixel_sail.data.sources.Source`)."""
+
+    def __init__(self, images: list[ReasonImage], problems: list[str], templates: Templates, count: int) -> None:
+        self.problems = problems
+        self._images = images
+        self._templates = templates
+        self._count = count
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def key(self, index: int) -> str:
+        return self._images[index].key
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Texts drawn by `rng`; pixels marked to be ignored are not of the target. BadSample where nothing is."""
+        image = self._images[index]
+        target, _ = target_and_ignored(image)
+        turns = []
+        for text in [image.texts[i] for i in rng.permutation(len(image.texts))[: self._count]]:
+            turn = self._templates.reason(text, rng) if image.is_sentence else self._templates.turn(text, 1, rng)
+            turns.append(RegionTurn(turn.question, turn.answer, masks=(target,)))
+        return compose(image.key, image.path, turns)
+
+
+def open_reason_seg(root: Path, split: str, templates: Templates, count: int) -> ReasonSegSource:
+    """Raises DatasetError; what cannot be used is listed in `.problems`."""
+    problems: list[str] = []
+    return ReasonSegSource(read_reason_seg(root, split, problems), problems, templates, count)
+
+
+def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonImage]:
+    """Every picture of a split, by name. Raises DatasetError."""
+    folder = root / NAME / "ReasonSeg" / split
+    if not folder.is_dir():
+        raise DatasetError(f"no folder {folder}; its splits are {', '.join(SPLITS)}")
+    images = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            images.append(_read(path, f"{NAME}/{split}/{path.stem}"))
+        except BadSample as error:
+            problems.append(str(error))
+    refuse_nothing(images, folder, problems)
+    return images
+
+
+def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
+    """The pixels that are meant, and those that are not to be scored; polygons are filled largest first, as LISA does.
+
+    Raises BadSample for a picture that cannot be read and where no pixel is meant.
+    """
+    height, width = picture_size(image.path, image.key)
+    areas = [np.count_nonzero(_filled(Image.new("L", (width, height)), *shape)) for shape in image.shapes]
+    canvas = Image.new("L", (width, height))
+    for i in sorted(range(len(areas)), key=lambda i: -areas[i]):
+        _filled(canvas, *image.shapes[i])
+    marked = np.asarray(canvas)
+    if not (marked == _TARGET).any():
+        raise BadSample(f"{image.key}: no pixel of the picture is marked as what is meant")
+    return encode_mask(marked == _TARGET), encode_mask(marked == _IGNORED)
+
+
+def _filled(canvas: Image.Image, value: int, points: tuple[tuple[int, int], ...]) -> Image.Image:
+    ImageDraw.Draw(canvas).polygon(points, fill=value, outline=value)
+    return canvas
+
+
+def _read(path: Path, key: str) -> ReasonImage:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise BadSample(f"{key}: {path} is not valid JSON: {error}") from None
+    picture = path.with_suffix(".jpg")
+    if not picture.is_file():
+        raise BadSample(f"{key}: no picture {picture}")
+    texts = [text.strip() if isinstance(text, str) else "" for text in member(values, "text", list, key)]
+    if not texts or not all(texts):
+        raise BadSample(f"{key}: its 'text' is {texts!r:.60}; expected one question or phrase or more")
+    for text in texts:
+        refuse_tokens(text, key)
+    shapes = [_shape(one, f"{key}: shape {i}") for i, one in enumerate(member(values, "shapes", list, key))]
+    used = tuple(shape for shape in shapes if shape is not None)
+    return ReasonImage(key, picture, tuple(texts), bool(member(values, "is_sentence", int, key)), used)
+
+
+def _shape(shape: Any, where: str) -> Shape | None:
+    """None for a "flag": the authors' own notes, which mean nothing."""
+    label = member(shape, "label", str, where).lower()
+    if label == "flag":
+        return None
+    points = member(shape, "points", list, where)
+    try:
+        corners = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        corners = np.empty(0)
+    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
+        raise BadSample(f"{where}: its points {points!r:.60} are no polygon; it needs x, y of at least three points")
+    return _IGNORED if "ignore" in label else _TARGET, tuple((int(x), int(y)) for x, y in corners)

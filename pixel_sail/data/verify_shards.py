@@ -1,0 +1,45 @@
+"""Reads a folder of shards whole and names what is not as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.shards import Shard, check_members, read_index, read_members, wrong_sizes
+from pixel_sail.types import BadSample
+
+
+def verify_shards(root: Path, progress: bool = False) -> list[str]:
+    """Reads everything; one line for each file or sample that is not what was written. Raises DatasetError."""
+    shards = [Shard(**line) for line in read_index(root)["shards"]]
+    return [problem for shard in tqdm(shards, unit="shard", disable=not progress) for problem in _verify(root, shard)]
+
+
+def _verify(root: Path, shard: Shard) -> Iterator[str]:
+    if problems := wrong_sizes(root, shard):
+        yield from problems  # what is missing or cut has to be made anew, whatever else is in it
+        return
+    try:
+        entries = read_members(root / shard.index, shard.index_sha256)
+    except DatasetError as error:
+        yield str(error)
+        return
+    with (root / shard.file).open("rb") as tar:
+        if hashlib.file_digest(tar, "sha256").hexdigest() == shard.sha256:
+            return
+        damaged = [line for entry in entries for line in _damage(tar, entry, shard.file)]
+    yield from damaged or [f"{shard.file} is not the file that was written (sha256), though its samples are"]
+
+
+def _damage(tar: BinaryIO, entry: dict[str, Any], where: str) -> Iterator[str]:
+    for suffix, member in entry["members"].items():
+        tar.seek(member[0])
+        try:
+            check_members(tar.read(member[1]), member[0], {suffix: member}, f"{where}: {entry['name']}")
+        except BadSample as error:
+            yield f"{error} (sample {entry['key']})"

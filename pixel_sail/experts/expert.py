@@ -1,0 +1,77 @@
+"""What every expert is: a frozen module with its normalization, and the name of exactly these weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Expert:
+    """A frozen teacher. Not an nn.Module on purpose.
+
+    Whatever holds it, the optimizer, DeepSpeed, checkpoints, `.train()` and `.to()` never see its weights.
+    """
+
+    width: int  # C, channels of a feature map
+    multiple: int  # pixels; both sides of its input must be multiples
+    fingerprint: str  # 16 hex digits of kind, weights and normalization: the same expert, or not
+
+    def __init__(
+        self,
+        kind: str,
+        module: nn.Module,
+        to_features: Callable[[Tensor], Tensor],
+        width: int,
+        multiple: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        """`to_features` runs `module`: normalized float32 (B, 3, H, W) -> (B, C, h, w). mean, std: of RGB in 0..1."""
+        self._module = module.float().eval().requires_grad_(False)
+        self._to_features = to_features
+        self.width, self.multiple = width, multiple
+        self._mean, self._std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
+        self.fingerprint = _fingerprint(kind, module, self._mean, self._std)
+
+    def to(self, device: torch.device | str) -> Expert:
+        self._module.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """uint8 RGB pictures (3, H, W) -> their feature maps (C, h, w), float32, on the expert's device, no gradient.
+
+        A map covers its whole picture and nothing else. Pictures of one size go through together; no picture is padded,
+        so sizes may differ. Raises ValueError for a side that is no multiple of `multiple`.
+        """
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for i, picture in enumerate(pictures):
+            self._check(picture)
+            by_size.setdefault(tuple(picture.shape), []).append(i)
+        maps: dict[int, Tensor] = {}
+        for indices in by_size.values():
+            pixels = torch.stack([pictures[i] for i in indices]).to(self._mean.device).float() / 255
+            # Whatever precision the student trains in: what is cached and what runs online must agree.
+            with torch.autocast(pixels.device.type, enabled=False):
+                found = self._to_features((pixels - self._mean) / self._std)
+            maps |= zip(indices, found.float(), strict=True)
+        return [maps[i] for i in range(len(pictures))]
+
+    def _check(self, picture: Tensor) -> None:
+        height, width = picture.shape[-2:]
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or len(picture) != 3:
+            raise ValueError(f"a picture for an expert is uint8 (3, H, W), got {picture.dtype} {tuple(picture.shape)}")
+        if not height or not width or height % self.multiple or width % self.multiple:
+            raise ValueError(f"the sides of a picture ({width} x {height} px) must be multiples of {self.multiple}")
+
+
+def _fingerprint(kind: str, module: nn.Module, mean: Tensor, std: Tensor) -> str:
+    digest = hashlib.sha256(kind.encode())
+    for name, tensor in sorted({**module.state_dict(), "mean": mean, "std": std}.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,84 @@
+"""Any feature backbone of timm: DINOv2, DINOv3, SAM ViT, ConvNeXt, Swin, ResNet ... : the last feature map."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pixel_sail.config import ConfigError, ExpertConfig
+from pixel_sail.experts.expert import Expert
+from pixel_sail.experts.folder import cannot_load
+
+FILES = "config.json and model.safetensors, as in timm's hub repositories or as timm.models.save_for_hf writes them"
+
+# What lets a model read pictures of any size: vision transformers know the first, Swin the second, others need nothing.
+ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False})
+
+
+def open_timm(config: ExpertConfig) -> Expert:
+    """`path`: a folder of files as above, a hub repository (owner/name), or a model name of timm with known weights.
+
+    Vision transformers give their normed last tokens as a grid, without class and register tokens.
+    """
+    model = _load(config)
+    if not hasattr(model, "forward_intermediates"):
+        raise ConfigError(f"expert {config.name!r}: timm's {type(model).__name__} gives no feature maps")
+    model.reset_classifier(0)  # no part of the features, so no part of the fingerprint
+
+    def to_features(pixels: Tensor) -> Tensor:
+        return model.forward_intermediates(pixels, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[0]
+
+    data = timm.data.resolve_model_data_config(model)
+    multiple = int(model.feature_info[-1]["reduction"])
+    width = _try(config, model, to_features, multiple)
+    return Expert("timm", model, to_features, width, multiple, mean=data["mean"], std=data["std"])
+
+
+def _load(config: ExpertConfig) -> nn.Module:
+    source = _source(config)
+    try:
+        for options in ANY_SIZE:
+            with contextlib.suppress(TypeError):  # the class does not know the option
+                return timm.create_model(source, pretrained=True, **options).eval()
+        return timm.create_model(source, pretrained=True).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise cannot_load(config, FILES, error) from error
+
+
+def _source(config: ExpertConfig) -> str:
+    path = config.path
+    if Path(path).is_dir():
+        return f"local-dir:{path}"
+    if path.startswith(("/", ".", "~")):
+        raise cannot_load(config, FILES, "not a folder")
+    if "/" in path:
+        return f"hf-hub:{path}"
+    if not timm.is_model(path):
+        near = difflib.get_close_matches(path, timm.list_models(), n=1)
+        raise ConfigError(
+            f"expert {config.name!r}: {path!r} is no folder, no hub repository (owner/name) and no model of timm"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    return path
+
+
+@torch.no_grad()
+def _try(config: ExpertConfig, model: nn.Module, to_features: Callable[[Tensor], Tensor], multiple: int) -> int:
+    """Runs the model once at about the size that it will see; returns its channels. Some models read one size only."""
+    side = max(multiple, round(config.size_px / multiple) * multiple)
+    height = side if config.fit == "square" else side + multiple
+    try:
+        found = to_features(torch.zeros(1, 3, height, side))
+    except (AssertionError, RuntimeError) as error:
+        made_for = getattr(model, "pretrained_cfg", {}).get("input_size")
+        raise ConfigError(
+            f"expert {config.name!r}: {config.path} gives no features of a picture of {side} x {height} px, which "
+            f"size_px and fit ask for; it was made for {made_for}. Change them, or the model. The cause: {error}"
+        ) from error
+    return found.shape[1]

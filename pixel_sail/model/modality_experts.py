@@ -1,0 +1,87 @@
+"""Twins for visual tokens, as in EVEv2: each linear and norm of a decoder layer twice, one of text, one of images.
+
+Queries, keys and values of both kinds meet in the same attention. A token is visual from `<vision>` to `</vision>`. The
+text twins keep the base's weights, so that text without an image is the base model exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The tokens of a packed batch by kind."""
+
+    text: Tensor  # (T,) int64, places of the text tokens
+    visual: Tensor  # (L - T,) int64
+    order: Tensor  # (L,) int64: where each token stands when text comes first, then images
+
+    @classmethod
+    def of(cls, spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> Modality:
+        """`spans`: those of the batch, (start, first image token, one past the last image token, stop)."""
+        visual = torch.zeros(spans[-1][3], dtype=torch.bool)
+        for _, image_start, image_stop, _ in spans:
+            visual[image_start:image_stop] = True
+        text_first = torch.argsort(visual.to(torch.int8), stable=True)
+        split = int((~visual).sum())
+        text, images = text_first[:split], text_first[split:]
+        return cls(text.to(device), images.to(device), torch.argsort(text_first).to(device))
+
+
+class Route:
+    """Tells the pairs of one layer which tokens are visual, while that layer runs. None: all are text."""
+
+    modality: Modality | None = None
+
+
+class Pair(nn.Module):
+    """`text` and `vision`, each for its own tokens; they start as copies."""
+
+    def __init__(self, stock: nn.Module, route: Route):
+        super().__init__()
+        self.text, self.vision = stock, copy.deepcopy(stock)
+        self.route = route
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, L, width) -> (1, L, width'); any (B, T, width) while all is text."""
+        modality = self.route.modality
+        if modality is None:
+            return self.text(x)
+        # Both always run, if on no tokens: every rank must use every weight.
+        parts = [self.text(x[:, modality.text]), self.vision(x[:, modality.visual])]
+        return torch.cat(parts, dim=1)[:, modality.order]
+
+
+class RoutedLayer(Qwen2DecoderLayer):
+    """A stock layer whose linears and norms are pairs."""
+
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.route = Route()
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self.self_attn, name, Pair(getattr(self.self_attn, name), self.route))
+        for name in ("mlp", "input_layernorm", "post_attention_layernorm"):
+            setattr(self, name, Pair(getattr(self, name), self.route))
+
+    def forward(self, hidden_states: Tensor, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Tensor:
+        """`modality` comes from PixelSail.decode by way of the decoder; cached decoding, which is text, gives none."""
+        # Set in here, so that a layer that is run again for activation checkpointing has that of its own batch.
+        self.route.modality = modality
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+def add_vision_experts(language_model: PreTrainedModel) -> None:
+    """Puts pairs into every layer of a Qwen2 decoder, in place, with new weights. ValueError for other decoders."""
+    if not isinstance(language_model, Qwen2ForCausalLM):
+        raise ValueError(f"vision experts are EVEv2's, in Qwen2 decoders; this is a {type(language_model).__name__}")
+    decoder = language_model.get_decoder()
+    decoder.layers = nn.ModuleList(RoutedLayer(decoder.config, i) for i in range(len(decoder.layers)))

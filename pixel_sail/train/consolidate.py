@@ -1,0 +1,66 @@
+"""The weights of a resume checkpoint, gathered from what every process wrote, in one process and without a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pixel_sail.config import ConfigError, build_config
+from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.train.build import build_model
+from pixel_sail.train.checkpoint import read_state
+
+TAG = "engine"  # the folder of DeepSpeed's files in a checkpoint, as save_checkpoint names it
+
+
+def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+    """The model as it was saved in `checkpoint` (run.dir/checkpoints/step_*), float32, eval mode, and its tokenizer.
+
+    Whatever ZeRO stage and number of processes wrote it. Base and data of the run must still be where its config says:
+    the model is built as for training, then gets the saved weights. The files are pickles of DeepSpeed: read none that
+    you do not trust. Raises ConfigError for a checkpoint that is not whole or does not fit.
+    """
+    if not (checkpoint / "state.json").is_file():
+        raise ConfigError(f"{checkpoint} is no checkpoint: it has no state.json; give a folder step_* of a run")
+    config = build_config(read_state(checkpoint).config, where=str(checkpoint / "state.json"))
+    weights = read_weights(checkpoint, config.train.zero_stage)
+    model, tokenizer = build_model(config)
+    own = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
+    missing, unexpected = sorted(own - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
+    if missing or unexpected:
+        raise ConfigError(f"{checkpoint} does not fit its model: missing {missing}, unexpected {unexpected}")
+    model.load_state_dict(weights, strict=False)
+    return model.eval(), tokenizer
+
+
+def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
+    """Float32 weights of the model by its own names; those of distillation adapters are left out."""
+    found = _without_zero(checkpoint) if zero_stage == 0 else _with_zero(checkpoint)
+    # LossModule calls the model `model`; ZeRO-3 trains some of its parts inside a Leaf (train/zero3.py).
+    return {
+        name.removeprefix("model.").replace("_leaf.module.", "."): tensor.float()
+        for name, tensor in found.items()
+        if name.startswith("model.")
+    }
+
+
+def _without_zero(checkpoint: Path) -> dict[str, Tensor]:
+    file = checkpoint / TAG / "mp_rank_00_model_states.pt"
+    if not file.is_file():
+        raise ConfigError(f"{checkpoint} is not whole: {file} is missing")
+    return torch.load(file, map_location="cpu", weights_only=False)["module"]
+
+
+def _with_zero(checkpoint: Path) -> dict[str, Tensor]:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells every file that it opens
+            return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{checkpoint} is not whole: {error}") from error

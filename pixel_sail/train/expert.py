@@ -1,0 +1,262 @@
+"""Trains a small Mask2Former on panoptic annotations: a teacher that knows something, where no hub can be reached.
+
+    dir/checkpoint.pt    weights, optimizer, step: replaced in one go, so that a kill loses nothing that was saved
+    dir/log.jsonl        loss and held-out quality
+    dir/expert/          the finished model and its image processor, as every hub checkpoint of Mask2Former
+    dir/quality.json     of dir/expert, on all held-out pictures
+
+One process, plain torch. Everything random is a function of seed and step: 2 + 2 steps are 4 steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    ResNetConfig,
+)
+
+from pixel_sail.config import ConfigError
+from pixel_sail.train.checkpoint import PARTIAL, replace_folder, sync_tree
+from pixel_sail.train.expert_config import ExpertTraining, differences
+from pixel_sail.train.expert_data import PanopticPictures, Target, order
+from pixel_sail.train.expert_quality import score
+from pixel_sail.train.log import append_json_line, forget_after, format_seconds
+from pixel_sail.types import IGNORE_LABEL
+
+
+def train_expert(config: ExpertTraining) -> dict[str, float]:
+    """Trains, going on from `config.dir/checkpoint.pt` where there is one; returns the held-out quality.
+
+    Raises ConfigError when the checkpoint is of another config or other data, DatasetError and BadSample for data that
+    cannot be used, FloatingPointError for a loss that is not finite.
+    """
+    pictures = PanopticPictures(config.root, "train", config.size_px)
+    held_out = PanopticPictures(config.root, "val", config.size_px)
+    for problem in [*pictures.problems, *held_out.problems]:
+        print(problem)
+    config.dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    learner = Learner(config, pictures.classes).to(device).train()
+    optimizer = torch.optim.AdamW(_groups(learner, config), lr=config.lr, betas=(0.9, 0.98))
+    run = Run(config, pictures, learner, optimizer)
+    first = run.resume()
+    model, processor = learner.model, learner.processor
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters, {len(pictures)} pictures, step {first} of {config.steps}")
+    batches = DataLoader(
+        pictures,
+        batch_sampler=order(len(pictures), config.batch_size, config.seed, first, config.steps, config.flip),
+        num_workers=config.workers,
+        collate_fn=list,
+    )
+    started, losses = time.perf_counter(), []
+    for step, batch in enumerate(batches, start=first):
+        losses.append(_step(learner, optimizer, batch, config, step))
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            run.line(done, losses, (time.perf_counter() - started) / (done - first))
+            losses = []
+        if done % config.evaluate_every == 0 and done < config.steps:
+            run.quality(done, score(model, processor, held_out, config.evaluate_pictures))
+        if done % config.save_every == 0 or done == config.steps:
+            run.save(done)
+    return _finish(config, model, processor, held_out)
+
+
+def build_model(config: ExpertTraining, classes: tuple[str, ...]) -> Mask2FormerForUniversalSegmentation:
+    """Random weights, from torch's generator."""
+    width = config.feature_size
+    model = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(
+            backbone_config=ResNetConfig(
+                embedding_size=config.widths[0],
+                hidden_sizes=config.widths,
+                depths=config.blocks,
+                layer_type="basic",
+                out_features=["stage1", "stage2", "stage3", "stage4"],
+            ),
+            feature_size=width,
+            mask_feature_size=width,
+            hidden_dim=width,
+            encoder_feedforward_dim=2 * width,
+            dim_feedforward=4 * width,
+            num_attention_heads=width // 16,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers + 1,  # transformers counts the prediction before the first layer
+            num_queries=config.queries,
+            train_num_points=config.points,
+            id2label=dict(enumerate(classes)),
+            label2id={name: i for i, name in enumerate(classes)},
+        )
+    )
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):  # transformers starts them at about 0: nothing would pass
+            nn.init.ones_(part.weight)
+    return model
+
+
+class Learner(nn.Module):
+    """The model while it learns, with a head that names the class of every pixel from the pixel decoder's features.
+
+    From random weights, queries that must first find their segments learn classes late; this teaches them at once, and
+    in the very features that are distilled. The head is not part of the finished expert.
+    """
+
+    def __init__(self, config: ExpertTraining, classes: tuple[str, ...]):
+        super().__init__()
+        self.model = build_model(config, classes)
+        self.head = nn.Conv2d(config.feature_size, len(classes), kernel_size=1)
+        self.processor = build_processor(config)
+        self.dense_weight = config.dense_weight
+
+    def forward(self, batch: list[Target]) -> Tensor:
+        """The loss of one batch: a scalar."""
+        device = self.head.weight.device
+        mean, std = (
+            torch.tensor(v, device=device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std)
+        )
+        pixels = torch.stack([target.picture for target in batch]).to(device) / 255
+        output = self.model(
+            pixel_values=(pixels - mean) / std,
+            mask_labels=[target.masks.to(device) for target in batch],
+            class_labels=[target.classes.to(device) for target in batch],
+        )
+        logits = self.head(output.pixel_decoder_last_hidden_state)  # (B, classes, h, w)
+        stride = pixels.shape[-1] // logits.shape[-1]
+        labels = torch.stack([target.labels for target in batch])[:, stride // 2 :: stride, stride // 2 :: stride]
+        return output.loss + self.dense_weight * F.cross_entropy(logits, labels.to(device), ignore_index=IGNORE_LABEL)
+
+
+def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
+    """What makes the model's input of a picture: a square, and ImageNet's mean and deviation."""
+    return Mask2FormerImageProcessor(size={"height": config.size_px, "width": config.size_px})
+
+
+def lr_at(step: int, config: ExpertTraining) -> float:
+    """Linear warm-up, then cosine to 0."""
+    warmup = int(config.warmup_fraction * config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (config.steps - warmup)))
+
+
+class Run:
+    """What a run leaves in its folder, and how it goes on."""
+
+    def __init__(
+        self, config: ExpertTraining, pictures: PanopticPictures, model: nn.Module, optimizer: torch.optim.Optimizer
+    ):
+        self.config, self.model, self.optimizer = config, model, optimizer
+        self.path, self.log = config.dir / "checkpoint.pt", config.dir / "log.jsonl"
+        keys = "\n".join(image.key for image in pictures.images)
+        self.data = hashlib.sha256(keys.encode()).hexdigest()[:16]
+
+    def resume(self) -> int:
+        """Steps that are done. Raises ConfigError for a checkpoint of another config or other data."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        changed = differences(state["config"], self.config)
+        if state["data"] != self.data:
+            changed.append("the data changed (the training pictures have other keys)")
+        if changed:
+            raise ConfigError(f"cannot go on from {self.path}: {'; '.join(changed)}. Give another dir to start anew")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        forget_after(self.log, state["step"])
+        return state["step"]
+
+    def save(self, step: int) -> None:
+        state = {"step": step, "config": self.config.model_dump(mode="json"), "data": self.data}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        partial = self.path.with_name(self.path.name + PARTIAL)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def line(self, step: int, losses: list[float], step_s: float) -> None:
+        config = self.config
+        loss, lr = float(np.mean(losses)), lr_at(step - 1, config)
+        append_json_line(self.log, {"step": step, "loss": loss, "lr": lr, "step_ms": 1e3 * step_s})
+        eta = format_seconds((config.steps - step) * step_s)
+        print(
+            f"step {step}/{config.steps}  loss {loss:.3f}  lr {lr:.1e}  step {1e3 * step_s:.0f} ms  ETA {eta}",
+            flush=True,
+        )
+
+    def quality(self, step: int, values: dict[str, float]) -> None:
+        append_json_line(self.log, {"step": step, "quality": values})
+        print(f"step {step}/{self.config.steps}  {quality_line(values)}", flush=True)
+
+
+def quality_line(values: dict[str, float]) -> str:
+    return "held out:  " + "  ".join(f"{name} {value:.1f}" for name, value in values.items())
+
+
+def _groups(model: nn.Module, config: ExpertTraining) -> list[dict]:
+    """Matrices and kernels decay; norms, biases and what is looked up do not."""
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    decays = [p.ndim >= 2 and id(p) not in embeddings for p in model.parameters()]
+    return [
+        {
+            "params": [p for p, d in zip(model.parameters(), decays, strict=True) if d],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p, d in zip(model.parameters(), decays, strict=True) if not d], "weight_decay": 0.0},
+    ]
+
+
+def _step(
+    learner: Learner, optimizer: torch.optim.Optimizer, batch: list[Target], config: ExpertTraining, step: int
+) -> float:
+    # The loss draws random points: from here on they are a function of seed and step.
+    torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    loss = learner(batch)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}")
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(step, config)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(learner.parameters(), config.clip_norm)
+    optimizer.step()
+    return loss.item()
+
+
+def _finish(
+    config: ExpertTraining,
+    model: Mask2FormerForUniversalSegmentation,
+    processor: Mask2FormerImageProcessor,
+    held_out: PanopticPictures,
+) -> dict[str, float]:
+    """Writes the expert and scores what was written, not what is in memory."""
+    final = config.dir / "expert"
+    partial = config.dir / "expert.new"  # replace_folder moves an old expert to expert.partial before it deletes it
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    sync_tree(partial)
+    replace_folder(partial, final)
+    written = Mask2FormerForUniversalSegmentation.from_pretrained(final).to(model.device)
+    values = score(written, Mask2FormerImageProcessor.from_pretrained(final), held_out, None)
+    report = {"step": config.steps, "pictures": len(held_out), "quality": values}
+    Path(config.dir / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+    return values

@@ -1,0 +1,86 @@
+"""Trains and scores every variant of an ablation with every seed, and writes one table with plots.
+
+    python tools/ablate.py configs/ablation.yaml
+    python tools/ablate.py configs/ablation.yaml --only plain --only upsampling
+    python tools/ablate.py configs/ablation.yaml --table          # of what is finished, and nothing is run
+
+Each run is one call of tools/train.py and one of tools/test.py in its own folder. Repeated, the command goes on where
+it stopped and leaves finished runs alone. Started several times at once (one for each GPU, say, with
+CUDA_VISIBLE_DEVICES), each takes the runs that nobody works on. Results: ablation.md, ablation.json and ablation_*.png
+in the folder that the config names, written anew after every run. See docs/ablation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from pixel_sail.config import ConfigError
+from pixel_sail.evaluate.ablation.plan import Plan, Run, load_plan
+from pixel_sail.evaluate.ablation.plots import why_no_plots, write_plots
+from pixel_sail.evaluate.ablation.runs import RunFailed, execute, finished_scores
+from pixel_sail.evaluate.ablation.table import markdown, results_of, write_results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="an ablation file, see configs/ablation.yaml")
+    parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="may be repeated")
+    parser.add_argument("--table", action="store_true", help="write the results of what is finished and run nothing")
+    arguments = parser.parse_args()
+    try:
+        plan = load_plan(arguments.config)
+        for run in plan.runs:
+            run.check_same()  # before hours are spent, and before a table mixes two configs
+        if not arguments.table:
+            run_all(load_plan(arguments.config, arguments.only), plan)
+    except (ConfigError, RunFailed) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(write(plan))
+
+
+def run_all(chosen: Plan, plan: Plan) -> None:
+    """All runs of `chosen`, those that other processes work on last. `plan` has the runs of the table.
+
+    A run that fails does not keep the others from being done; RunFailed says at the end what the failed ones said.
+    """
+    todo = [run for run in chosen.runs if finished_scores(run, plan.config) is None]
+    print(f"{plan.config.dir}: {len(chosen.runs) - len(todo)} of {len(chosen.runs)} runs are finished", flush=True)
+    failures: list[str] = []
+    for wait in (False, True):
+        todo = [run for run in todo if not attempt(run, plan, wait, failures)]
+    if failures:
+        raise RunFailed(f"{len(failures)} runs failed; repeat the command to try them again.\n" + "\n".join(failures))
+
+
+def attempt(run: Run, plan: Plan, wait: bool, failures: list[str]) -> bool:
+    """Whether the run is settled: finished by us or another, or failed. False when another process works on it."""
+    started = time.monotonic()
+    print(f"{run.name}: {run.folder}/log.txt", flush=True)
+    try:
+        if not execute(run, plan.config, wait):
+            print(f"{run.name}: another process works on it; later", flush=True)
+            return False
+    except RunFailed as error:
+        failures.append(str(error))
+        print(error, flush=True)
+        return True
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"{run.name}: done in {minutes}:{seconds:02d}", flush=True)
+    write(plan)
+    return True
+
+
+def write(plan: Plan) -> str:
+    """Writes table and plots of what is finished; the table, and where they are."""
+    results, folder = results_of(plan), plan.config.dir
+    write_results(results, folder)
+    finished = [run for run in plan.runs if finished_scores(run, plan.config) is not None]
+    plots = [] if why_no_plots() else write_plots(results, finished, folder)
+    written = [folder / "ablation.md", folder / "ablation.json", *plots]
+    return "\n".join([markdown(results), *filter(None, [why_no_plots()]), f"written: {', '.join(map(str, written))}"])
+
+
+if __name__ == "__main__":
+    main()

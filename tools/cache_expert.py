@@ -1,0 +1,60 @@
+"""Runs an expert of a config once over all training images and stores its features where its `cache` says.
+
+python tools/cache_expert.py configs/a.yaml --expert sam2
+deepspeed tools/cache_expert.py configs/a.yaml --expert sam2       # one process a GPU
+python tools/cache_expert.py configs/a.yaml --expert sam2 --shard 0/4     # by hand; when all are done, once without
+
+Repeat the command after a kill, or when images were added or changed: only what is missing is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pixel_sail.config import ConfigError, load_config
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.train import distributed
+from pixel_sail.train.cache_expert import cache_expert, finish_cache
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parser.add_argument("--expert", required=True, help="its name in the config")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; else this process's GPU, or the CPU")
+    parser.add_argument("--shard", type=_shard, help="I/N: only the I-th (from 0) of N shares of the images")
+    parser.add_argument("--batch", type=int, default=8, help="pictures that the expert sees at once")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    a = parser.parse_args()
+    try:
+        config = load_config(a.config, a.overrides)
+        if distributed.world_size() > 1:
+            distributed.start()
+        process, processes = a.shard or (distributed.rank(), distributed.world_size())
+        progress = distributed.rank() == 0
+        device = a.device or distributed.device()
+        problems = cache_expert(config, a.expert, device, process, processes, a.batch, progress)
+        for problem in problems:
+            print(f"left out: {problem}")
+        distributed.barrier()
+        if a.shard is not None:
+            print(f"share {process} of {processes} is stored; when all are, run this once without --shard")
+        elif distributed.rank() == 0:
+            print(finish_cache(config, a.expert, progress))
+    except (ConfigError, DatasetError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        distributed.stop()
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with 0 <= I < N, for example 0/4")
+    return int(number), int(of)
+
+
+if __name__ == "__main__":
+    main()

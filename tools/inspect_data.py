@@ -1,0 +1,160 @@
+"""Draws what the model is given back to pictures and text: decoded tokens, patches, masks and prompted regions.
+
+    python tools/inspect_data.py configs/quickstart.yaml --out outputs/inspect
+    python tools/inspect_data.py --source muse --root data/scenes --out outputs/inspect --count 8
+
+Of a config: the first samples of its stream, encoded as it says (its tokenizer is loaded, no weights). Of a source:
+evenly spread samples, with a tokenizer trained on their own text. Writes <name>.png, of each sample the picture as the
+patches hold it, plain and with masks filled and prompted patches outlined, and <name>.txt with all of its tokens: what
+has a label, and so is learned, stands between >> and <<.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pixel_sail.config import ConfigError, DataConfig, MixtureEntry, load_config
+from pixel_sail.convert.scratch import CHAT_TEMPLATE, train_tokenizer
+from pixel_sail.data.encode import Encoder
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import MEAN, STD
+from pixel_sail.data.masks import area_px
+from pixel_sail.data.mixture import open_mixture
+from pixel_sail.data.sources import open_source
+from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
+from pixel_sail.tokens import VISION_PATCH, add_special_tokens
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, BadSample, Encoded, Sample
+
+PATCH_PX, MAX_SIDE_PX = 16, 640  # with --source: about what is in the file, and small enough to look at
+TOKENIZER_SAMPLES = 200  # of a stream from scratch
+
+
+@dataclass(frozen=True)
+class Inspected:
+    name: str
+    samples: list[Sample]
+    encoder: Encoder
+
+
+def main() -> None:
+    arguments = _parse()
+    try:
+        inspected = _of_config(arguments) if arguments.config else _of_source(arguments)
+        sheets, texts = [], []
+        for sample in inspected.samples:
+            encoded = inspected.encoder.encode(sample)
+            text = written(encoded, inspected.encoder.tokenizer)
+            size = sum(map(area_px, sample.masks))
+            head = f"{sample.key}\n{len(encoded)} tokens, patches {encoded.grid_hw}, {len(sample.masks)} masks"
+            head += f" of {size} pixels in all, {len(sample.prompts)} regions, {encoded.dropped_turns} turns dropped"
+            texts.append(f"{head}\n{text}\n")
+            sheets.append(Card(drawn(encoded, inspected.encoder.patch_size), (sample.key, text)))
+    except (BadSample, ConfigError, DatasetError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    page, listing = (arguments.out / f"{inspected.name}.{suffix}" for suffix in ("png", "txt"))
+    cards(sheets, cell_px=480).save(page)
+    listing.write_text("\n".join(texts), encoding="utf-8")
+    print(f"{len(texts)} samples: {page} and {listing}")
+
+
+def drawn(encoded: Encoded, patch: int) -> Image.Image:
+    """The picture that the patches hold, twice: plain, and with masks and prompted patches. White where it has none."""
+    h, w = encoded.grid_hw
+    if not h:
+        return Image.new("RGB", (64, 16), "white")
+    blocks = encoded.patches.numpy().reshape(h, w, 3, patch, patch).transpose(0, 3, 1, 4, 2)
+    pixels = (blocks.reshape(h * patch, w * patch, 3) * STD + MEAN) * 255
+    plain = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    image = paint(plain, list(encoded.masks.numpy().astype(bool)))
+    grid = encoded.prompt_ids.numpy().reshape(h, w).repeat(patch, axis=0).repeat(patch, axis=1)
+    image = mark_regions(image, {int(k): grid == k for k in np.unique(grid) if k != UNPROMPTED})
+    pair = Image.new("RGB", (2 * plain.width + 4, plain.height), "white")
+    pair.paste(plain, (0, 0))
+    pair.paste(image, (plain.width + 4, 0))
+    return pair
+
+
+def written(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
+    """All tokens as text, the patches as one; >> and << around what has labels."""
+    text, run, patches = "", [], tokenizer.convert_tokens_to_ids(VISION_PATCH)
+    learned = (encoded.labels != IGNORE_LABEL).tolist()
+    for i, token in enumerate(encoded.input_ids.tolist()):
+        if i and learned[i] != learned[i - 1]:
+            text, run = text + tokenizer.decode(run) + (" >>" if learned[i] else "<< "), []
+        if token != patches or encoded.input_ids[i - 1] != patches:
+            run.append(token)
+    return text + tokenizer.decode(run) + ("<<" if learned and learned[-1] else "")
+
+
+def _of_config(arguments: argparse.Namespace) -> Inspected:
+    config = load_config(arguments.config, arguments.overrides)
+    mixture = open_mixture(config)
+    samples = [mixture.sample(position) for position in range(arguments.count)]
+    if config.train.init_from is not None or config.model.base is not None:
+        folder = config.train.init_from or config.model.base
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no tokenizer in {folder}: {error}; give model.base=FOLDER, or use --source") from None
+        add_special_tokens(tokenizer)
+    else:
+        some = [mixture.annotated(position) for position in range(TOKENIZER_SAMPLES)]
+        tokenizer = _own_tokenizer([*some, *samples])
+    encoder = Encoder(
+        tokenizer,
+        config.model.patch_size,
+        config.model.max_side_px,
+        config.model.chat_format,
+        max_length=config.data.max_length,
+        hide=config.data.hide,
+    )
+    return Inspected(arguments.config.stem, samples, encoder)
+
+
+def _of_source(arguments: argparse.Namespace) -> Inspected:
+    entry = MixtureEntry(source=arguments.source, split=arguments.split)
+    source = open_source(entry, DataConfig(root=arguments.root, mixture=[entry]))
+    for problem in source.problems:
+        print(f"left out: {problem}")
+    chosen = np.unique(np.linspace(0, len(source) - 1, arguments.count).astype(int)).tolist()
+    samples = [source.sample(index, np.random.default_rng(index)) for index in chosen]
+    encoder = Encoder(_own_tokenizer(samples), PATCH_PX, MAX_SIDE_PX, "auto")
+    return Inspected(f"{arguments.source}_{arguments.split}", samples, encoder)
+
+
+def _own_tokenizer(samples: Sequence[Sample]) -> PreTrainedTokenizerBase:
+    tokenizer = train_tokenizer((f" {text}" for s in samples for t in s.turns for text in (t.question, t.answer)), 1024)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    add_special_tokens(tokenizer)
+    return tokenizer
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, nargs="?", help="a training config; or give --source")
+    parser.add_argument("overrides", nargs="*", help="values of the config, as key.sub=value")
+    parser.add_argument("--source", help="a source of pixel_sail.data.sources")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--root", type=Path, help="data root of --source")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--count", type=int, default=8, help="samples to draw")
+    arguments = parser.parse_args()
+    if (arguments.config is None) == (arguments.source is None):
+        parser.error("give either a CONFIG or --source NAME")
+    if arguments.source and arguments.root is None:
+        parser.error("--source needs --root")
+    if arguments.count < 1:
+        parser.error("--count is 1 or more")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

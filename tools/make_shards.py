@@ -1,0 +1,61 @@
+"""Draws the mixture of a config into webdataset shards, or looks whether shards are still what was written.
+
+python tools/make_shards.py configs/quickstart.yaml --out data/scenes_shards --samples 20000
+python tools/make_shards.py --out data/scenes_shards --verify
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pixel_sail.config import ConfigError, load_config
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.verify_shards import verify_shards
+from pixel_sail.data.write_shards import make_shards
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", help="a YAML file, see configs/; its data.mixture and run.seed are drawn")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--samples", type=int, help="how many samples of the mixture's stream")
+    parser.add_argument("--samples-per-shard", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; all cores by default")
+    parser.add_argument("--verify", action="store_true", help="recompute the checksums of --out; names what is wrong")
+    a = parser.parse_intermixed_args()
+    try:
+        if a.verify:
+            _verify(a.out)
+        elif a.config is None or a.samples is None:
+            parser.error("give a config and --samples, or --verify")
+        else:
+            config = load_config(a.config, a.overrides)
+            _report(make_shards(config, a.out, a.samples, a.samples_per_shard, a.workers, progress=True), a.out)
+    except (ConfigError, DatasetError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _verify(out: Path) -> None:
+    problems = verify_shards(out, progress=True)
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        sys.exit(f"{out}: {len(problems)} problems; delete the damaged files and make the shards again:\n{listed}")
+    print(f"{out} is what was written")
+
+
+def _report(index: dict, out: Path) -> None:
+    for problem in index["problems"]:
+        print(f"left out: {problem}")
+    for entry, samples in zip(index["request"]["mixture"], index["samples_per_source"], strict=True):
+        print(f"{entry['source']} ({entry['split']}): {samples} samples")
+    size = sum(shard["bytes"] for shard in index["shards"])
+    mean = size / index["samples"]
+    print(f"{out}: {index['samples']} samples in {len(index['shards'])} shards, {mean:.0f} bytes a sample")
+
+
+if __name__ == "__main__":
+    main()
