@@ -34,10 +34,8 @@ from pixel_sail.data.sources.grounded import with_masks
 from pixel_sail.data.templates import GROUNDED_CAPTION
 from pixel_sail.evaluate.benchmark import Line, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
-from pixel_sail.evaluate.referring import open_picture
-from pixel_sail.evaluate.region import check_text
-from pixel_sail.model.generation import Sampling
-from pixel_sail.serve.predictor import Chat, Predictor
+from pixel_sail.evaluate.region import ask_about_regions, check_text
+from pixel_sail.serve.predictor import Predictor
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
 from pixel_sail.types import RLE, BadSample
 
@@ -93,8 +91,7 @@ class GroundedCaptions:
         return cls(f"{KIND}:{dataset}:{split}", tuple(cases), tuple(problems))
 
     def predict(self, predictor: Predictor, cases: Sequence[GcgCase]) -> list[Line]:
-        chats = [Chat(open_picture(case.image, case.size_hw), [case.question]) for case in cases]
-        answers = [answer for (answer,) in predictor.chat_many(chats, Sampling(MAX_NEW_TOKENS))]
+        answers = ask_about_regions(predictor, cases, MAX_NEW_TOKENS)
         return [
             Line(id=case.id, text=answer.text, segmentations=[encode_mask(mask) for mask in answer.masks])
             for case, answer in zip(cases, answers, strict=True)

@@ -6,13 +6,8 @@ import torch
 
 from pixel_sail.config import ExpertConfig
 from pixel_sail.experts.expert import Expert
-from pixel_sail.experts.mask2former import open_mask2former
-from pixel_sail.experts.sam2 import open_sam2
-from pixel_sail.experts.timm_backbone import open_timm
 
 __all__ = ["Expert", "open_expert"]
-
-OPENERS = {"mask2former": open_mask2former, "sam2": open_sam2, "timm": open_timm}
 
 
 def open_expert(config: ExpertConfig, device: torch.device | str) -> Expert:
@@ -22,4 +17,19 @@ def open_expert(config: ExpertConfig, device: torch.device | str) -> Expert:
     of another kind, or when weights are missing from it. No random number of the caller is used up.
     """
     with torch.random.fork_rng(devices=[]):  # models draw initial weights before they load theirs
-        return OPENERS[config.kind](config).to(device)
+        return _open(config).to(device)
+
+
+def _open(config: ExpertConfig) -> Expert:
+    # Imported here: timm and the model classes take most of a second, and most runs have no expert.
+    if config.kind == "mask2former":
+        from pixel_sail.experts.mask2former import open_mask2former
+
+        return open_mask2former(config)
+    if config.kind == "sam2":
+        from pixel_sail.experts.sam2 import open_sam2
+
+        return open_sam2(config)
+    from pixel_sail.experts.timm_backbone import open_timm
+
+    return open_timm(config)

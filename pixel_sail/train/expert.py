@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -36,6 +35,7 @@ from pixel_sail.train.expert_config import ExpertTraining, differences
 from pixel_sail.train.expert_data import PanopticPictures, Target, order
 from pixel_sail.train.expert_quality import score
 from pixel_sail.train.log import append_json_line, forget_after, format_seconds
+from pixel_sail.train.optim import lr_at
 from pixel_sail.types import IGNORE_LABEL
 
 
@@ -146,14 +146,6 @@ class Learner(nn.Module):
 def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
     """What makes the model's input of a picture: a square, and ImageNet's mean and deviation."""
     return Mask2FormerImageProcessor(size={"height": config.size_px, "width": config.size_px})
-
-
-def lr_at(step: int, config: ExpertTraining) -> float:
-    """Linear warm-up, then cosine to 0."""
-    warmup = int(config.warmup_fraction * config.steps)
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (config.steps - warmup)))
 
 
 class Run:

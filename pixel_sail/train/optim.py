@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from pixel_sail.config import ConfigError, TrainConfig
+from pixel_sail.train.expert_config import ExpertTraining
 
 DECODER_PREFIX = "language_model."  # every other parameter of the model is a new part
 
 
-def lr_at(step: int, train: TrainConfig) -> float:
+def lr_at(step: int, train: TrainConfig | ExpertTraining) -> float:
     """Learning rate of optimizer step `step` (0 <= step < train.steps): linear warm-up, then cosine to 0.
 
     The warm-up's first step already learns, and the last step of the cosine is the first that would have rate 0.

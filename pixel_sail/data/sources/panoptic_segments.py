@@ -14,6 +14,7 @@ from pixel_sail.data.sources.coco_panoptic import Panoptic, Segment, read_panopt
 from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
+from pixel_sail.types import RLE
 
 NAME = "coco_panoptic_segments"
 
@@ -65,9 +66,15 @@ def _ask(
     for one in drawn:
         pieces = [masks[segment.segment_id] for segment in one.segments]
         if one.stuff:
-            turn = templates.turn(one.name, 1, rng)
-            united = unite(pieces, (pieces[0]["size"][0], pieces[0]["size"][1]))
-            turns.append(RegionTurn(turn.question, turn.answer, masks=(united,)))
+            turns.append(united_turn(templates, one.name, pieces, 1, rng))
         else:
             turns.append(each_turn(templates, one.name, pieces, rng))
     return turns
+
+
+def united_turn(
+    templates: Templates, name: str, pieces: list[RLE], targets: int, rng: np.random.Generator
+) -> RegionTurn:
+    """Asks for a class; one [SEG], the union of all its segments, worded for so many targets."""
+    turn = templates.turn(name, targets, rng)
+    return RegionTurn(turn.question, turn.answer, masks=(unite(pieces, tuple(pieces[0]["size"])),))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.entries import member, refuse_nothing, refuse_tokens
 from pixel_sail.data.sources.grounded import picture_size
-from pixel_sail.data.sources.region_turns import RegionTurn, compose
+from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
-from pixel_sail.types import RLE, BadSample, Sample
+from pixel_sail.types import RLE, BadSample
 
 NAME = "reason_seg"
 SPLITS = ("train", "val", "test")
@@ -37,36 +38,29 @@ class ReasonImage:
     shapes: tuple[Shape, ...]
 
 
-class ReasonSegSource:
-    """Samples of one picture with up to `count` of its texts (see `pixel_sail.data.sources.Source`)."""
-
-    def __init__(self, images: list[ReasonImage], problems: list[str], templates: Templates, count: int) -> None:
-        self.problems = problems
-        self._images = images
-        self._templates = templates
-        self._count = count
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def key(self, index: int) -> str:
-        return self._images[index].key
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Texts drawn by `rng`; pixels marked to be ignored are not of the target. BadSample where nothing is."""
-        image = self._images[index]
-        target, _ = target_and_ignored(image)
-        turns = []
-        for text in [image.texts[i] for i in rng.permutation(len(image.texts))[: self._count]]:
-            turn = self._templates.reason(text, rng) if image.is_sentence else self._templates.turn(text, 1, rng)
-            turns.append(RegionTurn(turn.question, turn.answer, masks=(target,)))
-        return compose(image.key, image.path, turns)
+Text = tuple[ReasonImage, str]  # one of the texts of a picture
 
 
-def open_reason_seg(root: Path, split: str, templates: Templates, count: int) -> ReasonSegSource:
-    """Raises DatasetError; what cannot be used is listed in `.problems`."""
+def open_reason_seg(root: Path, split: str, templates: Templates, count: int) -> RegionSource[Text]:
+    """Up to `count` texts a picture. Raises DatasetError; what cannot be used is listed in `.problems`."""
     problems: list[str] = []
-    return ReasonSegSource(read_reason_seg(root, split, problems), problems, templates, count)
+    images = [
+        RegionImage(image.key, image.path, tuple((image, text) for text in image.texts))
+        for image in read_reason_seg(root, split, problems)
+    ]
+    return RegionSource(images, problems, count, partial(_ask, templates))
+
+
+def _ask(
+    templates: Templates, image: RegionImage[Text], drawn: list[Text], rng: np.random.Generator
+) -> list[RegionTurn]:
+    """Pixels marked to be ignored are not of the target. BadSample where nothing is."""
+    target, _ = target_and_ignored(drawn[0][0])
+    turns = [
+        templates.reason(text, rng) if reasoned.is_sentence else templates.turn(text, 1, rng)
+        for reasoned, text in drawn
+    ]
+    return [RegionTurn(turn.question, turn.answer, masks=(target,)) for turn in turns]
 
 
 def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonImage]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pixel_sail.data.masks import unite
 from pixel_sail.data.sources.coco_panoptic import read_panoptic, segment_masks
 from pixel_sail.data.sources.entries import refuse_nothing
-from pixel_sail.data.sources.panoptic_segments import ClassSegments, whole_classes
+from pixel_sail.data.sources.panoptic_segments import ClassSegments, united_turn, whole_classes
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
 
@@ -38,7 +37,5 @@ def _ask(
     turns = []
     for item in drawn:
         pieces = [masks[segment.segment_id] for segment in item.segments]
-        turn = templates.turn(item.name, len(pieces), rng)
-        united = unite(pieces, (pieces[0]["size"][0], pieces[0]["size"][1]))
-        turns.append(RegionTurn(turn.question, turn.answer, masks=(united,)))
+        turns.append(united_turn(templates, item.name, pieces, len(pieces), rng))
     return turns
