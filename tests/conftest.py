@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import random
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs {SHARED} (golden values and real samples), which is not part of the repository")
     return SHARED
+
+
+def free_port() -> int:
+    """A port to meet at. Below 32768: above, the kernel may give it to any connection before the processes meet."""
+    for port in random.sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port in 100 tries between 20000 and 32000")
 
 
 @pytest.fixture

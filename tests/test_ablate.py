@@ -51,14 +51,14 @@ def start(*arguments: str | Path) -> subprocess.Popen:
 
 def call(*arguments: str | Path) -> tuple[int, str]:
     process = start(*arguments)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 
 def test_killed_and_continued(tmp_path: Path) -> None:
     """Killed while the second run is being trained: that training goes on by itself and is not started twice."""
     config, out = write(tmp_path, write_refer_dataset(tmp_path / "root")), tmp_path / "out"
-    process, deadline = start(config), time.monotonic() + 120
+    process, deadline = start(config), time.monotonic() + 400
     while not (out / "upsampling/seed_0/log.txt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()

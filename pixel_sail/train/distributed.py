@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,8 +22,9 @@ def start() -> None:
 
     Without a launcher it makes a world of one. NCCL on GPUs, gloo on CPUs.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    alone = "MASTER_PORT" not in os.environ and world_size() == 1
+    if alone:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     _use_cpu_quietly()
     import deepspeed
 
@@ -35,8 +35,11 @@ def start() -> None:
     # A shared-memory all-reduce for CPUs that DeepSpeed compiles at start: it would need a compiler, half a minute, and
     # a process killed meanwhile leaves a lock on which every later start hangs. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device().type == "cuda" else "gloo"
+    if alone and not dist.is_initialized():  # a store in memory: no port to meet at that another process may take first
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(
-        dist_backend="nccl" if device().type == "cuda" else "gloo",
+        dist_backend=backend,
         auto_mpi_discovery=False,
         timeout=COLLECTIVE_TIMEOUT,
         verbose=False,
@@ -129,9 +132,3 @@ def _use_cpu_quietly() -> None:
     # DeepSpeed warns at import when it has to find out for itself that there is no accelerator.
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -436,7 +436,7 @@ def test_formats(folder, refs, grefs, instances):
 def _tool(*args):
     command = [sys.executable, str(ROOT / "tools/prepare_data.py"), "scenes", *map(str, args)]
     path = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=path, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=path, timeout=300)
 
 
 def test_tool_reuses_refuses_and_overwrites(tmp_path):

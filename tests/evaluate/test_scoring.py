@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import REPOSITORY, edit_instances, write_refer_dataset
+from conftest import REPOSITORY, edit_instances, free_port, write_refer_dataset
 from PIL import Image
 
 from pixel_sail.data.errors import DatasetError
@@ -200,12 +199,9 @@ def _one_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
 
 
 def test_two_ranks_share_the_pictures_and_give_the_result_of_one(dataset, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     two = tmp_path / "two"
     two.mkdir()
-    torch.multiprocessing.spawn(_one_rank, args=(2, port, dataset, two), nprocs=2)
+    torch.multiprocessing.spawn(_one_rank, args=(2, free_port(), dataset, two), nprocs=2)
     assert [(two / f"calls{rank}").read_text() for rank in (0, 1)] == ["4", "2"]
     for name in ("refcoco:val", "grefcoco:val"):
         scores = runner.run_benchmark(Colours(), runner.open_benchmark(name, dataset), tmp_path, MADE_WITH)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_refer_dataset
+from conftest import free_port, write_refer_dataset
 from PIL import Image
 from tiny_expert import WIDTH, expert_values, save_expert
 
@@ -313,9 +312,3 @@ def start_tool(config: Path, *arguments: str, processes: int = 1) -> subprocess.
     return subprocess.Popen(
         [sys.executable, *script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

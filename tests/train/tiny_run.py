@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from conftest import free_port
 from safetensors.torch import load_file
 
 os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU: these tests compare bits
@@ -77,7 +77,10 @@ def start_cli(config: Path, *overrides: str, processes: int = 1) -> subprocess.P
 def run_cli(config: Path, *overrides: str, processes: int = 1) -> tuple[int, str]:
     """(exit status, everything it printed)."""
     process = start_cli(config, *overrides, processes=processes)
-    output, _ = process.communicate(timeout=120)
+    try:
+        output, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()  # a run that hangs must not go on beside the next test
     return process.returncode, output
 
 
@@ -115,9 +118,3 @@ def forget_second_half(run_dir: Path) -> None:
     """Leaves a finished run of 4 steps as a kill after step 2 would: without its newer checkpoint and its export."""
     shutil.rmtree(run_dir / "checkpoints" / "step_00000004")
     shutil.rmtree(run_dir / "export")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
