@@ -39,6 +39,8 @@ class ScratchConfig(Section):
     mlp_size: int
     vocab_size: int = 1024
     rope_theta: float = 10_000.0
+    # sources (of data.root) whose text trains the tokenizer; None: those of data.mixture, so that it depends on them
+    text_from: list[str] | None = Field(None, min_length=1)
 
 
 class ModelSection(Section):
@@ -60,14 +62,6 @@ class ModelSection(Section):
     rope_layout: Literal["halves", "interleaved"] = "halves"
     attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
-
-    @model_validator(mode="after")
-    def _one_start(self) -> ModelSection:
-        if (self.base is None) == (self.scratch is None):
-            raise ValueError(
-                "give exactly one of model.base (a language model to start from) and model.scratch (a new one)"
-            )
-        return self
 
 
 class MixtureEntry(Section):
@@ -142,6 +136,17 @@ class ExpertConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on the decoder's linears, whose own weights are frozen; see docs/finetune.md."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)  # the adapter's output is multiplied by alpha / rank
+    dropout: float = Field(0.0, ge=0, lt=1)
+    # parts of the names of linears, q_proj or vision for example; None: every linear of the decoder's layers
+    targets: list[str] | None = Field(None, min_length=1)
+    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights under adapters; nf4: bitsandbytes, a GPU
+
+
 class TrainConfig(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)  # samples of one optimizer step over all ranks and accumulation steps
@@ -160,7 +165,10 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     activation_checkpointing: bool = False
     resume: str = "auto"  # auto | never | a checkpoint folder
-    init_from: Path | None = None  # weights only, from an export folder
+    # weights and architecture, no optimizer state: a run, its export, a checkpoint step_*, or what convert.py made
+    init_from: Path | None = None
+    lora: LoraConfig | None = None  # None: every weight that is not frozen is trained itself
+    freeze: list[str] = []  # patterns of parameter names as an export has them, fusion.* for example
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
@@ -174,12 +182,22 @@ class EvaluateConfig(Section):
 
 class Config(Section):
     run: RunConfig
-    model: ModelSection
+    model: ModelSection = ModelSection()
     data: DataConfig
     train: TrainConfig
     loss: LossConfig = LossConfig()
     experts: list[ExpertConfig] = []
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Config:
+        starts = [self.model.base, self.model.scratch]
+        if starts.count(None) == 0 or (starts.count(None) == 2 and self.train.init_from is None):
+            raise ValueError(
+                "give exactly one of model.base (a language model to start from) and model.scratch (a new one), "
+                "or neither with train.init_from (a model of ours)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _expert_names(self) -> Config:
@@ -228,7 +246,7 @@ def environment() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    packages = ("torch", "transformers", "deepspeed", "timm", "numpy", "pycocotools", "webdataset")
+    packages = ("torch", "transformers", "deepspeed", "timm", "numpy", "pycocotools", "webdataset", "peft")
     installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
     return {
         "commit": git("rev-parse", "HEAD"),
@@ -291,7 +309,8 @@ def _explain(error: Any) -> str:
         return f"unknown key {dotted!r}; {hint}"
     if error["type"] == "missing":
         return f"missing key {dotted!r}"
-    return f"{dotted}: {error['msg']}, got {error['input']!r}"
+    got = f", got {error['input']!r}" if location else ""  # a rule of the whole config would show all of it
+    return f"{dotted}: {error['msg']}{got}"
 
 
 def _keys_at(location: list[str]) -> list[str]:

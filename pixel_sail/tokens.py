@@ -32,6 +32,11 @@ class SpecialTokens:
     phrase_end: int
     prompts: tuple[int, ...]  # MAX_PROMPTS ids, prompts[k] is <PromptK>
 
+    @property
+    def all_ids(self) -> tuple[int, ...]:
+        named = (self.vision_start, self.vision_patch, self.vision_end, self.seg, self.phrase_start, self.phrase_end)
+        return (*named, *self.prompts)
+
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
         """Looks the ids up; ValueError names every special token that the tokenizer lacks or splits."""

@@ -16,6 +16,7 @@ from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.train import distributed
 from pixel_sail.train.cache_expert import cache_expert, finish_cache
+from pixel_sail.train.start import with_start
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     a = parser.parse_args()
     try:
-        config = load_config(a.config, a.overrides)
+        config = with_start(load_config(a.config, a.overrides))
         if distributed.world_size() > 1:
             distributed.start()
         process, processes = a.shard or (distributed.rank(), distributed.world_size())
@@ -43,7 +44,7 @@ def main() -> None:
             print(f"share {process} of {processes} is stored; when all are, run this once without --shard")
         elif distributed.rank() == 0:
             print(finish_cache(config, a.expert, progress))
-    except (ConfigError, DatasetError) as error:
+    except (ConfigError, DatasetError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     finally:
         distributed.stop()

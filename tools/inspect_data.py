@@ -30,6 +30,7 @@ from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.sources import open_source
 from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
+from pixel_sail.train.start import model_folder, with_start
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, BadSample, Encoded, Sample
 
 PATCH_PX, MAX_SIDE_PX = 16, 640  # with --source: about what is in the file, and small enough to look at
@@ -95,11 +96,12 @@ def written(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _of_config(arguments: argparse.Namespace) -> Inspected:
-    config = load_config(arguments.config, arguments.overrides)
+    config = with_start(load_config(arguments.config, arguments.overrides))
     mixture = open_mixture(config)
     samples = [mixture.sample(position) for position in range(arguments.count)]
     if config.train.init_from is not None or config.model.base is not None:
-        folder = config.train.init_from or config.model.base
+        start = config.train.init_from
+        folder = config.model.base if start is None else model_folder(start)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
+from pixel_sail.train.start import with_start
 
 
 def main() -> None:
@@ -33,9 +34,9 @@ def main() -> None:
         elif a.config is None or a.samples is None:
             parser.error("give a config and --samples, or --verify")
         else:
-            config = load_config(a.config, a.overrides)
+            config = with_start(load_config(a.config, a.overrides))
             _report(make_shards(config, a.out, a.samples, a.samples_per_shard, a.workers, progress=True), a.out)
-    except (ConfigError, DatasetError) as error:
+    except (ConfigError, DatasetError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 

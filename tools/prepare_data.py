@@ -16,18 +16,26 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--long-side", type=int, default=192, help="longer side of the images in pixels")
+    parser.add_argument("--style", choices=scenes.STYLES, default="day", help="night: a second domain, other pictures")
     parser.add_argument("--workers", type=int, default=None, help="processes; all cores by default")
     parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
     parser.set_defaults(run=_scenes)
 
 
 def _scenes(args: argparse.Namespace) -> None:
-    if scenes.stored_request(args.out) == scenes.request_of(args.images, args.seed, args.long_side):
+    if scenes.stored_request(args.out) == scenes.request_of(args.images, args.seed, args.long_side, args.style):
         print(f"{args.out} already holds exactly this; reused")
         return
     try:
         scenes.generate(
-            args.out, args.images, args.seed, args.long_side, args.workers, overwrite=args.overwrite, progress=True
+            args.out,
+            args.images,
+            args.seed,
+            args.long_side,
+            args.workers,
+            style=args.style,
+            overwrite=args.overwrite,
+            progress=True,
         )
     except (FileExistsError, ValueError) as error:
         raise SystemExit(f"error: {error}" + (" (--overwrite)" if "overwrite" in str(error) else "")) from error

@@ -9,6 +9,7 @@ from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.train import distributed
 from pixel_sail.train.loop import TrainingStopped, train
+from pixel_sail.train.plan import plan
 from pixel_sail.types import BadSample
 
 
@@ -21,9 +22,15 @@ def main() -> None:
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # the launcher passes it; LOCAL_RANK says the same
-    arguments = parser.parse_args()
+    parser.add_argument("--plan", action="store_true", help="print what the run needs (parameters, memory), and stop")
+    parser.add_argument("--gpus", type=int, default=8, help="of --plan: GPUs of all machines together (default 8)")
+    arguments = parser.parse_intermixed_args()
     try:
-        train(load_config(arguments.config, arguments.overrides))
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.plan:
+            print(plan(config, arguments.gpus))
+        else:
+            train(config)
     except (ConfigError, DatasetError, TrainingStopped, FileNotFoundError, BadSample) as error:
         # Every rank has the same message: one is enough.
         sys.exit(f"error: {error}" if distributed.rank() == 0 else 1)

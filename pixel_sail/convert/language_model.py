@@ -86,9 +86,8 @@ def _embedding_names(config: PixelSailConfig) -> list[str]:
     return [f"language_model.{name}" for end in ends for name, one in model.named_parameters() if one is end][:2]
 
 
-def _config(
-    text_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, section: ModelSection, question: str, hide: str
-) -> PixelSailConfig:
+def architecture(text_config: PretrainedConfig, section: ModelSection) -> PixelSailConfig:
+    """What decides which weights a model has, and their shapes; `text_config` has the rows of all tokens already."""
     return PixelSailConfig(
         text_config=copy.deepcopy(text_config),  # else the base would lose its own attention
         patch_size=section.patch_size,
@@ -100,12 +99,36 @@ def _config(
         mask_dim=section.mask_dim,
         mask_channels=default_channels(text_config.hidden_size, upsample_blocks(section)),
         rope_layout=section.rope_layout,
-        chat_format=ChatFormat.of(section.chat_format, tokenizer).name,
-        question=question,
-        hide=hide,
-        prompt_token_ids=list(SpecialTokens.of(tokenizer).prompts),
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
+
+
+def read_base(base: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+    """The config of a base and its tokenizer (None where it has none), without its weights.
+
+    Raises FileNotFoundError that says what to download and where to put it when there is no config.
+    """
+    folder, options = _base_files(base)
+    try:
+        text_config = AutoConfig.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        raise _no_base(base, error) from error
+    if not options and Path(folder).is_dir() and not any(Path(folder).glob("tokenizer*")):
+        return text_config, None  # transformers would give an empty one
+    try:
+        return text_config, AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError):
+        return text_config, None
+
+
+def _config(
+    text_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, section: ModelSection, question: str, hide: str
+) -> PixelSailConfig:
+    config = architecture(text_config, section)
+    config.chat_format = ChatFormat.of(section.chat_format, tokenizer).name
+    config.question, config.hide = question, hide
+    config.prompt_token_ids = list(SpecialTokens.of(tokenizer).prompts)
+    return config
 
 
 @torch.no_grad()
@@ -130,16 +153,24 @@ def upsample_blocks(section: ModelSection) -> int:
 
 
 def _load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder, options = _smollm2() if base == SMOLLM2 else (base, {})
+    folder, options = _base_files(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options), tokenizer
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"cannot load the language model {base!r}. Without hub access, download its repository (config.json, "
-            "*.safetensors, tokenizer files) on another machine, put it into a folder here and give that folder as "
-            f"model.base. The cause: {error}"
-        ) from error
+        raise _no_base(base, error) from error
+
+
+def _base_files(base: str) -> tuple[Path | str, dict[str, Any]]:
+    return _smollm2() if base == SMOLLM2 else (base, {})
+
+
+def _no_base(base: str, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"cannot load the language model {base!r}. Without hub access, download its repository (config.json, "
+        "*.safetensors, tokenizer files) on another machine, put it into a folder here and give that folder as "
+        f"model.base. The cause: {error}"
+    )
 
 
 def _smollm2() -> tuple[Path, dict[str, Any]]:

@@ -26,7 +26,7 @@ def from_scratch(
     """A PixelSail of `section.scratch`, float32, and a tokenizer trained on `texts`. Seed torch before the call."""
     tokenizer = train_tokenizer((f" {text}" for text in texts), section.scratch.vocab_size)
     tokenizer.chat_template = CHAT_TEMPLATE
-    decoder = Qwen2ForCausalLM(_decoder_config(section.scratch, tokenizer))
+    decoder = Qwen2ForCausalLM(scratch_decoder(section.scratch, tokenizer))
     _look_around(decoder, section.scratch)
     _look_alike(decoder, section.scratch)
     return assemble(decoder, tokenizer, section, question, hide)
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return tokenizer
 
 
-def _decoder_config(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
+def scratch_decoder(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=scratch.hidden_size,

@@ -13,6 +13,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.sources import (
+    choices,
     coco_instance,
     coco_panoptic,
     gcg,
@@ -55,6 +56,7 @@ EXPECTED: dict[str, tuple[tuple[str, ...], str]] = {
         for name in perbench.NAMES
     },
     llava.NAME: (("train", "val"), "llava/{split}.json"),
+    choices.NAME: (("train",), "llava/choices.json"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 import numpy as np
 
@@ -71,6 +72,12 @@ GROUNDED_CAPTION = (
     "What does this image show? Please outline the things that your answer speaks of.",
     "Write a caption for this picture in which every phrase about an object comes with its mask.",
 )
+# Multiple choice about a picture; the options are written "(a) red (b) blue".
+CHOOSE = (
+    "{question} {options}",
+    "{question}\n{options}\nAnswer with the letter of the right option.",
+    "Look at the image and choose: {options}. {question}",
+)
 OTHERS = "others"  # the last of the classes: the answer where the true one is not offered
 NOT_DRAWN = "{prompt} is not in the image."  # the answer about a prompt that is named and not drawn
 
@@ -95,6 +102,12 @@ def about(region: str, template: str) -> str:
 def classify(region: str, classes: Sequence[str], template: str = CLASSIFY[0]) -> str:
     """Asks for the class of a region; "others" is added as the last choice."""
     return about(region, template).replace(CLASSES, ", ".join((*classes, OTHERS)))
+
+
+def choose(asked: str, options: Sequence[str], template: str = CHOOSE[0]) -> str:
+    """A question with its options, which get the letters a, b, ..."""
+    marked = " ".join(f"({letter}) {text}" for letter, text in zip(ascii_lowercase, options, strict=False))
+    return template.format(question=asked, options=marked)
 
 
 def mcq_answer(letter: str, options: dict[str, str]) -> str:

@@ -1,32 +1,34 @@
-"""The model that a run starts from: an export folder, a language model, or random weights."""
+"""The model that a run starts from: one of ours, a language model, or random weights."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.config import Config, ConfigError
-from pixel_sail.convert.language_model import from_language_model, upsample_blocks
+from pixel_sail.config import Config, MixtureEntry
+from pixel_sail.convert.language_model import from_language_model
 from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.sources import open_source
 from pixel_sail.data.teachers import Teachers
 from pixel_sail.data.templates import Templates
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.train.start import load_start
 from pixel_sail.types import BadSample
 
 TOKENIZER_SAMPLES = 2_000  # samples of each source whose text trains the tokenizer of a model from scratch
 
 
 def build_model(config: Config) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """The model in float32 and its tokenizer; random weights depend on run.seed alone."""
+    """The model in float32 and its tokenizer; random weights depend on run.seed alone.
+
+    With train.init_from, `config` must come from `with_start` (train/start.py).
+    """
     torch.manual_seed(config.run.seed)
     question = Templates.of(config.data).questions[0]
     if config.train.init_from is not None:
-        model, tokenizer = _from_export(config.train.init_from, config)
+        model, tokenizer = load_start(config.train.init_from)
     elif config.model.base is not None:
         model, tokenizer = from_language_model(config.model, question, config.data.hide)
     else:
@@ -52,32 +54,11 @@ def build_encoder(
     )
 
 
-def _from_export(folder: Path, config: Config) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    model = PixelSail.from_pretrained(folder)
-    wanted = {
-        "patch_size": config.model.patch_size,
-        "max_side_px": config.model.max_side_px,
-        "mask_dim": config.model.mask_dim,
-        "sub_patch_size": config.model.sub_patch_size,
-        "sub_patch_width": config.model.sub_patch_width,
-        "stem_widths": config.model.stem_widths,
-        "region_embedding": config.model.region_embedding,
-        "rope_layout": config.model.rope_layout,
-        "upsampling blocks (from mask_stride)": upsample_blocks(config.model),
-    }
-    found = {name: getattr(model.config, name, len(model.mask_head.blocks)) for name in wanted}
-    differing = [
-        f"{name}: config {wanted[name]}, checkpoint {found[name]}" for name in wanted if wanted[name] != found[name]
-    ]
-    if differing:
-        raise ConfigError(f"train.init_from={folder} does not fit the model section: {'; '.join(differing)}")
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
 def _texts(config: Config) -> list[str]:
-    """Text of the training data, for a new tokenizer: one reading of the first samples of every source."""
-    texts = []
-    for number, entry in enumerate(config.data.mixture):
+    """Text of `scratch.text_from` or the training data, for a new tokenizer: first samples of every source, once."""
+    named, texts = config.model.scratch.text_from, []
+    entries = config.data.mixture if named is None else [MixtureEntry(source=name) for name in named]
+    for number, entry in enumerate(entries):
         source = open_source(entry, config.data)
         for index in range(min(len(source), TOKENIZER_SAMPLES)):
             try:

@@ -3,6 +3,7 @@
     run.dir/checkpoints/step_00000010/
         state.json    step, config, data fingerprint, number of processes, bad samples so far
         engine/       DeepSpeed's own files: weights, optimizer state, one shard for each process
+        model/        config.json and tokenizer, so that the weights can be read without what the run started from
 
 A checkpoint is written beside its place as step_00000010.partial, synced, then renamed: what has the name is whole.
 """
@@ -16,11 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from pixel_sail.config import Config, ConfigError, build_config
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
 PARTIAL = ".partial"
+MODEL = "model"  # the folder of config.json and tokenizer in a checkpoint
 
 # Keys that may differ between a checkpoint and the run that goes on from it. `data.root`, and an expert's `path` and
 # `cache`, may move: data and experts themselves are compared by their fingerprints. The two memory settings change
@@ -118,11 +122,13 @@ def check_same_run(
     if differences:
         raise ConfigError(
             f"cannot go on from {checkpoint}: " + "; ".join(differences) + ". Give another run.dir to start anew, "
-            "or train.init_from=<run>/export to start from weights alone"
+            "or train.init_from=<run> to start from weights alone"
         )
 
 
-def save_checkpoint(engine: Engine, state: TrainState, run_dir: Path, keep: int) -> None:
+def save_checkpoint(
+    engine: Engine, state: TrainState, tokenizer: PreTrainedTokenizerBase, run_dir: Path, keep: int
+) -> None:
     """Writes one checkpoint and deletes all but the `keep` newest. All ranks must call it."""
     folder = run_dir / "checkpoints"
     final = folder / f"step_{state.step:08d}"
@@ -134,6 +140,8 @@ def save_checkpoint(engine: Engine, state: TrainState, run_dir: Path, keep: int)
     engine.deepspeed.save_checkpoint(str(partial), tag="engine", save_latest=False)
     if distributed.rank() == 0:
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        engine.model.config.save_pretrained(partial / MODEL)
+        tokenizer.save_pretrained(partial / MODEL)
     distributed.barrier()
     if distributed.local_rank() == 0:  # every node syncs what its processes wrote
         sync_tree(partial)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pixel_sail.config import ConfigError, build_config
+from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.train.build import build_model
-from pixel_sail.train.checkpoint import read_state
+from pixel_sail.train.checkpoint import MODEL, read_state
+from pixel_sail.train.finetune import merged
+from pixel_sail.train.quantize import dequantize_state
 
 TAG = "engine"  # the folder of DeepSpeed's files in a checkpoint, as save_checkpoint names it
 
@@ -21,15 +23,18 @@ TAG = "engine"  # the folder of DeepSpeed's files in a checkpoint, as save_check
 def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """The model as it was saved in `checkpoint` (run.dir/checkpoints/step_*), float32, eval mode, and its tokenizer.
 
-    Whatever ZeRO stage and number of processes wrote it. Base and data of the run must still be where its config says:
-    the model is built as for training, then gets the saved weights. The files are pickles of DeepSpeed: read none that
-    you do not trust. Raises ConfigError for a checkpoint that is not whole or does not fit.
+    Whatever ZeRO stage and number of processes wrote it; adapters are merged. Nothing else of the run is needed. The
+    files are pickles of DeepSpeed: read none that you do not trust. Raises ConfigError for a checkpoint that is not
+    whole or does not fit.
     """
     if not (checkpoint / "state.json").is_file():
         raise ConfigError(f"{checkpoint} is no checkpoint: it has no state.json; give a folder step_* of a run")
     config = build_config(read_state(checkpoint).config, where=str(checkpoint / "state.json"))
-    weights = read_weights(checkpoint, config.train.zero_stage)
-    model, tokenizer = build_model(config)
+    if not (checkpoint / MODEL / "config.json").is_file():
+        raise ConfigError(f"{checkpoint} is not whole: {checkpoint / MODEL / 'config.json'} is missing")
+    weights = merged(read_weights(checkpoint, config.train.zero_stage), config.train.lora)
+    model = PixelSail(PixelSailConfig.from_pretrained(checkpoint / MODEL, local_files_only=True))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL, local_files_only=True)
     own = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
     missing, unexpected = sorted(own - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
     if missing or unexpected:
@@ -39,8 +44,8 @@ def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenize
 
 
 def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
-    """Float32 weights of the model by its own names; those of distillation adapters are left out."""
-    found = _without_zero(checkpoint) if zero_stage == 0 else _with_zero(checkpoint)
+    """Float32 weights of the model by its names in training; those of distillation adapters are left out."""
+    found = dequantize_state(_without_zero(checkpoint)) if zero_stage == 0 else _with_zero(checkpoint)
     # LossModule calls the model `model`; ZeRO-3 trains some of its parts inside a Leaf (train/zero3.py).
     return {
         name.removeprefix("model.").replace("_leaf.module.", "."): tensor.float()

@@ -13,7 +13,9 @@ from pixel_sail.config import Config, ConfigError, TrainConfig
 from pixel_sail.losses import compute_losses, distillation_losses, loss_counts
 from pixel_sail.train import distributed
 from pixel_sail.train.distillation import Distillation, build_adapters, needs_mask_features, student_features
+from pixel_sail.train.finetune import merged
 from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
+from pixel_sail.train.quantize import dequantized
 from pixel_sail.train.zero3 import wrap_leaves
 from pixel_sail.types import Batch
 
@@ -67,6 +69,7 @@ class Engine:
         self.device = distributed.device()
         self.world_size = distributed.world_size()
         self.clip_norm = train.clip_norm
+        self.lora = train.lora
         self.low_precision = resolve_precision(train) == "bf16" and self.stage > 0
         self.distillation = distillation or Distillation()
         hidden, mask_dim = model.config.text_config.hidden_size, model.config.mask_dim
@@ -116,22 +119,22 @@ class Engine:
     def full_state_dict(self) -> dict[str, Tensor]:
         """Weights of `model` in float32 on the CPU: the master weights where there are any. All ranks must call it.
 
-        On ranks other than 0 the dict is empty. Tied weights appear once.
+        Adapters are merged: the names are those of an export. On ranks other than 0 the dict is empty. Tied weights
+        appear once.
         """
-        state = {
-            name: buffer.detach().cpu()
-            for name, buffer in self.model.state_dict().items()
-            if _is_buffer(self.model, name)
-        }
+        saved = self.model.state_dict().keys()  # not every buffer is
+        state = {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers() if name in saved}
         for name, parameter in self.parameters.items():
             full = self._full_parameter(parameter)
             if distributed.rank() == 0:
                 state[name] = full.detach().float().cpu().clone()
-        return state if distributed.rank() == 0 else {}
+        return merged(state, self.lora) if distributed.rank() == 0 else {}
 
     def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
         import deepspeed
 
+        if parameter.dtype == torch.uint8:
+            return dequantized(parameter)
         if self.stage > 0 and parameter.requires_grad:
             return deepspeed.utils.safe_get_full_fp32_param(parameter)
         if self.stage < 3:
@@ -140,11 +143,11 @@ class Engine:
             return parameter.detach().clone()
 
 
-def resolve_precision(train: TrainConfig) -> str:
-    """ "bf16" or "fp32"; auto is bf16 on a GPU and fp32 on a CPU."""
+def resolve_precision(train: TrainConfig, device_type: str | None = None) -> str:
+    """ "bf16" or "fp32"; auto is bf16 on a GPU ("cuda") and fp32 on a CPU. `device_type` None: that of this process."""
     if train.precision != "auto":
         return train.precision
-    return "bf16" if distributed.device().type == "cuda" else "fp32"
+    return "bf16" if (device_type or distributed.device().type) == "cuda" else "fp32"
 
 
 def check_distribution(train: TrainConfig, world_size: int) -> None:
@@ -159,8 +162,8 @@ def check_distribution(train: TrainConfig, world_size: int) -> None:
         )
 
 
-def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for our config.
+def deepspeed_config(config: Config, world_size: int, device_type: str | None = None) -> dict[str, Any]:
+    """DeepSpeed's JSON for our config. `device_type`: "cuda" or "cpu"; None: that of this process.
 
     Gradient accumulation is ours (`forward_backward(last=...)`), so DeepSpeed is told of one micro-batch a step.
     bf16 at stage 0 is torch autocast on float32 weights; from stage 1 on the weights are bf16 with float32 master
@@ -169,14 +172,15 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     train = config.train
     stage = train.zero_stage
     check_distribution(train, world_size)
-    bf16 = resolve_precision(train) == "bf16"
+    device_type = device_type or distributed.device().type
+    bf16 = resolve_precision(train, device_type) == "bf16"
     values: dict[str, Any] = {
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.clip_norm if stage > 0 else 0.0,
         "steps_per_print": None,
-        "zero_optimization": _zero_config(train),
+        "zero_optimization": _zero_config(train, device_type),
     }
     if bf16 and stage == 0:
         values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -186,18 +190,18 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     return values
 
 
-def _zero_config(train: TrainConfig) -> dict[str, Any]:
+def _zero_config(train: TrainConfig, device_type: str) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": train.zero_stage}
     if train.zero_stage == 0:
         return zero
-    bucket = BUCKET_ELEMENTS[distributed.device().type]
+    bucket = BUCKET_ELEMENTS[device_type]
     zero |= {
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "overlap_comm": train.zero_stage >= 2 and distributed.device().type == "cuda",
+        "overlap_comm": train.zero_stage >= 2 and device_type == "cuda",
         "contiguous_gradients": True,
     }
-    offload = {"device": "cpu", "pin_memory": distributed.device().type == "cuda"}
+    offload = {"device": "cpu", "pin_memory": device_type == "cuda"}
     if train.offload != "none":
         zero["offload_optimizer"] = offload
     if train.offload == "parameters":
@@ -205,8 +209,3 @@ def _zero_config(train: TrainConfig) -> dict[str, Any]:
     if train.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
     return zero
-
-
-def _is_buffer(model: nn.Module, name: str) -> bool:
-    parent, _, leaf = name.rpartition(".")
-    return leaf in model.get_submodule(parent)._buffers

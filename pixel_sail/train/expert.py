@@ -35,7 +35,7 @@ from pixel_sail.train.expert_config import ExpertTraining, differences
 from pixel_sail.train.expert_data import PanopticPictures, Target, order
 from pixel_sail.train.expert_quality import score
 from pixel_sail.train.log import append_json_line, forget_after, format_seconds
-from pixel_sail.train.optim import lr_at
+from pixel_sail.train.optim import MuonAdamW, is_matrix, lr_at
 from pixel_sail.types import IGNORE_LABEL
 
 
@@ -53,7 +53,7 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     learner = Learner(config, pictures.classes).to(device).train()
-    optimizer = torch.optim.AdamW(_groups(learner, config), lr=config.lr, betas=(0.9, 0.98))
+    optimizer = MuonAdamW(_groups(learner, config), betas=(0.9, 0.98))
     run = Run(config, pictures, learner, optimizer)
     first = run.resume()
     model, processor = learner.model, learner.processor
@@ -72,7 +72,7 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
         if done % config.log_every == 0 or done == config.steps:
             run.line(done, losses, (time.perf_counter() - started) / (done - first))
             losses = []
-        if done % config.evaluate_every == 0 and done < config.steps:
+        if done % config.evaluate_every == 0 and config.feature_steps < done < config.steps:
             run.quality(done, score(model, processor, held_out, config.evaluate_pictures))
         if done % config.save_every == 0 or done == config.steps:
             run.save(done)
@@ -114,8 +114,9 @@ def build_model(config: ExpertTraining, classes: tuple[str, ...]) -> Mask2Former
 class Learner(nn.Module):
     """The model while it learns, with a head that names the class of every pixel from the pixel decoder's features.
 
-    From random weights, queries that must first find their segments learn classes late; this teaches them at once, and
-    in the very features that are distilled. The head is not part of the finished expert.
+    From random weights, queries that must first find their segments learn classes late, and what they send back drowns
+    what the features learn: so the features are taught alone for the first `feature_steps`, and after that together
+    with the queries. The head is not part of the finished expert.
     """
 
     def __init__(self, config: ExpertTraining, classes: tuple[str, ...]):
@@ -125,22 +126,28 @@ class Learner(nn.Module):
         self.processor = build_processor(config)
         self.dense_weight = config.dense_weight
 
-    def forward(self, batch: list[Target]) -> Tensor:
-        """The loss of one batch: a scalar."""
+    def forward(self, batch: list[Target], features_only: bool) -> Tensor:
+        """The loss of one batch, a scalar: of the features' classes, and of Mask2Former unless `features_only`."""
         device = self.head.weight.device
         mean, std = (
             torch.tensor(v, device=device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std)
         )
         pixels = torch.stack([target.picture for target in batch]).to(device) / 255
+        pixels = (pixels - mean) / std
+        if features_only:
+            return self._dense_loss(self.model.model.pixel_level_module(pixels).decoder_last_hidden_state, batch)
         output = self.model(
-            pixel_values=(pixels - mean) / std,
+            pixel_values=pixels,
             mask_labels=[target.masks.to(device) for target in batch],
             class_labels=[target.classes.to(device) for target in batch],
         )
-        logits = self.head(output.pixel_decoder_last_hidden_state)  # (B, classes, h, w)
-        stride = pixels.shape[-1] // logits.shape[-1]
+        return output.loss + self.dense_weight * self._dense_loss(output.pixel_decoder_last_hidden_state, batch)
+
+    def _dense_loss(self, features: Tensor, batch: list[Target]) -> Tensor:
+        logits = self.head(features)  # (B, classes, h, w)
+        stride = batch[0].labels.shape[-1] // logits.shape[-1]
         labels = torch.stack([target.labels for target in batch])[:, stride // 2 :: stride, stride // 2 :: stride]
-        return output.loss + self.dense_weight * F.cross_entropy(logits, labels.to(device), ignore_index=IGNORE_LABEL)
+        return F.cross_entropy(logits, labels.to(logits.device), ignore_index=IGNORE_LABEL)
 
 
 def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
@@ -151,9 +158,7 @@ def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
 class Run:
     """What a run leaves in its folder, and how it goes on."""
 
-    def __init__(
-        self, config: ExpertTraining, pictures: PanopticPictures, model: nn.Module, optimizer: torch.optim.Optimizer
-    ):
+    def __init__(self, config: ExpertTraining, pictures: PanopticPictures, model: nn.Module, optimizer: MuonAdamW):
         self.config, self.model, self.optimizer = config, model, optimizer
         self.path, self.log = config.dir / "checkpoint.pt", config.dir / "log.jsonl"
         keys = "\n".join(image.key for image in pictures.images)
@@ -186,7 +191,7 @@ class Run:
 
     def line(self, step: int, losses: list[float], step_s: float) -> None:
         config = self.config
-        loss, lr = float(np.mean(losses)), lr_at(step - 1, config)
+        loss, lr = float(np.mean(losses)), stage_lr(step - 1, config)
         append_json_line(self.log, {"step": step, "loss": loss, "lr": lr, "step_ms": 1e3 * step_s})
         eta = format_seconds((config.steps - step) * step_s)
         print(
@@ -204,28 +209,35 @@ def quality_line(values: dict[str, float]) -> str:
 
 
 def _groups(model: nn.Module, config: ExpertTraining) -> list[dict]:
-    """Matrices and kernels decay; norms, biases and what is looked up do not."""
+    """Matrices and kernels decay and are Muon's; norms, biases and what is looked up are not."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    decays = [p.ndim >= 2 and id(p) not in embeddings for p in model.parameters()]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        muon = decays and is_matrix(parameter)
+        groups.setdefault((config.weight_decay if decays else 0.0, muon), []).append(parameter)
     return [
-        {
-            "params": [p for p, d in zip(model.parameters(), decays, strict=True) if d],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p, d in zip(model.parameters(), decays, strict=True) if not d], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay, "muon": muon, "lr": 0.0}
+        for (weight_decay, muon), parameters in groups.items()
     ]
 
 
-def _step(
-    learner: Learner, optimizer: torch.optim.Optimizer, batch: list[Target], config: ExpertTraining, step: int
-) -> float:
+def stage_lr(step: int, config: ExpertTraining) -> float:
+    """Each of the two stages has its own warm-up and cosine."""
+    if step < config.feature_steps:
+        return lr_at(step, config.model_copy(update={"steps": config.feature_steps, "lr": config.feature_lr}))
+    rest = config.model_copy(update={"steps": config.steps - config.feature_steps})
+    return lr_at(step - config.feature_steps, rest)
+
+
+def _step(learner: Learner, optimizer: MuonAdamW, batch: list[Target], config: ExpertTraining, step: int) -> float:
     # The loss draws random points: from here on they are a function of seed and step.
     torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
-    loss = learner(batch)
+    loss = learner(batch, features_only=step < config.feature_steps)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}")
     for group in optimizer.param_groups:
-        group["lr"] = lr_at(step, config)
+        group["lr"] = stage_lr(step, config)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), config.clip_norm)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pixel_sail.config import ConfigError, Section
 
@@ -37,13 +37,21 @@ class ExpertTraining(Section):
     # weight of naming the class of every pixel from the features alone, beside Mask2Former's own loss
     dense_weight: float = Field(5.0, ge=0)
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1)  # in all
+    feature_steps: int = Field(0, ge=0)  # the first of them, in which the features alone learn the class of every pixel
+    feature_lr: float = 6e-3  # in those
     batch_size: int = Field(ge=1)
     lr: float
     weight_decay: float = 0.05
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     clip_norm: float = 1.0
     flip: bool = True  # every second picture is mirrored
+
+    @model_validator(mode="after")
+    def _two_stages(self) -> ExpertTraining:
+        if self.feature_steps >= self.steps:
+            raise ValueError("feature_steps are the first of steps: there must be fewer")
+        return self
 
     log_every: int = Field(50, ge=1)
     save_every: int = Field(500, ge=1)

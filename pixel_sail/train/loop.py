@@ -28,8 +28,10 @@ from pixel_sail.train.checkpoint import TrainState
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution
 from pixel_sail.train.export import export_model
+from pixel_sail.train.finetune import prepare_finetuning
 from pixel_sail.train.log import RunLog, Stopwatch, append_json_line, forget_after, read_json_lines
 from pixel_sail.train.optim import lr_at
+from pixel_sail.train.start import with_start
 from pixel_sail.train.validate import validate
 
 
@@ -43,6 +45,7 @@ def train(config: Config) -> None:
     Raises ConfigError for a config that cannot be used or resumed, TrainingStopped for a non-finite loss or gradient
     and for too many bad samples. Every rank raises alike.
     """
+    config = with_start(config)
     distributed.start()
     check_distribution(config.train, distributed.world_size())
     checkpoint = distributed.on_rank_0(lambda: checkpoints.find_checkpoint(config))
@@ -63,6 +66,8 @@ def train(config: Config) -> None:
     for source in mixture.sources:
         for problem in source.problems:
             log.say(f"left out on reading: {problem}")
+    for line in prepare_finetuning(model, tokenizer, config):
+        log.say(line)
     engine = Engine(model, config, [MaskHead], distillation)
     if checkpoint is not None:
         checkpoints.load_checkpoint(engine, checkpoint)
@@ -97,7 +102,7 @@ def train(config: Config) -> None:
             log.validation(state.step, validate(engine, tokenizer, config, state.step))
             watch.restart()
         if last or state.step % config.train.save_every == 0:
-            checkpoints.save_checkpoint(engine, state, config.run.dir, config.train.keep_checkpoints)
+            checkpoints.save_checkpoint(engine, state, tokenizer, config.run.dir, config.train.keep_checkpoints)
             watch.restart()
     export_model(engine, tokenizer, config.run.dir / "export")
     log.say(f"{config.run.dir} is finished: {state.step} steps, model in {config.run.dir / 'export'}")

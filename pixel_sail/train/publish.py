@@ -18,7 +18,6 @@ from pixel_sail.data.chat import ChatFormat
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.model_card import Provenance, chat_example, model_card, public
-from pixel_sail.train.checkpoint import complete_checkpoints
 from pixel_sail.train.consolidate import model_of_checkpoint
 
 
@@ -32,20 +31,6 @@ class Source:
     dtypes: dict[str, torch.dtype]
     tensor: Callable[[str], Tensor]
     run: Path | None
-
-
-def find_source(given: Path) -> Path:
-    """The export folder or the checkpoint that `given` means. FileNotFoundError says what was looked for."""
-    if (given / "state.json").is_file() or (given / "config.json").is_file():
-        return given
-    if (given / "export" / "config.json").is_file():
-        return given / "export"
-    saved = complete_checkpoints(given / "checkpoints")
-    if not saved:
-        raise FileNotFoundError(
-            f"{given} is no model: it has neither config.json, nor state.json, nor export/, nor checkpoints/step_*"
-        )
-    return saved[-1]
 
 
 def open_source(place: Path) -> Source:

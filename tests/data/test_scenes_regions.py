@@ -642,7 +642,7 @@ def test_the_vocabulary_is_small(read, folder):
     words = {
         w for p in files for text in _texts(json.loads(p.read_text())) for w in re.findall(r"[a-z]+", text.lower())
     }
-    assert len(files) == 5 + 1 + 2 + 6 and 120 < len(words) < 250
+    assert len(files) == 5 + 2 + 2 + 6 and 120 < len(words) < 250
 
 
 def test_the_benchmark_is_cut_at_its_number_of_items_evenly(tmp_path, monkeypatch):

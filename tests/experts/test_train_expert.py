@@ -174,8 +174,9 @@ def test_fused_segments_are_one() -> None:
 
 
 def test_two_and_two_steps_are_four(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expert.train_expert(config_of(root, tmp_path / "whole", log_every=1))
-    cut = config_of(root, tmp_path / "cut", log_every=1, evaluate_every=1)  # scoring draws nothing from the training
+    two_stages = {"log_every": 1, "feature_steps": 1}
+    expert.train_expert(config_of(root, tmp_path / "whole", **two_stages))
+    cut = config_of(root, tmp_path / "cut", evaluate_every=1, **two_stages)  # scoring draws nothing from the training
     step = expert._step
 
     def killed(*arguments) -> float:
@@ -219,9 +220,24 @@ def test_another_run_is_refused(root: Path, tmp_path: Path) -> None:
         expert.train_expert(config_of(other, tmp_path, steps=1))
 
 
+def test_the_stages(root: Path, tmp_path: Path) -> None:
+    """First the features alone, then all: each stage with its own warm-up and its own rate."""
+    config = config_of(root, tmp_path, steps=50, feature_steps=20, feature_lr=1.0, lr=0.1, warmup_fraction=0.1)
+    rates = [expert.stage_lr(step, config) for step in range(50)]
+    assert rates[0] == pytest.approx(1 / 3) and rates[2] == max(rates) == 1.0 and rates[19] < 0.01
+    assert rates[20] == pytest.approx(0.1 / 4) and rates[23] == max(rates[20:]) == 0.1 and rates[49] < 0.001
+    learner = expert.Learner(config, PanopticPictures(root, "train", config.size_px).classes)
+    batch = [PanopticPictures(root, "train", config.size_px)[i, False] for i in range(2)]
+    learner(batch, features_only=True).backward()
+    taught = {name.split(".")[2] for name, p in learner.named_parameters() if p.grad is not None and "model." in name}
+    assert taught == {"pixel_level_module"}
+    with pytest.raises(ConfigError, match="feature_steps are the first of steps"):
+        load_expert_training(REPOSITORY / "configs" / "expert_scenes.yaml", ["steps=2000"])
+
+
 def test_it_learns(root: Path, tmp_path: Path) -> None:
     """From nothing to the pictures it has seen, in seconds; what is written is what was scored."""
-    config = config_of(root, tmp_path, steps=80, save_every=1000, flip=False)
+    config = config_of(root, tmp_path, steps=120, feature_steps=40, lr=6e-3, save_every=1000, flip=False)
     held_out = PanopticPictures(root, "val", config.size_px)
     untrained = expert.build_model(config, held_out.classes).eval()
     assert score(untrained, expert.build_processor(config), held_out, None)["pq"] < 10
@@ -240,7 +256,7 @@ def test_the_tool_makes_an_expert(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = [f"{key}={value}" for key, value in SMALL.items()]
-    run_tool(monkeypatch, *small, f"root={root}", f"dir={tmp_path}", "steps=1", "queries=5")
+    run_tool(monkeypatch, *small, f"root={root}", f"dir={tmp_path}", "steps=2", "feature_steps=1", "queries=5")
     said = capsys.readouterr().out
     assert f"the expert is {tmp_path / 'expert'}" in said and "held out:  pq" in said
     config = ExpertConfig(name="e", kind="mask2former", path=str(tmp_path / "expert"), at="mask_features", size_px=64)

@@ -60,10 +60,21 @@ def test_parameter_groups() -> None:
     assert [name for name, scale in scales.items() if scale == 5.0] == [f"{lm}embed.weight"]
 
 
+def tiny_parts() -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "embed": nn.Embedding(7, 6),
+            "linear": nn.Linear(6, 9),
+            "conv": nn.Conv2d(2, 3, 3),
+            "depthwise": nn.Conv2d(3, 3, 3, groups=3),
+        }
+    )
+
+
 def muon_steps(resume_after: int | None) -> list[torch.Tensor]:
     """Weights after four steps on fixed gradients; a fresh optimizer takes over the state after `resume_after`."""
     torch.manual_seed(0)
-    model = nn.ModuleDict({"embed": nn.Embedding(7, 6), "linear": nn.Linear(6, 9), "conv": nn.Conv2d(2, 3, 3)})
+    model = tiny_parts()
     train = TrainConfig(steps=4, batch_size=1, optimizer="muon", weight_decay=0.1)
     optimizer = build_optimizer(parameter_groups(model, train), train)
     generator = torch.Generator().manual_seed(1)
@@ -80,19 +91,25 @@ def muon_steps(resume_after: int | None) -> list[torch.Tensor]:
 
 
 def test_muon_is_torchs_muon_and_adamw() -> None:
+    """Kernels are learned as matrices of (output channels, everything else), and keep their shape."""
     torch.manual_seed(0)
-    model = nn.ModuleDict({"embed": nn.Embedding(7, 6), "linear": nn.Linear(6, 9), "conv": nn.Conv2d(2, 3, 3)})
-    muon = torch.optim.Muon([model["linear"].weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    kernels = {"params": [model["conv"].weight], "weight_decay": 0.1}
-    others = {"params": [model["embed"].weight, model["linear"].bias, model["conv"].bias], "weight_decay": 0.0}
-    adamw = torch.optim.AdamW([kernels, others], lr=0.01)
+    model = tiny_parts()
+    kernel = nn.Parameter(model["conv"].weight.detach().reshape(3, -1).clone())
+    matrices = [model["linear"].weight, kernel]
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    depthwise = {"params": [model["depthwise"].weight], "weight_decay": 0.1}
+    others = [model["embed"].weight, model["linear"].bias, model["conv"].bias, model["depthwise"].bias]
+    adamw = torch.optim.AdamW([depthwise, {"params": others, "weight_decay": 0.0}], lr=0.01)
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
+        kernel.grad = model["conv"].weight.grad.reshape(3, -1)
         muon.step()
         adamw.step()
+    model["conv"].weight.data = kernel.detach().reshape(3, 2, 3, 3)
     for ours, theirs in zip(muon_steps(None), model.parameters(), strict=True):
+        assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs)
 
 

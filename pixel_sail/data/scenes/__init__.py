@@ -14,6 +14,8 @@
     <out>/GranDf/annotations/{train,val_test}/*.json   captions whose phrases have masks, in four formats
     <out>/muse/MUSE_*.json                             questions that several objects answer
     <out>/reason_seg/ReasonSeg/{train,val,test}/       what must be reasoned out; some hundred pictures and their JSONs
+    <out>/pixmmvp/                                     pairs of pictures that differ in what is asked (150 at most)
+    <out>/llava/choices.json                           questions of these kinds about the training pictures
     <out>/scenes.json                                  all that is known: objects of each image, query of each sentence
 
 RefCOCOg, GranD-f and ReasonSeg call testA and testB both test; panoptic, instances, Pix2Cap, SAM captions, OpenPSG,
@@ -39,14 +41,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pixel_sail.data.scenes.render import STYLES
 from pixel_sail.data.scenes.write import FOLDERS, make_image, write_annotations
 
-VERSION = 3  # raise it with every change that changes a byte of the output
+VERSION = 4  # raise it with every change that changes a byte of the output
 
 
-def request_of(images: int, seed: int, long_side_px: int) -> dict[str, Any]:
+def request_of(images: int, seed: int, long_side_px: int, style: str = "day") -> dict[str, Any]:
     """What determines the bytes of a dataset."""
-    return {"generator_version": VERSION, "images": images, "seed": seed, "long_side_px": long_side_px}
+    request = {"generator_version": VERSION, "images": images, "seed": seed, "long_side_px": long_side_px}
+    return request if style == "day" else request | {"style": style}
 
 
 def stored_request(out: Path) -> dict[str, Any] | None:
@@ -64,20 +68,21 @@ def generate(
     long_side_px: int = 192,
     workers: int | None = None,
     *,
+    style: str = "day",
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
     """Writes ``images`` scenes to ``out``; the same request gives the same bytes, for any number of workers.
 
-    ``workers``: processes, all cores by default; 1 stays in this process. The data is written to a temporary folder
-    beside ``out`` that is renamed at the end: ``out`` is complete or absent. A complete folder of the same request is
-    left as it is. ``overwrite`` replaces a scenes folder of another request, and only such a folder.
+    ``workers``: processes, all cores by default; 1 stays in this process. ``style``: one of STYLES. The data is written
+    to a temporary folder beside ``out`` that is renamed at the end: ``out`` is complete or absent. A complete folder of
+    the same request is left as it is. ``overwrite`` replaces a scenes folder of another request, and only such one.
 
     Raises FileExistsError where ``out`` holds something else, ValueError for numbers out of range.
     """
-    out, request = Path(out), request_of(images, seed, long_side_px)
-    if images < 1 or seed < 0 or long_side_px < 64:
-        raise ValueError(f"need images >= 1, seed >= 0, long_side_px >= 64; got {request}")
+    out, request = Path(out), request_of(images, seed, long_side_px, style)
+    if style not in STYLES or images < 1 or seed < 0 or long_side_px < 64:
+        raise ValueError(f"need images >= 1, seed >= 0, long_side_px >= 64, a style of {STYLES}; got {request}")
     if _is_reusable(out, request, overwrite):
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +115,7 @@ def _is_reusable(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
 def _draw_all(folder: Path, request: dict[str, Any], workers: int | None, progress: bool) -> list[dict[str, Any]]:
     images = request["images"]
     make = partial(make_image, folder, seed=request["seed"], long_side_px=request["long_side_px"])
+    make = partial(make, style=request.get("style", "day"))
     workers = min(workers or os.cpu_count() or 1, images)
     bar = partial(tqdm, total=images, unit="image", desc="scenes", disable=not progress)
     if workers == 1:

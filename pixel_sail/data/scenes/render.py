@@ -5,19 +5,22 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from pixel_sail.data.scenes.colours import draw_colour, second_colour
 from pixel_sail.data.scenes.layout import Scene, Thing, windows
+from pixel_sail.data.scenes.night import night_background, night_camera
 
 Rng = np.random.Generator
+STYLES = ("day", "night")
 
 
-def render(scene: Scene, rng: Rng) -> np.ndarray:
-    """The picture of a scene: (height, width, 3) uint8 RGB."""
-    canvas = _background(scene.width, scene.height, rng)
+def render(scene: Scene, rng: Rng, style: str = "day") -> np.ndarray:
+    """The picture of a scene in one of STYLES: (height, width, 3) uint8 RGB."""
+    background, camera = (night_background, night_camera) if style == "night" else (_background, _camera)
+    canvas = background(scene.width, scene.height, rng)
     light = np.array([rng.uniform(-1, 1), -rng.uniform(0.6, 1.0)])  # (x, y) towards the light, which is above
     light /= np.hypot(*light)
     for thing in scene.things:
         _shadow(canvas, scene, thing, light)
         _paint(canvas, scene, thing, light, rng)
-    return _camera(canvas, rng)
+    return camera(canvas, rng)
 
 
 def _noise(width: int, height: int, cell_px: float, rng: Rng) -> np.ndarray:

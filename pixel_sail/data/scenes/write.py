@@ -19,6 +19,7 @@ from pixel_sail.data.scenes.panoptic import CATEGORY, folder, write_png
 from pixel_sail.data.scenes.regions import choose_regions
 from pixel_sail.data.scenes.render import render
 from pixel_sail.data.scenes.write_grounded import polygons_of, write_grounded_files
+from pixel_sail.data.scenes.write_pixmmvp import write_pixmmvp_files
 from pixel_sail.data.scenes.write_regions import known_regions, write_json, write_region_files
 
 IMAGES = Path("images/train2014")
@@ -26,7 +27,7 @@ FOLDERS = (IMAGES, folder("train"), folder("val"))  # what make_image writes to
 _REFCOCOG_SPLITS = {"train": "train", "val": "val", "testA": "test", "testB": "test"}
 
 
-def make_image(out: Path, index: int, seed: int, long_side_px: int) -> dict[str, Any]:
+def make_image(out: Path, index: int, seed: int, long_side_px: int, style: str = "day") -> dict[str, Any]:
     """Draws image ``index``, writes JPEG and panoptic PNG under ``out`` and returns its annotations as JSON-able data.
 
     All randomness comes from (seed, index), so the result is the same in any process and for any number of images.
@@ -34,7 +35,7 @@ def make_image(out: Path, index: int, seed: int, long_side_px: int) -> dict[str,
     rng = np.random.default_rng([seed, index])
     scene = draw_scene(index, long_side_px, rng)
     name = f"scenes_{index + 1:012d}.jpg"
-    Image.fromarray(render(scene, rng)).save(out / IMAGES / name, quality=92, subsampling=0)
+    Image.fromarray(render(scene, rng, style)).save(out / IMAGES / name, quality=92, subsampling=0)
     objects = [_facts(scene, i) for i in range(len(scene.things))]
     size = (scene.width, scene.height)
     # of its own, so that pictures and expressions stay what they were before there were regions
@@ -108,6 +109,7 @@ def write_annotations(out: Path, records: list[dict[str, Any]], request: dict[st
     _write_pickle(out / "refcocog" / "refs(umd).p", long_refs)
     write_region_files(out, records, request)
     write_grounded_files(out, records, request)
+    write_pixmmvp_files(out, records, request)
     write_json(
         out / "scenes.json",
         {

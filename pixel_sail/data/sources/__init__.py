@@ -9,6 +9,7 @@ import numpy as np
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
 from pixel_sail.data import shards
 from pixel_sail.data.sources import (
+    choices,
     coco_instance,
     coco_panoptic,
     gcg,
@@ -45,9 +46,10 @@ NAMES = (
     sam_captions.NAME,
     *perbench.NAMES,
     llava.NAME,
+    choices.NAME,
     shards.NAME,
 )
-TRAIN_ONLY = (*osprey.NAMES, *perbench.NAMES, shards.NAME)
+TRAIN_ONLY = (*osprey.NAMES, *perbench.NAMES, choices.NAME, shards.NAME)
 
 
 class Source(Protocol):
@@ -101,6 +103,8 @@ def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
         return perbench.open_perbench(root, name, count)
     if name == llava.NAME:
         return llava.open_llava(root, split)
+    if name == choices.NAME:
+        return choices.open_choices(root)
     if name == shards.NAME:
         return shards.open_shards(root, data)
     raise ConfigError(f"unknown source {name!r}; known: {', '.join(NAMES)}")
