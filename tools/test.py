@@ -7,8 +7,9 @@
 
 Benchmarks: <dataset>:<split> for refcoco, refcoco+, refcocog and grefcoco; perbench (all three tasks and the overall
 score) or perbench:caption, perbench:mcq, perbench:vtres; region_caption:<dataset>[:<split>]; reasonseg[:<split>];
-gcg[:<dataset>[:<split>]] for grand_f (the default), open_psg, refcocog_gcg, flickr_gcg. Caption scores need Java: where
-it is missing that is said, and the rest is scored. An interrupted call goes on where it stopped when repeated.
+gcg[:<dataset>[:<split>]] for grand_f (the default), open_psg, refcocog_gcg, flickr_gcg; pixmmvp and pixcvbench
+(docs/pixfoundation.md), where a judge may read free answers. Caption scores need Java: where it is missing, that is
+said and the rest is scored. An interrupted call goes on where it stopped when repeated.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import captions, perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.pictures import write_page
+from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, Reply, endpoint, local_model
 from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.types import BadSample
 
@@ -32,12 +34,19 @@ def main() -> None:
     try:
         if arguments.predictions:
             results: dict[str, dict[str, Any]] | None = {
-                name: runner.score_file(file, name, arguments.data_root, arguments.max_images, arguments.min_pixels)
+                name: runner.score_file(
+                    file,
+                    name,
+                    arguments.data_root,
+                    arguments.max_images,
+                    arguments.min_pixels,
+                    _judge(arguments, file),
+                )
                 for file, name in zip(arguments.predictions, arguments.benchmark, strict=True)
             }
         else:
             results = _score_checkpoint(arguments)
-    except (BadSample, DatasetError, ConfigError, FileNotFoundError) as error:
+    except (BadSample, DatasetError, ConfigError, FileNotFoundError, JudgeError) as error:
         raise SystemExit(f"error: {error}") from None
     if results is None:  # not rank 0
         return
@@ -47,6 +56,10 @@ def main() -> None:
     if together is not None:
         results[perbench.FOLDER] = {"overall": together}
     print(runner.table(results))
+    for name, scores in results.items():
+        if scores.get("undecided"):
+            where = "listed in metrics.json" if arguments.out else "listed with --out"
+            print(f"{name}: {scores['undecided']} answers choose no option; they count as wrong and are {where}")
     if arguments.out is not None:
         print(f"written: {runner.write_metrics(arguments.out, arguments.checkpoint, results)}")
 
@@ -61,6 +74,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-images", type=int, help="only the first N pictures of each benchmark")
     parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="gRefCOCO: fewer count as empty; 0: off")
     parser.add_argument("--pictures", type=int, default=0, metavar="N", help="also a page of N cases of each benchmark")
+    parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
+    parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
+    parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument(
@@ -76,6 +92,8 @@ def _parse() -> argparse.Namespace:
         parser.error("give either a CHECKPOINT or --predictions FILE")
     if arguments.predictions and len(arguments.predictions) != len(arguments.benchmark):
         parser.error(f"{len(arguments.predictions)} --predictions for {len(arguments.benchmark)} --benchmark")
+    if arguments.judge_url and not arguments.judge_model:
+        parser.error("--judge-url needs --judge-model, the name of a model there")
     if arguments.checkpoint and arguments.out is None:
         parser.error("--out is needed with a CHECKPOINT")
     return arguments
@@ -110,8 +128,25 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
     return None if None in results.values() else results
 
 
+def _judge(arguments: argparse.Namespace, predictions: Path) -> Judge | None:
+    """The judge, whose verdicts lie beside a file of predictions."""
+    model, url = arguments.judge_model, arguments.judge_url
+    if model is None:
+        return None
+    reply = endpoint(url, model, os.environ.get(arguments.judge_key_env)) if url else _local_judge(model, arguments)
+    return Judge(f"{model} at {url}" if url else model, reply, predictions.with_suffix(".verdicts.jsonl"))
+
+
+def _local_judge(folder: str, arguments: argparse.Namespace) -> Reply:
+    import torch
+
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return local_model(Path(folder), automatic if arguments.device == "auto" else arguments.device)
+
+
 def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
-    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, arguments.min_pixels)
+    judge = _judge(arguments, arguments.out / "predictions" / f"{name}.jsonl")
+    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, arguments.min_pixels, judge)
     for problem in benchmark.problems:
         print(f"left out of {name}: {problem}")
     return benchmark

@@ -13,6 +13,8 @@ from pixel_sail.data.masks import decode_mask, unite
 from pixel_sail.data.sources.cases import Case
 from pixel_sail.data.sources.perbench import PerbenchCase
 from pixel_sail.evaluate.benchmark import Benchmark, Line, identity
+from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
+from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.evaluate.region import AboutRegions
 from pixel_sail.serve.visualize import Card, SheetRow, cards, contact_sheet, mark_regions, paint
@@ -26,7 +28,7 @@ def write_page(benchmark: Benchmark, out: Path, count: int) -> Path:
     chosen = [(case, lines[identity(case, benchmark)]) for case in benchmark.cases[::step][:count]]
     path = out / "pictures" / f"{benchmark.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with_masks = "segmentation" in benchmark.answer_fields
+    with_masks = "segmentation" in benchmark.answer_fields or isinstance(benchmark, PixBenchmark)
     page = contact_sheet([_row(*one) for one in chosen]) if with_masks else cards([_card(*one) for one in chosen])
     page.save(path)
     return path
@@ -36,8 +38,11 @@ def _predicted(benchmark: Benchmark, out: Path) -> list[Line]:
     return read_lines(out / "predictions" / f"{benchmark.name}.jsonl", benchmark)
 
 
-def _row(case: Case | PerbenchCase, line: Line) -> SheetRow:
+def _row(case: Case | PerbenchCase | PixObject, line: Line) -> SheetRow:
     image = load_image(case.image)
+    if isinstance(case, PixObject):
+        title = f"{case.expression}; {case.question} {'; '.join(line['answers'][:1])}"
+        return SheetRow(image, title, _mask(case.mask_rle), _mask(next(iter(line["segmentations"]), None)))
     if isinstance(case, PerbenchCase):
         truth: RLE | None = unite(case.reference, case.size_hw)
         image, title = _prompted(image, case.prompts), case.question

@@ -21,15 +21,24 @@ from tqdm import tqdm
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import gcg, perbench, reason_seg, region
 from pixel_sail.evaluate.benchmark import Benchmark, Line, by_picture, calls, identity
+from pixel_sail.evaluate.pixfoundation import benchmark as pixfoundation
+from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.predictions import in_case_order, read_lines, write_lines
 from pixel_sail.evaluate.referring import ReferringBenchmark
 from pixel_sail.metrics import MIN_PIXELS
 
 
 def open_benchmark(
-    name: str, data_root: Path, max_images: int | None = None, min_pixels: int = MIN_PIXELS
+    name: str,
+    data_root: Path,
+    max_images: int | None = None,
+    min_pixels: int = MIN_PIXELS,
+    judge: Judge | None = None,
 ) -> Benchmark:
-    """The benchmark of a name (see tools/test.py), of its first `max_images` pictures. Raises DatasetError."""
+    """The benchmark of a name (see tools/test.py), of its first `max_images` pictures. Raises DatasetError.
+
+    `judge`: for the free answers of pixmmvp and pixcvbench.
+    """
     kind, _, part = name.partition(":")
     if kind == perbench.FOLDER:
         benchmark: Benchmark = perbench.PerbenchTask.read(data_root, part)
@@ -39,6 +48,8 @@ def open_benchmark(
         benchmark = gcg.GroundedCaptions.read(data_root, part)
     elif kind == reason_seg.KIND:
         benchmark = reason_seg.ReasonSegBenchmark.read(data_root, part)
+    elif name in pixfoundation.KINDS:
+        benchmark = pixfoundation.PixBenchmark.read(data_root, name, judge)
     else:
         benchmark = ReferringBenchmark.read(data_root, name, min_pixels)
     if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):
@@ -78,13 +89,18 @@ def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: di
 
 
 def score_file(
-    predictions: Path, name: str, data_root: Path, max_images: int | None = None, min_pixels: int = MIN_PIXELS
+    predictions: Path,
+    name: str,
+    data_root: Path,
+    max_images: int | None = None,
+    min_pixels: int = MIN_PIXELS,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Scores of a prediction file of any model.
 
     Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its picture.
     """
-    benchmark = open_benchmark(name, data_root, max_images, min_pixels)
+    benchmark = open_benchmark(name, data_root, max_images, min_pixels, judge)
     return benchmark.score(in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))
 
 
@@ -160,8 +176,9 @@ def write_metrics(out: Path, checkpoint: Path | None, results: dict[str, dict[st
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line a benchmark, one column a score that any of them has; percent with one decimal."""
-    columns = list(dict.fromkeys(name for scores in results.values() for name in scores))
+    """One line a benchmark, one column a number that any of them has; percent with one decimal."""
+    numbers = [[name for name, value in scores.items() if not isinstance(value, dict)] for scores in results.values()]
+    columns = list(dict.fromkeys(name for names in numbers for name in names))
     rows = [["benchmark", *columns]]
     rows += [[name, *(_shown(scores.get(column, "")) for column in columns)] for name, scores in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

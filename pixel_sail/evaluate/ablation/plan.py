@@ -18,11 +18,11 @@ FREE_KEYS = ("run.dir", "data.workers", "train.save_every", "train.keep_checkpoi
 
 class Variant(Section):
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    changes: dict[str, Any]  # dotted key -> value, on top of the changes of all variants before it
+    changes: dict[str, Any]  # dotted key -> value
 
 
 class AblationConfig(Section):
-    """configs/ablation.yaml. A step of the ablation is a variant against the one before it."""
+    """configs/ablation.yaml, where variants add up, or configs/pixel_cost.yaml, where each stands for itself."""
 
     base: Path  # config of the run that all variants change; relative to the file
     dir: Path  # of all runs, tables and plots
@@ -30,7 +30,15 @@ class AblationConfig(Section):
     benchmarks: list[str] = Field(min_length=1)  # as tools/test.py names them
     max_images: int | None = None  # of each benchmark; None: all
     changes: dict[str, Any] = {}  # dotted key -> value, for every variant
+    variants_add_up: bool = True  # a variant has the changes of all before it too; False: its own alone
     variants: list[Variant] = Field(min_length=1)
+    # (before, after) of each step, the variants that the table compares; None: each with the one before it
+    steps: list[tuple[str, str]] | None = Field(None, min_length=1)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(before, after) of each step."""
+        names = [variant.name for variant in self.variants]
+        return list(zip(names, names[1:], strict=False)) if self.steps is None else self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +101,8 @@ def load_plan(path: Path, only: Sequence[str] = ()) -> Plan:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or len(set(config.seeds)) < len(config.seeds):
         raise ConfigError(f"{path}: variants {twice or names} and seeds {config.seeds} must each be named once")
-    unknown = [name for name in only if name not in names]
+    named = [*only, *(name for pair in config.steps or () for name in pair)]
+    unknown = [name for name in named if name not in names]
     if unknown:
         raise ConfigError(f"{path} has no variant {unknown[0]!r}; its variants are {', '.join(names)}")
     return Plan(
@@ -119,7 +128,8 @@ def _run(config: AblationConfig, place: Path, name: str, seed: int) -> Run:
     folder = config.dir / name / f"seed_{seed}"
     changes = dict(config.changes)
     for variant in config.variants:
-        changes |= variant.changes
+        if config.variants_add_up or variant.name == name:
+            changes |= variant.changes
         if variant.name == name:
             break
     changes |= {"run.seed": seed, "run.dir": str(folder / "run")}

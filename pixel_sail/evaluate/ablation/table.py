@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pixel_sail.evaluate.ablation.plan import Plan
 from pixel_sail.evaluate.ablation.runs import finished_scores
+from pixel_sail.evaluate.pixfoundation.failures import CELLS
 
 # Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom; beyond the last it is used: a little too wide.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -22,7 +23,10 @@ SHOWN = {
     "perbench:caption": ("meteor",),
     "perbench:mcq": ("accuracy",),
     "perbench:vtres": ("ciou", "giou"),
+    "pix": ("score", "accuracy", "accuracy_mean", "accuracy_single", "miou", "miou_present"),
 }
+# Counts that stand in the table and are no steps: of them more is neither better nor worse.
+COUNTED = {"pix": (*CELLS, "undecided", "pairs")}
 SHOWN_REFERRING = ("ciou", "giou", "boundary_iou", "small_giou")
 
 
@@ -39,7 +43,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Step:
-    """One score of a variant minus that of the one before, seed by seed.
+    """One score of a variant minus that of the one it is compared with, seed by seed.
 
     `interval`: of the mean difference, 95 % by Student's t over the seeds; None for a single seed.
     """
@@ -70,7 +74,7 @@ def results_of(plan: Plan) -> Results:
     variants = tuple(dict.fromkeys(run.variant for run in plan.runs))
     values: dict[str, dict[str, dict[int, float]]] = {}
     for benchmark in plan.config.benchmarks:
-        for name in shown_scores(benchmark):
+        for name in (*shown_scores(benchmark), *counted(benchmark)):
             score = f"{benchmark} {name}"
             for run, scores in found.items():
                 value = scores and scores[benchmark].get(name)
@@ -84,19 +88,28 @@ def results_of(plan: Plan) -> Results:
             score: {v: spread_of(list(seeds.values())) for v, seeds in by.items() if seeds}
             for score, by in values.items()
         },
-        tuple(
-            step_of(before, after, score, by[before], by[after])
-            for score, by in values.items()
-            for before, after in zip(variants, variants[1:], strict=False)
-            if set(by[before]) & set(by[after])
-        ),
+        tuple(_steps(plan, values)),
         tuple(run.name for run, scores in found.items() if scores is None),
         tuple(sorted({_commit(run.config.run.dir) for run, scores in found.items() if scores is not None})),
     )
 
 
+def _steps(plan: Plan, values: dict[str, dict[str, dict[int, float]]]) -> Iterator[Step]:
+    """The steps of each score, over the seeds that both variants of a pair have. `values`: score -> variant -> seed."""
+    for benchmark in plan.config.benchmarks:
+        for name in shown_scores(benchmark):
+            by = values.get(f"{benchmark} {name}", {})
+            for before, after in plan.config.pairs():
+                if set(by.get(before, ())) & set(by.get(after, ())):
+                    yield step_of(before, after, f"{benchmark} {name}", by[before], by[after])
+
+
 def shown_scores(benchmark: str) -> tuple[str, ...]:
     return next((names for kind, names in SHOWN.items() if benchmark.startswith(kind)), SHOWN_REFERRING)
+
+
+def counted(benchmark: str) -> tuple[str, ...]:
+    return next((names for kind, names in COUNTED.items() if benchmark.startswith(kind)), ())
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -145,7 +158,10 @@ def markdown(results: Results) -> str:
     cells = {(step.score, step.before, step.after): _step_text(step) for step in results.steps}
     steps = _grid(
         ["difference, 95 % interval", *(f"{before} → {after}" for before, after in pairs)],
-        [[score, *(cells.get((score, *pair), "") for pair in pairs)] for score in results.scores],
+        [
+            [score, *(cells.get((score, *pair), "") for pair in pairs)]
+            for score in dict.fromkeys(step.score for step in results.steps)
+        ],
     )
     notes = [
         f"Seeds {', '.join(map(str, seeds)) or 'none yet'}; code {', '.join(results.commits) or 'unknown'}."

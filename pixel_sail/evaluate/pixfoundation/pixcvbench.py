@@ -1,0 +1,164 @@
+"""PixCV-Bench: the 2D questions of CV-Bench whose objects have masks, on pictures of COCO and ADE20K.
+
+    <root>/pixcvbench/CV-Bench/Objects.csv                 Id, file, Objects: a class, or two: "('tv', 'suitcase')"
+    <root>/pixcvbench/CV-Bench/test.jsonl or test.parquet  questions, as CV-Bench publishes them; idx is the Id
+    <root>/pixcvbench/COCO/FinalSegmentations.json         COCO: RLEs, some of another size than the picture
+    <root>/pixcvbench/COCO/coco/images/*.jpg
+    <root>/pixcvbench/ADE20K/FinalSegmentations.json       or in validation/
+    <root>/pixcvbench/ADE20K/validation/images/*.jpg
+
+Without a file of questions only masks are scored. test.parquet needs pyarrow.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_nearest
+from pixel_sail.data.sources.coco import read_json
+from pixel_sail.data.templates import listed
+from pixel_sail.evaluate.pixfoundation.objects import PixObject
+from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, united_or_none
+from pixel_sail.types import RLE, BadSample
+
+KIND = "pixcvbench"
+PAIR_SIZE = 1  # every question stands for itself
+_SOURCES = {
+    "COCO": ("coco/images", ("FinalSegmentations.json",)),
+    "ADE20K": ("validation/images", ("FinalSegmentations.json", "validation/FinalSegmentations.json")),
+}
+_COLUMNS = ["idx", "question", "choices", "answer"]
+
+
+def read_objects(root: Path) -> list[PixObject]:
+    """All rows of the sources that are there, by Id. Raises DatasetError, BadSample.
+
+    Masks get the size of the picture; where that is missing, they keep the largest of their own sizes.
+    """
+    folder = root / KIND
+    rows = read_table(folder / "CV-Bench" / "Objects.csv", ("Id", "file", "Objects"))
+    questions = _read_questions(folder / "CV-Bench")
+    objects = []
+    for source, (images, files) in _SOURCES.items():
+        path = next((folder / source / name for name in files if (folder / source / name).is_file()), None)
+        if path is None:
+            continue
+        own = [row for row in rows if f"/{source}/" in f"/{row['file']}"]
+        objects += [
+            _object(row, segmentations, folder / source / images, questions)
+            for row, segmentations in zip(own, _segmentations(path, own), strict=True)
+        ]
+    if not objects:
+        raise DatasetError(
+            f"no FinalSegmentations.json under {folder}: expected {folder / 'COCO'} or {folder / 'ADE20K'}"
+        )
+    return sorted(objects, key=lambda one: one.index)
+
+
+def expression_of(objects: str) -> str:
+    """ "elephant", or "boat and train" for "('boat', 'train')"."""
+    if not objects.startswith("("):
+        return objects
+    try:
+        return listed([str(name) for name in ast.literal_eval(objects)])
+    except (ValueError, SyntaxError, IndexError):
+        raise DatasetError(f"Objects.csv: {objects!r} is neither a class nor classes like ('tv', 'suitcase')") from None
+
+
+def _object(row: dict[str, str], segmentations: list[Any], images: Path, questions: dict[int, Any] | None) -> PixObject:
+    path, index = images / Path(row["file"]).name, int(row["Id"])
+    where = f"{KIND}: {path.name}"
+    size = _picture_size(path) or max(
+        (tuple(one["size"]) for one in segmentations if isinstance(one, dict)), default=(1, 1)
+    )
+    asked: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
+    if questions is not None:
+        if index not in questions:
+            raise DatasetError(f"{where}: its Id {index} is no idx of the file of questions")
+        asked = questions[index]
+    return PixObject(
+        index=index,
+        image=path,
+        size_hw=size,
+        expression=expression_of(row["Objects"]),
+        mask_rle=united_or_none([_resized(one, size, where) for one in segmentations], size),
+        question=asked["question"],
+        options=tuple(asked["choices"]),
+        answer=asked["answer"].strip("() ").lower(),
+        pair=index,
+    )
+
+
+def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
+    """Those of each row. A picture that several rows show is listed as often; the rows and the list have one order."""
+    values = read_json(path)
+    try:
+        listed_ids: dict[str, list[int]] = defaultdict(list)
+        for image in values["images"]:
+            listed_ids[Path(image["file_name"]).name].append(image["id"])
+        of_image: dict[int, list[Any]] = defaultdict(list)
+        for annotation in values["annotations"]:
+            if annotation["segmentation"]:
+                of_image[annotation["image_id"]].append(annotation["segmentation"])
+    except (TypeError, KeyError) as error:
+        raise DatasetError(f"{path} is no COCO file: no {error}") from None
+    by_name: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: int(row["Id"])):
+        by_name[Path(row["file"]).name].append(row)
+    ids: dict[str, int] = {}
+    for name, same in by_name.items():
+        found = sorted(listed_ids.get(name, ()))
+        if len(found) != len(same):
+            raise DatasetError(f"{path} lists {name} {len(found)} times; Objects.csv has {len(same)} rows about it")
+        ids |= {row["Id"]: image_id for row, image_id in zip(same, found, strict=True)}
+    return [of_image[ids[row["Id"]]] for row in rows]
+
+
+def _resized(segmentation: Any, size_hw: tuple[int, int], where: str) -> RLE:
+    """A mask at the size of the picture: each pixel takes the one under its centre."""
+    own = tuple(segmentation["size"]) if isinstance(segmentation, dict) else size_hw
+    mask = from_coco(segmentation, *own, where)
+    return mask if own == size_hw else encode_mask(resize_nearest(decode_mask(mask), size_hw))
+
+
+def _picture_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) from the head of the file; None where it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            return (image.height, image.width)
+    except OSError as error:
+        raise BadSample(f"cannot decode the image {path}: {error}") from None
+
+
+def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
+    """idx -> {question, choices, answer}; None where there is no file of questions."""
+    lines, table = folder / "test.jsonl", folder / "test.parquet"
+    if lines.is_file():
+        rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif table.is_file():
+        rows = _read_parquet(table)
+    else:
+        return None
+    try:
+        return {int(row["idx"]): {name: row[name] for name in _COLUMNS} for row in rows}
+    except (TypeError, KeyError) as error:
+        raise DatasetError(f"{lines if lines.is_file() else table}: a row has no {error}") from None
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DatasetError(
+            f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put CV-Bench's test.jsonl beside it"
+        ) from None
+    return parquet.read_table(path, columns=_COLUMNS).to_pylist()  # not the pictures, which are most of the file

@@ -1,0 +1,115 @@
+"""PixMMVP: 300 pictures of MMVP in pairs that differ in what is asked, with the object that the question is about.
+
+<root>/pixmmvp/Questions.csv       Index, Question, Options "(a) Open (b) Closed", Correct Answer "(a)"
+<root>/pixmmvp/Objects.csv         Index, Object: the referring expression, or None
+<root>/pixmmvp/Segmentations.json  COCO: none, one or several polygons a picture
+<root>/pixmmvp/MMVP Images/<index>.jpg
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import area_px, from_coco, unite
+from pixel_sail.data.sources.coco import read_json
+from pixel_sail.evaluate.pixfoundation.objects import PixObject
+from pixel_sail.evaluate.pixfoundation.vqa import parse_options
+from pixel_sail.types import RLE, BadSample
+
+KIND = "pixmmvp"
+PAIR_SIZE = 2
+IMAGES = "MMVP Images"
+
+
+def read_objects(root: Path) -> list[PixObject]:
+    """All rows, in order; whether their pictures are there is not looked at. Raises DatasetError, BadSample."""
+    folder = root / KIND
+    questions = read_table(folder / "Questions.csv", ("Index", "Question", "Options", "Correct Answer"))
+    expressions = read_table(folder / "Objects.csv", ("Index", "Object"))
+    numbers = [str(number) for number in range(1, len(questions) + 1)]
+    for name, table in (("Questions.csv", questions), ("Objects.csv", expressions)):
+        if [row["Index"] for row in table] != numbers:
+            raise DatasetError(f"{folder / name}: its {len(table)} rows are not numbered from 1 to {len(questions)}")
+    images, segmentations = _read_segmentations(folder / "Segmentations.json")
+    objects = []
+    for question, expression in zip(questions, expressions, strict=True):
+        index = int(question["Index"])
+        where = f"{folder.name}: picture {index}"
+        if index not in images:
+            raise DatasetError(f"{folder / 'Segmentations.json'} has no image with id {index}")
+        size = (images[index]["height"], images[index]["width"])
+        pieces = [from_coco(one, *size, where) for one in segmentations[index]]
+        options, letter = choices(question["Options"], question["Correct Answer"], where)
+        objects.append(
+            PixObject(
+                index=index,
+                image=folder / IMAGES / images[index]["file_name"],
+                size_hw=size,
+                expression=said(expression["Object"]),
+                mask_rle=united_or_none(pieces, size),
+                question=question["Question"],
+                options=options,
+                answer=letter,
+                pair=(index - 1) // PAIR_SIZE,
+            )
+        )
+    return objects
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a CSV file by column; spaces around names and values do not count. DatasetError."""
+    if not path.is_file():
+        raise DatasetError(f"no file {path}")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head, *rows = list(csv.reader(file, skipinitialspace=True)) or [[]]
+    names = [name.strip() for name in head]
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise DatasetError(f"{path} has the columns {names}; expected {', '.join(columns)}")
+    bad = [number for number, row in enumerate(rows, start=2) if row and len(row) != len(names)]
+    if bad:
+        raise DatasetError(f"{path}, line {bad[0]}: {len(rows[bad[0] - 2])} values for {len(names)} columns")
+    return [dict(zip(names, (value.strip() for value in row), strict=True)) for row in rows if row]
+
+
+def said(expression: str) -> str | None:
+    """An expression as it is spoken; None for "None". The file doubles quotes in fields that are not quoted."""
+    text = expression.replace('""', '"')
+    return None if text.casefold() in ("", "none") else text
+
+
+def choices(options: str, answer: str, where: str) -> tuple[tuple[str, ...], str]:
+    """("(a) Open (b) Closed", "(a)") -> (("Open", "Closed"), "a"). Raises DatasetError."""
+    texts, letter = parse_options(options), answer.strip().strip("()").lower()
+    if not texts or letter not in list("abcdefghijklmnopqrstuvwxyz"[: len(texts)]):
+        raise DatasetError(
+            f"{where}: the options are {options!r} and the answer {answer!r}; expected '(a) x (b) y', '(a)'"
+        )
+    return texts, letter
+
+
+def united_or_none(pieces: list[RLE], size_hw: tuple[int, int]) -> RLE | None:
+    """The pieces as one mask; None where they have no pixel."""
+    mask = unite(pieces, size_hw)
+    return mask if area_px(mask) else None
+
+
+def _read_segmentations(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Any]]]:
+    """id -> image; image id -> its segmentations."""
+    values, found = read_json(path), defaultdict(list)
+    try:
+        for annotation in values["annotations"]:
+            found[annotation["image_id"]].append(annotation["segmentation"])
+        images = {
+            image["id"]: {name: image[name] for name in ("file_name", "height", "width")} for image in values["images"]
+        }
+    except (TypeError, KeyError) as error:
+        raise DatasetError(f"{path} is no COCO file: no {error}") from None
+    strange = sorted(set(found) - set(images), key=str)
+    if strange:
+        raise BadSample(f"{path}: an annotation is of image {strange[0]!r}, which is not listed")
+    return images, found

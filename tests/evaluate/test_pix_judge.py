@@ -1,0 +1,197 @@
+"""The judge: asked only where no option was chosen, its verdicts kept in a file, over HTTP and from a local model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, endpoint, local_model
+from pixel_sail.evaluate.predictions import write_lines
+
+QUESTION, OPTIONS = "Are the wings open or closed?", ("Open", "Closed")
+ANSWERS = ["Open (a)", "They are spread.", "(a)", "I see a butterfly."]  # right: a, b, a, b
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two pairs of PixMMVP and a file of answers: two of them in free words."""
+    folder = tmp_path / "pixmmvp"
+    (folder / "MMVP Images").mkdir(parents=True)
+    rows = [f"{i},{QUESTION},(a) Open (b) Closed,({'ba'[i % 2]})" for i in range(1, 5)]
+    (folder / "Questions.csv").write_text("Index,Question,Options,Correct Answer\n" + "\n".join(rows) + "\n")
+    (folder / "Objects.csv").write_text("Index, Object\n" + "".join(f"{i}, the wings\n" for i in range(1, 5)))
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 8, "width": 8} for i in range(1, 5)]
+    (folder / "Segmentations.json").write_text(json.dumps({"images": images, "annotations": []}))
+    for i in range(1, 5):
+        Image.new("RGB", (8, 8)).save(folder / f"MMVP Images/{i}.jpg")
+    lines = [{"index": i, "answers": [text], "segmentations": []} for i, text in enumerate(ANSWERS, start=1)]
+    write_lines(tmp_path / "mine.jsonl", lines)
+    return tmp_path
+
+
+class Server(HTTPServer):
+    """Answers chat completions with `replies` in turn (a number: that HTTP error) and keeps what it was asked."""
+
+    replies: list[str | int]
+    asked: list[tuple[str, str | None, dict]]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        server: Server
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.asked.append((self.path, self.headers.get("Authorization"), body))
+            said = self.server.replies.pop(0)
+            content = (
+                b"{}" if isinstance(said, int) else json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+            )
+            self.send_response(said if isinstance(said, int) else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.replies, running.asked = [], []
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def url_of(server: Server) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}/v1"
+
+
+def test_only_undecided_answers_are_asked_and_only_once(root: Path) -> None:
+    asked: list[str] = []
+
+    def reply(prompt: str) -> str:
+        asked.append(prompt)
+        return "(b)" if "spread" in prompt else "(none)"
+
+    alone = runner.score_file(root / "mine.jsonl", "pixmmvp", root)
+    assert (alone["accuracy"], alone["accuracy_single"], alone["undecided"], alone["judged"]) == (0, 50, 2, 0)
+    assert alone["wordings"]["vqa"][0]["undecided"] == [{"index": i, "answer": ANSWERS[i - 1]} for i in (2, 4)]
+    for _ in range(2):
+        judge = Judge("fake", reply, root / "verdicts.jsonl")
+        found = runner.score_file(root / "mine.jsonl", "pixmmvp", root, judge=judge)
+        assert (found["accuracy"], found["accuracy_single"], found["undecided"], found["judged"]) == (50, 75, 1, 1)
+    assert len(asked) == 2 and QUESTION in asked[0] and "(a) Open (b) Closed" in asked[0] and ANSWERS[1] in asked[0]
+    lines = [json.loads(row) for row in (root / "verdicts.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in lines] == ["b", "none"]
+    assert lines[0] == {"judge": "fake", "prompt": asked[0], "reply": "(b)", "verdict": "b"}
+    other = Judge("another", reply, root / "verdicts.jsonl")
+    assert other.verdict(QUESTION, OPTIONS, ANSWERS[1]) == "b" and len(asked) == 3, (
+        "verdicts of another judge are not its"
+    )
+
+
+def test_a_torn_verdict_is_asked_again_and_nonsense_refused(root: Path) -> None:
+    file = root / "verdicts.jsonl"
+    Judge("fake", lambda _: "(a)", file).verdict(QUESTION, OPTIONS, "spread")
+    whole = file.read_text()
+    file.write_text(whole + whole[: len(whole) // 2])
+    judge = Judge("fake", lambda _: "(b)", file)
+    assert judge.verdict(QUESTION, OPTIONS, "spread") == "a" and judge.verdict(QUESTION, OPTIONS, "folded") == "b"
+    assert [json.loads(row)["verdict"] for row in file.read_text().splitlines()] == ["a", "b"]
+    file.write_text("hello\n")
+    with pytest.raises(DatasetError, match="line 1: 'hello' is no verdict"):
+        Judge("fake", lambda _: "(b)", file)
+
+
+def test_an_endpoint_is_asked_and_retried(server: Server) -> None:
+    reply = endpoint(url_of(server), "grader", "secret", wait_s=0.01)
+    server.replies = [429, 503, "(b)"]
+    assert reply("Which one?") == "(b)"
+    path, key, body = server.asked[-1]
+    assert (path, key, len(server.asked)) == ("/v1/chat/completions", "Bearer secret", 3)
+    assert body == {"model": "grader", "messages": [{"role": "user", "content": "Which one?"}], "temperature": 0}
+    server.replies = [401]
+    with pytest.raises(JudgeError, match="failed after 1 tries: HTTP 401"):
+        reply("Which one?")
+    server.replies = [500] * 4
+    with pytest.raises(JudgeError, match="failed after 4 tries: HTTP 500"):
+        reply("Which one?")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(JudgeError, match="failed after 4 tries: .*refused"):
+        reply("Which one?")
+
+
+def tool(root: Path, *options: str, key: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "tools/test.py"), "--benchmark", "pixmmvp", "--data-root", str(root)]
+    command += ["--predictions", str(root / "mine.jsonl"), "--out", str(root / "out"), *options]
+    environment = os.environ | {"JUDGE_KEY": key, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+
+
+def test_the_tool_with_an_endpoint(root: Path, server: Server) -> None:
+    options = ("--judge-url", url_of(server), "--judge-model", "grader", "--judge-key-env", "JUDGE_KEY")
+    server.replies = ["(b)", "it is neither"]
+    found = tool(root, *options, key="k1")
+    assert found.returncode == 0, found.stderr
+    assert [key for _, key, _ in server.asked] == ["Bearer k1"] * 2
+    assert "1 answers choose no option; they count as wrong" in found.stdout
+    metrics = json.loads((root / "out/metrics.json").read_text())["benchmarks"]["pixmmvp"]
+    assert (metrics["accuracy"], metrics["judged"], metrics["undecided"]) == (50, 1, 1)
+    assert metrics["wordings"]["vqa"][0]["undecided"] == [{"index": 4, "answer": ANSWERS[3]}]
+    assert "k1" not in (root / "mine.verdicts.jsonl").read_text()
+    (root / "mine.verdicts.jsonl").unlink()
+    server.replies = [401]
+    refused = tool(root, *options, key="k1")
+    assert refused.returncode == 1 and "error: the judge grader at" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_local_model_is_asked(tmp_path: Path) -> None:
+    """A tiny language model: what it says is what greedy generation says, the same every time."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "user", "it", "is", "open", "closed", "(", ")", "a", "b"]
+    tokens = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}<s> user {{ m['content'] }}{% endfor %}"
+    torch.manual_seed(0)
+    # wide weights: what it says depends on every token of the prompt
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=2,
+        initializer_range=1.0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    said = local_model(tmp_path / "model", "cpu")("it is open")
+    ids = torch.tensor([[1, 3, 4, 5, 6]])
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+    assert said == tokenizer.decode(expected[0, 5:], skip_special_tokens=True) and said
+    with pytest.raises(JudgeError, match="no folder .*nowhere"):
+        local_model(tmp_path / "nowhere", "cpu")("x")

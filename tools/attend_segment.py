@@ -1,0 +1,86 @@
+"""Masks from the attention of any multimodal model, trained to segment or not: PixFoundation's attend-and-segment.
+
+    python tools/attend_segment.py /models/llava-1.5-7b-hf --segmenter sam:/models/sam-vit-huge \\
+        --benchmark pixmmvp --data-root data --out outputs/attend
+    python tools/attend_segment.py runs/quickstart/export --segmenter pixel_sail:runs/quickstart/export \\
+        --benchmark pixmmvp --data-root data/scenes --out outputs/attend
+    python tools/test.py --predictions outputs/attend/predictions/oracle.jsonl --benchmark pixmmvp --data-root data
+
+Families: our own models, llava (1.5), qwen_vl (Qwen2-VL, Qwen2.5-VL), internvl (the -hf checkpoints), gemma3. The
+model also answers the benchmark's questions. A model that was trained to answer with masks may say nothing but [SEG],
+which has no phrase: then give it a --prompt that it answers in words. Written: phrases.jsonl, predictions/ of the
+oracle and of the automatic choice, metrics.json. An interrupted call goes on where it stopped when repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.config import ConfigError
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.pixfoundation import baseline, phrases, segmenters, select
+from pixel_sail.evaluate.pixfoundation.adapters import FAMILIES, open_adapter
+from pixel_sail.evaluate.pixfoundation.benchmark import KINDS
+from pixel_sail.types import BadSample
+
+
+def main() -> None:
+    arguments = _parse()
+    try:
+        results = _run(arguments)
+    except (BadSample, DatasetError, ConfigError, FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(runner.table(results))
+    print(f"written: {runner.write_metrics(arguments.out, Path(arguments.model), results)}")
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    benchmark = runner.open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
+    if benchmark.problems:
+        print(f"{len(benchmark.problems)} rows of {benchmark.name} are left out; the first: {benchmark.problems[0]}")
+    chunker = phrases.open_chunker(arguments.phrases)
+    adapter = open_adapter(arguments.model, arguments.family, arguments.device, arguments.precision)
+    parts = baseline.Baseline(
+        adapter,
+        segmenters.open_segmenter(arguments.segmenter, arguments.device, arguments.precision),
+        chunker,
+        select.AskModel(adapter) if arguments.select == "model" else select.by_words,
+        arguments.prompt,
+        arguments.max_new_tokens,
+    )
+    _, _, segmenter_path = arguments.segmenter.partition(":")
+    made_with = {
+        "model": runner.fingerprint(Path(arguments.model), family=adapter.family, precision=arguments.precision),
+        "segmenter": runner.fingerprint(Path(segmenter_path), spec=arguments.segmenter),
+        "phrases": phrases.used(arguments.phrases),
+        "settings": [arguments.benchmark, arguments.prompt, arguments.max_new_tokens, arguments.select],
+    }
+    records = baseline.collect(benchmark.cases, parts, arguments.out, made_with)
+    return baseline.score(benchmark, records, arguments.out)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder (or hub name): an export of ours, or a Hugging Face model")
+    parser.add_argument("--family", default="auto", choices=("auto", *FAMILIES))
+    parser.add_argument("--segmenter", required=True, metavar="KIND:PATH", help=f"KIND: {', '.join(segmenters.KINDS)}")
+    parser.add_argument("--benchmark", default=KINDS[0], choices=KINDS)
+    parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--max-images", type=int, help="only the first N pictures")
+    parser.add_argument("--prompt", default=baseline.PROMPT, help=f"may have {', '.join(baseline.FIELDS)}")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--phrases", default="auto", choices=phrases.CHUNKERS, help="auto: spaCy if installed")
+    parser.add_argument(
+        "--select", default="words", choices=("words", "model"), help="the automatic choice: by words, or ask the model"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
