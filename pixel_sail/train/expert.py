@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +37,8 @@ from pixel_sail.train.log import append_json_line, forget_after, format_seconds
 from pixel_sail.train.optim import MuonAdamW, is_matrix, lr_at
 from pixel_sail.types import IGNORE_LABEL
 
+QUALITY = "quality.json"  # of the finished expert: the last thing that is written
+
 
 def train_expert(config: ExpertTraining) -> dict[str, float]:
     """Trains, going on from `config.dir/checkpoint.pt` where there is one; returns the held-out quality.
@@ -56,8 +57,10 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
     optimizer = MuonAdamW(_groups(learner, config), betas=(0.9, 0.98))
     run = Run(config, pictures, learner, optimizer)
     first = run.resume()
-    model, processor = learner.model, learner.processor
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if first == config.steps and (config.dir / QUALITY).exists():
+        print(f"{config.dir} is finished: {first} steps")
+        return json.loads((config.dir / QUALITY).read_text())["quality"]
+    parameters = sum(parameter.numel() for parameter in learner.model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, {len(pictures)} pictures, step {first} of {config.steps}")
     batches = DataLoader(
         pictures,
@@ -72,11 +75,11 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
         if done % config.log_every == 0 or done == config.steps:
             run.line(done, losses, (time.perf_counter() - started) / (done - first))
             losses = []
-        if done % config.evaluate_every == 0 and config.feature_steps < done < config.steps:
-            run.quality(done, score(model, processor, held_out, config.evaluate_pictures))
+        if done % config.evaluate_every == 0 and done < config.steps:
+            run.quality(done, quality(learner, held_out, done, config.evaluate_pictures))
         if done % config.save_every == 0 or done == config.steps:
             run.save(done)
-    return _finish(config, model, processor, held_out)
+    return _finish(config, learner, held_out)
 
 
 def build_model(config: ExpertTraining, classes: tuple[str, ...]) -> Mask2FormerForUniversalSegmentation:
@@ -124,18 +127,13 @@ class Learner(nn.Module):
         self.model = build_model(config, classes)
         self.head = nn.Conv2d(config.feature_size, len(classes), kernel_size=1)
         self.processor = build_processor(config)
-        self.dense_weight = config.dense_weight
+        self.dense_weight, self.feature_steps = config.dense_weight, config.feature_steps
 
     def forward(self, batch: list[Target], features_only: bool) -> Tensor:
         """The loss of one batch, a scalar: of the features' classes, and of Mask2Former unless `features_only`."""
-        device = self.head.weight.device
-        mean, std = (
-            torch.tensor(v, device=device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std)
-        )
-        pixels = torch.stack([target.picture for target in batch]).to(device) / 255
-        pixels = (pixels - mean) / std
+        device, pixels = self.head.weight.device, self._normalized(batch)
         if features_only:
-            return self._dense_loss(self.model.model.pixel_level_module(pixels).decoder_last_hidden_state, batch)
+            return self._dense_loss(self._features(pixels), batch)
         output = self.model(
             pixel_values=pixels,
             mask_labels=[target.masks.to(device) for target in batch],
@@ -143,11 +141,32 @@ class Learner(nn.Module):
         )
         return output.loss + self.dense_weight * self._dense_loss(output.pixel_decoder_last_hidden_state, batch)
 
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.model.model.pixel_level_module(pixels).decoder_last_hidden_state
+
+    def _normalized(self, batch: list[Target]) -> Tensor:
+        device = self.head.weight.device
+        mean, std = (
+            torch.tensor(v, device=device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std)
+        )
+        return (torch.stack([target.picture for target in batch]).to(device) / 255 - mean) / std
+
+    @torch.no_grad()
+    def named_right(self, target: Target) -> Tensor:
+        """Whether the features name the right class of each pixel that has one, and its class: (2, pixels) int64."""
+        logits, labels = self._named(self._features(self._normalized([target])), [target])
+        known = labels != IGNORE_LABEL
+        return torch.stack([(logits.argmax(1) == labels)[known].long(), labels[known]])
+
     def _dense_loss(self, features: Tensor, batch: list[Target]) -> Tensor:
-        logits = self.head(features)  # (B, classes, h, w)
+        return F.cross_entropy(*self._named(features, batch), ignore_index=IGNORE_LABEL)
+
+    def _named(self, features: Tensor, batch: list[Target]) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes, h, w) of the class of every pixel, and the true ones (B, h, w)."""
+        logits = self.head(features)
         stride = batch[0].labels.shape[-1] // logits.shape[-1]
         labels = torch.stack([target.labels for target in batch])[:, stride // 2 :: stride, stride // 2 :: stride]
-        return F.cross_entropy(logits, labels.to(logits.device), ignore_index=IGNORE_LABEL)
+        return logits, labels.to(logits.device)
 
 
 def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
@@ -245,22 +264,29 @@ def _step(learner: Learner, optimizer: MuonAdamW, batch: list[Target], config: E
     return loss.item()
 
 
-def _finish(
-    config: ExpertTraining,
-    model: Mask2FormerForUniversalSegmentation,
-    processor: Mask2FormerImageProcessor,
-    held_out: PanopticPictures,
-) -> dict[str, float]:
+def quality(learner: Learner, held_out: PanopticPictures, step: int, count: int | None) -> dict[str, float]:
+    """On the first `count` held-out pictures: of the features while they alone are taught, else of the whole."""
+    if step > learner.feature_steps:
+        return score(learner.model, learner.processor, held_out, count)
+    learner.eval()
+    right, classes = torch.cat([learner.named_right(held_out[i, False]) for i in range(len(held_out))[:count]], dim=1)
+    learner.train()
+    things = torch.tensor([label not in held_out.stuff for label in classes.tolist()])
+    return {"pixels": 100 * right.float().mean().item(), "thing_pixels": 100 * right[things].float().mean().item()}
+
+
+def _finish(config: ExpertTraining, learner: Learner, held_out: PanopticPictures) -> dict[str, float]:
     """Writes the expert and scores what was written, not what is in memory."""
     final = config.dir / "expert"
     partial = config.dir / "expert.new"  # replace_folder moves an old expert to expert.partial before it deletes it
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
+    learner.model.save_pretrained(partial)
+    learner.processor.save_pretrained(partial)
     sync_tree(partial)
     replace_folder(partial, final)
-    written = Mask2FormerForUniversalSegmentation.from_pretrained(final).to(model.device)
-    values = score(written, Mask2FormerImageProcessor.from_pretrained(final), held_out, None)
+    learner.model = Mask2FormerForUniversalSegmentation.from_pretrained(final).to(learner.head.weight.device)
+    learner.processor = Mask2FormerImageProcessor.from_pretrained(final)
+    values = quality(learner, held_out, config.steps, None)
     report = {"step": config.steps, "pictures": len(held_out), "quality": values}
-    Path(config.dir / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+    (config.dir / QUALITY).write_text(json.dumps(report, indent=1) + "\n")
     return values

@@ -38,7 +38,9 @@ class ExpertTraining(Section):
     dense_weight: float = Field(5.0, ge=0)
 
     steps: int = Field(ge=1)  # in all
-    feature_steps: int = Field(0, ge=0)  # the first of them, in which the features alone learn the class of every pixel
+    # the first of them, in which the features alone learn the class of every pixel; all of them: a teacher of features
+    # that segments nothing
+    feature_steps: int = Field(0, ge=0)
     feature_lr: float = 6e-3  # in those
     batch_size: int = Field(ge=1)
     lr: float
@@ -49,8 +51,8 @@ class ExpertTraining(Section):
 
     @model_validator(mode="after")
     def _two_stages(self) -> ExpertTraining:
-        if self.feature_steps >= self.steps:
-            raise ValueError("feature_steps are the first of steps: there must be fewer")
+        if self.feature_steps > self.steps:
+            raise ValueError("feature_steps are the first of steps: there cannot be more")
         return self
 
     log_every: int = Field(50, ge=1)

@@ -160,6 +160,16 @@ def test_a_cell_of_the_grid_is_where_its_pixels_are(model_type: str, picture: Im
         assert divmod(int(changed.argmax()), w) == (row, column)
 
 
+@pytest.mark.parametrize(("size", "box"), [((120, 80), (0, -20, 120, 100)), ((50, 81), (-15, 0, 66, 81))])
+def test_llava_sees_the_picture_in_the_middle_of_a_square(size: tuple[int, int], box: tuple[int, ...]) -> None:
+    square, covered = tiny("llava").prepare(Image.new("RGB", size, "red"))
+    side = max(size)
+    assert covered == box and square.size == (side, side)
+    rows, columns = np.nonzero((np.asarray(square) == (255, 0, 0)).all(axis=2))
+    assert (columns.min() + box[0], rows.min() + box[1]) == (0, 0)
+    assert (columns.max() + box[0], rows.max() + box[1]) == (size[0] - 1, size[1] - 1)
+
+
 def test_watching_changes_nothing_and_leaves_nothing(picture: Image.Image) -> None:
     adapter = tiny("llava")
     _, _, ids, _ = watched(adapter, picture)

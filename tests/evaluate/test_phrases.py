@@ -100,6 +100,12 @@ def test_the_rule_of_the_reference() -> None:
         ("The café's old sign, and Zoë’s hat.", ["The café's old sign", "Zoë’s hat"]),
         ("a black-and-white t-shirt", ["a black-and-white t-shirt"]),
         ("!!! ??? 😀", []),
+        ("She gives the man a hat.", ["the man", "a hat"]),
+        ("The dog's two very long ears", ["The dog's two very long ears"]),
+        ("The mug is the dog's.", ["The mug", "the dog"]),
+        ("A soft, warm, and red hat, blue", ["A soft, warm, and red hat"]),
+        ("red, " * 300, []),  # what a model says that does not stop
+        ("a red, " * 300 + "hat", ["hat"]),
     ],
 )
 def test_texts_of_all_kinds(text: str, expected: list[str]) -> None:

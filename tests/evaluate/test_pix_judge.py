@@ -168,11 +168,13 @@ def test_a_local_model_is_asked(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     words = ["<unk>", "<s>", "</s>", "user", "it", "is", "open", "closed", "(", ")", "a", "b"]
     tokens = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokens.pre_tokenizer = Whitespace()
+    tokens.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])  # the template has it too
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = "{% for m in messages %}<s> user {{ m['content'] }}{% endfor %}"
     torch.manual_seed(0)

@@ -201,9 +201,11 @@ def test_two_and_two_steps_are_four(root: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_another_run_is_refused(root: Path, tmp_path: Path) -> None:
     first = expert.train_expert(config_of(root, tmp_path, steps=1))
-    assert (
-        expert.train_expert(config_of(root, tmp_path, steps=1)) == first
-    )  # a finished one is written and scored again
+    written = (tmp_path / "expert" / "model.safetensors").stat()
+    assert expert.train_expert(config_of(root, tmp_path, steps=1)) == first  # a finished one is left as it is
+    assert (tmp_path / "expert" / "model.safetensors").stat() == written
+    (tmp_path / "quality.json").unlink()
+    assert expert.train_expert(config_of(root, tmp_path, steps=1)) == first  # killed while it was scored
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".new", ".partial")]
     with pytest.raises(ConfigError, match=r"cannot go on from .*: lr was 0.003, is 0.1. Give another dir"):
         expert.train_expert(config_of(root, tmp_path, steps=1, lr=0.1))
@@ -232,7 +234,24 @@ def test_the_stages(root: Path, tmp_path: Path) -> None:
     taught = {name.split(".")[2] for name, p in learner.named_parameters() if p.grad is not None and "model." in name}
     assert taught == {"pixel_level_module"}
     with pytest.raises(ConfigError, match="feature_steps are the first of steps"):
-        load_expert_training(REPOSITORY / "configs" / "expert_scenes.yaml", ["steps=2000"])
+        load_expert_training(REPOSITORY / "configs" / "expert_scenes.yaml", ["steps=1999"])
+
+
+def test_quality_of_features(root: Path, tmp_path: Path) -> None:
+    """A head that calls everything a box is right on boxes alone."""
+    config = config_of(root, tmp_path, feature_steps=2)
+    held_out = PanopticPictures(root, "val", config.size_px)
+    learner = expert.Learner(config, held_out.classes)
+    torch.nn.init.zeros_(learner.head.weight)
+    learner.head.bias.data = torch.tensor([9.0, 0.0, 0.0])
+    labels = torch.cat([held_out[i, False].labels[2::4, 2::4].flatten() for i in range(3)])
+    boxes, discs, floor = ((labels == i).sum().item() for i in range(3))
+    assert min(boxes, discs, floor) > 0
+    assert expert.quality(learner, held_out, 2, 3) == {
+        "pixels": pytest.approx(100 * boxes / (boxes + discs + floor)),
+        "thing_pixels": pytest.approx(100 * boxes / (boxes + discs)),
+    }
+    assert "pq" in expert.quality(learner, held_out, 3, 1)
 
 
 def test_it_learns(root: Path, tmp_path: Path) -> None:

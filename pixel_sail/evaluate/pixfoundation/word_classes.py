@@ -146,8 +146,6 @@ def _tag(word: str, before: Tagged | None, after: Tagged | None) -> str:
 
 
 def _closed_class(word: str, before: Tagged | None, after: Tagged | None) -> str | None:
-    if word == "which" and before is not None and (before.tag == "NOUN" or before.low == ","):
-        return "OTHER"
     if word in _DETERMINERS:
         over = word in _PREDETERMINERS and after is not None and after.low in _ARTICLES  # "all the dogs"
         return "DET" if word in _ARTICLES or over or _may_go_on(after) else "OTHER"
