@@ -217,7 +217,11 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r}: write key.sub=value, for example train.lr=1e-4")
-        _set_dotted(values, key.strip(), yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        _set_dotted(values, key.strip(), value)
     return build_config(values, where=str(path))
 
 

@@ -35,6 +35,7 @@ def small(tmp_path: Path) -> Path:
         ("train.steps=0", "train.steps: Input should be greater than or equal to 1"),
         ("train.lr", "override 'train.lr': write key.sub=value"),
         ("train.lr.x=1", None),
+        ("train.freeze=[fusion.*", "override 'train.freeze=[fusion.*': the value is not valid YAML"),
         ("model.base=some/model", "give exactly one of model.base"),
         ("data.mixture=[]", "data.mixture: List should have at least 1 item"),
     ],

@@ -113,8 +113,8 @@ def read_base(base: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | No
         text_config = AutoConfig.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         raise _no_base(base, error) from error
-    if not options and Path(folder).is_dir() and not any(Path(folder).glob("tokenizer*")):
-        return text_config, None  # transformers would give an empty one
+    if not _has_tokenizer(folder, options):
+        return text_config, None
     try:
         return text_config, AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError):
@@ -154,11 +154,18 @@ def upsample_blocks(section: ModelSection) -> int:
 
 def _load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder, options = _base_files(base)
+    if not _has_tokenizer(folder, options):
+        raise _no_base(base, FileNotFoundError(f"{folder} has no tokenizer*"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options), tokenizer
     except (OSError, ValueError) as error:
         raise _no_base(base, error) from error
+
+
+def _has_tokenizer(folder: Path | str, options: dict[str, Any]) -> bool:
+    """False for a folder without one, for which transformers would make an empty one."""
+    return bool(options) or not Path(folder).is_dir() or any(Path(folder).glob("tokenizer*"))
 
 
 def _base_files(base: str) -> tuple[Path | str, dict[str, Any]]:

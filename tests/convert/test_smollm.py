@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 import torch
+from tiny_base import save_base
 
 from pixel_sail.config import ModelSection
 from pixel_sail.convert.language_model import SMOLLM2, _load_base, from_language_model
@@ -39,3 +40,12 @@ def test_smollm2_knows_what_it_knew() -> None:
 def test_a_missing_base_says_what_to_download(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="download its repository .* put it into a folder here"):
         from_language_model(ModelSection(base=str(tmp_path / "qwen")), "Segment {expression}.")
+
+
+def test_a_base_without_a_tokenizer_is_refused(tmp_path) -> None:
+    """transformers would make an empty one, and training would go on with it."""
+    save_base(tmp_path / "base")
+    for path in (tmp_path / "base").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"base has no tokenizer\*"):
+        from_language_model(ModelSection(base=str(tmp_path / "base")), "Segment {expression}.")
