@@ -13,7 +13,7 @@ LAUNCH := $(BIN)/$(if $(wildcard /dev/nvidia0),python,deepspeed --num_accelerato
 # Draws the embedded dataset, trains on it, scores the held-out splits and saves pictures.
 quickstart: export DS_ACCELERATOR = $(if $(wildcard /dev/nvidia0),cuda,cpu)
 quickstart: $(STAMP)
-	$(BIN)/python tools/prepare_data.py scenes --out data/scenes --images 4000 --seed 0
+	$(BIN)/python tools/prepare_data.py scenes --out data/scenes --images 8000 --seed 0
 	$(LAUNCH) tools/train.py configs/quickstart.yaml run.dir=$(RUN)
 	$(LAUNCH) tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --pictures 12 \
 		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB --benchmark perbench

@@ -121,6 +121,18 @@ def test_every_linear_of_the_layers_and_both_twins(tmp_path: Path, root: Path) -
     assert frozen == {name for name in stock if name.startswith("1.")}  # a frozen linear gets no adapter
 
 
+def test_adapters_start_alike_whatever_was_drawn_before(tmp_path: Path, root: Path) -> None:
+    starts = []
+    for seed in (1, 2):
+        model, tokenizer = small_model("llama")
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        prepare_finetuning(model, tokenizer, tiny_config(tmp_path, root, "train.lora={}"))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        starts.append({name: p for name, p in model.named_parameters() if ".lora_A." in name})
+    assert all(torch.equal(tensor, starts[1][name]) for name, tensor in starts[0].items())
+
+
 def test_new_rows_are_a_part_of_the_table() -> None:
     torch.manual_seed(0)
     table, head, ids = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False), [7, 2]
