@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 STAMP := $(VENV)/.installed
-# Without a GPU, two processes of one thread each see a fifth more pictures a second than one process of two threads:
+# Without a GPU, two processes of one thread each see two fifths more pictures a second than one of two threads:
 # the many short kernels of a small model leave a second thread waiting.
 LAUNCH := $(BIN)/$(if $(wildcard /dev/nvidia0),python,deepspeed --num_accelerators 2)
 

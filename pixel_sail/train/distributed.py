@@ -49,7 +49,9 @@ def start() -> None:
 def stop() -> None:
     """Leaves the process group; without it NCCL warns at exit."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # torch's own leaves DeepSpeed's groups behind
 
 
 def rank() -> int:
