@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from pixel_sail.config import Config, ConfigError
+from pixel_sail.data.durable import publish
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.feature_cache import FeatureCache, check_made_with
 from pixel_sail.data.mixture import Mixture, open_mixture
@@ -203,7 +204,7 @@ def write_shard(plan: Plan, number: int) -> Made:
         size = file.tell()
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        _publish(file, partial, path)
+        publish(file, partial, path)
     values = {
         "file": path.name,
         "bytes": size,
@@ -261,16 +262,4 @@ def _write_json(path: Path, values: dict[str, Any], indent: int | None = None) -
     partial = path.with_name(path.name + PARTIAL)
     with partial.open("wb") as file:
         file.write(json.dumps(values, indent=indent).encode())
-        _publish(file, partial, path)
-
-
-def _publish(file: BinaryIO, partial: Path, path: Path) -> None:
-    """Gives a written file its name once it is on the disk, and the name too."""
-    file.flush()
-    os.fsync(file.fileno())
-    partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        publish(file, partial, path)

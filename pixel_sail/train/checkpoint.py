@@ -11,7 +11,6 @@ A checkpoint is written beside its place as step_00000010.partial, synced, then 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import Config, ConfigError, build_config
+from pixel_sail.data.durable import sync_path
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
@@ -163,11 +163,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """fsync of every file and folder below `folder`, and of itself."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(path)
 
 
 def replace_folder(partial: Path, final: Path) -> None:
@@ -175,11 +171,7 @@ def replace_folder(partial: Path, final: Path) -> None:
     if final.exists():
         _discard(final)
     partial.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(final.parent)
 
 
 def _discard(folder: Path) -> None:

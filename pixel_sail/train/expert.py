@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from pixel_sail.config import ConfigError
+from pixel_sail.data.durable import publish
 from pixel_sail.train.checkpoint import PARTIAL, replace_folder, sync_tree
 from pixel_sail.train.expert_config import ExpertTraining, differences
 from pixel_sail.train.expert_data import PanopticPictures, Target, order
@@ -204,9 +204,7 @@ class Run:
         partial = self.path.with_name(self.path.name + PARTIAL)
         with partial.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+            publish(file, partial, self.path)
 
     def line(self, step: int, losses: list[float], step_s: float) -> None:
         config = self.config
