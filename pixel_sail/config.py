@@ -152,7 +152,7 @@ class TrainConfig(Section):
     batch_size: int = Field(ge=1)  # samples of one optimizer step over all ranks and accumulation steps
     micro_batch_tokens: int = Field(8192, ge=16)  # tokens of one forward pass of one rank; accumulation follows from it
     pack: bool = True  # False: one sequence a forward pass
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: torch's Muon for matrices, AdamW for the rest; zero_stage 0
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest; zero_stage 0
     lr: float = 4e-5
     new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
     embeddings_lr_scale: float = 1.0  # of the token embeddings, relative to `lr`; from scratch more is better

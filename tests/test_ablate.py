@@ -136,10 +136,11 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, calls: Path) -> None:
 def test_caches_are_filled_before_training(tmp_path: Path, calls: Path) -> None:
     expert = {"kind": "mask2former", "path": "x", "at": "patches", "size_px": 64}
     cached, online = expert | {"name": "one", "cache": str(tmp_path / "caches/one")}, expert | {"name": "two"}
-    run, config = one_run(tmp_path, changes={"experts": [cached, online]})
+    also = cached | {"name": "also", "cache": str(tmp_path / "caches/also")}
+    run, config = one_run(tmp_path, changes={"experts": [cached, online, also]})
     execute(run, config, wait=False)
     first, second, third = calls.read_text().splitlines()
-    assert first == f"{run.folder}/config.yaml --expert one" and second == f"{run.folder}/config.yaml"
+    assert first == f"{run.folder}/config.yaml --expert one --expert also" and second == f"{run.folder}/config.yaml"
 
 
 def test_a_failed_run_says_why_and_can_be_repeated(tmp_path: Path, calls: Path) -> None:

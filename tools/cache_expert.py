@@ -1,6 +1,7 @@
-"""Runs an expert of a config once over all training images and stores its features where its `cache` says.
+"""Runs experts of a config once over all training images and stores their features where their `cache` says.
 
 python tools/cache_expert.py configs/a.yaml --expert sam2
+python tools/cache_expert.py configs/a.yaml --expert masks --expert patches    # one teacher at two places: runs once
 deepspeed tools/cache_expert.py configs/a.yaml --expert sam2       # one process a GPU
 python tools/cache_expert.py configs/a.yaml --expert sam2 --shard 0/4     # by hand; when all are done, once without
 
@@ -15,7 +16,7 @@ import sys
 from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.train import distributed
-from pixel_sail.train.cache_expert import cache_expert, finish_cache
+from pixel_sail.train.cache_expert import cache_experts, finish_cache
 from pixel_sail.train.start import with_start
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    parser.add_argument("--expert", required=True, help="its name in the config")
+    parser.add_argument("--expert", action="append", required=True, help="its name in the config; may be repeated")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; else this process's GPU, or the CPU")
     parser.add_argument("--shard", type=_shard, help="I/N: only the I-th (from 0) of N shares of the images")
     parser.add_argument("--batch", type=int, default=8, help="pictures that the expert sees at once")
@@ -36,14 +37,15 @@ def main() -> None:
         process, processes = a.shard or (distributed.rank(), distributed.world_size())
         progress = distributed.rank() == 0
         device = a.device or distributed.device()
-        problems = cache_expert(config, a.expert, device, process, processes, a.batch, progress)
+        problems = cache_experts(config, a.expert, device, process, processes, a.batch, progress)
         for problem in problems:
             print(f"left out: {problem}")
         distributed.barrier()
         if a.shard is not None:
             print(f"share {process} of {processes} is stored; when all are, run this once without --shard")
         elif distributed.rank() == 0:
-            print(finish_cache(config, a.expert, progress))
+            for name in a.expert:
+                print(finish_cache(config, name, progress))
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     finally:

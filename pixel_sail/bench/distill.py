@@ -84,8 +84,8 @@ def _make_caches(
         changed = expert.model_copy(update={"cache": folder / expert.name})
         opened = open_expert(expert, distributed.device())
         with CacheWriter(changed.cache, manifest_of(changed, config.model, opened)) as writer:
-            places = Images(config, changed, opened.multiple, mixture.sources, images)
-            store_images(opened, places, writer, config, batch_size=8, progress=False)
+            places = Images(config, [changed], opened.multiple, mixture.sources, images)
+            store_images(opened, places, [writer], config, batch_size=8, progress=False)
         statistics = finish(changed.cache, progress=False)
         kilobytes[expert.name] = round(statistics["bytes"] / statistics["images"] / 1e3, 1)
         cached.append(changed)

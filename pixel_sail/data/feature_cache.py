@@ -124,6 +124,7 @@ class CacheWriter:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], process: int = 0, processes: int = 1):
+        self.folder = folder
         self.width: int = manifest["width"]
         folder.mkdir(parents=True, exist_ok=True)
         _agree(folder, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,7 @@ def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
     if not isinstance(rle["size"], list | tuple) or list(rle["size"]) != list(size_hw):
         raise BadSample(f"{where}: the mask is of size {rle['size']}, the picture is {list(size_hw)} (height, width)")
     counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
-    runs = _runs(counts)
-    if runs is None or sum(runs) != size_hw[0] * size_hw[1] or min(runs, default=0) < 0:
+    if not _fills(counts, size_hw[0] * size_hw[1]):
         raise BadSample(f"{where}: the run lengths do not fill {size_hw[0]} x {size_hw[1]} pixels; the RLE is torn")
     return RLE(size=list(size_hw), counts=counts.decode("ascii"))
 
@@ -104,6 +104,13 @@ def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
     if np.abs(points).max() > _FAR_OUTSIDE * max(height, width):
         raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} picture")
     return piece
+
+
+@functools.lru_cache(maxsize=2**16)  # data sets name an object in many places
+def _fills(counts: bytes, pixels: int) -> bool:
+    """Whether a compressed RLE can be read and has so many pixels."""
+    runs = _runs(counts)
+    return runs is not None and sum(runs) == pixels and min(runs, default=0) >= 0
 
 
 def _runs(counts: bytes) -> list[int] | None:

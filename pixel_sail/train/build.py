@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +12,7 @@ from pixel_sail.config import Config, MixtureEntry
 from pixel_sail.convert.language_model import from_language_model
 from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.encode import Encoder
-from pixel_sail.data.sources import open_source
+from pixel_sail.data.sources import Source, open_source
 from pixel_sail.data.teachers import Teachers
 from pixel_sail.data.templates import Templates
 from pixel_sail.model.pixel_sail import PixelSail
@@ -20,10 +22,11 @@ from pixel_sail.types import BadSample
 TOKENIZER_SAMPLES = 2_000  # samples of each source whose text trains the tokenizer of a model from scratch
 
 
-def build_model(config: Config) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+def build_model(config: Config, sources: Sequence[Source] | None = None) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """The model in float32 and its tokenizer; random weights depend on run.seed alone.
 
-    With train.init_from, `config` must come from `with_start` (train/start.py).
+    `sources`: those of data.mixture where they are open already; opening them again takes time. With train.init_from,
+    `config` must come from `with_start` (train/start.py).
     """
     torch.manual_seed(config.run.seed)
     question = Templates.of(config.data).questions[0]
@@ -32,7 +35,7 @@ def build_model(config: Config) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     elif config.model.base is not None:
         model, tokenizer = from_language_model(config.model, question, config.data.hide)
     else:
-        model, tokenizer = from_scratch(config.model, _texts(config), question, config.data.hide)
+        model, tokenizer = from_scratch(config.model, _texts(config, sources), question, config.data.hide)
     model.attention_kernel = config.model.attention
     model.config.hide = config.data.hide
     return model, tokenizer
@@ -54,12 +57,13 @@ def build_encoder(
     )
 
 
-def _texts(config: Config) -> list[str]:
+def _texts(config: Config, opened: Sequence[Source] | None) -> list[str]:
     """Text of `scratch.text_from` or the training data, for a new tokenizer: first samples of every source, once."""
     named, texts = config.model.scratch.text_from, []
-    entries = config.data.mixture if named is None else [MixtureEntry(source=name) for name in named]
-    for number, entry in enumerate(entries):
-        source = open_source(entry, config.data)
+    if named is not None or opened is None:
+        entries = config.data.mixture if named is None else [MixtureEntry(source=name) for name in named]
+        opened = [open_source(entry, config.data) for entry in entries]
+    for number, source in enumerate(opened):
         for index in range(min(len(source), TOKENIZER_SAMPLES)):
             try:
                 sample = source.sample(index, np.random.default_rng((config.run.seed, number, index)))

@@ -1,7 +1,8 @@
-"""Runs an expert once over every image of a run's training data and stores its features (data/feature_cache.py)."""
+"""Runs experts once over every image of a run's training data and stores their features (data/feature_cache.py)."""
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,16 +34,24 @@ class Ready:
 
     digest: str
     picture: Tensor  # (3, H, W) uint8
-    grid_hw: tuple[int, int]  # of the student's features
+    grids_hw: tuple[tuple[int, int], ...]  # of the student's features in each of the places that the expert teaches
 
 
 class Images(Dataset):
-    """Item i is image i made ready, None where its features are stored already, or why it cannot be read."""
+    """Item i is image i made ready, None where its features are stored already, or why it cannot be read.
+
+    `experts` are one expert, attached to several places.
+    """
 
     def __init__(
-        self, config: Config, expert: ExpertConfig, multiple: int, sources: Sequence[Source], places: Sequence[Place]
+        self,
+        config: Config,
+        experts: Sequence[ExpertConfig],
+        multiple: int,
+        sources: Sequence[Source],
+        places: Sequence[Place],
     ):
-        self.config, self.expert, self.multiple = config, expert, multiple
+        self.config, self.experts, self.multiple = config, experts, multiple
         self.sources, self.places = sources, places
         self.stored: set[str] = set()
 
@@ -59,13 +68,13 @@ class Images(Dataset):
             picture = load_image(image)
         except BadSample as error:
             return str(error)
-        shown = teacher_picture(picture, self.expert.size_px, self.expert.fit, self.multiple)
-        return Ready(digest, shown, student_grid(picture.size, self.expert, self.config.model))
+        shown = teacher_picture(picture, self.experts[0].size_px, self.experts[0].fit, self.multiple)
+        return Ready(digest, shown, tuple(student_grid(picture.size, e, self.config.model) for e in self.experts))
 
 
-def cache_expert(
+def cache_experts(
     config: Config,
-    name: str,
+    names: Sequence[str],
     device: torch.device | str,
     process: int = 0,
     processes: int = 1,
@@ -74,17 +83,32 @@ def cache_expert(
 ) -> list[str]:
     """Stores what is missing of the share of `process` in `processes`; returns a line for each image left out.
 
-    It can be killed at any moment and called again. Raises ConfigError for an expert that cannot be used and a folder
-    with other features, DatasetError for more than data.max_bad_samples unreadable images.
+    Those of `names` that are one expert at several places are run once. It can be killed at any moment and called
+    again. Raises ConfigError for an expert that cannot be used and a folder with other features, DatasetError for more
+    than data.max_bad_samples unreadable images.
     """
-    expert = find_expert(config, name)
-    opened = open_expert(expert, device)
+    groups = _same_expert([find_expert(config, name) for name in names])
+    opened = [open_expert(experts[0], device) for experts in groups]
     sources = [open_source(entry, config.data) for entry in config.data.mixture]
-    with CacheWriter(expert.cache, manifest_of(expert, config.model, opened), process, processes) as writer:
-        places = list_images(sources, process, processes, progress)
-        images = Images(config, expert, opened.multiple, sources, places)
-        images.stored = stored_digests(expert.cache, opened.width)
-        return store_images(opened, images, writer, config, batch_size, progress)
+    places = list_images(sources, process, processes, progress)
+    problems: dict[str, None] = {}
+    for experts, teacher in zip(groups, opened, strict=True):
+        images = Images(config, experts, teacher.multiple, sources, places)
+        with contextlib.ExitStack() as stack:
+            writers = [
+                stack.enter_context(CacheWriter(e.cache, manifest_of(e, config.model, teacher), process, processes))
+                for e in experts
+            ]
+            problems |= dict.fromkeys(store_images(teacher, images, writers, config, batch_size, progress))
+    return list(problems)
+
+
+def _same_expert(experts: Sequence[ExpertConfig]) -> list[list[ExpertConfig]]:
+    """Those that see the same pictures with the same weights, together."""
+    groups: dict[tuple, list[ExpertConfig]] = {}
+    for expert in experts:
+        groups.setdefault((expert.kind, expert.path, expert.size_px, expert.fit), []).append(expert)
+    return list(groups.values())
 
 
 def manifest_of(expert: ExpertConfig, model: ModelSection, opened: Expert) -> dict[str, Any]:
@@ -135,24 +159,29 @@ def list_images(sources: Sequence[Source], process: int, processes: int, progres
 
 
 def store_images(
-    expert: Expert, images: Images, writer: CacheWriter, config: Config, batch_size: int, progress: bool
+    expert: Expert,
+    images: Images,
+    writers: Sequence[CacheWriter],
+    config: Config,
+    batch_size: int,
+    progress: bool,
 ) -> list[str]:
-    """Runs the expert over `images`; returns and raises as `cache_expert` does."""
+    """Runs the expert over `images`, with a writer for each of their experts; returns and raises as `cache_experts`."""
+    stored = [stored_digests(writer.folder, writer.width) for writer in writers]
+    images.stored = set.intersection(*stored)
     problems: list[str] = []
-    waiting: list[Ready] = []
-    written: set[str] = set()
+    waiting: dict[str, Ready] = {}
     for item in tqdm(_read(images, config.data.workers), total=len(images), unit="image", disable=not progress):
         if isinstance(item, str):
             problems.append(item)
             if len(problems) > config.data.max_bad_samples:
                 raise DatasetError(f"more than {config.data.max_bad_samples} images cannot be read; last: {item}")
-        elif item is not None and item.digest not in written:
-            written.add(item.digest)
-            waiting.append(item)
+        elif item is not None and any(item.digest not in there for there in stored):
+            waiting[item.digest] = item
         if len(waiting) == batch_size:
-            _store(expert, waiting, writer)
-            waiting = []
-    _store(expert, waiting, writer)
+            _store(expert, waiting, writers, stored)
+            waiting = {}
+    _store(expert, waiting, writers, stored)
     return problems
 
 
@@ -167,12 +196,18 @@ def _read(images: Images, workers: int) -> Iterator[Ready | str | None]:
     return iter(loader)
 
 
-def _store(expert: Expert, ready: Sequence[Ready], writer: CacheWriter) -> None:
+def _store(
+    expert: Expert, waiting: dict[str, Ready], writers: Sequence[CacheWriter], stored: Sequence[set[str]]
+) -> None:
     """Neither more of the expert's places than it has, nor more than the loss compares: the resize works per axis."""
-    for item, features in zip(ready, expert.features([item.picture for item in ready]), strict=True):
-        size = tuple(min(a, b) for a, b in zip(features.shape[1:], item.grid_hw, strict=True))
-        stored = resize_features(features, size).permute(2, 0, 1)
-        writer.add(item.digest, stored.half().cpu().numpy())
+    found = expert.features([item.picture for item in waiting.values()])
+    for (digest, item), features in zip(waiting.items(), found, strict=True):
+        for writer, there, grid_hw in zip(writers, stored, item.grids_hw, strict=True):
+            if digest in there:
+                continue
+            there.add(digest)
+            size = tuple(min(a, b) for a, b in zip(features.shape[1:], grid_hw, strict=True))
+            writer.add(digest, resize_features(features, size).permute(2, 0, 1).half().cpu().numpy())
 
 
 def _image(sources: Sequence[Source], number: int, index: int) -> Path | bytes:

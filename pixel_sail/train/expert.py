@@ -34,7 +34,8 @@ from pixel_sail.train.expert_config import ExpertTraining, differences
 from pixel_sail.train.expert_data import PanopticPictures, Target, order
 from pixel_sail.train.expert_quality import score
 from pixel_sail.train.log import append_json_line, forget_after, format_seconds
-from pixel_sail.train.optim import MuonAdamW, is_matrix, lr_at
+from pixel_sail.train.muon import MuonAdamW, is_matrix
+from pixel_sail.train.optim import lr_at
 from pixel_sail.types import IGNORE_LABEL
 
 QUALITY = "quality.json"  # of the finished expert: the last thing that is written

@@ -58,7 +58,7 @@ def train(config: Config) -> None:
         return
     if distributed.rank() == 0:
         prepare_folder(config, state)
-    model, tokenizer = build_model(config)
+    model, tokenizer = build_model(config, mixture.sources)
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable()
     log = RunLog(config, distributed.rank() == 0, _decoder_parameters(model), distributed.world_size(), state.step)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -12,6 +10,7 @@ from torch import nn
 from pixel_sail.config import ConfigError, TrainConfig
 from pixel_sail.train.expert_config import ExpertTraining
 from pixel_sail.train.finetune import NewRows
+from pixel_sail.train.muon import MuonAdamW, is_matrix
 
 DECODER_PREFIX = "language_model."  # every other parameter of the model is a new part
 
@@ -50,63 +49,6 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
         {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale, "muon": muon, "lr": 0.0}
         for (weight_decay, lr_scale, muon), parameters in groups.items()
     ]
-
-
-def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether Muon can learn it: a matrix, or a convolution kernel as one (first axis, all others).
-
-    Not kernels of one input channel (depthwise): there is nothing between whose rows to share out.
-    """
-    return parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
-
-
-class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon for the groups that say so and its AdamW for the others, as one optimizer with one state.
-
-    Muon's steps are scaled to the size of AdamW's ("match_rms_adamw"), so that one learning rate serves both.
-    """
-
-    def __init__(self, groups: list[dict], betas: tuple[float, float]):
-        super().__init__(groups, defaults={})
-        self.betas = betas
-        self._share()
-
-    def _share(self) -> None:
-        """The two work on this optimizer's own groups and state."""
-        muon = [group for group in self.param_groups if group["muon"]]
-        adamw = [group for group in self.param_groups if not group["muon"]]
-        self._kernels = [p for group in muon for p in group["params"] if p.ndim > 2]
-        with flattened(self._kernels):
-            self._muon = torch.optim.Muon(muon, lr=0.0, adjust_lr_fn="match_rms_adamw")
-        self._adamw = torch.optim.AdamW(adamw, lr=0.0, betas=self.betas, fused=True)
-        self._muon.state = self._adamw.state = self.state
-
-    def step(self, closure: None = None) -> None:
-        with flattened(self._kernels):
-            self._muon.step()
-        self._adamw.step()
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)  # replaces groups and state
-        self._share()
-
-
-@contextmanager
-def flattened(kernels: list[nn.Parameter]) -> Iterator[None]:
-    """Shows the kernels and their gradients as matrices, in the same memory: torch's Muon takes nothing else."""
-    shapes = [kernel.shape for kernel in kernels]
-
-    def show(shapes: list[tuple[int, ...]]) -> None:
-        for kernel, shape in zip(kernels, shapes, strict=True):
-            gradient, kernel.grad = kernel.grad, None  # torch refuses a gradient of another shape than its parameter
-            kernel.data = kernel.data.view(shape)
-            kernel.grad = None if gradient is None else gradient.view(shape)
-
-    show([(shape[0], -1) for shape in shapes])
-    try:
-        yield
-    finally:
-        show(shapes)
 
 
 def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optimizer:

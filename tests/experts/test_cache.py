@@ -23,9 +23,9 @@ from pixel_sail.data.feature_cache import RECORD, CacheWriter, FeatureCache, ima
 from pixel_sail.data.image import load_image
 from pixel_sail.data.teachers import teacher_picture
 from pixel_sail.data.write_shards import make_shards
-from pixel_sail.experts import open_expert
+from pixel_sail.experts import Expert, open_expert
 from pixel_sail.losses import resize_features
-from pixel_sail.train.cache_expert import cache_expert, finish_cache, list_images
+from pixel_sail.train.cache_expert import cache_experts, finish_cache, list_images
 
 MODEL = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_size": 32}
 LAUNCHER_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -52,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, root: Path, expert: Path) -> Config:
     """The config of a cache that one process made without a break."""
     config = load_config(write_config(tmp_path_factory.mktemp("finished"), root, expert))
-    assert cache_expert(config, "vit", "cpu", progress=False) == []
+    assert cache_experts(config, ["vit"], "cpu", progress=False) == []
     assert f"{IMAGES} images" in finish_cache(config, "vit", progress=False)
     return config
 
@@ -124,6 +124,35 @@ def test_every_image_is_stored_once(finished: Config, root: Path, expert: Path) 
     assert cache.find("0" * 64) is None and cache.find("f" * 64) is None
 
 
+def test_one_expert_at_two_places_runs_once(
+    tmp_path: Path, root: Path, expert: Path, finished: Config, monkeypatch
+) -> None:
+    """Each place gets what it would get alone; an image that only one of them lacks is added to that one."""
+    [vit] = finished.experts
+    masks = vit.model_copy(update={"name": "masks", "at": "mask_features", "cache": tmp_path / "masks"})
+    patches = vit.model_copy(update={"name": "patches", "cache": tmp_path / "patches"})
+    config = finished.model_copy(update={"experts": [masks, patches]})
+    seen: list[int] = []
+    features = Expert.features
+    monkeypatch.setattr(Expert, "features", lambda self, shown: seen.append(len(shown)) or features(self, shown))
+    cache_experts(config, ["patches"], "cpu", 0, 2, progress=False)
+    share = sum(seen)
+    assert 0 < share < IMAGES
+    cache_experts(config, ["masks", "patches"], "cpu", progress=False)
+    assert sum(seen) == share + IMAGES
+    cache_experts(config, ["masks", "patches"], "cpu", progress=False)
+    assert sum(seen) == share + IMAGES
+    for name in ("masks", "patches"):
+        assert f"{IMAGES} images" in finish_cache(config, name, progress=False)
+    assert_same_features(FeatureCache(patches.cache), FeatureCache(vit.cache), root)
+    alone = masks.model_copy(update={"cache": tmp_path / "alone"})
+    cache_experts(finished.model_copy(update={"experts": [alone]}), ["masks"], "cpu", progress=False)
+    finish_cache(finished.model_copy(update={"experts": [alone]}), "masks", progress=False)
+    assert_same_features(FeatureCache(masks.cache), FeatureCache(alone.cache), root)
+    size = sum(path.stat().st_size for path in patches.cache.glob("*.features"))
+    assert size == sum(path.stat().st_size for path in vit.cache.glob("*.features"))
+
+
 def test_storing_the_smaller_grid_loses_nothing(tmp_path: Path, root: Path, expert: Path) -> None:
     """An expert of 8 x 2 places and a student of 3 x 4: stored are 3 x 2, and the loss compares the same."""
     values = expert_values(expert, fit="square", cache=tmp_path / "cache")
@@ -138,7 +167,7 @@ def test_storing_the_smaller_grid_loses_nothing(tmp_path: Path, root: Path, expe
 
 def test_the_students_grid_limits_what_is_stored(tmp_path: Path, root: Path, expert: Path) -> None:
     config = load_config(write_config(tmp_path, root, expert, size_px=192), ["model.max_side_px=32"])
-    cache_expert(config, "vit", "cpu", progress=False)
+    cache_experts(config, ["vit"], "cpu", progress=False)
     finish_cache(config, "vit", progress=False)
     cache, path = FeatureCache(tmp_path / "cache"), images_of(root)[0]
     opened = open_expert(config.experts[0], "cpu")
@@ -153,7 +182,7 @@ def test_images_inside_of_shards(tmp_path: Path, root: Path, expert: Path, finis
     shards = tmp_path / "shards"
     make_shards(finished, shards, samples=20, samples_per_shard=8)
     config = load_config(write_config(tmp_path, root, expert), [f"data.mixture=[{{source: shards, root: {shards}}}]"])
-    cache_expert(config, "vit", "cpu", progress=False)
+    cache_experts(config, ["vit"], "cpu", progress=False)
     finish_cache(config, "vit", progress=False)
     cache, whole = FeatureCache(tmp_path / "cache"), FeatureCache(finished.experts[0].cache)
     found = [path for path in images_of(root) if cache.find(image_digest(path)) is not None]
@@ -202,7 +231,7 @@ def test_a_torn_tail_is_dropped(tmp_path: Path, root: Path, expert: Path, finish
     with pytest.raises(DatasetError, match="has .* bytes instead of .*: copy it again, or delete it and"):
         FeatureCache(tmp_path / "cache")
     before = index.read_bytes()
-    cache_expert(config, "vit", "cpu", progress=False)
+    cache_experts(config, ["vit"], "cpu", progress=False)
     finish_cache(config, "vit", progress=False)
     whole = (IMAGES - 2) * RECORD.itemsize
     assert index.read_bytes()[:whole] == before[:whole] and index.stat().st_size == IMAGES * RECORD.itemsize
@@ -217,7 +246,7 @@ def test_what_is_added_is_added(tmp_path: Path, root: Path, expert: Path, finish
         Image.new("RGB", (64, 48), "white").save(changed)
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": other})})
     assert FeatureCache(tmp_path / "cache").find(image_digest(changed)) is None
-    cache_expert(config, "vit", "cpu", progress=False)
+    cache_experts(config, ["vit"], "cpu", progress=False)
     assert f"{IMAGES + 1} images" in finish_cache(config, "vit", progress=False)
     assert (tmp_path / "cache" / "00000-of-00001.index").stat().st_size == (IMAGES + 1) * RECORD.itemsize
     assert FeatureCache(tmp_path / "cache").find(image_digest(changed)) is not None
@@ -244,7 +273,7 @@ def test_one_writer_a_part(tmp_path: Path, finished: Config) -> None:
             ConfigError, match="another process is writing .*00000-of-00001.index; give every process its own"
         ),
     ):
-        cache_expert(config, "vit", "cpu", progress=False)
+        cache_experts(config, ["vit"], "cpu", progress=False)
 
 
 @pytest.mark.parametrize("change", [{"size_px": 64}, {"fit": "long"}, {"at": "mask_features"}, {"path": "other"}])
@@ -255,7 +284,7 @@ def test_other_features_are_not_mixed_in(tmp_path: Path, finished: Config, chang
     key = "fingerprint" if "path" in change else next(iter(change))
     config = config.model_copy(update={"experts": [config.experts[0].model_copy(update=change)]})
     with pytest.raises(ConfigError, match=f"holds features made with .*{key} .*name another folder"):
-        cache_expert(config, "vit", "cpu", progress=False)
+        cache_experts(config, ["vit"], "cpu", progress=False)
 
 
 def test_damaged_features(tmp_path: Path, root: Path, finished: Config) -> None:
@@ -275,10 +304,10 @@ def test_damaged_features(tmp_path: Path, root: Path, finished: Config) -> None:
 
 def test_names_that_lead_nowhere(tmp_path: Path, finished: Config) -> None:
     with pytest.raises(ConfigError, match="no expert 'sam' in the config; it has: vit"):
-        cache_expert(finished, "sam", "cpu")
+        cache_experts(finished, ["sam"], "cpu")
     online = finished.model_copy(update={"experts": [finished.experts[0].model_copy(update={"cache": None})]})
     with pytest.raises(ConfigError, match="expert 'vit' has no cache in the config"):
-        cache_expert(online, "vit", "cpu")
+        cache_experts(online, ["vit"], "cpu")
     with pytest.raises(DatasetError, match="no features of an expert at .*manifest.json is missing"):
         FeatureCache(tmp_path)
 
@@ -289,10 +318,10 @@ def test_unreadable_images_are_named(tmp_path: Path, root: Path, expert: Path) -
     for path in broken:
         path.write_bytes(path.read_bytes()[:100])
     config = load_config(write_config(tmp_path, other, expert))
-    problems = cache_expert(config, "vit", "cpu", progress=False)
+    problems = cache_experts(config, ["vit"], "cpu", progress=False)
     assert len(problems) == 2 and all(any(path.name in problem for path in broken) for problem in problems)
     with pytest.raises(DatasetError, match="more than 1 images cannot be read"):
-        cache_expert(load_config(tmp_path / "config.yaml", ["data.max_bad_samples=1"]), "vit", "cpu", progress=False)
+        cache_experts(load_config(tmp_path / "config.yaml", ["data.max_bad_samples=1"]), ["vit"], "cpu", progress=False)
 
 
 def copy_of(finished: Config, folder: Path) -> Config:

@@ -35,7 +35,7 @@ from pixel_sail.data.write_shards import make_shards
 from pixel_sail.experts import open_expert
 from pixel_sail.losses import distillation_loss, resize_features
 from pixel_sail.train import distillation
-from pixel_sail.train.cache_expert import cache_expert, finish_cache
+from pixel_sail.train.cache_expert import cache_experts, finish_cache
 from pixel_sail.train.distillation import build_adapters, open_distillation, student_features
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.loop import TrainingStopped, train
@@ -76,7 +76,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, root: Path, both: str) -
 
 def make_cache(config: Config) -> None:
     for item in config.experts:
-        assert cache_expert(config, item.name, "cpu", progress=False) == []
+        assert cache_experts(config, [item.name], "cpu", progress=False) == []
         finish_cache(config, item.name, progress=False)
 
 

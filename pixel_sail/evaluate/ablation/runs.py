@@ -44,9 +44,7 @@ def execute(run: Run, config: AblationConfig, wait: bool) -> bool:
         if finished_scores(run, config) is not None:
             return True
         path = run.write_config()
-        for expert in run.config.experts:
-            if expert.cache is not None:
-                _fill_cache(path, expert.name, expert.cache, run, lock)
+        _fill_caches(path, {e.name: e.cache for e in run.config.experts if e.cache is not None}, run, lock)
         export = run.config.run.dir / "export"
         if not export.exists():
             _call(["train.py", path], run, lock)
@@ -67,11 +65,17 @@ def _score(export: Path, run: Run, config: AblationConfig, lock: int) -> None:
     temporary.replace(path)
 
 
-def _fill_cache(config: Path, expert: str, cache: Path, run: Run, lock: int) -> None:
+def _fill_caches(config: Path, caches: dict[str, Path], run: Run, lock: int) -> None:
     """Teacher features that are there already are not computed again; no two processes write one cache."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(cache.with_name(cache.name + ".lock"), wait=True) as cache_lock:
-        _call(["cache_expert.py", config, "--expert", expert], run, lock, cache_lock)
+    if not caches:
+        return
+    with contextlib.ExitStack() as stack:
+        locks = []
+        for cache in sorted(caches.values()):  # always in this order, so that no two processes wait for each other
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            locks.append(stack.enter_context(_alone(cache.with_name(cache.name + ".lock"), wait=True)))
+        names = [part for name in caches for part in ("--expert", name)]
+        _call(["cache_expert.py", config, *names], run, lock, *locks)
 
 
 def _call(tool: list[Any], run: Run, *locks: int) -> None:

@@ -1,0 +1,92 @@
+"""Muon for matrices and convolution kernels, AdamW for everything else, as one optimizer with one state.
+
+Muon: K. Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of its steps: J. Liu et al., arXiv 2502.16982.
+torch's own (torch.optim.Muon) takes one matrix after another and no kernels. Here all matrices of one shape go through
+the orthogonalization together, which takes well under half the time where they are many and small.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+STEPS = 5  # of the Newton-Schulz iteration
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its quintic
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether Muon can learn it: a matrix, or a convolution kernel as one (first axis, all others).
+
+    Not kernels of one input channel (depthwise): there is nothing between whose rows to share out.
+    """
+    return parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the groups with `muon`, torch's AdamW for the others. Every group has `lr` and `weight_decay`.
+
+    Muon's steps are as large as AdamW's usually are (0.2 root mean square), so that one learning rate serves both.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        super().__init__(groups, defaults={})
+        self.betas = betas
+        self._share()
+
+    def _share(self) -> None:
+        """AdamW works on this optimizer's own groups and state."""
+        adamw = [group for group in self.param_groups if not group["muon"]]
+        self._adamw = torch.optim.AdamW(adamw, lr=0.0, betas=self.betas, fused=True)
+        self._adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            if group["muon"]:
+                self._step_matrices(group)
+        self._adamw.step()
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in by_shape.items():
+            gradients = [parameter.grad for parameter in parameters]
+            momenta = [self._momentum(parameter) for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
+            updates = orthogonalize(torch.stack(ahead).flatten(2)).to(gradients[0].dtype)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            size = 0.2 * math.sqrt(max(updates.shape[1:]))
+            torch._foreach_add_(parameters, [u.view(shape) for u in updates], alpha=-group["lr"] * size)
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # replaces groups and state
+        self._share()
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """(n, rows, columns) -> bfloat16 of the same shape: U S V' of each becomes U S' V', singular values near 1.
+
+    "Near" is 0.7 to 1.2: the iteration's coefficients are for speed, and learning does not mind.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        quintic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, quintic, x, beta=a)
+    return x if wide else x.mT
