@@ -87,7 +87,7 @@ def cache_experts(
     again. Raises ConfigError for an expert that cannot be used and a folder with other features, DatasetError for more
     than data.max_bad_samples unreadable images.
     """
-    groups = _same_expert([find_expert(config, name) for name in names])
+    groups = _same_expert([find_expert(config, name) for name in dict.fromkeys(names)])
     opened = [open_expert(experts[0], device) for experts in groups]
     sources = [open_source(entry, config.data) for entry in config.data.mixture]
     places = list_images(sources, process, processes, progress)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pixel_sail.config import ConfigError, TrainConfig
+from pixel_sail.train.muon import orthogonalize
 from pixel_sail.train.optim import build_optimizer, lr_at, parameter_groups, set_lr
 
 
@@ -65,6 +66,8 @@ def tiny_parts() -> nn.ModuleDict:
         {
             "embed": nn.Embedding(7, 6),
             "linear": nn.Linear(6, 9),
+            "alike": nn.Linear(6, 9),
+            "wide": nn.Linear(9, 6, bias=False),
             "conv": nn.Conv2d(2, 3, 3),
             "depthwise": nn.Conv2d(3, 3, 3, groups=3),
         }
@@ -91,14 +94,15 @@ def muon_steps(resume_after: int | None) -> list[torch.Tensor]:
 
 
 def test_muon_is_torchs_muon_and_adamw() -> None:
-    """Kernels are learned as matrices of (output channels, everything else), and keep their shape."""
+    """Matrices of one shape are learned together, each as if alone; kernels as (output channels, everything else)."""
     torch.manual_seed(0)
     model = tiny_parts()
     kernel = nn.Parameter(model["conv"].weight.detach().reshape(3, -1).clone())
-    matrices = [model["linear"].weight, kernel]
+    matrices = [model[name].weight for name in ("linear", "alike", "wide")] + [kernel]
     muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     depthwise = {"params": [model["depthwise"].weight], "weight_decay": 0.1}
-    others = [model["embed"].weight, model["linear"].bias, model["conv"].bias, model["depthwise"].bias]
+    biases = [model[name].bias for name in ("linear", "alike", "conv", "depthwise")]
+    others = [model["embed"].weight, *biases]
     adamw = torch.optim.AdamW([depthwise, {"params": others, "weight_decay": 0.0}], lr=0.01)
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
@@ -111,6 +115,18 @@ def test_muon_is_torchs_muon_and_adamw() -> None:
     for ours, theirs in zip(muon_steps(None), model.parameters(), strict=True):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs)
+
+
+def test_orthogonalize_keeps_the_directions_and_evens_out_the_sizes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 6, 20), (3, 20, 6)):
+        x = torch.randn(shape, generator=generator)
+        found = orthogonalize(x).float()
+        u, sizes, vt = torch.linalg.svd(x, full_matrices=False)
+        now = u.mT @ found @ vt.mT  # diagonal, when the directions are the same
+        off = now - torch.diag_embed(now.diagonal(dim1=1, dim2=2))
+        assert sizes.max() / sizes.min() > 2 and off.abs().max() < 0.05
+        assert now.diagonal(dim1=1, dim2=2).min() > 0.6 and now.diagonal(dim1=1, dim2=2).max() < 1.3
 
 
 def test_muon_resumes_bit_for_bit() -> None:
