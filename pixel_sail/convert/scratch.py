@@ -13,10 +13,10 @@ from pixel_sail.convert.language_model import assemble
 from pixel_sail.model.pixel_sail import PixelSail
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Short, and with a space before the question: a word is the same token at its beginning as within it.
+# Short, and with a space before question and answer: a word is the same token at their beginning as within them.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'user' %}<|im_start|> {{ message.content }}<|im_end|>"
-    "{% else %}{{ message.content }}<|endoftext|>{% endif %}{% endfor %}"
+    "{% else %} {{ message.content }}<|endoftext|>{% endif %}{% endfor %}"
 )
 
 

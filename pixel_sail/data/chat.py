@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail.tokens import GROUNDING_TOKENS
+
 FORMATS = ("research", "inst", "template")
 
 
@@ -21,6 +23,7 @@ class ChatFormat:
     end: str
     _first: tuple[str, str]  # text around the first question
     _next: tuple[str, str]  # text around every later question
+    lead: str = ""  # white space between a question and its answer
 
     @classmethod
     def of(cls, name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
@@ -47,8 +50,20 @@ class ChatFormat:
         start, stop = self._first if turn == 0 else self._next
         return f"{start}{question}{stop}"
 
+    def answer(self, text: str) -> str:
+        """The text that answers, without its `end`.
 
-def _from_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, str], tuple[str, str]]:
+        The white space before an answer belongs to it and not to the question, so that its first word is the token that
+        this word is everywhere else. A special token needs none.
+        """
+        return text if text.startswith(GROUNDING_TOKENS) else self.lead + text
+
+    def read(self, generated: str) -> str:
+        """The answer in what a model has generated after `before`."""
+        return generated.removeprefix(self.lead)
+
+
+def _from_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, str], tuple[str, str], str]:
     """Takes a chat template apart by writing two turns of marked text with it."""
     marks = ["QUESTION-ONE", "ANSWER-ONE", "QUESTION-TWO", "ANSWER-TWO"]
     roles = ["user", "assistant"] * 2
@@ -65,8 +80,9 @@ def _from_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, 
         pieces.append(piece)
     end = rest.rstrip("\n")
     first = (pieces[0], asked.partition(marks[0])[2])
-    if first[1] != pieces[1] or not pieces[2].startswith(end):
+    lead = pieces[1].removeprefix(first[1])
+    if first[1] + lead != pieces[1] or lead.strip() or not pieces[2].startswith(end) or not pieces[3].endswith(lead):
         raise ValueError(
             "the tokenizer's chat template cannot be continued turn by turn; use chat_format research or inst"
         )
-    return end, first, (pieces[2][len(end) :], pieces[3])
+    return end, first, (pieces[2][len(end) :], pieces[3].removesuffix(lead)), lead

@@ -111,7 +111,7 @@ class Encoder:
         labels: list[int] = []
         for number, turn in enumerate(sample.turns):
             asked = self.text_ids(self.chat.before(number, turn.question))
-            answered = self.text_ids(turn.answer) + self.end_ids
+            answered = self.text_ids(self.chat.answer(turn.answer)) + self.end_ids
             if len(ids) + len(asked) + len(answered) > room:
                 if number == 0:
                     raise BadSample(

@@ -48,7 +48,7 @@ def chat_example(chat: ChatFormat) -> dict[str, str]:
         "image": "<vision> + <vpatch> for each patch, row by row + </vision>",
         "first_question": chat.before(0, "{question}"),
         "next_question": chat.before(1, "{question}"),
-        "answer": "{answer}" + chat.end,
+        "answer": chat.answer("{answer}") + chat.end,
     }
 
 
@@ -87,7 +87,7 @@ answer.text, answer.masks
 `PixelSail.from_pretrained("this folder")` gives the model alone. Chat format `{chat.name}` (chat_format.json):
 
 ```
-{chat.before(0, "{question}")}{{answer}}{chat.end}
+{chat.before(0, "{question}")}{chat.answer("{answer}")}{chat.end}
 ```"""
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.convert.scratch import train_tokenizer
+from pixel_sail.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.masks import encode_mask
@@ -148,6 +148,37 @@ def test_chat_template_is_followed_turn_by_turn(tokenizer: PreTrainedTokenizerBa
     finally:
         tokenizer.chat_template = None
     assert ChatFormat.of("auto", tokenizer).name == "research"
+
+
+def test_white_space_before_an_answer_is_the_answers(tokenizer: PreTrainedTokenizerBase) -> None:
+    """So that " red" is one token, as within a sentence, and nothing stands between a question and [SEG]."""
+    tokenizer.chat_template = CHAT_TEMPLATE
+    try:
+        chat = ChatFormat.of("auto", tokenizer)
+    finally:
+        tokenizer.chat_template = None
+    assert chat.before(0, "What?") == chat.before(1, "What?") == "<|im_start|> What?<|im_end|>"
+    assert chat.answer("red") == " red" and chat.answer("[SEG]") == "[SEG]" and chat.answer("<p> it") == "<p> it"
+    assert chat.read(" red") == "red" and chat.read("[SEG]") == "[SEG]"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    try:
+        encoder = Encoder(tokenizer, 8, 64, "template")
+    finally:
+        tokenizer.chat_template = None
+    encoded = encoder.encode(replace(sample(1), turns=(Turn("What?", "red mug"),), masks=()))
+    labels = encoded.labels[encoded.labels != IGNORE_LABEL].tolist()
+    assert labels == tokenizer(" red mug<|endoftext|>")["input_ids"] and len(labels) == 3
+    research = ChatFormat.of("research", tokenizer)
+    assert research.answer("red") == "red" and research.read(" red") == " red"
+
+
+def test_a_template_that_cannot_be_continued_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = TEMPLATE.replace("{{ m.content }}", "{{ 'says ' if m.role != 'user' }}{{ m.content }}")
+    try:
+        with pytest.raises(ValueError, match="cannot be continued turn by turn"):
+            ChatFormat.of("template", tokenizer)
+    finally:
+        tokenizer.chat_template = None
 
 
 def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -82,7 +82,7 @@ def test_a_run_with_all_that_is_known(finished: Path, tmp_path: Path, export) ->
     )
     assert not any(str(path) in text for text in given for path in (finished, tmp_path, "/data/me"))
     chat = json.loads((out / "chat_format.json").read_text())
-    assert chat["first_question"] == "<|im_start|> {question}<|im_end|>" and chat["answer"] == "{answer}<|endoftext|>"
+    assert chat["first_question"] == "<|im_start|> {question}<|im_end|>" and chat["answer"] == " {answer}<|endoftext|>"
 
 
 def test_bf16_and_again(finished: Path, tmp_path: Path, export) -> None:
