@@ -514,6 +514,9 @@ def test_answers_about_regions_are_true(name, read, pictures, splits):
         regions[len(objects)] += 1
     if name == "lvis_positive_negative":
         assert answers["yes"] == answers["no"] and set(answers) == {"yes", "no"}
+    if name == "short_form":
+        turns = [len(entry["conversations"]) // 2 for entry in entries]
+        assert max(regions) == 5 and max(turns) == 8 and np.mean(turns) > 6
     if name == "conversation":
         assert 0.5 < answers["yes"] / answers["no"] < 2 and regions[2] > 10 and regions[3] > 10
         assert np.mean([len(entry["conversations"]) > 4 for entry in entries]) > 0.9

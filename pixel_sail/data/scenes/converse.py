@@ -15,6 +15,7 @@ from pixel_sail.data.scenes.language import pick, shuffled
 Rng = np.random.Generator
 Turn = tuple[str, str]  # question, answer
 HALVES = ("upper", "lower", "left", "right")
+SHORT_TURNS = 8  # a picture
 
 
 def region(k: int) -> str:
@@ -23,7 +24,7 @@ def region(k: int) -> str:
 
 
 def short_turns(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:
-    """Two questions about each chosen object, answered with a word or two."""
+    """Two questions about each chosen object, SHORT_TURNS at most, answered with a word or two."""
     turns: list[Turn] = []
     for k, i in enumerate(chosen):
         facts, tag = picture.facts(i), region(k)
@@ -36,7 +37,7 @@ def short_turns(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:
         if facts["size"]:
             about.append((f"How large is {tag}?", facts["size"]))
         turns += shuffled(rng, about)[:2]
-    return shuffled(rng, turns)
+    return shuffled(rng, turns)[:SHORT_TURNS]
 
 
 def talk(picture: Picture, chosen: list[int], rng: Rng) -> list[Turn]:

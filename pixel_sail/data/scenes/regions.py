@@ -25,6 +25,7 @@ Rng = np.random.Generator
 
 SAM_CAPTIONS = 3  # objects a picture
 TEXT_ONLY = 20  # one picture in so many brings a conversation without a picture
+SHORT_FORM = 5  # objects a picture: what they are asked for is how models learn to look where they are pointed
 MIN_PART_PX = 24
 
 
@@ -52,7 +53,7 @@ def _some(picture: Picture, count: int, rng: Rng) -> list[int]:
 
 def _osprey(picture: Picture, facts: list[dict], owner: np.ndarray, rng: Rng) -> dict[str, dict[str, Any]]:
     """Name of the file -> {regions: object indices or RLEs, turns}; part_level is absent where no object has parts."""
-    few, more, one, two = (_some(picture, count, rng) for count in (2, int(rng.integers(2, 4)), 1, 2))
+    few, more, one, two = (_some(picture, count, rng) for count in (SHORT_FORM, int(rng.integers(2, 4)), 1, 2))
     entries = {
         "short_form": _entry(few, short_turns(picture, few, rng)),
         "conversation": _entry(more, talk(picture, more, rng)),
