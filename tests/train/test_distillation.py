@@ -205,8 +205,9 @@ def test_bf16(tmp_path: Path, root: Path, both: str, reference: Path) -> None:
             )
         )
         for line, exact in zip(log_lines(run), log_lines(reference / "run"), strict=True):
-            assert abs(line["distill_vit"] - exact["distill_vit"]) < 0.02
-            assert abs(line["distill_pixels"] - exact["distill_pixels"]) < 0.02
+            # 3 % of the loss: after three steps in bf16 it depends on how threads share the sums (0.026 was seen)
+            assert abs(line["distill_vit"] - exact["distill_vit"]) < 0.04
+            assert abs(line["distill_pixels"] - exact["distill_pixels"]) < 0.04
 
 
 def test_cached_is_online(tmp_path: Path, root: Path, both: str, reference: Path) -> None:
