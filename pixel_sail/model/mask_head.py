@@ -17,13 +17,39 @@ def default_channels(hidden_size: int, blocks: int) -> list[int]:
     return [max(first >> block, min(first, 64)) for block in range(blocks + 1)]
 
 
+class Double(nn.ConvTranspose2d):
+    """(n, c, h, w) -> (n, c', 2h, 2w). It starts by repeating its input (ICNR, arXiv 1707.02937).
+
+    With other random weights for each of the four places everything would have to be learned four times.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(channels_in, channels_out, kernel_size=2, stride=2)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.copy_(self.weight[..., :1, :1].expand_as(self.weight))
+
+
+class Depthwise(nn.Conv2d):
+    """A 3x3 convolution of each channel by itself. It starts by changing nothing."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
+
+    def reset_parameters(self) -> None:
+        nn.init.dirac_(self.weight, groups=self.groups)
+        nn.init.zeros_(self.bias)
+
+
 class UpsampleBlock(nn.Module):
     """(n, h, w, c) -> (n, 2h, 2w, c'): transposed convolution, GELU, depthwise 3x3, pointwise, channel LayerNorm."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.up = nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
-        self.depthwise = nn.Conv2d(channels_out, channels_out, kernel_size=3, padding=1, groups=channels_out)
+        self.up = Double(channels_in, channels_out)
+        self.depthwise = Depthwise(channels_out)
         self.pointwise = nn.Linear(channels_out, channels_out)
         self.norm = nn.LayerNorm(channels_out, eps=1e-6)
 

@@ -1,0 +1,47 @@
+"""How the mask head starts: a model that is to learn fine masks must not start worse than one with masks of patches."""
+
+from __future__ import annotations
+
+import torch
+
+from pixel_sail.config import ModelSection, ScratchConfig
+from pixel_sail.convert.new_parts import new_parts
+from pixel_sail.convert.scratch import from_scratch
+from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.model.pixel_sail import PixelSail
+
+
+def scratch_model() -> PixelSail:
+    torch.manual_seed(0)
+    scratch = ScratchConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, mlp_size=32, vocab_size=400)
+    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=2, mask_dim=16, max_side_px=64)
+    return from_scratch(section, ["the red mug"] * 3, "Segment {expression}.")[0]
+
+
+def test_every_mask_starts_as_one_of_patches() -> None:
+    """All 16 pixels of a patch have its logit, in a model from scratch and in the new parts of any other base."""
+    model = scratch_model()
+    made = MaskHead(32, 16, model.config.mask_channels)
+    parts = {name: part for name, part in new_parts(model.config).items() if name.startswith("mask_head.")}
+    made.load_state_dict({name.removeprefix("mask_head."): part.make() for name, part in parts.items()})
+    generator = torch.Generator().manual_seed(1)
+    for head in (model.mask_head, made):
+        patches, seg = torch.randn(3, 5, 32, generator=generator), torch.randn(2, 32, generator=generator)
+        (logits,), _ = head([patches], [seg])
+        assert logits.shape == (2, 12, 20) and logits.std() > 0.01
+        in_patch = logits.view(2, 3, 4, 5, 4).permute(0, 1, 3, 2, 4).flatten(3)  # (K, h, w, 16)
+        torch.testing.assert_close(in_patch, in_patch[..., :1].expand_as(in_patch), atol=1e-6, rtol=1e-5)
+        assert in_patch[..., 0].std() > 0.01  # and patches differ
+
+
+def test_the_places_of_a_patch_part_at_the_first_step() -> None:
+    """What starts alike does not stay alike: the gradients of the four places differ."""
+    head = scratch_model().mask_head
+    generator = torch.Generator().manual_seed(1)
+    patches, seg = torch.randn(3, 5, 32, generator=generator), torch.randn(1, 32, generator=generator)
+    (logits,), _ = head([patches], [seg])
+    target = torch.rand(logits.shape, generator=generator).round()
+    torch.nn.functional.binary_cross_entropy_with_logits(logits, target).backward()
+    for block in head.blocks:
+        gradient = block.up.weight.grad.flatten(2)
+        assert (gradient - gradient[..., :1]).abs().amax(dim=(0, 1))[1:].min() > 1e-6
