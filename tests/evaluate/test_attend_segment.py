@@ -136,7 +136,8 @@ def test_our_model_as_segmenter(picture: Image.Image, monkeypatch) -> None:
     found = PixelSailSegmenter(predictor).segment(picture, points)
     for point, one in zip(points, found, strict=True):
         (answer,) = predictor.segment(picture, "<Prompt0>", [Points((point,))])
-        assert np.array_equal(np.stack(one.masks), np.stack(answer.masks))
+        # asked together and alone; where a logit is 0 but for rounding, a pixel may turn
+        assert np.mean(np.stack(one.masks) != np.stack(answer.masks)) < 1e-4
         assert one.scores == [1.0] * len(one.masks)
     assert not np.array_equal(found[0].masks[0], found[1].masks[0])
 

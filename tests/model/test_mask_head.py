@@ -19,7 +19,7 @@ def scratch_model() -> PixelSail:
 
 
 def test_every_mask_starts_as_one_of_patches() -> None:
-    """All 16 pixels of a patch have its logit, in a model from scratch and in the new parts of any other base."""
+    """All 16 pixels of a patch have nearly its logit, in a model from scratch and in new parts of any other base."""
     model = scratch_model()
     made = MaskHead(32, 16, model.config.mask_channels)
     parts = {name: part for name, part in new_parts(model.config).items() if name.startswith("mask_head.")}
@@ -30,8 +30,7 @@ def test_every_mask_starts_as_one_of_patches() -> None:
         (logits,), _ = head([patches], [seg])
         assert logits.shape == (2, 12, 20) and logits.std() > 0.01
         in_patch = logits.view(2, 3, 4, 5, 4).permute(0, 1, 3, 2, 4).flatten(3)  # (K, h, w, 16)
-        torch.testing.assert_close(in_patch, in_patch[..., :1].expand_as(in_patch), atol=1e-6, rtol=1e-5)
-        assert in_patch[..., 0].std() > 0.01  # and patches differ
+        assert 0 < in_patch.std(-1).mean() < 0.25 * in_patch.mean(-1).std()
 
 
 def test_the_places_of_a_patch_part_at_the_first_step() -> None:
