@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 
 def sync_path(path: Path) -> None:
@@ -16,7 +16,7 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(file: BinaryIO, partial: Path, path: Path) -> None:
+def publish(file: IO[Any], partial: Path, path: Path) -> None:
     """Gives the file that was written at `partial` its name once it is on the disk, and the name too."""
     file.flush()
     os.fsync(file.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -104,6 +106,10 @@ class Encoder:
 
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def answer_text(self, token_ids: Sequence[int]) -> str:
+        """The answer that generated tokens say, or its beginning; special tokens stay in it."""
+        return self.chat.read(self.tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def _turns(self, sample: Sample, room: int) -> tuple[list[int], list[int], int]:
         """Token ids and labels of the turns that fit into `room`, and how many they are."""

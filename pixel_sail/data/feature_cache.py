@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pixel_sail.config import ConfigError, ExpertConfig, ModelSection
+from pixel_sail.data.durable import publish
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import resized_size
 from pixel_sail.types import BadSample
@@ -224,8 +225,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     temporary = folder / f"{MANIFEST}.{os.getpid()}.tmp"
     with temporary.open("w") as file:
         json.dump(manifest, file, indent=1)
-        _sync(file)
-    temporary.replace(folder / MANIFEST)
+        publish(file, temporary, folder / MANIFEST)
 
 
 def whole_records(path: Path, width: int) -> np.ndarray:

@@ -152,7 +152,7 @@ class Predictor:
         return lambda token_ids: any(stop in tokenizer.decode(token_ids) for stop in stop_strings)
 
     def _read(self, generated: Generated, size_hw: tuple[int, int], stop_strings: tuple[str, ...]) -> Answer:
-        text = self.encoder.chat.read(self.encoder.tokenizer.decode(generated.token_ids, skip_special_tokens=False))
+        text = self.encoder.answer_text(generated.token_ids)
         for stop in stop_strings:
             text = text.partition(stop)[0]
         logits = generated.mask_logits[: text.count(SEG)]

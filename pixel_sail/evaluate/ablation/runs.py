@@ -71,7 +71,7 @@ def _fill_caches(config: Path, caches: dict[str, Path], run: Run, lock: int) -> 
         return
     with contextlib.ExitStack() as stack:
         locks = []
-        for cache in sorted(caches.values()):  # always in this order, so that no two processes wait for each other
+        for cache in sorted(set(caches.values())):  # always in this order, so that no two processes wait for each other
             cache.parent.mkdir(parents=True, exist_ok=True)
             locks.append(stack.enter_context(_alone(cache.with_name(cache.name + ".lock"), wait=True)))
         names = [part for name in caches for part in ("--expert", name)]

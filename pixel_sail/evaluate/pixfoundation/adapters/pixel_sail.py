@@ -35,5 +35,5 @@ class PixelSailAdapter:
             )
         ids = found.token_ids
         maps = recorder.mean(len(ids)).view(len(ids), *place.grid_hw)
-        text, spans = character_spans(ids, lambda part: encoder.tokenizer.decode(part, skip_special_tokens=False))
+        text, spans = character_spans(ids, encoder.answer_text)
         return Watched(text, spans, maps, place.box)
