@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import write_refer_dataset
 
-from pixel_sail.config import REPOSITORY, Config, ConfigError
+from pixel_sail.config import REPOSITORY, Config, ConfigError, load_config
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.evaluate.ablation.plan import load_plan
 from pixel_sail.evaluate.ablation.plots import write_plots
@@ -88,26 +88,43 @@ def test_the_shipped_experiment() -> None:
     """Questions, masks, both, both with both teachers; as many samples and one base for all; two seeds or more."""
     plan = load_plan(REPOSITORY / "configs/pixel_cost.yaml")
     configs = {run.variant: run.config for run in plan.runs}
-    assert list(configs) == ["qa", "masks", "both", "both_distilled"] and len(plan.config.seeds) >= 2
-    assert len(plan.runs) == 4 * len(plan.config.seeds) and "pixmmvp" in plan.config.benchmarks
+    assert list(configs) == ["qa", "qa_half", "masks", "both", "both_distilled"] and len(plan.config.seeds) >= 2
+    assert len(plan.runs) == 5 * len(plan.config.seeds) and "pixmmvp" in plan.config.benchmarks
     weights = {name: {e.source: e.weight for e in c.data.mixture} for name, c in configs.items()}
     assert weights["qa"].keys() == {"choices", "llava"} and weights["masks"].keys() == {"refcoco", "coco_semantic"}
-    # half of the samples of `both` are those of `qa`, half those of `masks`
+    # half of the samples of `both` are those of `qa`, half those of `masks`; `qa_half` sees the first half alone
     for name in ("both", "both_distilled"):
         halves = {source: weight / 2 for half in ("qa", "masks") for source, weight in weights[half].items()}
         assert weights[name] == pytest.approx(halves)
+    assert weights["qa_half"] == weights["qa"]
+    assert {name: c.train.steps / configs["both"].train.steps for name, c in configs.items()} == {
+        "qa": 1, "qa_half": 0.5, "masks": 1, "both": 1, "both_distilled": 1
+    }  # fmt: skip
     for config in configs.values():
         assert sum(entry.weight for entry in config.data.mixture) == pytest.approx(1)
-        assert set(config.model.scratch.text_from) == {source for by in weights.values() for source in by}
-    without = {"run": True, "experts": True, "data": {"mixture"}}
+    without = {"run": True, "experts": True, "data": {"mixture"}, "train": {"steps"}}
     kept = [config.model_dump(exclude=without) for config in configs.values()]
-    assert all(one == kept[0] for one in kept)  # steps, batch size, model, losses: nothing else differs
+    assert all(one == kept[0] for one in kept)  # batch size, model, losses: nothing else differs
     assert [expert.at for expert in configs["both_distilled"].experts] == ["mask_features", "patches"]
-    assert not any(configs[name].experts for name in ("qa", "masks", "both"))
+    assert not any(configs[name].experts for name in configs if name != "both_distilled")
     expert = yaml.safe_load((REPOSITORY / "configs/expert_scenes.yaml").read_text())
     for teacher in configs["both_distilled"].experts:
         assert (teacher.path, teacher.size_px) == (f"{expert['dir']}/expert", expert["size_px"])
-    assert plan.config.pairs()[0] == ("qa", "both")
+    assert plan.config.pairs()[:2] == [("qa_half", "both"), ("qa", "both")]
+
+
+def test_the_base_of_the_shipped_experiment() -> None:
+    """It fits the variants, has words for all that they say, and nothing in its data has a mask for an answer."""
+    base = load_config(REPOSITORY / "configs/pixel_cost_base.yaml")
+    variants = [run.config for run in load_plan(REPOSITORY / "configs/pixel_cost.yaml").runs]
+    said = {entry.source for config in (base, *variants) for entry in config.data.mixture}
+    assert said <= {*base.model.scratch.text_from, "panoptic_category", "osprey_lvis_positive_negative"}
+    without_mask = {"osprey_short_form", "osprey_lvis_positive_negative", "perbench_mcq", "panoptic_category"}
+    assert {entry.source for entry in base.data.mixture} <= without_mask | {"refcocog_captions", "llava"}
+    for config in variants:
+        assert config.train.init_from == base.run.dir / "export" and config.data.root == base.data.root
+        given = config.model.model_dump(exclude={"scratch"})
+        assert given == base.model.model_dump(exclude={"scratch"})
 
 
 def test_the_table_has_the_pairs_asked_for_and_the_failure_cells(tmp_path: Path) -> None:
