@@ -53,6 +53,8 @@ class ModelSection(Section):
     sub_patch_width: int = 64
     # convolutions before the patch embedding, each halving the picture: a model from scratch learns shapes sooner
     stem_widths: list[int] | None = None
+    # tells every patch where in its picture it lies: a model from scratch learns places sooner
+    patch_positions: bool = False
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
     max_side_px: int = 1024

@@ -44,7 +44,7 @@ def main() -> None:
         if a.shard is not None:
             print(f"share {process} of {processes} is stored; when all are, run this once without --shard")
         elif distributed.rank() == 0:
-            for name in a.expert:
+            for name in dict.fromkeys(a.expert):
                 print(finish_cache(config, name, progress))
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -94,7 +94,7 @@ def _make_caches(
 
 def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, steps: int) -> Variant:
     config = config.model_copy(update={"experts": list(experts)})
-    model, tokenizer = build_model(config)
+    model, tokenizer = build_model(config, mixture.sources)
     distillation = open_distillation(config, mixture.sources, distributed.device())
     engine = Engine(model, config, [MaskHead], distillation)
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)

@@ -13,7 +13,6 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.pack import pack
 from pixel_sail.data.shards import with_bytes
-from pixel_sail.data.sources import open_source
 from pixel_sail.data.sources.cases import read_benchmark
 from pixel_sail.evaluate.benchmark import by_picture
 from pixel_sail.serve.predictor import Predictor
@@ -24,9 +23,10 @@ TURN = 20  # samples that one way reads before the other has its turn
 
 def measure_data(config: Config, samples: int) -> dict[str, Any]:
     """One process, no workers: read, encode and pack `samples` samples of the first source of a run."""
-    model, tokenizer = build_model(config)
+    sources = open_mixture(config).sources
+    model, tokenizer = build_model(config, sources)
     encoder = build_encoder(config, model, tokenizer)
-    source = open_source(config.data.mixture[0], config.data)
+    source = sources[0]
     start, tokens = time.perf_counter(), 0
     for number in range(samples):
         sample = source.sample(number % len(source), np.random.default_rng(number))
@@ -42,11 +42,11 @@ def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]
     `read`: samples a second with their pictures' bytes; `encoded`: read, encoded and packed. A ratio above 1: shards
     are faster. Files that were read before come from memory either way.
     """
-    model, tokenizer = build_model(config)
-    encoder = build_encoder(config, model, tokenizer)
     entry = MixtureEntry(source="shards", root=shards)
     streamed = config.model_copy(update={"data": config.data.model_copy(update={"mixture": [entry]})})
     mixtures = {"map": open_mixture(config), "shards": open_mixture(streamed)}
+    model, tokenizer = build_model(config, mixtures["map"].sources)
+    encoder = build_encoder(config, model, tokenizer)
 
     def encoded(mixture: Mixture, position: int) -> None:
         sequence = encoder.encode(mixture.sample(position), mixture.point_seed(position))

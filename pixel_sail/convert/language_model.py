@@ -94,6 +94,7 @@ def architecture(text_config: PretrainedConfig, section: ModelSection) -> PixelS
         sub_patch_size=section.sub_patch_size,
         sub_patch_width=section.sub_patch_width,
         stem_widths=section.stem_widths,
+        patch_positions=section.patch_positions,
         region_embedding=section.region_embedding,
         max_side_px=section.max_side_px,
         mask_dim=section.mask_dim,

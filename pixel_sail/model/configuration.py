@@ -14,6 +14,7 @@ class PixelSailConfig(PretrainedConfig):
     sub_patch_size   pixels of the squares into which a patch is cut before it is embedded; None: it is embedded whole
     sub_patch_width  width of a sub-patch
     stem_widths      widths of the convolutions before the patch embedding (model/stem.py); None: there are none
+    patch_positions  whether a patch is told where in its picture it lies (model/patch_positions.py)
     region_embedding  "fused": a visual prompt is added to its patches; "pooled": their mean is added to its name
     max_side_px      the longer side of a resized picture at most
     mask_dim         S, width of the mask features
@@ -38,6 +39,7 @@ class PixelSailConfig(PretrainedConfig):
         sub_patch_size: int | None = None,
         sub_patch_width: int = 64,
         stem_widths: list[int] | None = None,
+        patch_positions: bool = False,
         region_embedding: str = "fused",
         max_side_px: int = 1024,
         mask_dim: int = 256,
@@ -59,6 +61,7 @@ class PixelSailConfig(PretrainedConfig):
         self.sub_patch_size = sub_patch_size
         self.sub_patch_width = sub_patch_width
         self.stem_widths = stem_widths
+        self.patch_positions = patch_positions
         self.region_embedding = region_embedding
         self.max_side_px = max_side_px
         self.mask_dim = mask_dim

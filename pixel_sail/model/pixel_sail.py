@@ -43,6 +43,7 @@ class PixelSail(PreTrainedModel):
             config.sub_patch_width,
             config.stem_widths,
             config.region_embedding,
+            config.patch_positions,
         )
         self.mask_head = MaskHead(hidden, config.mask_dim, config.mask_channels)
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pixel_sail.model.patch_positions import POSITION_VALUES, position_values
 from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
 from pixel_sail.model.stem import ConvStem
 from pixel_sail.types import UNPROMPTED, Batch
@@ -20,7 +21,8 @@ class PatchFusion(nn.Module):
     With `sub_patch_size` a patch is embedded in two steps, as in EVEv2: each of its squares of so many pixels through
     a linear and GELU, then all of them together through `patch_linear`. With `stem_widths` what convolutions see
     around a patch (ConvStem) is embedded beside its pixels: a model from scratch then learns shapes sooner, and keeps
-    the colours, which are linear in the pixels, as soon.
+    the colours, which are linear in the pixels, as soon. With `patch_positions` every patch is also told where in its
+    picture it lies (position_values): rotary attention alone knows offsets, and masks are products with single patches.
 
     `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt enters the patches, and there
     is no `prompt_linear`; the mean of a region's embedded patches is added to its name in the text instead.
@@ -34,6 +36,7 @@ class PatchFusion(nn.Module):
         sub_patch_width: int = 0,
         stem_widths: Sequence[int] | None = None,
         region_embedding: str = "fused",
+        patch_positions: bool = False,
     ):
         super().__init__()
         if sub_patch_size is not None and stem_widths is not None:
@@ -51,6 +54,9 @@ class PatchFusion(nn.Module):
                 )
             self.sub_patch_linear = nn.Linear(3 * sub_patch_size**2, sub_patch_width)
             values = sub_patch_width * (patch_size // sub_patch_size) ** 2
+        self.patch_positions = patch_positions
+        if patch_positions:
+            values += POSITION_VALUES
         self.patch_linear = nn.Linear(values, hidden_size, bias=False)
         pooled = region_embedding == "pooled"
         self.prompt_linear = None if pooled else nn.Linear(hidden_size, hidden_size, bias=False)
@@ -73,7 +79,10 @@ class PatchFusion(nn.Module):
     def embed_patches(self, batch: Batch) -> Tensor:
         """(sum N, D) embedded patches, before any prompt."""
         patches = batch.patches.to(self.patch_linear.weight.dtype)
-        return self.patch_linear(self._patch_values(patches, batch.grids_hw))
+        values = self._patch_values(patches, batch.grids_hw)
+        if self.patch_positions:
+            values = torch.cat([values, position_values(batch.grids_hw, like=values)], dim=1)
+        return self.patch_linear(values)
 
     def _patch_values(self, patches: Tensor, grids_hw: Sequence[tuple[int, int]]) -> Tensor:
         """(N, 3 P P) pixels -> (N, values) that `patch_linear` takes."""

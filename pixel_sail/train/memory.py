@@ -21,6 +21,7 @@ from typing import Literal
 
 from pixel_sail.config import ExpertConfig, TrainConfig
 from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.patch_positions import POSITION_VALUES
 from pixel_sail.train.engine import BUCKET_ELEMENTS
 
 Mode = Literal["fp32", "bf16", "autocast"]  # autocast: bf16 on float32 weights, as at stage 0
@@ -163,6 +164,8 @@ def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:
         values += 2 * config.sub_patch_width * (config.patch_size // config.sub_patch_size) ** 2
     if config.stem_widths:
         values *= 2  # the stem reads a picture that is put together of them
+    if config.patch_positions:
+        values += POSITION_VALUES
     for stage, width in enumerate(config.stem_widths or []):
         cells = config.patch_size // 2 ** (stage + 1)
         values += (4 if stage else 2) * width * cells**2

@@ -18,6 +18,7 @@ _SHARED_KEYS = (
     "sub_patch_size",
     "sub_patch_width",
     "stem_widths",
+    "patch_positions",
     "region_embedding",
     "max_side_px",
     "mask_dim",

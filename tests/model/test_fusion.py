@@ -1,10 +1,14 @@
-"""Patch embedding in two steps: the sub-patches are the squares of the picture, in order."""
+"""What is embedded of a patch: its sub-patches in order, what a stem sees around it, where it lies."""
 
 from __future__ import annotations
+
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pixel_sail.model.patch_positions import position_values
 from pixel_sail.model.visual_prompt import PatchFusion
 
 
@@ -44,3 +48,26 @@ def test_whole_patches_need_no_more_weights() -> None:
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="sub-patches of 3 pixels and width 6 do not divide patches of 8 pixels"):
         PatchFusion(8, 16, 3, 6)
+
+
+def test_position_values_in_closed_form() -> None:
+    """Two rows, one column: t is 1/4, 3/4 along the rows and 1/2 along the columns. Pictures follow one another."""
+    values = position_values([(2, 1), (0, 0), (1, 3)], like=torch.empty(0, dtype=torch.float64))
+    assert values.shape == (5, 8)
+    half = math.sqrt(0.5)
+    expected = torch.tensor([[half, 0, -half, -1], [-half, 0, half, -1]], dtype=torch.float64)
+    torch.testing.assert_close(values[:2, :4], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(values[0, 4:], torch.tensor([0.0, -1, 0, 1], dtype=torch.float64), atol=1e-6, rtol=0)
+    turned = values[2:, 4:] * torch.tensor([-1.0, 1, -1, 1])  # seen in a mirror, odd waves change their sign
+    torch.testing.assert_close(turned.flip(0), values[2:, 4:])
+
+
+def test_position_is_embedded_beside_the_pixels() -> None:
+    """The same pixels everywhere: what differs between two patches is the linear of where they lie."""
+    fusion = PatchFusion(8, 16, stem_widths=[4], patch_positions=True)
+    grids = ((2, 3), (1, 2))
+    batch = SimpleNamespace(patches=torch.zeros(8, 192), grids_hw=grids)
+    places = position_values(grids, like=batch.patches)
+    expected = places @ fusion.patch_linear.weight[:, -8:].T
+    torch.testing.assert_close(fusion.embed_patches(batch), expected, atol=1e-6, rtol=0)
+    assert expected.std() > 0

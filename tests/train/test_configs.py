@@ -26,7 +26,7 @@ from pixel_sail.train.optim import lr_at
 
 OTHER_KINDS = {"ablation.yaml", "pixel_cost.yaml", "expert_scenes.yaml"}  # of other tools, read by the tests of these
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.name not in OTHER_KINDS)
-WITHOUT_MASKS = {"pixel_cost_base.yaml"}  # nothing in its data has a mask for an answer
+WITHOUT_MASKS = {"words_scenes.yaml"}  # nothing in its data has a mask for an answer
 TINY_SCRATCH = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_size": 64, "vocab_size": 400}
 
 
@@ -83,6 +83,8 @@ def _reduced(values: dict[str, Any], stand_ins: Path) -> dict[str, Any]:
         small["base"] = str(stand_ins / "base")
     if model.get("scratch") is not None:
         small["scratch"] = TINY_SCRATCH
+    if "init_from" in steps and "scratch" in model:  # what it says is what it starts from
+        model, small = {}, {}
     if "init_from" in steps:
         twins = steps["init_from"].endswith("evev2")
         steps["init_from"] = str(stand_ins / ("evev2" if twins else "export"))

@@ -295,9 +295,11 @@ TWINS: list = []  # no expert: that decoder's layers have twins for visual token
         (WIDE, {"mask_stride": 8}, AT_MASKS),
         (DEEP, {"mask_stride": 16, "sub_patch_size": 4}, []),
         (DEEP, {"mask_stride": 16, "stem_widths": [32, 64]}, []),
+        (DEEP, {"mask_stride": 16, "patch_positions": True}, []),
+        (DEEP, {"mask_stride": 16, "patch_positions": True, "stem_widths": [32, 64]}, []),
         (DEEP, {"mask_stride": 16}, TWINS),
     ],
-    ids=["decoder", "mask head", "experts", "wide", "sub-patches", "stem", "twins"],
+    ids=["decoder", "mask head", "experts", "wide", "sub-patches", "stem", "positions", "stem, positions", "twins"],
 )
 def test_activations_are_what_autograd_keeps(
     decoder: dict, section: dict, experts: list, mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
