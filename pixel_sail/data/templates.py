@@ -75,7 +75,7 @@ GROUNDED_CAPTION = (
 # Multiple choice about a picture; the options are written "(a) red (b) blue".
 CHOOSE = (
     "{question} {options}",
-    "{question}\n{options}\nAnswer with the letter of the right option.",
+    "{question}\n{options}\nAnswer with the right option.",
     "Look at the image and choose: {options}. {question}",
 )
 OTHERS = "others"  # the last of the classes: the answer where the true one is not offered
@@ -108,11 +108,6 @@ def choose(asked: str, options: Sequence[str], template: str = CHOOSE[0]) -> str
     """A question with its options, which get the letters a, b, ..."""
     marked = " ".join(f"({letter}) {text}" for letter, text in zip(ascii_lowercase, options, strict=False))
     return template.format(question=asked, options=marked)
-
-
-def mcq_answer(letter: str, options: dict[str, str]) -> str:
-    """ "red (B)": the option's text comes first and helps a small model to find its letter."""
-    return f"{options[letter]} ({letter})"
 
 
 @dataclass(frozen=True)

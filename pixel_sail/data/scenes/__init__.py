@@ -44,7 +44,7 @@ from tqdm import tqdm
 from pixel_sail.data.scenes.render import STYLES
 from pixel_sail.data.scenes.write import FOLDERS, make_image, write_annotations
 
-VERSION = 5  # raise it with every change that changes a byte of the output
+VERSION = 6  # raise it with every change that changes a byte of the output
 
 
 def request_of(images: int, seed: int, long_side_px: int, style: str = "day") -> dict[str, Any]:

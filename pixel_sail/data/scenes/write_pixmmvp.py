@@ -9,7 +9,7 @@ from PIL import Image
 from pixel_sail.data.scenes.pair import Member, draw_pair
 from pixel_sail.data.scenes.two_options import Choice, choices_about
 from pixel_sail.data.scenes.write_regions import write_json
-from pixel_sail.data.templates import CHOOSE, choose, mcq_answer
+from pixel_sail.data.templates import CHOOSE, choose
 
 Record = dict[str, Any]
 
@@ -80,6 +80,5 @@ def _conversation(record: Record, seed: int) -> Record:
 
 
 def _turn(choice: Choice, rng: np.random.Generator) -> tuple[str, str]:
-    letters = dict(zip(_LETTERS, choice.options, strict=True))
     asked = choose(choice.question, choice.options, CHOOSE[rng.integers(len(CHOOSE))])
-    return asked, mcq_answer(_LETTERS[choice.right], letters)
+    return asked, choice.options[choice.right]

@@ -20,7 +20,7 @@ from pixel_sail.data.sources.coco import Pictures
 from pixel_sail.data.sources.entries import member, read_entries, refuse_nothing, sized_mask, text_member
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.sam_captions import read_captions
-from pixel_sail.data.templates import DESCRIBE, about, mcq_answer
+from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.tokens import MAX_PROMPTS, SEG
 from pixel_sail.types import RLE, BadSample
 
@@ -128,7 +128,8 @@ def _mcq(mcq: Any, image: Path, key: str) -> PerbenchCase:
         raise BadSample(f"{key}: its answer {answer!r} is none of the options {', '.join(options)}")
     region = _region(member(mcq, "object", object, key), key)
     question = _naming_the_region(question, key)
-    reply = mcq_answer(letter, options)
+    # not its letter: small models name what they see long before they can find where in the question it stood
+    reply = options[letter]
     return PerbenchCase(key, image, tuple(region["size"]), question, {0: region}, letter, reply)
 
 
