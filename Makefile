@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # the many short kernels of a small model leave a second thread waiting.
 LAUNCH := $(BIN)/$(if $(wildcard /dev/nvidia0),python,deepspeed --num_accelerators 2)
 
-.PHONY: quickstart test lint smollm clean
+.PHONY: quickstart demo test lint smollm clean
 
 # Draws the embedded dataset, trains on it, scores the held-out splits and saves pictures.
 quickstart: export DS_ACCELERATOR = $(if $(wildcard /dev/nvidia0),cuda,cpu)
@@ -21,6 +21,13 @@ quickstart: $(STAMP)
 	@echo "scores:      $(RUN)/scores/metrics.json"
 	@echo "predictions: $(RUN)/scores/predictions/"
 	@echo "pictures:    $(RUN)/scores/pictures/"
+
+# A page in the browser with the model of the quickstart: paint a region, say what to segment, or ask.
+demo: $(VENV)/.demo
+	$(BIN)/python tools/demo.py $(RUN)/export --example data/scenes/images/train2014/scenes_000000000005.jpg
+$(VENV)/.demo: $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	touch $@
 
 test: $(VENV)/.compiled smollm lint
 	$(BIN)/python -m pytest tests

@@ -23,7 +23,7 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
 from pixel_sail.serve.predictor import Answer, Predictor
-from pixel_sail.serve.visualize import mark_regions, overlay
+from pixel_sail.serve.visualize import answered
 from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import RLE
 
@@ -106,10 +106,9 @@ def write(
         names = [file.name for file in files]
         records.append({"asked": text, "text": answer.text, "masks": names, "segmentations": segmentations})
         written += files
-    united = [np.logical_or.reduce([np.zeros((image.height, image.width), bool), *a.masks]) for a in answers]
     captions = [f"{text}: {answer.text}" for text, answer in zip(texts, answers, strict=True)]
-    marked = mark_regions(image, {k: decode_mask(region) for k, region in enumerate(regions)})
-    overlay(marked, united, captions).save(written[0])
+    outlined = {k: decode_mask(region) for k, region in enumerate(regions)}
+    answered(image, outlined, captions, [answer.masks for answer in answers]).save(written[0])
     path = out / f"{source.stem}.json"
     record = {"image": str(source), "size_hw": [image.height, image.width], "regions": regions, "answers": records}
     path.write_text(json.dumps(record, indent=2) + "\n")

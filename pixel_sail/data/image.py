@@ -30,7 +30,7 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image) if orient else image)
+            return to_rgb(ImageOps.exif_transpose(image) if orient else image)
     except FileNotFoundError:
         raise BadSample(f"no image file {name}") from None
     except _DECODER_ERRORS as error:
@@ -57,7 +57,8 @@ def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Ten
     return torch.from_numpy(blocks.reshape(h * w, 3 * patch * patch)), (h, w)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, converted as `load_image` says. Raises ValueError for floating-point pixels."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit grey; Pillow would clip it at 255
         grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -85,6 +85,18 @@ def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image
     return marked
 
 
+def answered(
+    image: Image.Image,
+    regions: Mapping[int, np.ndarray],
+    captions: Sequence[str],
+    masks: Sequence[Sequence[np.ndarray]],
+) -> Image.Image:
+    """The overlay of one call: the prompted regions outlined, caption i in the colour of `masks[i]`, taken together."""
+    nothing = np.zeros((image.height, image.width), dtype=bool)
+    united = [np.logical_or.reduce([nothing, *those]) for those in masks]
+    return overlay(mark_regions(image, regions), united, captions)
+
+
 @dataclass(frozen=True)
 class Card:
     """A picture and the texts beside it."""

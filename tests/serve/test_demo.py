@@ -1,0 +1,146 @@
+"""The demo: strokes become regions, and the page gives what the Python API gives."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixel_sail.config import ModelSection, ScratchConfig
+from pixel_sail.convert.scratch import from_scratch
+from pixel_sail.serve.demo import COLOURS, build, painted_regions, respond
+from pixel_sail.serve.predictor import Predictor
+from pixel_sail.serve.visualize import answered
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
+RED, GREEN, BLUE = (tuple(int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)) for name in ("red", "green", "blue"))
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=300)
+    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64)
+    model, tokenizer = from_scratch(section, ["Segment the red mug.", "[SEG]"] * 3, "Segment {expression}.")
+    return Predictor(model.eval(), tokenizer)
+
+
+def layer(*strokes: tuple[slice, slice, tuple[int, ...], int], size_hw: tuple[int, int] = (40, 60)) -> np.ndarray:
+    """(H, W, 4) uint8: rectangles of (rows, columns, colour, alpha)."""
+    drawn = np.zeros((*size_hw, 4), dtype=np.uint8)
+    for rows, columns, colour, alpha in strokes:
+        drawn[rows, columns] = (*colour, alpha)
+    return drawn
+
+
+def painting() -> dict:
+    background = np.random.default_rng(0).integers(0, 255, (40, 60, 4), dtype=np.uint8)
+    background[..., 3] = 255
+    return {"background": background, "layers": [layer((slice(5, 20), slice(10, 30), GREEN, 255))], "composite": None}
+
+
+def rectangle(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def test_a_colour_is_a_region() -> None:
+    almost_red = (RED[0] - 20, RED[1] + 15, RED[2] + 9)
+    found = painted_regions(
+        [
+            layer(
+                (slice(0, 4), slice(0, 6), RED, 255),
+                (slice(30, 34), slice(50, 60), almost_red, 200),  # the same colour elsewhere: the same region
+                (slice(10, 20), slice(10, 30), BLUE, 255),
+                (slice(36, 40), slice(0, 9), BLUE, 90),  # the soft edge of a stroke
+            ),
+            layer((slice(10, 20), slice(20, 40), GREEN, 255)),  # over half of the blue one
+        ]
+    )
+    assert sorted(found) == [0, 1, 2]  # red, green, blue are <Prompt0>, <Prompt1>, <Prompt2>
+    red = rectangle(slice(0, 4), slice(0, 6)) | rectangle(slice(30, 34), slice(50, 60))
+    for k, expected in enumerate(
+        (red, rectangle(slice(10, 20), slice(20, 40)), rectangle(slice(10, 20), slice(10, 20)))
+    ):
+        assert (found[k] == expected).all(), k
+    assert painted_regions([]) == {} and painted_regions([layer()]) == {}
+
+
+@pytest.mark.parametrize("ask", [False, True])
+def test_it_answers_as_the_python_api_does(predictor: Predictor, ask: bool) -> None:
+    image = Image.fromarray(painting()["background"]).convert("RGB")
+    regions = {1: rectangle(slice(5, 20), slice(10, 30))}
+    if ask:
+        lines, expected = ["What is\n<Prompt1>?"], predictor.chat(image, ["What is\n<Prompt1>?"], regions)
+        shown, words = respond(predictor, painting(), " What is\n<Prompt1>?\n", ask)
+    else:
+        lines = ["the red mug", "what is left of <Prompt1>"]
+        expected = predictor.segment(image, lines, regions)
+        shown, words = respond(predictor, painting(), "\n the red mug\n\nwhat is left of <Prompt1> ", ask)
+    captions = [f"{line}: {answer.text}" for line, answer in zip(lines, expected, strict=True)]
+    assert words == "\n".join(captions)
+    assert shown.tobytes() == answered(image, regions, captions, [answer.masks for answer in expected]).tobytes()
+
+
+def test_a_see_through_picture_lies_on_white(predictor: Predictor) -> None:
+    clear = painting() | {"background": np.zeros((40, 60, 4), dtype=np.uint8), "layers": []}
+    white = painting() | {"background": np.full((40, 60, 4), 255, dtype=np.uint8), "layers": []}
+    assert respond(predictor, clear, "mug", False)[0].tobytes() == respond(predictor, white, "mug", False)[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "message"),
+    [
+        (None, "mug", "there is no picture"),
+        ({"background": None, "layers": [], "composite": None}, "mug", "there is no picture"),
+        (painting(), " \n ", "there is nothing to answer"),
+        (painting(), "<region> and <region>", "the question has 2 <region> and 1 regions"),
+    ],
+)
+def test_what_is_wrong_is_said(predictor: Predictor, given: dict | None, text: str, message: str) -> None:
+    for ask in (False, True):
+        with pytest.raises(ValueError, match=message):
+            respond(predictor, given, text, ask)
+
+
+def test_the_page_over_http(predictor: Predictor, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[demo]'")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    files = {}
+    for name, pixels in (("background", painting()["background"]), ("layer", painting()["layers"][0])):
+        files[name] = tmp_path / f"{name}.png"
+        Image.fromarray(pixels).save(files[name])
+    page = build(predictor, [str(files["background"])])
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(url, verbose=False, download_files=str(tmp_path))
+        sent = {
+            "background": handle_file(files["background"]),
+            "layers": [handle_file(files["layer"])],
+            "composite": None,
+        }
+        for name, ask in (("/segment", False), ("/ask", True)):
+            shown, words = client.predict(sent, "what is <Prompt1>", api_name=name)
+            expected, said = respond(predictor, painting(), "what is <Prompt1>", ask)
+            assert words == said
+            assert Image.open(shown).convert("RGB").tobytes() == expected.tobytes()
+        with pytest.raises(AppError, match="nothing to answer"):
+            client.predict(sent, " ", api_name="/ask")
+    finally:
+        page.close()
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "nowhere"])
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[demo\]'"):
+        runpy.run_path(str(TOOL), run_name="__main__")

@@ -1,0 +1,43 @@
+"""A page in the browser: paint regions on a picture, write what to segment or ask, see masks and words.
+
+pip install -e '.[demo]'
+python tools/demo.py runs/quickstart/export --example data/scenes/images/train2014/scenes_000000000005.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from pixel_sail.data.image import load_image
+from pixel_sail.serve.demo import build
+from pixel_sail.serve.predictor import Predictor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="an export folder")
+    parser.add_argument("--example", action="append", default=[], type=Path, help="a picture to begin with; repeatable")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may use it")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("gradio") is None:
+        raise SystemExit("error: the demo needs gradio: pip install -e '.[demo]'")
+    try:
+        for example in arguments.example:
+            load_image(example)
+        predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+    page = build(predictor, [str(example) for example in arguments.example])
+    try:
+        page.launch(server_name=arguments.host, server_port=arguments.port)
+    except OSError as error:  # the port is taken
+        raise SystemExit(f"error: {error}; choose another with --port") from None
+
+
+if __name__ == "__main__":
+    main()
