@@ -1,7 +1,9 @@
 """A page in the browser: paint regions on a picture, write what to segment or ask, see masks and words.
 
-pip install -e '.[demo]'
-python tools/demo.py runs/quickstart/export --example data/scenes/images/train2014/scenes_000000000005.jpg
+    pip install -e '.[demo]'
+    python tools/demo.py runs/quickstart/export --example data/scenes/images/train2014/scenes_000000000005.jpg
+
+Strokes of one colour are one region; the page says which colour is which <PromptK>.
 """
 
 from __future__ import annotations

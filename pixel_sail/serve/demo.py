@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from pixel_sail.data.image import to_rgb
 from pixel_sail.serve.predictor import Predictor
@@ -28,7 +28,7 @@ def painted_regions(layers: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
 
     A pixel belongs to the colour of COLOURS that is nearest to its own, and to the uppermost layer that covers it.
     """
-    palette = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in COLOURS.values()])
+    palette = np.array([ImageColor.getrgb(code) for code in COLOURS.values()])
     names: np.ndarray | None = None  # of each pixel its K, -1 for none
     for layer in layers:
         names = np.full(layer.shape[:2], -1) if names is None else names
@@ -37,7 +37,7 @@ def painted_regions(layers: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
         names[ys, xs] = away.argmin(axis=1)
     if names is None:
         return {}
-    return {k: names == k for k in range(len(COLOURS)) if (names == k).any()}
+    return {int(k): names == k for k in np.unique(names[names >= 0])}
 
 
 def respond(predictor: Predictor, painting: dict[str, Any] | None, text: str, ask: bool) -> tuple[Image.Image, str]:
@@ -48,8 +48,8 @@ def respond(predictor: Predictor, painting: dict[str, Any] | None, text: str, as
     """
     if painting is None or painting["background"] is None:
         raise ValueError("there is no picture: drop one on the left, or choose an example")
-    lines = [text.strip()] if ask else [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or not lines[0]:
+    lines = [line.strip() for line in ([text] if ask else text.splitlines()) if line.strip()]
+    if not lines:
         raise ValueError("there is nothing to answer: write a question, or what is to be segmented")
     image = to_rgb(Image.fromarray(painting["background"]))
     regions = painted_regions(painting["layers"])

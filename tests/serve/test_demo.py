@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.convert.scratch import from_scratch
@@ -18,7 +18,7 @@ from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import answered
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
-RED, GREEN, BLUE = (tuple(int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)) for name in ("red", "green", "blue"))
+RED, GREEN, BLUE = (ImageColor.getrgb(COLOURS[name]) for name in ("red", "green", "blue"))
 
 
 @pytest.fixture(scope="module")
