@@ -6,6 +6,7 @@ A prediction of None, a missing mask, counts as an empty one. Scores are in perc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,7 +209,7 @@ def counts_as_empty(prediction: RLE | None, min_pixels: int) -> bool:
 
 def boundary_iou(first: RLE, second: RLE) -> float:
     """Boundary IoU in 0..1 of two masks of one size (Cheng et al., CVPR 2021); 0 where both are empty."""
-    distance_px = max(1, round(BOUNDARY_SHARE * math.hypot(*first["size"])))
+    distance_px = boundary_distance_px(first["size"])
     masks = np.stack([decode_mask(first), decode_mask(second)])
     rows, columns = (np.flatnonzero(masks.any(axis=(0, axis))) for axis in (2, 1))
     if not len(rows):
@@ -216,6 +217,11 @@ def boundary_iou(first: RLE, second: RLE) -> float:
     masks = masks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # outside there is nothing to erode
     a, b = (boundary(mask, distance_px) for mask in masks)
     return float((a & b).sum() / (a | b).sum())
+
+
+def boundary_distance_px(size_hw: Sequence[int]) -> int:
+    """How far a boundary reaches in a picture of this size."""
+    return max(1, round(BOUNDARY_SHARE * math.hypot(*size_hw)))
 
 
 def boundary(mask: np.ndarray, distance_px: int) -> np.ndarray:

@@ -1,0 +1,39 @@
+"""Where do masks lose? cIoU of referring expressions, taken apart: another object, edges, neighbours, ground, holes.
+
+    python tools/mask_errors.py runs/quickstart/scores/predictions/refcoco:val.jsonl --benchmark refcoco:val
+
+Takes a predictions file of tools/test.py, or of any model in that form. Prints a table, on the embedded dataset by kind
+of expression as well; what the columns mean is in pixel_sail/evaluate/mask_errors.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate.mask_errors import mask_errors, table
+from pixel_sail.evaluate.predictions import in_case_order, read_lines
+from pixel_sail.evaluate.runner import open_benchmark
+from pixel_sail.types import BadSample
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("--benchmark", required=True, help="refcoco, refcoco+ or refcocog, a colon and a split")
+    parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
+    parser.add_argument("--max-images", type=int, help="only the first N pictures, as it was given to tools/test.py")
+    arguments = parser.parse_args()
+    try:
+        benchmark = open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
+        lines = read_lines(arguments.predictions, benchmark)
+        lines = in_case_order(benchmark, lines, str(arguments.predictions))
+        found = mask_errors(benchmark.cases, lines, arguments.data_root, arguments.benchmark)
+    except (BadSample, DatasetError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
