@@ -37,6 +37,7 @@ def build_model(config: Config, sources: Sequence[Source] | None = None) -> tupl
     else:
         model, tokenizer = from_scratch(config.model, _texts(config, sources), question, config.data.hide)
     model.attention_kernel = config.model.attention
+    model.config.max_side_px = config.model.max_side_px  # may differ from that of train.init_from
     model.config.hide = config.data.hide
     return model, tokenizer
 

@@ -49,7 +49,8 @@ def model_folder(given: Path) -> Path:
 def with_start(config: Config) -> Config:
     """The same config; with train.init_from, its model section says what that model is.
 
-    Raises FileNotFoundError where there is none, and ConfigError that lists the keys of `model` that were given and say
+    `model.max_side_px`, on which no weight depends, may be given anew: a model goes on at another resolution. Raises
+    FileNotFoundError where there is no model, and ConfigError that lists the keys of `model` that were given and say
     otherwise. `model.base` and `model.scratch` are not read.
     """
     if config.train.init_from is None:
@@ -58,6 +59,7 @@ def with_start(config: Config) -> Config:
     given = config.model.model_dump(include=config.model.model_fields_set)
     if given.get("chat_format") == "auto":
         del given["chat_format"]
+    found["max_side_px"] = given.get("max_side_px", found["max_side_px"])
     differing = [
         f"{key}: config {given[key]}, checkpoint {found[key]}"
         for key in found

@@ -44,6 +44,7 @@ def next_config(folder: Path, root: Path, start: Path, **model: object) -> Confi
         "train": tiny_run.VALUES["train"] | {"init_from": str(start), "steps": 1},
         "model": model,
     }
+    folder.mkdir(exist_ok=True)
     (folder / "next.yaml").write_text(yaml.safe_dump(values))
     return load_config(folder / "next.yaml")
 
@@ -77,6 +78,18 @@ def test_keys_that_contradict_are_named(first: Path, root: Path, tmp_path: Path)
         with_start(next_config(tmp_path, root, first, **model))
     assert message in str(caught.value)
     assert with_start(next_config(tmp_path, root, first, patch_size=8, chat_format="auto")).model.patch_size == 8
+
+
+def test_a_model_goes_on_at_another_resolution(first: Path, root: Path, tmp_path: Path) -> None:
+    config = next_config(tmp_path, root, first, patch_size=8, max_side_px=32)
+    assert with_start(config).model.max_side_px == 32
+    train(config)
+    export = PixelSail.from_pretrained(tmp_path / "next" / "export")
+    assert export.config.max_side_px == 32  # segment() and tools/test.py read pictures as the run did
+    tokens = [json.loads(line)["tokens"] for line in (tmp_path / "next" / "log.jsonl").read_text().splitlines()]
+    train(next_config(tmp_path / "as_before", root, first))
+    before = [json.loads(line)["tokens"] for line in (tmp_path / "as_before/next/log.jsonl").read_text().splitlines()]
+    assert 0 < tokens[0] < before[0]
 
 
 def test_what_is_no_start(first: Path, root: Path, tmp_path: Path) -> None:
