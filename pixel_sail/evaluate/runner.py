@@ -5,6 +5,7 @@ In `<out>/predictions/`, for a benchmark B:
     B.rank<r>.jsonl   what process r has predicted in this run, call by call (a few pictures)
     B.partial.jsonl   what earlier, interrupted runs had finished
     B.jsonl           all cases in order, once all are there; the scores are computed from it and nothing else
+    B.left_out.txt    annotations that are no case because they, or their pictures, are unusable; a line each
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.predictions import in_case_order, read_lines, write_lines
 from pixel_sail.evaluate.referring import ReferringBenchmark
 from pixel_sail.metrics import MIN_PIXELS
+
+_SHOWN_PROBLEMS = 5
 
 
 def open_benchmark(
@@ -162,6 +165,15 @@ class PredictionFiles:
             return json.loads(self._manifest.read_text())
         except (FileNotFoundError, ValueError):  # none, or torn: then nothing is known about what lies here
             return None
+
+
+def list_problems(benchmark: Benchmark, out: Path) -> str:
+    """Writes all that is left out of a benchmark to its file, and gives a message with the first few."""
+    path = out / "predictions" / f"{benchmark.name}.left_out.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{problem}\n" for problem in benchmark.problems), encoding="utf-8")
+    shown = [f"  {problem}" for problem in benchmark.problems[:_SHOWN_PROBLEMS]]
+    return "\n".join([f"{len(benchmark.problems)} left out of {benchmark.name}, listed in {path}; the first:", *shown])
 
 
 def write_metrics(out: Path, checkpoint: Path | None, results: dict[str, dict[str, Any]]) -> Path:

@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +266,15 @@ def test_annotations_left_out_are_counted_in_the_scores(dataset):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     lines = [{"segmentation": case.mask} for case in benchmark.cases]
     assert len(lines) == 16 and benchmark.score(lines)["unusable"] == 1
+
+
+def test_what_is_left_out_is_listed_whole_and_shown_in_part(dataset, tmp_path):
+    problems = tuple(f"{index}: no picture {index}.jpg" for index in range(300))
+    benchmark = replace(runner.open_benchmark("refcoco:val", dataset), problems=problems)
+    shown = runner.list_problems(benchmark, tmp_path).splitlines()
+    listed = tmp_path / "predictions" / "refcoco:val.left_out.txt"
+    assert shown == [f"300 left out of refcoco:val, listed in {listed}; the first:", *(f"  {p}" for p in problems[:5])]
+    assert tuple(listed.read_text().splitlines()) == problems
 
 
 def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):

@@ -12,6 +12,7 @@ from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.tokens import SEG
 
 _NEGATION = re.compile(r"(?i)\b(not|neither|nor|cannot|without)\b|n't\b")
+_NO_ANSWER = re.compile(r"(?i)\bno (idea|clue|way of|way to|telling)\b")  # this "no" is not the option No
 _MARKED = re.compile(r"\(([a-z])\)|^\s*([a-z])[.):]")  # "(b)" anywhere, "b.", "b)" and "b:" at the start
 
 
@@ -24,6 +25,8 @@ def chosen_option(answer: str, options: Sequence[str]) -> str | None:
     """
     lettered = dict(zip(ascii_uppercase, options, strict=False))
     said = _MARKED.sub(lambda match: f"({(match[1] or match[2]).upper()})", answer.replace(SEG, " ")).strip()
+    if not any(map(_NO_ANSWER.search, options)):
+        said = _NO_ANSWER.sub(" ", said).strip()
     letter = stated_letter(said.rstrip("."), lettered) or chosen_letter(said, lettered)
     if letter is None or f"({letter})" in said or not _NEGATION.search(said):
         return letter and letter.lower()
