@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from pixel_sail.config import ModelSection
-from pixel_sail.convert.new_parts import PROMPT_LINEAR, grown, new_parts, stride_blocks
+from pixel_sail.convert.new_parts import PATCH_LINEAR, grown, new_parts, stride_blocks
 from pixel_sail.convert.released import read_settings, read_tokenizer
 from pixel_sail.convert.streaming import Conversion, Made, WeightFiles, copied
 from pixel_sail.data.chat import ChatFormat
@@ -40,19 +41,23 @@ def from_language_model(
     put it when the base cannot be had.
     """
     language_model, tokenizer = _load_base(section.base)
-    return assemble(language_model, tokenizer, section, question, hide)
+    model, tokenizer = assemble(language_model, tokenizer, section, question, hide)
+    _start_like_words(model)
+    return model, tokenizer
 
 
 def assemble(
     language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, section: ModelSection, question: str, hide: str
 ) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """Extends the tokenizer and the embeddings, and puts new patch, prompt and mask parts around the decoder."""
+    """Extends the tokenizer and the embeddings, and puts new patch, prompt and mask parts around the decoder.
+
+    The parts start as torch starts them; how loud patches and prompts have to be is known to the callers.
+    """
     added = add_special_tokens(tokenizer)
     _grow_embeddings(language_model, len(tokenizer), added)
     config = _config(language_model.config, tokenizer, section, question, hide)
     model = PixelSail(config)
     model.language_model.load_state_dict(language_model.state_dict())
-    _start_fusion(model)
     return model, tokenizer
 
 
@@ -73,8 +78,9 @@ def plan_language_model(folder: Path, section: ModelSection, question: str) -> C
     for name in (embeddings, *head):
         if name in made:
             made[name] = Made(made[name].reads, lambda old: grown(old, text_config.vocab_size, new_ids))
-    if embeddings in made and PROMPT_LINEAR in made:
-        made[PROMPT_LINEAR] = Made(made[embeddings].reads, _prompt_start)
+    if embeddings in made:
+        patches = made[PATCH_LINEAR].make()
+        made[PATCH_LINEAR] = Made(made[embeddings].reads, lambda old: patches.to(old.device) * loudness(old))
     return Conversion(weights, config, tokenizer, made)
 
 
@@ -133,19 +139,23 @@ def _config(
 
 
 @torch.no_grad()
-def _start_fusion(model: PixelSail) -> None:
-    linear = model.fusion.prompt_linear
-    if linear is not None:  # pooled regions: nothing is added to patches
-        linear.weight.copy_(_prompt_start(model.language_model.get_input_embeddings().weight))
+def _start_like_words(model: PixelSail) -> None:
+    """Patches start as loud as the words that the decoder knows, and a prompt as its name."""
+    words = model.language_model.get_input_embeddings().weight
+    model.fusion.patch_linear.weight.mul_(loudness(words))
+    if model.fusion.prompt_linear is not None:  # pooled regions: nothing is added to patches
+        torch.nn.init.eye_(model.fusion.prompt_linear.weight)
 
 
-def _prompt_start(embeddings: Tensor) -> Tensor:
-    """(D, D) from the token embeddings (V, D): a patch with a prompt on it starts out similar to the prompt's name.
+def loudness(words: Tensor) -> Tensor:
+    """() float32: what torch's patch embedding is multiplied by to be as loud as the token embeddings (V, D).
 
-    torch's initialization makes patches of normalized pixels about unit size, ten times a usual embedding: the prompt
-    is added at unit size too, or it would not be heard.
+    Its weights are uniform within 1 / sqrt(n) of n inputs, so that pixels of unit size come out at 1 / sqrt(3). To
+    SmolLM2 that is four times a word, and it takes most patches for a first token, on which nothing depends: one value
+    of several thousand ("massive activations", arXiv 2402.17762), beside which what a patch shows is lost.
     """
-    return torch.eye(embeddings.shape[1], device=embeddings.device) / embeddings.float().std()
+    size = torch.linalg.vector_norm(words, dtype=torch.float32) / math.sqrt(words.numel())
+    return math.sqrt(3) * size
 
 
 def upsample_blocks(section: ModelSection) -> int:

@@ -18,6 +18,7 @@ from pixel_sail.model.mask_head import default_channels
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens
 
+PATCH_LINEAR = "fusion.patch_linear.weight"
 PROMPT_LINEAR = "fusion.prompt_linear.weight"
 SMALLEST_STRIDE = 4  # pixels of the picture per mask logit, as in the paper
 

@@ -29,7 +29,9 @@ def from_scratch(
     decoder = Qwen2ForCausalLM(scratch_decoder(section.scratch, tokenizer))
     _look_around(decoder, section.scratch)
     _look_alike(decoder, section.scratch)
-    return assemble(decoder, tokenizer, section, question, hide)
+    model, tokenizer = assemble(decoder, tokenizer, section, question, hide)
+    _start_prompts(model)
+    return model, tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -87,3 +89,16 @@ def _look_alike(decoder: Qwen2ForCausalLM, scratch: ScratchConfig) -> None:
     for layer in decoder.model.layers:
         layer.self_attn.k_proj.weight[first:] = layer.self_attn.q_proj.weight[first:]
         layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
+
+
+@torch.no_grad()
+def _start_prompts(model: PixelSail) -> None:
+    """A patch with a prompt on it starts out similar to the prompt's name.
+
+    torch's initialization makes patches of normalized pixels about unit size, ten times a new embedding: the prompt is
+    added at unit size too, or it would not be heard.
+    """
+    linear = model.fusion.prompt_linear
+    if linear is not None:  # pooled regions: nothing is added to patches
+        embeddings = model.language_model.get_input_embeddings().weight
+        linear.weight.copy_(torch.eye(len(linear.weight)) / embeddings.std())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_base import save_base
 
 from pixel_sail.config import ModelSection
@@ -35,6 +37,31 @@ def test_smollm2_knows_what_it_knew() -> None:
     torch.testing.assert_close(logits[:, : wanted.shape[1]], wanted, atol=1e-3, rtol=1e-3)
     loss = torch.nn.functional.cross_entropy(logits, batch.labels)
     assert float(loss) < 1.0, "a pretrained model expects this answer"
+
+
+@needs_smollm
+def test_patches_are_no_first_tokens(tmp_path) -> None:
+    """Embedded at unit size, many get a state of thousands in one place, as the first token does."""
+    torch.manual_seed(0)
+    model, tokenizer = from_language_model(ModelSection(base=SMOLLM2, max_side_px=192), "Segment {expression}.")
+    encoder = Encoder(tokenizer, 16, 192, model.config.chat_format)
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((192, 160), Image.Resampling.BICUBIC).save(tmp_path / "blobs.png")
+    sample = Sample("blobs", tmp_path / "blobs.png", (Turn("Is there a dog?", "No."),))
+    batch = pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch)
+    states: list[torch.Tensor] = []
+    model.language_model.model.layers[15].register_forward_hook(lambda _, __, state: states.append(state))
+
+    def loud_patches() -> float:
+        with torch.no_grad():
+            model.eval()(batch)
+        patches = states[-1].reshape(len(batch.input_ids), -1)[batch.patch_index]
+        return float((patches.square().mean(1).sqrt() > 30).float().mean())
+
+    assert loud_patches() < 0.1
+    with torch.no_grad():
+        model.fusion.patch_linear.weight.mul_(4)
+    assert loud_patches() > 0.25
 
 
 def test_a_missing_base_says_what_to_download(tmp_path) -> None:

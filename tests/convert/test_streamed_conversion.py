@@ -93,7 +93,11 @@ def test_both_ways_start_the_same_kind_of_model(tmp_path: Path) -> None:
         "prompt_token_ids",
     ):
         assert getattr(pieces.config, key) == getattr(whole.config, key)
-    torch.testing.assert_close(a["fusion.prompt_linear.weight"], b["fusion.prompt_linear.weight"], atol=0.5, rtol=0.05)
+    for state in (a, b):
+        words = state["language_model.model.embed_tokens.weight"]
+        assert torch.equal(state["fusion.prompt_linear.weight"], torch.eye(words.shape[1]))
+        patches = torch.randn(400, 3 * SECTION.patch_size**2) @ state["fusion.patch_linear.weight"].T
+        torch.testing.assert_close(patches.std(), words.std(), atol=0, rtol=0.15)  # a patch is as loud as a word
     ids = tokenizer.convert_tokens_to_ids([SEG, *PROMPTS])
     for state in (a, b):
         for end in ("model.embed_tokens", "lm_head"):
