@@ -147,8 +147,8 @@ def _local_judge(folder: str, arguments: argparse.Namespace) -> Reply:
 def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
     judge = _judge(arguments, arguments.out / "predictions" / f"{name}.jsonl")
     benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, arguments.min_pixels, judge)
-    if benchmark.problems and os.environ.get("RANK", "0") == "0":
-        print(runner.list_problems(benchmark, arguments.out))
+    if os.environ.get("RANK", "0") == "0" and (problems := runner.list_problems(benchmark, arguments.out)):
+        print(problems)
     return benchmark
 
 

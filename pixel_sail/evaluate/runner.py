@@ -167,9 +167,15 @@ class PredictionFiles:
             return None
 
 
-def list_problems(benchmark: Benchmark, out: Path) -> str:
-    """Writes all that is left out of a benchmark to its file, and gives a message with the first few."""
+def list_problems(benchmark: Benchmark, out: Path) -> str | None:
+    """Writes all that is left out of a benchmark to its file, and gives a message with the first few.
+
+    Where nothing is left out: None, and no file, not even that of an earlier run.
+    """
     path = out / "predictions" / f"{benchmark.name}.left_out.txt"
+    if not benchmark.problems:
+        path.unlink(missing_ok=True)
+        return None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{problem}\n" for problem in benchmark.problems), encoding="utf-8")
     shown = [f"  {problem}" for problem in benchmark.problems[:_SHOWN_PROBLEMS]]

@@ -275,6 +275,8 @@ def test_what_is_left_out_is_listed_whole_and_shown_in_part(dataset, tmp_path):
     listed = tmp_path / "predictions" / "refcoco:val.left_out.txt"
     assert shown == [f"300 left out of refcoco:val, listed in {listed}; the first:", *(f"  {p}" for p in problems[:5])]
     assert tuple(listed.read_text().splitlines()) == problems
+    assert runner.list_problems(replace(benchmark, problems=()), tmp_path) is None
+    assert not listed.exists(), "the list of an earlier run"
 
 
 def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):
