@@ -4,23 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 STAMP := $(VENV)/.installed
-# Without a GPU, two processes of one thread each see two fifths more pictures a second than one of two threads:
+# Without a GPU, two processes of one thread each see two fifths more images a second than one of two threads:
 # the many short kernels of a small model leave a second thread waiting.
 LAUNCH := $(BIN)/$(if $(wildcard /dev/nvidia0),python,deepspeed --num_accelerators 2)
 
 .PHONY: quickstart demo test lint smollm clean
 
-# Draws the embedded dataset, trains on it, scores the held-out splits and saves pictures.
+# Draws the embedded dataset, trains on it, scores the held-out splits and saves a gallery.
 quickstart: export DS_ACCELERATOR = $(if $(wildcard /dev/nvidia0),cuda,cpu)
 quickstart: $(STAMP)
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes --images 8000 --seed 0
 	$(LAUNCH) tools/train.py configs/quickstart.yaml run.dir=$(RUN)
-	$(LAUNCH) tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --pictures 12 \
+	$(LAUNCH) tools/test.py $(RUN)/export --data-root data/scenes --out $(RUN)/scores --gallery 12 \
 		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB --benchmark perbench
 	@echo "model:       $(RUN)/export"
 	@echo "scores:      $(RUN)/scores/metrics.json"
 	@echo "predictions: $(RUN)/scores/predictions/"
-	@echo "pictures:    $(RUN)/scores/pictures/"
+	@echo "gallery:     $(RUN)/scores/gallery/"
 
 # A page in the browser with the model of the quickstart: paint a region, say what to segment, or ask.
 demo: $(VENV)/.demo

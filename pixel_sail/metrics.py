@@ -17,8 +17,8 @@ from pixel_sail.types import RLE
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 MIN_PIXELS = 50  # a generalized prediction below counts as empty: common practice since GSVA (arXiv 2312.10103)
-BOUNDARY_SHARE = 0.02  # width of a boundary, of the picture's diagonal (Boundary IoU, arXiv 2103.16562)
-SMALL_SHARE = 0.02  # a target of less than this share of the picture's pixels is small
+BOUNDARY_SHARE = 0.02  # width of a boundary, of the image's diagonal (Boundary IoU, arXiv 2103.16562)
+SMALL_SHARE = 0.02  # a target of less than this share of the image's pixels is small
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ReferringScore:
         self.image_ids = set(self.image_ids)  # a state has them as a list
 
     def update(self, prediction: RLE | None, target: RLE | None, image_id: int) -> None:
-        """One case; both masks at the size of the stored picture. ValueError without a target."""
+        """One case; both masks at the size of the stored image. ValueError without a target."""
         if target is None:
             raise ValueError(
                 f"image {image_id}: a referring case has a target; score no-target ones with GeneralizedScore"
@@ -100,7 +100,7 @@ class GeneralizedScore:
         self.image_ids = set(self.image_ids)  # a state has them as a list
 
     def update(self, prediction: RLE | None, target: RLE | None, image_id: int) -> None:
-        """One case; `target` None: nothing matches. Both masks at the size of the stored picture."""
+        """One case; `target` None: nothing matches. Both masks at the size of the stored image."""
         area = 0 if prediction is None else area_px(prediction)
         empty = counts_as_empty(prediction, self.min_pixels)
         self.image_ids.add(image_id)
@@ -156,7 +156,7 @@ class DetailScore:
     """What cIoU and gIoU hide behind large objects: boundaries, and small targets apart. Cases with a target only.
 
     Boundary IoU of a case: IoU of the pixels of each mask within `BOUNDARY_SHARE` of the diagonal of its own contour
-    (see `boundary`). A target is small below `SMALL_SHARE` of the picture. `DetailScore(**state)` restores a `state()`.
+    (see `boundary`). A target is small below `SMALL_SHARE` of the image. `DetailScore(**state)` restores a `state()`.
     """
 
     boundary_iou_sum: float = 0.0
@@ -167,7 +167,7 @@ class DetailScore:
     small_cases: int = 0
 
     def update(self, prediction: RLE | None, target: RLE) -> None:
-        """One case; both masks at the size of the stored picture."""
+        """One case; both masks at the size of the stored image."""
         self.cases += 1
         self.boundary_iou_sum += 0.0 if prediction is None else boundary_iou(prediction, target)
         area, (height, width) = area_px(target), target["size"]
@@ -190,7 +190,7 @@ class DetailScore:
     def result(self) -> dict[str, Any]:
         """boundary_iou, the mean over cases; small_ciou and small_giou in percent; small_cases; small_below in force.
 
-        `small_below` is a percentage as well: of the picture's pixels.
+        `small_below` is a percentage as well: of the image's pixels.
         """
         return {
             "boundary_iou": _percent(self.boundary_iou_sum, self.cases),
@@ -220,7 +220,7 @@ def boundary_iou(first: RLE, second: RLE) -> float:
 
 
 def boundary_distance_px(size_hw: Sequence[int]) -> int:
-    """How far a boundary reaches in a picture of this size."""
+    """How far a boundary reaches in an image of this size."""
     return max(1, round(BOUNDARY_SHARE * math.hypot(*size_hw)))
 
 
@@ -228,7 +228,7 @@ def boundary(mask: np.ndarray, distance_px: int) -> np.ndarray:
     """(H, W) bool -> its pixels that are no further than `distance_px` from its contour, (H, W) bool.
 
     As in the authors' code: the mask without its erosion by a square of 2 distance_px + 1 pixels, where all beyond the
-    picture is background, so that the edge of the picture is a contour too.
+    image is background, so that the edge of the image is a contour too.
     """
     side, inner = 2 * distance_px + 1, mask
     for axis in (0, 1):

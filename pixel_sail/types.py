@@ -8,7 +8,7 @@ Shape legend, used in every comment of the package:
     K   masks of one image                    S   mask feature width
     D   hidden width of the decoder           B   sequences in a batch
     C   feature width of an expert
-    h, w       patch grid                     H, W  picture in pixels
+    h, w       patch grid                     H, W  image in pixels
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Sample:
     key: str  # says where it came from and is unique in its source: "refcoco/train/image=12"
     image: Path | bytes | None  # file, encoded file contents, or None for a text-only conversation
     turns: tuple[Turn, ...]
-    masks: tuple[RLE, ...] = ()  # one for each [SEG] of the answers, in reading order; size of the stored picture
+    masks: tuple[RLE, ...] = ()  # one for each [SEG] of the answers, in reading order; size of the stored image
     prompts: dict[int, RLE] = field(default_factory=dict)  # K of <PromptK> -> its region
     # expert -> (C, h, w) float16, where a shard carries its features; arrays have no plain ==, so it is left out of it
     features: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
@@ -74,8 +74,8 @@ class Encoded:
     masks: Tensor  # (K, h P, w P) uint8 in {0, 1}; one for each [SEG] with a label, in order
     lm_weight: float = 1.0  # weight of this sequence's language loss
     dropped_turns: int = 0  # turns that did not fit into the length limit, gone with their masks
-    # expert -> its features (C, h, w) float16, or the picture (3, H, W) uint8 that it is to see; none without an image
-    teachers: dict[str, Tensor] = field(default_factory=dict)
+    # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is to see; none without an image
+    expert_features: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.input_ids.numel()
@@ -102,7 +102,9 @@ class Batch:
     seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s that own a mask, in sequence order
     masks: tuple[Tensor, ...]  # one a sequence, (K, h P, w P) uint8
     dropped_turns: int = 0
-    teachers: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # one a sequence; (0,) without an image
+    expert_features: dict[str, tuple[Tensor, ...]] = field(
+        default_factory=dict
+    )  # one a sequence; (0,) without an image
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on `device`; `dtype` casts the patches only (indices, labels and masks keep theirs)."""

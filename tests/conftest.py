@@ -37,16 +37,16 @@ def free_port() -> int:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A data root with refcoco and grefcoco: 3 training and 3 validation pictures."""
+    """A data root with refcoco and grefcoco: 3 training and 3 validation images."""
     return write_refer_dataset(tmp_path / "root")
 
 
 def write_refer_dataset(
     root: Path, train: int = 3, val: int = 3, size_wh: tuple[int, int] = (64, 48), images: str = "images/train2014"
 ) -> Path:
-    """Draws pictures of a red box, a green ellipse and a blue crowd of two boxes, and annotates them as REFER does.
+    """Draws images of a red box, a green ellipse and a blue crowd of two boxes, and annotates them as REFER does.
 
-    refcoco: 3 refs a picture, 2 sentences each. grefcoco: all three objects together, and an absent one. Returns root.
+    refcoco: 3 refs an image, 2 sentences each. grefcoco: all three objects together, and an absent one. Returns root.
     """
     (root / images).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -55,8 +55,8 @@ def write_refer_dataset(
     grefs: list[dict] = []
     for image_id in range(10, 10 + train + val):
         split, name = ("train" if image_id < 10 + train else "val"), f"COCO_train2014_{image_id:012d}.png"
-        picture, segmentations = _draw(size_wh, rng)
-        picture.save(root / images / name)
+        image, segmentations = _draw(size_wh, rng)
+        image.save(root / images / name)
         coco["images"].append({"id": image_id, "file_name": name, "width": size_wh[0], "height": size_wh[1]})
         ids = [image_id * 10 + i for i in range(len(segmentations))]
         for i, segmentation in zip(ids, segmentations, strict=True):
@@ -93,15 +93,15 @@ def edit_instances(root: Path, change) -> None:
 
 def _ref(ref_id: int, image_id: int, ann_id: int | list[int], split: str, texts: list[str]) -> dict:
     sentences = [{"sent_id": ref_id * 10 + i, "sent": t, "raw": t, "tokens": t.split()} for i, t in enumerate(texts)]
-    names = {"file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg", "category_id": 1}  # not the picture's name
+    names = {"file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg", "category_id": 1}  # not the image's name
     ids = {"ref_id": ref_id, "image_id": image_id, "ann_id": ann_id, "split": split}
     return ids | names | {"sentences": sentences, "sent_ids": [s["sent_id"] for s in sentences]}
 
 
 def _draw(size_wh: tuple[int, int], rng: np.random.Generator) -> tuple[Image.Image, list]:
     width, height = size_wh
-    picture = Image.new("RGB", size_wh, (90, 90, 90))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size_wh, (90, 90, 90))
+    draw = ImageDraw.Draw(image)
     x, y = int(rng.integers(0, width // 4)), int(rng.integers(0, height // 4))
     box = [x, y, x + width // 4, y, x + width // 4, y + height // 4, x, y + height // 4]
     draw.polygon(box, fill="red")
@@ -110,11 +110,11 @@ def _draw(size_wh: tuple[int, int], rng: np.random.Generator) -> tuple[Image.Ima
     draw.polygon([tuple(p) for p in ellipse], fill="green")
     crowd = np.zeros((height, width), dtype=bool)
     crowd[-6:-1, 2:9] = crowd[-9:-3, 14:20] = True
-    picture.paste("blue", mask=Image.fromarray(crowd.astype(np.uint8) * 255))
+    image.paste("blue", mask=Image.fromarray(crowd.astype(np.uint8) * 255))
     flat = crowd.flatten(order="F")
     edges = np.flatnonzero(np.diff(flat, prepend=False)).tolist()
     runs = np.diff([0, *edges, flat.size]).tolist()
-    return picture, [[box], [ellipse.flatten().round(2).tolist()], {"counts": runs, "size": [height, width]}]
+    return image, [[box], [ellipse.flatten().round(2).tolist()], {"counts": runs, "size": [height, width]}]
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def run(*command: str | Path, ok: bool = True) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """data/ and run/ of a three-step training on fifteen pictures."""
+    """data/ and run/ of a three-step training on fifteen images."""
     folder = tmp_path_factory.mktemp("e2e")
     run("tools/prepare_data.py", "scenes", "--out", folder / "data", "--images", 15, "--seed", 3, "--long-side", 96)
     run("tools/train.py", "configs/quickstart.yaml", f"run.dir={folder}/run", f"data.root={folder}/data", *TINY)
@@ -58,14 +58,14 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
 def test_score_and_score_again_from_the_file(finished: Path) -> None:
     out = finished / "scores"
     common = ["--data-root", finished / "data", "--benchmark", "refcoco:val", "--benchmark", "grefcoco:val"]
-    run("tools/test.py", finished / "run/export", *common, "--out", out, "--pictures", 4)
+    run("tools/test.py", finished / "run/export", *common, "--out", out, "--gallery", 4)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["checkpoint"] == str(finished / "run/export")
     assert {"ciou", "giou", "pr@0.5", "pr@0.9", "cases", "images"} <= metrics["benchmarks"]["refcoco:val"].keys()
     assert {"ciou", "giou", "n_acc", "t_acc"} <= metrics["benchmarks"]["grefcoco:val"].keys()
     line = json.loads((out / "predictions/refcoco:val.jsonl").read_text().splitlines()[0])
     assert line.keys() == {"ref_id", "sent_id", "sentence", "text", "segmentation"}
-    assert (out / "pictures/refcoco:val.png").is_file()
+    assert (out / "gallery/refcoco:val.png").is_file()
     files = [
         x for name in ("refcoco:val", "grefcoco:val") for x in ("--predictions", out / f"predictions/{name}.jsonl")
     ]
@@ -112,17 +112,17 @@ def test_predict_with_regions(finished: Path) -> None:
 def test_score_perbench(finished: Path) -> None:
     out = finished / "perbench"
     call = ["tools/test.py", finished / "run/export", "--data-root", finished / "data", "--out", out]
-    run(*call, "--benchmark", "perbench", "--benchmark", "region_caption:refcocog", "--pictures", 3, "--max-images", 2)
+    run(*call, "--benchmark", "perbench", "--benchmark", "region_caption:refcocog", "--gallery", 3, "--max-images", 2)
     scores = json.loads((out / "metrics.json").read_text())["benchmarks"]
     assert {"meteor", "cases"} <= scores["perbench:caption"].keys() and "accuracy" in scores["perbench:mcq"]
     assert {"ciou", "giou"} <= scores["perbench:vtres"].keys() and "cider" in scores["region_caption:refcocog"]
-    assert len(list((out / "pictures").glob("*.png"))) == 4
+    assert len(list((out / "gallery").glob("*.png"))) == 4
     blind = run(*call, "--benchmark", "perbench:mcq", "--hide", "prompts", "--max-images", 2)
     assert "made with another checkpoint, settings or data" in blind
 
 
 def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
-    picture = next((finished / "data/images/train2014").glob("*.jpg"))
+    image = next((finished / "data/images/train2014").glob("*.jpg"))
     for command, message in (
         (["tools/train.py", "configs/quickstart.yaml", "trian.lr=1"], "did you mean 'train'?"),
         (["tools/train.py", "configs/quickstart.yaml", f"data.root={finished}/nowhere"], "expected"),
@@ -136,7 +136,7 @@ def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
                 "tools/predict.py",
                 finished / "run/export",
                 "--image",
-                picture,
+                image,
                 "--ask",
                 "?",
                 "--point",
@@ -144,14 +144,14 @@ def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
                 "--out",
                 "x",
             ],
-            "the point (9999.0, 1.0) of <Prompt0> is outside the picture",
+            "the point (9999.0, 1.0) of <Prompt0> is outside the image",
         ),
         (
             [
                 "tools/predict.py",
                 finished / "run/export",
                 "--image",
-                picture,
+                image,
                 "--ask",
                 "?",
                 "--box",

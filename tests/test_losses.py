@@ -34,7 +34,7 @@ def test_points_are_read_at_pixel_centres() -> None:
 
 def test_the_most_uncertain_points_are_chosen() -> None:
     """Logits rise from -4 to 4 over the width: the chosen share lies where the logits are nearest to zero."""
-    config = LossConfig(points=100, oversample=3, importance=0.75)
+    config = LossConfig(points=100)
     logits = torch.linspace(-4, 4, 64).expand(1, 64, 64)
     candidates = _candidates(0, 1, config)
     assert candidates.shape == (1, 325, 2)

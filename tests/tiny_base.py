@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pixel_sail.convert.scratch import CHAT_TEMPLATE, train_tokenizer
+from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
 TEXTS = [" the red box is in front of the green one"] * 3
 

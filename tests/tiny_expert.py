@@ -16,13 +16,13 @@ def save_expert(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = timm.create_model("test_vit", pretrained=False)
-        with torch.no_grad():  # so that features differ from picture to picture, as trained ones do
+        with torch.no_grad():  # so that features differ from image to image, as trained ones do
             model.patch_embed.proj.weight.mul_(20)
     timm.models.save_for_hf(model, folder)
     return folder
 
 
 def expert_values(path: Path, **changes: Any) -> dict[str, Any]:
-    """A line of `experts` in a config: the expert sees pictures of 48 px on the short side."""
+    """A line of `experts` in a config: the expert sees images of 48 px on the short side."""
     values = {"name": "vit", "kind": "timm", "path": str(path), "at": "patches", "size_px": 48, "fit": "short"}
     return values | changes

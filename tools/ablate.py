@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from pixel_sail.config import ConfigError
-from pixel_sail.evaluate.ablation.plan import Plan, Run, load_plan
-from pixel_sail.evaluate.ablation.plots import why_no_plots, write_plots
-from pixel_sail.evaluate.ablation.runs import RunFailed, execute, finished_scores
-from pixel_sail.evaluate.ablation.table import markdown, results_of, write_results
+from pixel_sail.studies.ablation.plan import Plan, Run, load_plan
+from pixel_sail.studies.ablation.plots import why_no_plots, write_plots
+from pixel_sail.studies.ablation.runs import RunFailed, execute, finished_scores
+from pixel_sail.studies.ablation.table import markdown, results_of, write_results
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from typing import Any
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import runner
-from pixel_sail.evaluate.pixfoundation import baseline, phrases, segmenters, select
-from pixel_sail.evaluate.pixfoundation.adapters import FAMILIES, open_adapter
 from pixel_sail.evaluate.pixfoundation.benchmark import KINDS
+from pixel_sail.studies.attend_segment import baseline, phrases, segmenters, select
+from pixel_sail.studies.attend_segment.adapters import FAMILIES, open_adapter
 from pixel_sail.types import BadSample
 
 
@@ -70,7 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--benchmark", default=KINDS[0], choices=KINDS)
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--max-images", type=int, help="only the first N pictures")
+    parser.add_argument("--max-images", type=int, help="only the first N images")
     parser.add_argument("--prompt", default=baseline.PROMPT, help=f"may have {', '.join(baseline.FIELDS)}")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--phrases", default="auto", choices=phrases.CHUNKERS, help="auto: spaCy if installed")

@@ -1,7 +1,7 @@
 """Runs experts of a config once over all training images and stores their features where their `cache` says.
 
 python tools/cache_expert.py configs/a.yaml --expert sam2
-python tools/cache_expert.py configs/a.yaml --expert masks --expert patches    # one teacher at two places: runs once
+python tools/cache_expert.py configs/a.yaml --expert masks --expert patches    # one expert at two places: runs once
 deepspeed tools/cache_expert.py configs/a.yaml --expert sam2       # one process a GPU
 python tools/cache_expert.py configs/a.yaml --expert sam2 --shard 0/4     # by hand; when all are done, once without
 
@@ -15,9 +15,9 @@ import sys
 
 from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.experts.fill_cache import cache_experts, finish_cache
 from pixel_sail.train import distributed
-from pixel_sail.train.cache_expert import cache_experts, finish_cache
-from pixel_sail.train.start import with_start
+from pixel_sail.weights.start import with_start
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--expert", action="append", required=True, help="its name in the config; may be repeated")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; else this process's GPU, or the CPU")
     parser.add_argument("--shard", type=_shard, help="I/N: only the I-th (from 0) of N shares of the images")
-    parser.add_argument("--batch", type=int, default=8, help="pictures that the expert sees at once")
+    parser.add_argument("--batch", type=int, default=8, help="images that the expert sees at once")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     a = parser.parse_args()
     try:

@@ -19,15 +19,16 @@ from pathlib import Path
 
 import torch
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
-from pixel_sail.convert.evev2 import plan_evev2
-from pixel_sail.convert.language_model import from_language_model, plan_language_model
-from pixel_sail.convert.new_parts import NewParts
-from pixel_sail.convert.research import plan_research
-from pixel_sail.convert.sail import plan_sail
-from pixel_sail.convert.solo import plan_solo
-from pixel_sail.convert.streaming import SHARD_BYTES, Conversion, partial_folder, peak_bytes, write
 from pixel_sail.data.templates import QUESTIONS
+from pixel_sail.weights.convert.evev2 import plan_evev2
+from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
+from pixel_sail.weights.convert.new_parts import NewParts
+from pixel_sail.weights.convert.research import plan_research
+from pixel_sail.weights.convert.sail import plan_sail
+from pixel_sail.weights.convert.solo import plan_solo
+from pixel_sail.weights.convert.streaming import SHARD_BYTES, Conversion, partial_folder, peak_bytes, write
 
 BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -76,22 +77,15 @@ def _plan(a: argparse.Namespace) -> Conversion | None:
         return BASES[a.family](Path(a.source), NewParts(a.max_side_px, a.mask_stride, a.mask_dim, a.question))
     if a.in_memory or not Path(a.source).is_dir():
         return None
-    return plan_language_model(Path(a.source), _section(a), a.question)
+    return plan_language_model(Path(a.source), _architecture(a), a.question)
 
 
-def _section(a: argparse.Namespace) -> ModelSection:
-    parts = NewParts(a.max_side_px, a.mask_stride, a.mask_dim)
-    return ModelSection(
-        base=a.source,
-        patch_size=a.patch_size,
-        max_side_px=parts.side_for(a.patch_size),
-        mask_stride=parts.stride_for(a.patch_size),
-        mask_dim=a.mask_dim,
-    )
+def _architecture(a: argparse.Namespace) -> Architecture:
+    return NewParts(a.max_side_px, a.mask_stride, a.mask_dim).architecture(a.patch_size)
 
 
 def _write_whole(a: argparse.Namespace) -> int:
-    model, tokenizer = from_language_model(_section(a), a.question)
+    model, tokenizer = from_language_model(ModelSection(base=a.source), _architecture(a), a.question)
     model = model.to(DTYPES[a.dtype] or torch.float32)
     with partial_folder(a.out) as folder:
         model.save_pretrained(folder, max_shard_size=int(a.shard_gb * 1e9))

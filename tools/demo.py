@@ -1,4 +1,4 @@
-"""A page in the browser: paint regions on a picture, write what to segment or ask, see masks and words.
+"""A page in the browser: paint regions on an image, write what to segment or ask, see masks and words.
 
     pip install -e '.[demo]'
     python tools/demo.py runs/quickstart/export --example data/scenes/images/train2014/scenes_000000000005.jpg
@@ -20,7 +20,7 @@ from pixel_sail.serve.predictor import Predictor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="an export folder")
-    parser.add_argument("--example", action="append", default=[], type=Path, help="a picture to begin with; repeatable")
+    parser.add_argument("--example", action="append", default=[], type=Path, help="an image to begin with; repeatable")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may use it")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", default="auto")

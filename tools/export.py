@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from pixel_sail.config import ConfigError
-from pixel_sail.convert.streaming import SHARD_BYTES
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.train.publish import open_source, publish, read_metrics
-from pixel_sail.train.start import find_source
+from pixel_sail.weights.convert.streaming import SHARD_BYTES
+from pixel_sail.weights.publish import open_source, publish, read_metrics
+from pixel_sail.weights.start import find_source
 
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -1,10 +1,10 @@
-"""Draws what the model is given back to pictures and text: decoded tokens, patches, masks and prompted regions.
+"""Draws what the model is given back to images and text: decoded tokens, patches, masks and prompted regions.
 
     python tools/inspect_data.py configs/quickstart.yaml --out outputs/inspect
     python tools/inspect_data.py --source muse --root data/scenes --out outputs/inspect --count 8
 
 Of a config: the first samples of its stream, encoded as it says (its tokenizer is loaded, no weights). Of a source:
-evenly spread samples, with a tokenizer trained on their own text. Writes <name>.png, of each sample the picture as the
+evenly spread samples, with a tokenizer trained on their own text. Writes <name>.png, of each sample the image as the
 patches hold it, plain and with masks filled and prompted patches outlined, and <name>.txt with all of its tokens: what
 has a label, and so is learned, stands between >> and <<.
 """
@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry, load_config
-from pixel_sail.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import MEAN, STD
@@ -30,10 +30,13 @@ from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.sources import open_source
 from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
-from pixel_sail.train.start import model_folder, with_start
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, BadSample, Encoded, Sample
+from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
+from pixel_sail.weights.start import model_folder, with_start
 
-PATCH_PX, MAX_SIDE_PX = 16, 640  # with --source: about what is in the file, and small enough to look at
+LOOK = Architecture(
+    patch_size=16, max_side_px=640
+)  # with --source: about what is in the file, and small enough to look at
 TOKENIZER_SAMPLES = 200  # of a stream from scratch
 
 
@@ -67,7 +70,7 @@ def main() -> None:
 
 
 def drawn(encoded: Encoded, patch: int) -> Image.Image:
-    """The picture that the patches hold, twice: plain, and with masks and prompted patches. White where it has none."""
+    """The image that the patches hold, twice: plain, and with masks and prompted patches. White where it has none."""
     h, w = encoded.grid_hw
     if not h:
         return Image.new("RGB", (64, 16), "white")
@@ -112,8 +115,7 @@ def _of_config(arguments: argparse.Namespace) -> Inspected:
         tokenizer = _own_tokenizer([*some, *samples])
     encoder = Encoder(
         tokenizer,
-        config.model.patch_size,
-        config.model.max_side_px,
+        config.architecture,
         config.model.chat_format,
         max_length=config.data.max_length,
         hide=config.data.hide,
@@ -128,7 +130,7 @@ def _of_source(arguments: argparse.Namespace) -> Inspected:
         print(f"left out: {problem}")
     chosen = np.unique(np.linspace(0, len(source) - 1, arguments.count).astype(int)).tolist()
     samples = [source.sample(index, np.random.default_rng(index)) for index in chosen]
-    encoder = Encoder(_own_tokenizer(samples), PATCH_PX, MAX_SIDE_PX, "auto")
+    encoder = Encoder(_own_tokenizer(samples), LOOK, "auto")
     return Inspected(f"{arguments.source}_{arguments.split}", samples, encoder)
 
 

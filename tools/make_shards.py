@@ -15,7 +15,8 @@ from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
-from pixel_sail.train.start import with_start
+from pixel_sail.experts.features import cached_features
+from pixel_sail.weights.start import with_start
 
 
 def main() -> None:
@@ -35,7 +36,9 @@ def main() -> None:
             parser.error("give a config and --samples, or --verify")
         else:
             config = with_start(load_config(a.config, a.overrides))
-            _report(make_shards(config, a.out, a.samples, a.samples_per_shard, a.workers, progress=True), a.out)
+            features = cached_features(config)
+            index = make_shards(config, a.out, a.samples, a.samples_per_shard, a.workers, True, features)
+            _report(index, a.out)
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

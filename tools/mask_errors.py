@@ -3,7 +3,7 @@
     python tools/mask_errors.py runs/quickstart/scores/predictions/refcoco:val.jsonl --benchmark refcoco:val
 
 Takes a predictions file of tools/test.py, or of any model in that form. Prints a table, on the embedded dataset by kind
-of expression as well; what the columns mean is in pixel_sail/evaluate/mask_errors.py.
+of expression as well; what the columns mean is in pixel_sail/studies/mask_errors.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.evaluate.mask_errors import mask_errors, table
 from pixel_sail.evaluate.predictions import in_case_order, read_lines
 from pixel_sail.evaluate.runner import open_benchmark
+from pixel_sail.studies.mask_errors import mask_errors, table
 from pixel_sail.types import BadSample
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--benchmark", required=True, help="refcoco, refcoco+ or refcocog, a colon and a split")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
-    parser.add_argument("--max-images", type=int, help="only the first N pictures, as it was given to tools/test.py")
+    parser.add_argument("--max-images", type=int, help="only the first N images, as it was given to tools/test.py")
     arguments = parser.parse_args()
     try:
         benchmark = open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)

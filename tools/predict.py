@@ -1,4 +1,4 @@
-"""Segments what a text says in a picture, or answers a question about it and about regions drawn on it.
+"""Segments what a text says in an image, or answers a question about it and about regions drawn on it.
 
     python tools/predict.py runs/quickstart/export --image photo.jpg --text "red cup" --text chairs --out out
     python tools/predict.py runs/quickstart/export --image photo.jpg --box 10,20,80,90 --ask "What is it?" --out out
@@ -37,7 +37,7 @@ def main() -> None:
         predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
         answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
         answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
-    except (ValueError, FileNotFoundError) as error:  # ValueError: picture, regions, weights or text, with its message
+    except (ValueError, FileNotFoundError) as error:  # ValueError: image, regions, weights or text, with its message
         raise SystemExit(f"error: {error}") from None
     asked_all = [*arguments.text, *arguments.ask]
     for path in write(arguments.out, arguments.image, image, asked_all, answers, list(drawn.values())):
@@ -62,7 +62,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--box", action=_InOrder, metavar="X0,Y0,X1,Y1", help="pixels; may be repeated, as the others")
     parser.add_argument("--point", action=_InOrder, metavar="X,Y[,X,Y...]", help="one region of one or more points")
     parser.add_argument("--scribble", action=_InOrder, metavar="X,Y,X,Y[,...]", help="a line through the points")
-    parser.add_argument("--mask", action=_InOrder, metavar="FILE", help="a picture; what is not black is the region")
+    parser.add_argument("--mask", action=_InOrder, metavar="FILE", help="an image; what is not black is the region")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))

@@ -7,7 +7,8 @@ python tools/prepare_data.py check --root data/coco
 import argparse
 from pathlib import Path
 
-from pixel_sail.data import check, scenes
+from pixel_sail import scenes
+from pixel_sail.data import check
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:
@@ -16,7 +17,7 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--long-side", type=int, default=192, help="longer side of the images in pixels")
-    parser.add_argument("--style", choices=scenes.STYLES, default="day", help="night: a second domain, other pictures")
+    parser.add_argument("--style", choices=scenes.STYLES, default="day", help="night: a second domain, other images")
     parser.add_argument("--workers", type=int, default=None, help="processes; all cores by default")
     parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
     parser.set_defaults(run=_scenes)

@@ -23,7 +23,7 @@ from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import captions, perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark
-from pixel_sail.evaluate.pictures import write_page
+from pixel_sail.evaluate.gallery import write_page
 from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, Reply, endpoint, local_model
 from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.types import BadSample
@@ -71,9 +71,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, help="folder of metrics.json and predictions/")
-    parser.add_argument("--max-images", type=int, help="only the first N pictures of each benchmark")
+    parser.add_argument("--max-images", type=int, help="only the first N images of each benchmark")
     parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="gRefCOCO: fewer count as empty; 0: off")
-    parser.add_argument("--pictures", type=int, default=0, metavar="N", help="also a page of N cases of each benchmark")
+    parser.add_argument("--gallery", type=int, default=0, metavar="N", help="also a page of N cases of each benchmark")
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")
@@ -121,9 +121,9 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
     results = {
         benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with) for benchmark in benchmarks
     }
-    if arguments.pictures and None not in results.values():
+    if arguments.gallery and None not in results.values():
         for benchmark in benchmarks:
-            print(f"pictures: {write_page(benchmark, arguments.out, arguments.pictures)}")
+            print(f"images: {write_page(benchmark, arguments.out, arguments.gallery)}")
     distributed.stop()
     return None if None in results.values() else results
 

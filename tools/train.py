@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pixel_sail.bench.plan import plan
 from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.train import distributed
 from pixel_sail.train.loop import TrainingStopped, train
-from pixel_sail.train.plan import plan
 from pixel_sail.types import BadSample
 
 

@@ -7,8 +7,8 @@ import sys
 
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.train.expert import quality_line, train_expert
-from pixel_sail.train.expert_config import load_expert_training
+from pixel_sail.scenes.expert_config import load_expert_training
+from pixel_sail.scenes.expert_training import quality_line, train_expert
 from pixel_sail.types import BadSample
 
 

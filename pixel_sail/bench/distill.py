@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.config import Config, ConfigError, ExpertConfig
-from pixel_sail.data.feature_cache import CacheWriter, finish
 from pixel_sail.data.loader import StepData, StepDataset
 from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.pack import pack
 from pixel_sail.experts import open_expert
+from pixel_sail.experts.cache import CacheWriter, finish
+from pixel_sail.experts.fill_cache import Images, manifest_of, store_images
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.train import distributed
 from pixel_sail.train.build import build_encoder, build_model
-from pixel_sail.train.cache_expert import Images, manifest_of, store_images
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.loop import count, run_micro_batches
@@ -83,7 +83,7 @@ def _make_caches(
     for expert in config.experts:
         changed = expert.model_copy(update={"cache": folder / expert.name})
         opened = open_expert(expert, distributed.device())
-        with CacheWriter(changed.cache, manifest_of(changed, config.model, opened)) as writer:
+        with CacheWriter(changed.cache, manifest_of(changed, config.architecture, opened)) as writer:
             places = Images(config, [changed], opened.multiple, mixture.sources, images)
             store_images(opened, places, [writer], config, batch_size=8, progress=False)
         statistics = finish(changed.cache, progress=False)
@@ -101,7 +101,7 @@ def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, 
     train = config.train
     packing = partial(pack, seg_id=encoder.tokens.seg, patch_id=encoder.tokens.vision_patch)
     dataset = StepDataset(
-        mixture, encoder.encode, packing, train.batch_size, train.micro_batch_tokens, train.pack, rank=0, world_size=1
+        mixture, encoder.encode, packing, train.batch_size, train.micro_batch_tokens, rank=0, world_size=1
     )
     variant = Variant(config, engine, [], [], [])
     model.train()

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.bench.reference import plain_losses
 from pixel_sail.config import LossConfig
 from pixel_sail.data.encode import image_positions
 from pixel_sail.data.pack import pack
 from pixel_sail.losses import LOSS_COUNTS, compute_losses
 from pixel_sail.model.configuration import PixelSailConfig
-from pixel_sail.model.mask_head import default_channels
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
 
@@ -54,7 +54,10 @@ PRESETS = {
 def build(preset: Preset, mask_stride: int, tapered: bool, device: str, dtype: torch.dtype) -> tuple[PixelSail, Batch]:
     """A model with random weights and one packed sample of random content, on `device`."""
     torch.manual_seed(0)
-    blocks = (preset.patch_size // mask_stride).bit_length() - 1
+    architecture = Architecture(patch_size=preset.patch_size, mask_stride=mask_stride, mask_dim=preset.mask_dim)
+    if not tapered:
+        widths = [preset.hidden_size] * (architecture.upsample_blocks + 1)
+        architecture = architecture.model_copy(update={"mask_channels": widths})
     config = PixelSailConfig(
         text_config=Qwen2Config(
             vocab_size=preset.vocab_size,
@@ -64,9 +67,7 @@ def build(preset: Preset, mask_stride: int, tapered: bool, device: str, dtype: t
             num_attention_heads=preset.heads,
             num_key_value_heads=preset.kv_heads,
         ),
-        patch_size=preset.patch_size,
-        mask_dim=preset.mask_dim,
-        mask_channels=default_channels(preset.hidden_size, blocks) if tapered else [preset.hidden_size] * (blocks + 1),
+        architecture=architecture,
         prompt_token_ids=PROMPT_IDS,
     )
     model = PixelSail(config).to(device, dtype)

@@ -14,7 +14,7 @@ from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.pack import pack
 from pixel_sail.data.shards import with_bytes
 from pixel_sail.data.sources.cases import read_benchmark
-from pixel_sail.evaluate.benchmark import by_picture
+from pixel_sail.evaluate.benchmark import by_image
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.build import build_encoder, build_model
 
@@ -39,7 +39,7 @@ def measure_data(config: Config, samples: int) -> dict[str, Any]:
 def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]:
     """One process, no workers: the mixture of a run from its files and from shards, in turns of a few samples.
 
-    `read`: samples a second with their pictures' bytes; `encoded`: read, encoded and packed. A ratio above 1: shards
+    `read`: samples a second with their images' bytes; `encoded`: read, encoded and packed. A ratio above 1: shards
     are faster. Files that were read before come from memory either way.
     """
     entry = MixtureEntry(source="shards", root=shards)
@@ -70,17 +70,17 @@ def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]
 
 
 def measure_score(checkpoint: Path, data_root: Path, benchmark: str, images: int) -> dict[str, Any]:
-    """Expressions a second on the first `images` pictures: all questions of a picture in one call, and one a call."""
+    """Expressions a second on the first `images` images: all questions of an image in one call, and one a call."""
     predictor = Predictor.from_pretrained(checkpoint)
-    groups = by_picture(read_benchmark(data_root, benchmark).cases)[:images]
+    groups = by_image(read_benchmark(data_root, benchmark).cases)[:images]
     elapsed_s = {"shared": 0.0, "one_by_one": 0.0}
     encoded = {"shared": 0, "one_by_one": 0}
     for cases in groups:  # interleaved, so that both ways meet the same machine
-        picture, sentences = load_image(cases[0].image), [case.sentence for case in cases]
+        image, sentences = load_image(cases[0].image), [case.sentence for case in cases]
         for way, calls in (("shared", [sentences]), ("one_by_one", [[s] for s in sentences])):
             before, start = predictor.images_encoded, time.perf_counter()
             for call in calls:
-                predictor.segment(picture, call)
+                predictor.segment(image, call)
             elapsed_s[way] += time.perf_counter() - start
             encoded[way] += predictor.images_encoded - before
     expressions = sum(map(len, groups))

@@ -1,1 +1,1 @@
-"""Annotations and pictures to packed batches; never imports `pixel_sail.model`."""
+"""Annotations and images to packed batches; never imports `pixel_sail.model`."""

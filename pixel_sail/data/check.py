@@ -66,7 +66,7 @@ class Finding:
     split: str
     path: Path  # of the annotations that are expected
     samples: int | None = None  # None: nothing can be read
-    decoded: int = 0  # samples that were drawn, with picture and masks
+    decoded: int = 0  # samples that were drawn, with image and masks
     left_out: tuple[str, ...] = ()  # annotations that cannot be used, one line each
     errors: tuple[str, ...] = ()  # why nothing can be read, or of samples that could not be drawn
     note: str = ""  # of annotations that are there, but not of this split
@@ -120,14 +120,12 @@ def _decode(sample: Sample) -> None:
     if sample.image is None:
         return
     try:
-        picture = load_image(sample.image)
+        image = load_image(sample.image)
     except BadSample as error:
         raise BadSample(f"{sample.key}: {error}") from None
     for what, rle in [*(("mask", rle) for rle in sample.masks), *(("region", rle) for rle in sample.prompts.values())]:
-        if tuple(rle["size"]) != (picture.height, picture.width):
-            raise BadSample(
-                f"{sample.key}: a {what} of {rle['size']} on a picture of {[picture.height, picture.width]}"
-            )
+        if tuple(rle["size"]) != (image.height, image.width):
+            raise BadSample(f"{sample.key}: a {what} of {rle['size']} on an image of {[image.height, image.width]}")
         if what == "region" and area_px(rle) == 0:
             raise BadSample(f"{sample.key}: an empty region")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,13 +11,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.image import load_image, to_patches
 from pixel_sail.data.masks import decode_mask, resize_nearest
 from pixel_sail.data.prompts import prompt_ids
-from pixel_sail.data.teachers import Teachers
 from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
 from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, Sample
+
+
+class ImageFeatures(Protocol):
+    """What frozen experts give a sample; see pixel_sail/experts/features.py."""
+
+    def of(self, sample: Sample, image: Image.Image) -> dict[str, Tensor]:
+        """Expert -> its features (C, h, w) float16 of the image, or the image (3, H, W) uint8 that it is to see."""
+        ...
 
 
 class Encoder:
@@ -25,35 +34,34 @@ class Encoder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        patch_size: int,
-        max_side_px: int,
+        architecture: Architecture,
         chat_format: str,
         max_length: int = 8192,
         lm_weight_with_masks: float = 1.0,
         hide: str = "none",
-        teachers: Teachers | None = None,
+        expert_features: ImageFeatures | None = None,
     ):
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.of(tokenizer)
         self.chat = ChatFormat.of(chat_format, tokenizer)
         self.end_ids = self.text_ids(self.chat.end)
-        self.patch_size, self.max_side_px = patch_size, max_side_px
+        self.patch_size, self.max_side_px = architecture.patch_size, architecture.max_side_px
         self.max_length = max_length
         self.lm_weight_with_masks = lm_weight_with_masks
         self.hide = hide  # data.hide of the config: image and prompts are blanked here, the text in data/templates.py
-        self.teachers = teachers  # in training with experts
+        self.expert_features = expert_features  # in training with experts
 
     def encode(self, sample: Sample, seed: int = 0) -> Encoded:
         """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
 
-        Raises BadSample, beginning with the sample's key: unreadable picture, [SEG]s and masks that do not match,
+        Raises BadSample, beginning with the sample's key: unreadable image, [SEG]s and masks that do not match,
         a prompt out of range or malformed, special image tokens in the text, not even one turn that fits, no features
         of the image in an expert's cache.
         """
         self._check_text(sample)
-        picture = None if sample.image is None else _load(sample)
-        _check_masks(sample, picture)
-        prefix = self.image_prefix(picture, sample.prompts, sample.key)
+        image = None if sample.image is None else _load(sample)
+        _check_masks(sample, image)
+        prefix = self.image_prefix(image, sample.prompts, sample.key)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
         kept = sample.masks[: sum(turn.answer.count(SEG) for turn in sample.turns[:turns])]
         text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
@@ -71,7 +79,9 @@ class Encoder:
             masks=self._masks(kept, prefix.grid_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns,
-            teachers={} if picture is None or self.teachers is None else self.teachers.of(sample, picture),
+            expert_features={}
+            if image is None or self.expert_features is None
+            else self.expert_features.of(sample, image),
         )
 
     def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:
@@ -122,7 +132,8 @@ class Encoder:
                 if number == 0:
                     raise BadSample(
                         f"{sample.key}: its first turn has {len(asked) + len(answered)} tokens and {room} are left "
-                        f"beside the image; raise data.max_length (now {self.max_length}) or lower model.max_side_px"
+                        f"beside the image; raise data.max_length (now {self.max_length}) or lower "
+                        "architecture.max_side_px"
                     )
                 return ids, labels, number
             ids += asked + answered
@@ -165,21 +176,21 @@ def _load(sample: Sample) -> Image.Image:
         raise BadSample(f"{sample.key}: {error}") from None
 
 
-def _check_masks(sample: Sample, picture: Image.Image | None) -> None:
-    if sample.masks and picture is None:
+def _check_masks(sample: Sample, image: Image.Image | None) -> None:
+    if sample.masks and image is None:
         raise BadSample(f"{sample.key}: it has masks, but no image")
     for number, rle in enumerate(sample.masks):
-        if tuple(rle["size"]) != (picture.height, picture.width):
+        if tuple(rle["size"]) != (image.height, image.width):
             raise BadSample(
-                f"{sample.key}: mask {number} is of size {rle['size']}, the picture is "
-                f"{[picture.height, picture.width]} (height, width)"
+                f"{sample.key}: mask {number} is of size {rle['size']}, the image is "
+                f"{[image.height, image.width]} (height, width)"
             )
 
 
 def _refuse_image_tokens(text: str, where: str) -> None:
     for token in (VISION_START, VISION_PATCH, VISION_END):
         if token in text:
-            raise BadSample(f"{where}: the text contains {token}, which only stands for a picture")
+            raise BadSample(f"{where}: the text contains {token}, which only stands for an image")
 
 
 def _empty(key: str, patch_values: int) -> Encoded:

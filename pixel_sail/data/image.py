@@ -1,4 +1,4 @@
-"""Pictures: any file to RGB, RGB to normalized patches (SPEC section 1)."""
+"""Images: any file to RGB, RGB to normalized patches (SPEC section 1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Ima
 
 
 def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
-    """The picture as 8-bit RGB: grey, palette, CMYK and 16-bit are converted, transparency is laid over white.
+    """The image as 8-bit RGB: grey, palette, CMYK and 16-bit are converted, transparency is laid over white.
 
     `orient` applies the EXIF rotation: right for a user's photo, wrong for a dataset, whose masks follow the stored
     pixels. Raises BadSample, naming the file, for a missing, truncated or undecodable one.
@@ -38,7 +38,7 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
 
 
 def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[int, int]:
-    """Picture (width, height) -> size in pixels that the model sees: multiples of `patch`, at most `max_side`."""
+    """Image (width, height) -> size in pixels that the model sees: multiples of `patch`, at most `max_side`."""
     if max_side % patch:
         raise ValueError(f"max_side {max_side} is not a multiple of the patch side {patch}")
     long, short = max(size_wh), min(size_wh)
@@ -48,7 +48,7 @@ def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[i
 
 
 def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """RGB picture -> patches (N, 3 P P) float32, row-major, each (channel, row, column), and the grid (h, w)."""
+    """RGB image -> patches (N, 3 P P) float32, row-major, each (channel, row, column), and the grid (h, w)."""
     width, height = resized_size(image.size, patch, max_side)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = (np.asarray(resized, dtype=np.float32) / 255 - MEAN) / STD  # (H, W, 3)
@@ -63,7 +63,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; save the picture as 8 or 16 bit")
+        raise ValueError("floating-point pixels have no fixed range; save the image as 8 or 16 bit")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

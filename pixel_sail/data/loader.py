@@ -50,7 +50,6 @@ class StepDataset(Dataset):
         pack: Callable[[list[Encoded]], Batch],
         batch_size: int,
         budget_tokens: int,
-        pack_sequences: bool,
         rank: int,
         world_size: int,
     ):
@@ -59,7 +58,6 @@ class StepDataset(Dataset):
         self.pack = pack
         self.batch_size = batch_size
         self.budget_tokens = budget_tokens
-        self.pack_sequences = pack_sequences
         self.rank = rank
         self.world_size = world_size
 
@@ -68,7 +66,7 @@ class StepDataset(Dataset):
         results = [self._encode(step, i) for i in range(first + self.rank, first + self.batch_size, self.world_size)]
         encoded = [result for result in results if isinstance(result, Encoded)]
         bad = tuple(result for result in results if isinstance(result, BadRecord))
-        micro = split_into_micro_batches(encoded, self.budget_tokens, self.pack_sequences)
+        micro = split_into_micro_batches(encoded, self.budget_tokens)
         batches = tuple(self.pack(group) for group in micro)
         filler = min(batches, key=lambda batch: batch.tokens) if batches else self._find_filler(step)
         return StepData(step, batches, filler, len(encoded), bad)

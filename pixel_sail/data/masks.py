@@ -11,9 +11,7 @@ from pycocotools import mask as coco_mask
 
 from pixel_sail.types import RLE, BadSample
 
-_FAR_OUTSIDE = (
-    10  # polygon points this many picture sides away are typing errors, and would exhaust pycocotools' memory
-)
+_FAR_OUTSIDE = 10  # polygon points this many image sides away are typing errors, and would exhaust pycocotools' memory
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
@@ -72,7 +70,7 @@ def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
     if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle) or not isinstance(rle["counts"], str | bytes):
         raise BadSample(f"{where}: {_short(rle)} is no RLE {{'size': [height, width], 'counts': text}}")
     if not isinstance(rle["size"], list | tuple) or list(rle["size"]) != list(size_hw):
-        raise BadSample(f"{where}: the mask is of size {rle['size']}, the picture is {list(size_hw)} (height, width)")
+        raise BadSample(f"{where}: the mask is of size {rle['size']}, the image is {list(size_hw)} (height, width)")
     counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
     if not _fills(counts, size_hw[0] * size_hw[1]):
         raise BadSample(f"{where}: the run lengths do not fill {size_hw[0]} x {size_hw[1]} pixels; the RLE is torn")
@@ -85,7 +83,7 @@ def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
         return check_rle(code, (height, width), where)
     if code.get("size") not in ([height, width], (height, width)):
         raise BadSample(
-            f"{where}: the mask is of size {code.get('size')}, the picture is {[height, width]} (height, width)"
+            f"{where}: the mask is of size {code.get('size')}, the image is {[height, width]} (height, width)"
         )
     if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != height * width:
         raise BadSample(f"{where}: the run lengths do not fill {height} x {width} pixels")
@@ -102,7 +100,7 @@ def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
     if points.ndim != 1 or not np.isfinite(points).all():
         raise BadSample(f"{where}: {_short(piece)} has members that are not finite numbers")
     if np.abs(points).max() > _FAR_OUTSIDE * max(height, width):
-        raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} picture")
+        raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} image")
     return piece
 
 

@@ -40,22 +40,22 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
         seg_index=_positions_of(labels == seg_id),
         masks=tuple(s.masks for s in sequences),
         dropped_turns=sum(s.dropped_turns for s in sequences),
-        teachers={
-            name: tuple(s.teachers.get(name, torch.empty(0)) for s in sequences)
-            for name in sorted({name for s in sequences for name in s.teachers})
+        expert_features={
+            name: tuple(s.expert_features.get(name, torch.empty(0)) for s in sequences)
+            for name in sorted({name for s in sequences for name in s.expert_features})
         },
     )
 
 
-def split_into_micro_batches(sequences: Sequence[Encoded], budget_tokens: int, packed: bool) -> list[list[Encoded]]:
+def split_into_micro_batches(sequences: Sequence[Encoded], budget_tokens: int) -> list[list[Encoded]]:
     """Groups of sequences for one forward pass each: as many, in order, as fit into the token budget.
 
-    A sequence longer than the budget goes alone. `packed=False`: every sequence alone.
+    A sequence longer than the budget goes alone.
     """
     groups: list[list[Encoded]] = []
     used = 0
     for sequence in sequences:
-        if packed and groups and used + len(sequence) <= budget_tokens:
+        if groups and used + len(sequence) <= budget_tokens:
             groups[-1].append(sequence)
             used += len(sequence)
         else:

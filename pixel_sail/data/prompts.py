@@ -13,7 +13,7 @@ from pixel_sail.types import RLE, UNPROMPTED, BadSample
 def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple[int, int], key: str) -> torch.Tensor:
     """The K of the <PromptK> drawn on each patch: (N,) int64, UNPROMPTED where there is none.
 
-    A patch is prompted when any pixel of the region (a mask of the picture's `size_hw`) reaches into it: adaptive max
+    A patch is prompted when any pixel of the region (a mask of the image's `size_hw`) reaches into it: adaptive max
     pooling, whose windows are exactly the pixels that overlap a cell, loses none. Where regions share a patch the one
     with fewer pixels has it (on a tie the lower K), whatever the order of `prompts`; but no region loses its last
     patch while another can spare one. Raises BadSample, beginning with `key`, for an empty region, K out of range, a
@@ -26,7 +26,7 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
             raise BadSample(f"{key}: there is no <Prompt{k}>; prompts are numbered 0 to {MAX_PROMPTS - 1}")
         if tuple(prompts[k]["size"]) != tuple(size_hw):
             raise BadSample(
-                f"{key}: the region of <Prompt{k}> is {prompts[k]['size']}, the picture {list(size_hw)} pixels"
+                f"{key}: the region of <Prompt{k}> is {prompts[k]['size']}, the image {list(size_hw)} pixels"
             )
         if area_px(prompts[k]) == 0:
             raise BadSample(f"{key}: the region of <Prompt{k}> is empty")

@@ -15,12 +15,12 @@ from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, prompt_names
 from pixel_sail.types import RLE, BadSample, Sample, Turn
 
 PLACEHOLDER = "<region>"  # in a question to the Python API: the next region, whatever its number
-SCRIBBLE_SHARE = 0.02  # width of a scribble, of the picture's shorter side
+SCRIBBLE_SHARE = 0.02  # width of a scribble, of the image's shorter side
 
 
 @dataclass(frozen=True)
 class Box:
-    """Corners in pixels of the stored picture; the pixels that the box touches are the region."""
+    """Corners in pixels of the stored image; the pixels that the box touches are the region."""
 
     x0: float
     y0: float
@@ -37,7 +37,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Scribble:
-    """A line through (x, y) in pixels; `width_px` None: 2 % of the picture's shorter side."""
+    """A line through (x, y) in pixels; `width_px` None: 2 % of the image's shorter side."""
 
     xy: tuple[tuple[float, float], ...]
     width_px: float | None = None
@@ -48,9 +48,9 @@ Regions = Sequence[Region] | Mapping[int, Region]  # in order, or by K of <Promp
 
 
 def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
-    """The pixels of a region in a picture of `size_hw`.
+    """The pixels of a region in an image of `size_hw`.
 
-    Raises BadSample, naming the region, when it is empty, of another size, not finite, or outside the picture: boxes
+    Raises BadSample, naming the region, when it is empty, of another size, not finite, or outside the image: boxes
     and scribbles are cut at its border, a point outside is refused.
     """
     if isinstance(region, Box):
@@ -62,9 +62,9 @@ def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
     else:
         mask = np.asarray(region)
         if mask.shape != tuple(size_hw):
-            raise BadSample(f"the region of {name} is {list(mask.shape)}, the picture {list(size_hw)} pixels")
+            raise BadSample(f"the region of {name} is {list(mask.shape)}, the image {list(size_hw)} pixels")
     if not mask.any():
-        raise BadSample(f"the region of {name} is empty" + ("" if mask is region else " within the picture"))
+        raise BadSample(f"the region of {name} is empty" + ("" if mask is region else " within the image"))
     return encode_mask(mask)
 
 
@@ -164,7 +164,7 @@ def _points_mask(xy: Sequence[tuple[float, float]], size_hw: tuple[int, int], na
     for x, y in xy:
         if not (0 <= x < size_hw[1] and 0 <= y < size_hw[0]):
             raise BadSample(
-                f"the point ({x}, {y}) of {name} is outside the picture of {size_hw[1]} x {size_hw[0]} pixels"
+                f"the point ({x}, {y}) of {name} is outside the image of {size_hw[1]} x {size_hw[0]} pixels"
             )
         mask[int(y), int(x)] = True
     return mask

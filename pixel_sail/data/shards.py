@@ -222,20 +222,20 @@ def check_members(data: bytes, start: int, members: dict[str, list[int]], where:
 
 
 def with_bytes(sample: Sample) -> Sample:
-    """The sample with its picture in memory. BadSample for a file that cannot be read."""
+    """The sample with its image in memory. BadSample for a file that cannot be read."""
     if not isinstance(sample.image, Path):
         return sample
     try:
         return replace(sample, image=sample.image.read_bytes())
     except OSError as error:
-        raise BadSample(f"{sample.key}: cannot read the picture {sample.image}: {error.strerror}") from None
+        raise BadSample(f"{sample.key}: cannot read the image {sample.image}: {error.strerror}") from None
 
 
 def encode_sample(sample: Sample) -> dict[str, bytes]:
-    """Suffix -> contents of the members of a sample whose picture is in memory."""
-    picture, suffix = sample.image, None
-    if picture is not None:
-        suffix = next((name for magic, name in _MAGIC.items() if picture.startswith(magic)), "bin")
+    """Suffix -> contents of the members of a sample whose image is in memory."""
+    image, suffix = sample.image, None
+    if image is not None:
+        suffix = next((name for magic, name in _MAGIC.items() if image.startswith(magic)), "bin")
     values = {
         "key": sample.key,
         "image": suffix,
@@ -245,7 +245,7 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
     }
     members = {"json": json.dumps(values).encode()}
     if suffix is not None:
-        members[suffix] = picture
+        members[suffix] = image
     for name, features in sorted(sample.features.items()):
         file = io.BytesIO()
         np.save(file, features, allow_pickle=False)

@@ -72,7 +72,7 @@ GROUNDED_CAPTION = (
     "What does this image show? Please outline the things that your answer speaks of.",
     "Write a caption for this picture in which every phrase about an object comes with its mask.",
 )
-# Multiple choice about a picture; the options are written "(a) red (b) blue".
+# Multiple choice about an image; the options are written "(a) red (b) blue".
 CHOOSE = (
     "{question} {options}",
     "{question}\n{options}\nAnswer with the right option.",

@@ -16,14 +16,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from pixel_sail.config import Config, ConfigError
-from pixel_sail.data.durable import publish
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.feature_cache import FeatureCache, check_made_with
 from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.shards import (
     INDEX,
@@ -33,10 +32,20 @@ from pixel_sail.data.shards import (
     encode_sample,
     with_bytes,
 )
-from pixel_sail.data.teachers import Teachers
-from pixel_sail.types import BadSample
+from pixel_sail.durable import differences, replaced_file, write_json
+from pixel_sail.types import BadSample, Sample
 
-PARTIAL = ".partial"
+
+class StoredFeatures(Protocol):
+    """The caches of experts, whose features go into the shards; see pixel_sail/experts/features.py."""
+
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """Expert -> what its features were made with."""
+        ...
+
+    def cached(self, sample: Sample) -> dict[str, np.ndarray]:
+        """Expert -> the features (C, h, w) float16 of the sample's image. Raises BadSample."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Plan:
     out: Path
     samples: int
     samples_per_shard: int
-    teachers: Teachers  # of the experts that have a cache
+    features: StoredFeatures | None
 
     def positions(self, number: int) -> range:
         """Stream positions of a shard."""
@@ -65,7 +74,13 @@ class Made:
 
 
 def make_shards(
-    config: Config, out: Path, samples: int, samples_per_shard: int = 1000, workers: int = 1, progress: bool = False
+    config: Config,
+    out: Path,
+    samples: int,
+    samples_per_shard: int = 1000,
+    workers: int = 1,
+    progress: bool = False,
+    features: StoredFeatures | None = None,
 ) -> dict[str, Any]:
     """Writes positions 0 .. samples - 1 of the config's mixture to `out`; returns what `read_index` would.
 
@@ -75,7 +90,9 @@ def make_shards(
     """
     if samples < 1 or samples_per_shard < 1 or workers < 1:
         raise ConfigError(f"samples {samples}, samples per shard {samples_per_shard}, workers {workers}: each >= 1")
-    plan = Plan(open_mixture(config), out, samples, samples_per_shard, _cached_teachers(config))
+    if features is None and any(expert.cache is not None for expert in config.experts):
+        raise ValueError("the config has experts with a cache: give their features (experts.features.cached_features)")
+    plan = Plan(open_mixture(config), out, samples, samples_per_shard, features)
     request = request_of(config, plan)
     _claim(out, request)
     numbers = range(-(-samples // samples_per_shard))
@@ -100,22 +117,8 @@ def request_of(config: Config, plan: Plan) -> dict[str, Any]:
         "mixture": mixture,
         "data": {name: getattr(config.data, name) for name in baked},
         "sources": plan.mixture.fingerprint(),
-        "experts": {
-            name: {key: cache.manifest[key] for key in ("made_with", "path", "width")}
-            for name, cache in plan.teachers.caches.items()
-        },
+        "experts": {} if plan.features is None else plan.features.manifests(),
     }
-
-
-def _cached_teachers(config: Config) -> Teachers:
-    """The caches of the config's experts. ConfigError for one that was made otherwise; weights are not looked at."""
-    caches = {}
-    for expert in config.experts:
-        if expert.cache is not None:
-            caches[expert.name] = cache = FeatureCache(expert.cache)
-            fingerprint = cache.manifest["made_with"]["fingerprint"]
-            check_made_with(cache.manifest, f"the cache {expert.cache}", expert, config.model, fingerprint)
-    return Teachers(tuple(caches), caches, {})
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:
@@ -123,15 +126,13 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
     for name in (INDEX, UNFINISHED):
         if (out / name).is_file():
             stored = json.loads((out / name).read_bytes())["request"]
-            differing = [key for key in request if stored.get(key) != request[key]]
-            if differing:
-                changes = "; ".join(f"{key}: {stored.get(key)}, now {request[key]}" for key in differing)
-                raise ConfigError(f"{out} holds shards of another request ({changes}). Give another folder")
+            if changes := differences(stored, request):
+                raise ConfigError(f"{out} holds shards of another request: {'; '.join(changes)}. Give another folder")
             return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is no folder of shards; give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / UNFINISHED, {"version": VERSION, "request": request})
+    write_json(out / UNFINISHED, {"version": VERSION, "request": request})
 
 
 def _finished(out: Path, number: int) -> Made | None:
@@ -188,13 +189,12 @@ def write_shard(plan: Plan, number: int) -> Made:
     problems: list[str] = []
     counts: Counter[int] = Counter()
     path = plan.out / f"{number:06d}.tar"
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb+") as file:
+    with replaced_file(path, "wb+") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for position in plan.positions(number):
                 try:
                     sample = with_bytes(plan.mixture.annotated(position))
-                    features = {} if sample.image is None else plan.teachers.cached(sample)
+                    features = _features(plan, sample)
                 except BadSample as error:
                     problems.append(str(error))
                     continue
@@ -204,7 +204,6 @@ def write_shard(plan: Plan, number: int) -> Made:
         size = file.tell()
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        publish(file, partial, path)
     values = {
         "file": path.name,
         "bytes": size,
@@ -213,8 +212,12 @@ def write_shard(plan: Plan, number: int) -> Made:
         "problems": problems,
         "samples": entries,
     }
-    _write_json(plan.out / _index_name(number), values)
+    write_json(plan.out / _index_name(number), values, indent=None)
     return _finished(plan.out, number)
+
+
+def _features(plan: Plan, sample: Sample) -> dict[str, np.ndarray]:
+    return {} if sample.image is None or plan.features is None else plan.features.cached(sample)
 
 
 def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, members: dict[str, bytes]) -> dict[str, list[int]]:
@@ -240,7 +243,7 @@ def _finish(plan: Plan, request: dict[str, Any], made: list[Made]) -> dict[str, 
         "problems": on_reading + [problem for one in made for problem in one.problems],
         "shards": [asdict(one.shard) for one in made],
     }
-    _write_json(plan.out / INDEX, index, indent=1)
+    write_json(plan.out / INDEX, index)
     (plan.out / UNFINISHED).unlink(missing_ok=True)
     return index
 
@@ -255,11 +258,3 @@ def _refuse_too_many(done: dict[int, Made], limit: int) -> None:
 
 def _index_name(number: int) -> str:
     return f"{number:06d}.index.json"
-
-
-def _write_json(path: Path, values: dict[str, Any], indent: int | None = None) -> None:
-    """Complete or absent."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        file.write(json.dumps(values, indent=indent).encode())
-        publish(file, partial, path)

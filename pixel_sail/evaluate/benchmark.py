@@ -11,15 +11,15 @@ Line = dict[str, Any]  # one case in a predictions file: its ids, `text` and, wh
 
 class Benchmark(Protocol):
     name: str  # "refcoco:val"
-    cases: tuple[Any, ...]  # those of one picture side by side; each has `image`, the path of the picture
+    cases: tuple[Any, ...]  # those of one image side by side; each has `image`, the path of the image
     problems: tuple[str, ...]  # annotations that could not be used, one line each
     id_fields: tuple[str, ...]  # fields of a case and of a line that together say which case it is
     answer_fields: tuple[str, ...]  # fields of a line that scoring reads
 
-    pictures_per_call: int  # a call of `predict` gets the cases of so many pictures
+    images_per_call: int  # a call of `predict` gets the cases of so many images
 
     def predict(self, predictor: Any, cases: Sequence[Any]) -> list[Line]:
-        """The lines of some cases. Raises BadSample for a picture that cannot be used."""
+        """The lines of some cases. Raises BadSample for an image that cannot be used."""
         ...
 
     def check(self, line: Line, case: Any, where: str) -> None:
@@ -36,15 +36,15 @@ def identity(item: Any, benchmark: Benchmark) -> tuple[Hashable, ...]:
     return tuple(item[name] if isinstance(item, dict) else getattr(item, name) for name in benchmark.id_fields)
 
 
-def by_picture(cases: Sequence[Any]) -> list[list[Any]]:
-    """The cases of each picture together."""
+def by_image(cases: Sequence[Any]) -> list[list[Any]]:
+    """The cases of each image together."""
     return [list(group) for _, group in groupby(cases, key=lambda case: case.image)]
 
 
 def calls(benchmark: Benchmark) -> list[list[Any]]:
     """The cases of each call of `benchmark.predict`."""
-    pictures, size = by_picture(benchmark.cases), benchmark.pictures_per_call
-    return [sum(pictures[first : first + size], []) for first in range(0, len(pictures), size)]
+    images, size = by_image(benchmark.cases), benchmark.images_per_call
+    return [sum(images[first : first + size], []) for first in range(0, len(images), size)]
 
 
 def with_unusable(scores: dict[str, Any], problems: Sequence[str]) -> dict[str, Any]:

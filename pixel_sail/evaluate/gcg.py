@@ -2,14 +2,14 @@
 
 What is scored, and where it differs from GLaMM's scripts:
 
-* The question is asked once a picture. Each [SEG] belongs to the phrase `<p> ... </p>` before it; the masks of one
+* The question is asked once an image. Each [SEG] belongs to the phrase `<p> ... </p>` before it; the masks of one
   phrase are united.
 * `recall`: the share of the annotated phrases that are matched one to one, greedily by IoU, by a predicted phrase with
   IoU >= 0.5 and similar words. Similar: cosine of their word counts >= 0.5, in lower case and without articles. GLaMM
   compares BERT embeddings, which few phrases fail, and stops at the first pair that does: numbers differ from its own.
 * `mask_recall`: the same without regard to the words.
 * `ap50`: AP at IoU 0.5 of pycocotools, all masks of one class and with score 1, as GLaMM has it.
-* `miou`: the mean IoU of the pairs of a picture, greedily matched as long as they overlap, averaged over pictures.
+* `miou`: the mean IoU of the pairs of an image, greedily matched as long as they overlap, averaged over images.
 * `meteor` and `cider` of the caption without its tags, against the annotated caption.
 """
 
@@ -55,7 +55,7 @@ class GcgCase:
     phrases: tuple[str, ...]
     masks: tuple[RLE, ...]  # one a phrase
     question: str = GROUNDED_CAPTION[0]
-    prompts: dict[int, RLE] = field(default_factory=dict)  # none: the question is about the whole picture
+    prompts: dict[int, RLE] = field(default_factory=dict)  # none: the question is about the whole image
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class GroundedCaptions:
     problems: tuple[str, ...]
     id_fields: tuple[str, ...] = ("id",)
     answer_fields: tuple[str, ...] = ("text", "segmentations")
-    pictures_per_call: int = 16
+    images_per_call: int = 16
 
     @classmethod
     def read(cls, root: Path, part: str) -> GroundedCaptions:
@@ -204,4 +204,4 @@ def _ap50(cases: Sequence[GcgCase], found: Sequence[list[tuple[str, RLE]]]) -> f
         evaluation.params.iouThrs = np.array([MIN_IOU])
         evaluation.evaluate()
         evaluation.accumulate()
-    return 100 * float(evaluation.eval["precision"][0, :, 0, 0, -1].mean())  # all sizes, up to 100 masks a picture
+    return 100 * float(evaluation.eval["precision"][0, :, 0, 0, -1].mean())  # all sizes, up to 100 masks an image

@@ -31,7 +31,7 @@ class PerbenchTask:
     cases: tuple[PerbenchCase, ...]
     problems: tuple[str, ...]
     id_fields: tuple[str, ...] = ("id",)
-    pictures_per_call: int = 16
+    images_per_call: int = 16
 
     @classmethod
     def read(cls, root: Path, task: str) -> PerbenchTask:

@@ -1,4 +1,4 @@
-"""ReasonSeg (LISA, arXiv 2308.00692): the first text of each picture is asked; gIoU, cIoU and the scores of RES.
+"""ReasonSeg (LISA, arXiv 2308.00692): the first text of each image is asked; gIoU, cIoU and the scores of RES.
 
 As in LISA, pixels that the annotators marked to be ignored count neither for the prediction nor for the target.
 """
@@ -14,7 +14,7 @@ from pixel_sail.data.masks import check_rle, decode_mask, encode_mask
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, QUESTIONS_REASON, question
 from pixel_sail.evaluate.benchmark import Line, with_unusable
-from pixel_sail.evaluate.referring import open_picture, united
+from pixel_sail.evaluate.referring import open_image, united
 from pixel_sail.metrics import ReferringScore
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import RLE, BadSample
@@ -24,7 +24,7 @@ KIND = "reasonseg"
 
 @dataclass(frozen=True)
 class ReasonCase:
-    id: str  # name of the picture without .jpg
+    id: str  # name of the image without .jpg
     sentence: str
     is_sentence: bool  # else a phrase, asked for as in referring segmentation
     image: Path
@@ -42,7 +42,7 @@ class ReasonSegBenchmark:
     problems: tuple[str, ...]
     id_fields: tuple[str, ...] = ("id",)
     answer_fields: tuple[str, ...] = ("segmentation",)
-    pictures_per_call: int = 1
+    images_per_call: int = 1
 
     @classmethod
     def read(cls, root: Path, split: str) -> ReasonSegBenchmark:
@@ -64,12 +64,12 @@ class ReasonSegBenchmark:
         """The masks of an answer are united."""
         lines = []
         for case in cases:
-            picture = open_picture(case.image, case.size_hw)
+            image = open_image(case.image, case.size_hw)
             if case.is_sentence:
                 asked = HIDDEN_EXPRESSION if predictor.model.config.hide == "text" else case.sentence
-                (answer,) = predictor.chat(picture, [question(asked, QUESTIONS_REASON[0])])
+                (answer,) = predictor.chat(image, [question(asked, QUESTIONS_REASON[0])])
             else:
-                (answer,) = predictor.segment(picture, [case.sentence])
+                (answer,) = predictor.segment(image, [case.sentence])
             mask = united(answer.masks, case.size_hw)
             lines.append(Line(id=case.id, sentence=case.sentence, text=answer.text, segmentation=mask))
         return lines

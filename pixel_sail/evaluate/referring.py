@@ -1,4 +1,4 @@
-"""Referring segmentation: from the cases of one picture to prediction lines, and from the lines to scores."""
+"""Referring segmentation: from the cases of one image to prediction lines, and from the lines to scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pixel_sail.types import RLE, BadSample
 
 class Answer(Protocol):
     text: str
-    masks: list[np.ndarray]  # (H, W) bool each, at the picture's own size; one for each [SEG] of the text
+    masks: list[np.ndarray]  # (H, W) bool each, at the image's own size; one for each [SEG] of the text
 
 
 class Segmenter(Protocol):
@@ -40,7 +40,7 @@ class ReferringBenchmark:
     min_pixels: int = MIN_PIXELS
     id_fields: tuple[str, ...] = ("ref_id", "sent_id")
     answer_fields: tuple[str, ...] = ("segmentation",)
-    pictures_per_call: int = 1  # which is read once for all its expressions
+    images_per_call: int = 1  # which is read once for all its expressions
 
     @classmethod
     def read(cls, root: Path, name: str, min_pixels: int = MIN_PIXELS) -> ReferringBenchmark:
@@ -49,8 +49,8 @@ class ReferringBenchmark:
         return cls(name, found.cases, found.problems, found.has_no_target, min_pixels)
 
     def predict(self, predictor: Segmenter, cases: Sequence[Case]) -> list[Line]:
-        """The picture is seen in one call with all its expressions; the masks of an answer are united."""
-        answers = predictor.segment(open_picture(cases[0].image, cases[0].size_hw), [case.sentence for case in cases])
+        """The image is seen in one call with all its expressions; the masks of an answer are united."""
+        answers = predictor.segment(open_image(cases[0].image, cases[0].size_hw), [case.sentence for case in cases])
         return [
             Line(
                 ref_id=case.ref_id,
@@ -78,8 +78,8 @@ class ReferringBenchmark:
         return with_unusable(score.result() | detail.result(), self.problems)
 
 
-def open_picture(path: Path, size_hw: tuple[int, int]) -> Image.Image:
-    """Raises BadSample for a picture that cannot be read or is not of the size that its annotations say."""
+def open_image(path: Path, size_hw: tuple[int, int]) -> Image.Image:
+    """Raises BadSample for an image that cannot be read or is not of the size that its annotations say."""
     image, (height, width) = load_image(path), size_hw
     if image.size != (width, height):
         raise BadSample(f"{path} is {image.size}, its annotations are for {(width, height)} (width, height)")
@@ -87,9 +87,9 @@ def open_picture(path: Path, size_hw: tuple[int, int]) -> Image.Image:
 
 
 def united(masks: Sequence[np.ndarray], size_hw: tuple[int, int]) -> RLE | None:
-    """All masks of an answer as one; None without any. ValueError where they are not of the picture's size."""
+    """All masks of an answer as one; None without any. ValueError where they are not of the image's size."""
     if not masks:
         return None
     if any(mask.shape != tuple(size_hw) for mask in masks):
-        raise ValueError(f"the model gave masks {[mask.shape for mask in masks]} for a picture of {size_hw} pixels")
+        raise ValueError(f"the model gave masks {[mask.shape for mask in masks]} for an image of {size_hw} pixels")
     return encode_mask(np.logical_or.reduce(masks))

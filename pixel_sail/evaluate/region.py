@@ -13,7 +13,7 @@ from pixel_sail.data.sources import refer
 from pixel_sail.data.templates import TELL_APART, about
 from pixel_sail.evaluate.benchmark import Line, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
-from pixel_sail.evaluate.referring import open_picture
+from pixel_sail.evaluate.referring import open_image
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat, Predictor
 from pixel_sail.types import RLE, BadSample
@@ -40,9 +40,9 @@ class AboutRegions(Protocol):
 def ask_about_regions(predictor: Predictor, cases: Sequence[AboutRegions], max_new_tokens: int) -> list[Answer]:
     """Each question is asked alone, with its own regions drawn; they are answered in batches."""
     sizes = {case.image: case.size_hw for case in cases}
-    pictures = {path: open_picture(path, size_hw) for path, size_hw in sizes.items()}
+    images = {path: open_image(path, size_hw) for path, size_hw in sizes.items()}
     chats = [
-        Chat(pictures[case.image], [case.question], {k: decode_mask(rle) for k, rle in case.prompts.items()})
+        Chat(images[case.image], [case.question], {k: decode_mask(rle) for k, rle in case.prompts.items()})
         for case in cases
     ]
     return [answer for (answer,) in predictor.chat_many(chats, Sampling(max_new_tokens))]
@@ -81,7 +81,7 @@ class RegionCaptions:
     problems: tuple[str, ...]
     id_fields: tuple[str, ...] = ("ref_id",)
     answer_fields: tuple[str, ...] = ("text",)
-    pictures_per_call: int = 16
+    images_per_call: int = 16
 
     @classmethod
     def read(cls, root: Path, part: str) -> RegionCaptions:

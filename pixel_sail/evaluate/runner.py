@@ -2,10 +2,10 @@
 
 In `<out>/predictions/`, for a benchmark B:
     B.manifest.json   what the predictions were made with; those made with anything else are not continued
-    B.rank<r>.jsonl   what process r has predicted in this run, call by call (a few pictures)
+    B.rank<r>.jsonl   what process r has predicted in this run, call by call (a few images)
     B.partial.jsonl   what earlier, interrupted runs had finished
     B.jsonl           all cases in order, once all are there; the scores are computed from it and nothing else
-    B.left_out.txt    annotations that are no case because they, or their pictures, are unusable; a line each
+    B.left_out.txt    annotations that are no case because they, or their images, are unusable; a line each
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import gcg, perbench, reason_seg, region
-from pixel_sail.evaluate.benchmark import Benchmark, Line, by_picture, calls, identity
+from pixel_sail.evaluate.benchmark import Benchmark, Line, by_image, calls, identity
 from pixel_sail.evaluate.pixfoundation import benchmark as pixfoundation
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.predictions import in_case_order, read_lines, write_lines
@@ -38,7 +38,7 @@ def open_benchmark(
     min_pixels: int = MIN_PIXELS,
     judge: Judge | None = None,
 ) -> Benchmark:
-    """The benchmark of a name (see tools/test.py), of its first `max_images` pictures. Raises DatasetError.
+    """The benchmark of a name (see tools/test.py), of its first `max_images` images. Raises DatasetError.
 
     `judge`: for the free answers of pixmmvp and pixcvbench.
     """
@@ -57,8 +57,8 @@ def open_benchmark(
         benchmark = ReferringBenchmark.read(data_root, name, min_pixels)
     if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):
         raise DatasetError(f"{data_root}: a case of {name} ({', '.join(benchmark.id_fields)}) occurs twice")
-    pictures = by_picture(benchmark.cases)[:max_images]
-    return replace(benchmark, cases=tuple(case for cases in pictures for case in cases))
+    images = by_image(benchmark.cases)[:max_images]
+    return replace(benchmark, cases=tuple(case for cases in images for case in cases))
 
 
 def fingerprint(checkpoint: Path, **settings: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: di
     """Predicts what is not yet there, shared out over the processes; the scores on rank 0, None on the others.
 
     `made_with` (plain JSON values, see `fingerprint`) decides whether earlier predictions in `out` are continued. Where
-    torch.distributed is initialized, every process must call this. Raises BadSample for an unreadable picture; the
+    torch.distributed is initialized, every process must call this. Raises BadSample for an unreadable image; the
     predictions made so far stay.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -101,7 +101,7 @@ def score_file(
 ) -> dict[str, Any]:
     """Scores of a prediction file of any model.
 
-    Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its picture.
+    Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its image.
     """
     benchmark = open_benchmark(name, data_root, max_images, min_pixels, judge)
     return benchmark.score(in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))

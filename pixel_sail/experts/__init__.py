@@ -1,4 +1,4 @@
-"""Frozen vision experts: a picture in, a feature map out. train/distillation.py lets a student learn from them."""
+"""Frozen vision experts: an image in, a feature map out. train/distillation.py lets a student learn from them."""
 
 from __future__ import annotations
 

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Expert:
-    """A frozen teacher. Not an nn.Module on purpose.
+    """A frozen expert. Not an nn.Module on purpose.
 
     Whatever holds it, the optimizer, DeepSpeed, checkpoints, `.train()` and `.to()` never see its weights.
     """
@@ -42,31 +43,39 @@ class Expert:
         return self
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """uint8 RGB pictures (3, H, W) -> their feature maps (C, h, w), float32, on the expert's device, no gradient.
+    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """uint8 RGB images (3, H, W) -> their feature maps (C, h, w), float32, on the expert's device, no gradient.
 
-        A map covers its whole picture and nothing else. Pictures of one size go through together; no picture is padded,
+        A map covers its whole image and nothing else. Images of one size go through together; no image is padded,
         so sizes may differ. Raises ValueError for a side that is no multiple of `multiple`.
         """
         by_size: dict[tuple[int, ...], list[int]] = {}
-        for i, picture in enumerate(pictures):
-            self._check(picture)
-            by_size.setdefault(tuple(picture.shape), []).append(i)
+        for i, image in enumerate(images):
+            self._check(image)
+            by_size.setdefault(tuple(image.shape), []).append(i)
         maps: dict[int, Tensor] = {}
         for indices in by_size.values():
-            pixels = torch.stack([pictures[i] for i in indices]).to(self._mean.device).float() / 255
+            pixels = torch.stack([images[i] for i in indices]).to(self._mean.device).float() / 255
             # Whatever precision the student trains in: what is cached and what runs online must agree.
             with torch.autocast(pixels.device.type, enabled=False):
                 found = self._to_features((pixels - self._mean) / self._std)
             maps |= zip(indices, found.float(), strict=True)
-        return [maps[i] for i in range(len(pictures))]
+        return [maps[i] for i in range(len(images))]
 
-    def _check(self, picture: Tensor) -> None:
-        height, width = picture.shape[-2:]
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or len(picture) != 3:
-            raise ValueError(f"a picture for an expert is uint8 (3, H, W), got {picture.dtype} {tuple(picture.shape)}")
+    def _check(self, image: Tensor) -> None:
+        height, width = image.shape[-2:]
+        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            raise ValueError(f"an image for an expert is uint8 (3, H, W), got {image.dtype} {tuple(image.shape)}")
         if not height or not width or height % self.multiple or width % self.multiple:
-            raise ValueError(f"the sides of a picture ({width} x {height} px) must be multiples of {self.multiple}")
+            raise ValueError(f"the sides of an image ({width} x {height} px) must be multiples of {self.multiple}")
+
+
+def resize_features(features: Tensor, grid_hw: Sequence[int]) -> Tensor:
+    """(C, h', w') -> (h, w, C) float32; channels last, as students are, and before the cast, because that is faster."""
+    features = features[None].contiguous(memory_format=torch.channels_last).float()
+    if features.shape[2:] != tuple(grid_hw):
+        features = F.interpolate(features, size=tuple(grid_hw), mode="bilinear", align_corners=False)
+    return features[0].permute(1, 2, 0)
 
 
 def _fingerprint(kind: str, module: nn.Module, mean: Tensor, std: Tensor) -> str:

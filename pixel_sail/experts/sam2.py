@@ -15,7 +15,7 @@ from pixel_sail.experts.folder import load_pretrained, normalization
 def open_sam2(config: ExpertConfig) -> Expert:
     """The last level of the feature pyramid: (256, 64, 64) of 1024 x 1024 px, the size that SAM 2 is trained for.
 
-    The constant that the predictor of still pictures adds to it is left out: a student's adapter has a bias.
+    The constant that the predictor of still images adds to it is left out: a student's adapter has a bias.
     Video checkpoints, as published, are taken for their image part.
     """
     model = load_pretrained(config, Sam2Model, ("sam2", "sam2_video"), needs="vision_encoder.")

@@ -17,7 +17,7 @@ from pixel_sail.experts.folder import cannot_load
 
 FILES = "config.json and model.safetensors, as in timm's hub repositories or as timm.models.save_for_hf writes them"
 
-# What lets a model read pictures of any size: vision transformers know the first, Swin the second, others need nothing.
+# What lets a model read images of any size: vision transformers know the first, Swin the second, others need nothing.
 ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False})
 
 
@@ -78,7 +78,7 @@ def _try(config: ExpertConfig, model: nn.Module, to_features: Callable[[Tensor],
     except (AssertionError, RuntimeError) as error:
         made_for = getattr(model, "pretrained_cfg", {}).get("input_size")
         raise ConfigError(
-            f"expert {config.name!r}: {config.path} gives no features of a picture of {side} x {height} px, which "
+            f"expert {config.name!r}: {config.path} gives no features of an image of {side} x {height} px, which "
             f"size_px and fit ask for; it was made for {made_for}. Change them, or the model. The cause: {error}"
         ) from error
     return found.shape[1]

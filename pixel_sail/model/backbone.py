@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.model.attention import NAME
 from pixel_sail.model.modality_experts import add_vision_experts
 
-ROPE_LAYOUTS = ("halves", "interleaved")
 # These change their frequencies with the length of the input, which has no meaning for 2-D image positions.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -26,8 +27,6 @@ class MultimodalRope(nn.Module):
 
     def __init__(self, rotary: nn.Module, layout: str):
         super().__init__()
-        if layout not in ROPE_LAYOUTS:
-            raise ValueError(f"unknown rope layout {layout!r}; known: {', '.join(ROPE_LAYOUTS)}")
         if getattr(rotary, "rope_type", "default") in _LENGTH_DEPENDENT_ROPE or not hasattr(rotary, "inv_freq"):
             raise ValueError(
                 f"decoders with rope type {getattr(rotary, 'rope_type', type(rotary).__name__)!r} are not supported: "
@@ -52,18 +51,16 @@ class MultimodalRope(nn.Module):
             return (angles.cos() * scaling).to(hidden.dtype), (angles.sin() * scaling).to(hidden.dtype)
 
 
-def build_decoder(
-    text_config: PretrainedConfig, rope_layout: str = "halves", vision_experts: bool = False
-) -> PreTrainedModel:
+def build_decoder(text_config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
     """A causal language model of `text_config` (weights as transformers initializes them), adapted."""
     config = copy.deepcopy(text_config)  # which attention is used is written into it, and others may share it
     language_model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
-    if vision_experts:
+    if architecture.vision_experts:
         add_vision_experts(language_model)
-    return adapt_decoder(language_model, rope_layout)
+    return adapt_decoder(language_model, architecture)
 
 
-def adapt_decoder(language_model: PreTrainedModel, rope_layout: str = "halves") -> PreTrainedModel:
+def adapt_decoder(language_model: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
     """Puts the mixed attention and multimodal RoPE into a causal language model, in place; nothing else changes."""
     decoder = language_model.get_decoder()
     if not hasattr(decoder, "rotary_emb"):
@@ -71,5 +68,11 @@ def adapt_decoder(language_model: PreTrainedModel, rope_layout: str = "halves") 
             f"{type(decoder).__name__} has no rotary_emb: pixel_sail needs a decoder with rotary positions"
         )
     language_model.set_attn_implementation(NAME)
-    decoder.rotary_emb = MultimodalRope(decoder.rotary_emb, rope_layout)
+    decoder.rotary_emb = MultimodalRope(decoder.rotary_emb, architecture.small.rope_layout)
     return language_model
+
+
+def cache_argument(decoder: PreTrainedModel) -> str:
+    """What this version of transformers calls the argument that takes the keys and values of earlier tokens."""
+    parameters = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import Batch
 
@@ -35,7 +36,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """One question: its tokens, the image of the batch that it is about, and the tokens with which its answer begins.
 
     A [SEG] in `answer_ids` is an answer's, one in `question_ids` is not.
@@ -58,40 +59,57 @@ class Generated:
 def generate(
     model: PixelSail,
     prefixes: Batch | None,
-    asked: Sequence[Asked],
+    requests: Sequence[GenerationRequest],
     seg_id: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling,
-    ended: Callable[[list[int]], bool] | None = None,
+    is_complete: Callable[[list[int]], bool] | None = None,
     max_rows: int = 32,
 ) -> list[Generated]:
     """Answers questions about the images in `prefixes`, at most `max_rows` at a time; each image is read once.
 
-    `prefixes`: packed sequences that are an image block each; None where no question is about an image.
-    `ended(answer tokens)`: whether an answer is complete without its stop token (a stop string in its text, say).
+    `prefixes`: packed sequences, each of them an image block; None where no question is about an image.
+    `is_complete(answer tokens)`: whether an answer ends without its stop token, at a stop string in its text, say.
     The limit on new tokens never loses a mask: a [SEG] emitted last is still read for its state.
     """
     images = [] if prefixes is None else _read_prefixes(model, prefixes)
-    answers: list[list[int]] = []
-    seg_states: list[list[Tensor]] = []
-    for first in range(0, len(asked), max_rows):
-        rows = asked[first : first + max_rows]
-        decoding = _Decoding(model, images, [row.image for row in rows], seg_id)
-        answers += _continue(decoding, rows, stop_ids, sampling, ended)
-        seg_states += decoding.seg_states
-    masks = _masks(model, images, [row.image for row in asked], seg_states)
-    return [Generated(answer, mask) for answer, mask in zip(answers, masks, strict=True)]
+    rows = [_Row.of(request, images) for request in requests]
+    for first in range(0, len(rows), max_rows):
+        _answer(_Decoding(model, rows[first : first + max_rows], seg_id), stop_ids, sampling, is_complete)
+    masks = _masks(model, images, rows)
+    return [Generated(row.answer, mask) for row, mask in zip(rows, masks, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Image:
-    """A picture that was read once: its keys and values in each layer, its patch states, where the text continues."""
+    """An image after it was read: its keys and values in each layer, its patch states, where the text continues."""
 
     layers: list[tuple[Tensor, Tensor]]  # (1, kv heads, tokens, d) each
     patch_states: Tensor  # (h, w, D)
     tokens: int
     next_position: int
     regions: Tensor | None  # (15, D) pooled, to be added at their names; None where they are fused into the patches
+
+
+@dataclass(eq=False)
+class _Row:
+    """A question while it is answered."""
+
+    request: GenerationRequest
+    image: _Image | None
+    next_position: int
+    answer: list[int]
+    seg_states: list[Tensor] = field(default_factory=list)  # (D,) of each [SEG] of the answer
+    running: bool = True
+
+    @classmethod
+    def of(cls, request: GenerationRequest, images: list[_Image]) -> _Row:
+        image = None if request.image is None else images[request.image]
+        return cls(request, image, 0 if image is None else image.next_position, list(request.answer_ids))
+
+    @property
+    def prefix_tokens(self) -> int:
+        return 0 if self.image is None else self.image.tokens
 
 
 def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
@@ -114,92 +132,91 @@ def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
     ]
 
 
-def _continue(
+def _answer(
     decoding: _Decoding,
-    rows: Sequence[Asked],
     stop_ids: tuple[int, ...],
     sampling: Sampling,
-    ended: Callable[[list[int]], bool] | None,
-) -> list[list[int]]:
-    logits = decoding.read(rows)
-    answers = [list(row.answer_ids) for row in rows]
-    running = [True] * len(rows)
+    is_complete: Callable[[list[int]], bool] | None,
+) -> None:
+    """Writes the answers of a batch of rows, token by token."""
+    rows, logits = decoding.rows, decoding.read()
     for step in range(sampling.max_new_tokens):
-        chosen = _choose(logits, sampling)
-        for row, token in enumerate(chosen):
-            running[row] = running[row] and token not in stop_ids
-            if running[row]:
-                answers[row].append(token)
-                running[row] = ended is None or not ended(answers[row])
+        tokens = _choose(logits, sampling)
+        for row, token in zip(rows, tokens, strict=True):
+            row.running = row.running and token not in stop_ids
+            if row.running:
+                row.answer.append(token)
+                row.running = is_complete is None or not is_complete(row.answer)
         last = step + 1 == sampling.max_new_tokens
-        mask_pending = any(r and token == decoding.seg_id for r, token in zip(running, chosen, strict=True))
-        if not any(running) or (last and not mask_pending):
-            break
-        logits = decoding.step(chosen, running)
-    return answers
+        mask_pending = any(row.running and token == decoding.seg_id for row, token in zip(rows, tokens, strict=True))
+        if not any(row.running for row in rows) or (last and not mask_pending):
+            return
+        logits = decoding.step(tokens)
 
 
 class _Decoding:
-    """A batch of continuations. Images and texts are padded on the right; `owned` says which columns a row has."""
+    """A batch of rows that continue. Images and texts are padded on the right; `owned` says which columns a row has."""
 
-    def __init__(self, model: PixelSail, images: list[_Image], rows: list[int | None], seg_id: int):
-        """`rows`: the index in `images` of each row's picture, None where it has none."""
-        self.model, self.seg_id = model, seg_id
-        pictured = [None if image is None else images[image] for image in rows]
-        tokens = [0 if image is None else image.tokens for image in pictured]
-        self.prefix_tokens = max(tokens)
-        columns = torch.arange(self.prefix_tokens, device=model.device)
-        self.owned = columns < torch.tensor(tokens, device=model.device)[:, None]  # (Q, columns) bool
-        self.positions = [0 if image is None else image.next_position for image in pictured]
+    def __init__(self, model: PixelSail, rows: list[_Row], seg_id: int):
+        self.model, self.rows, self.seg_id = model, rows, seg_id
+        device = model.device
+        self.prefix_tokens = max(row.prefix_tokens for row in rows)
+        lengths = torch.tensor([row.prefix_tokens for row in rows], device=device)
+        self.owned = torch.arange(self.prefix_tokens, device=device) < lengths[:, None]  # (Q, columns) bool
         self.cache = DynamicCache()
-        self.seg_states: list[list[Tensor]] = []
-        used = sorted({image for image in rows if image is not None})
-        # a row without a picture takes any: it owns none of those columns
-        take = torch.tensor([0 if image is None else used.index(image) for image in rows], device=model.device)
-        for layer in range(len(images[used[0]].layers) if used else 0):
+        self.regions: Tensor | None = None  # (Q, 15, D)
+        used = list({id(row.image): row.image for row in rows if row.image is not None}.values())
+        if used:
+            # a row without an image takes any: it owns none of those columns
+            take = torch.tensor([used.index(row.image) if row.image else 0 for row in rows], device=device)
+            self._fill_cache(used, take)
+            if used[0].regions is not None:  # a row without an image has no region
+                drawn = torch.stack([image.regions for image in used])[take]
+                has_image = torch.tensor([[[row.image is not None]] for row in rows], device=device)
+                self.regions = drawn * has_image
+
+    def _fill_cache(self, images: list[_Image], take: Tensor) -> None:
+        """Gives every row the keys and values of its image; `take`: (Q,) int64, its index in `images`."""
+        for layer in range(len(images[0].layers)):
             keys, values = (
-                torch.cat([self._padded(images[i].layers[layer][kind]) for i in used])[take] for kind in (0, 1)
+                torch.cat([self._padded(image.layers[layer][kind]) for image in images])[take] for kind in (0, 1)
             )
             self.cache.update(keys, values, layer)
-        self.regions = None
-        if used and images[used[0]].regions is not None:  # a row without a picture has no region
-            drawn = torch.stack([images[i].regions for i in used])[take]
-            self.regions = drawn * torch.tensor([[[image is not None]] for image in rows], device=model.device)
 
     def _padded(self, cached: Tensor) -> Tensor:
         """(1, kv heads, tokens, d) -> (1, kv heads, prefix tokens, d)."""
         return F.pad(cached, (0, 0, 0, self.prefix_tokens - cached.shape[2]))
 
-    def read(self, rows: Sequence[Asked]) -> Tensor:
+    def read(self) -> Tensor:
         """Reads the questions; (Q, V) logits of the first new token."""
-        device, texts = self.model.device, [[*row.question_ids, *row.answer_ids] for row in rows]
+        device, rows = self.model.device, self.rows
+        texts = [[*row.request.question_ids, *row.request.answer_ids] for row in rows]
         longest = max(map(len, texts))
         ids = torch.tensor([text + [text[-1]] * (longest - len(text)) for text in texts], device=device)
         columns = torch.arange(longest, device=device)
         real = columns < torch.tensor([[len(text)] for text in texts], device=device)  # (Q, longest)
         self.owned = torch.cat([self.owned, real], dim=1)
         causal = torch.ones(longest, self.owned.shape[1], dtype=torch.bool, device=device).tril(self.prefix_tokens)
-        starts = torch.tensor(self.positions, device=device)
+        starts = torch.tensor([row.next_position for row in rows], device=device)
         hidden = self._forward(ids, starts[:, None] + columns, causal & self.owned[:, None] | self._diagonal(longest))
-        self.positions = [start + len(text) for start, text in zip(self.positions, texts, strict=True)]
-        self.seg_states = [
-            [hidden[r, i] for i in range(len(row.question_ids), len(text)) if text[i] == self.seg_id]
-            for r, (row, text) in enumerate(zip(rows, texts, strict=True))
-        ]
+        for row, text, states in zip(rows, texts, hidden, strict=True):
+            row.next_position += len(text)
+            answer = range(len(row.request.question_ids), len(text))
+            row.seg_states = [states[i] for i in answer if text[i] == self.seg_id]
         ends = torch.tensor([len(text) - 1 for text in texts], device=device)
         return self._logits(hidden[torch.arange(len(rows), device=device), ends])
 
-    def step(self, tokens: list[int], running: list[bool]) -> Tensor:
+    def step(self, tokens: list[int]) -> Tensor:
         """Reads one new token a row; (Q, V) logits of the next."""
-        device = self.model.device
+        device, rows = self.model.device, self.rows
         ids = torch.tensor(tokens, device=device)[:, None]
         self.owned = torch.cat([self.owned, self.owned.new_ones(len(tokens), 1)], dim=1)
-        positions = torch.tensor(self.positions, device=device)[:, None]
+        positions = torch.tensor([row.next_position for row in rows], device=device)[:, None]
         hidden = self._forward(ids, positions, self.owned[:, None])[:, 0]
-        self.positions = [position + 1 for position in self.positions]
-        for row, token in enumerate(tokens):
-            if running[row] and token == self.seg_id:
-                self.seg_states[row].append(hidden[row])
+        for row, token, state in zip(rows, tokens, hidden, strict=True):
+            row.next_position += 1
+            if row.running and token == self.seg_id:
+                row.seg_states.append(state)
         return self._logits(hidden)
 
     def _diagonal(self, longest: int) -> Tensor:
@@ -208,13 +225,13 @@ class _Decoding:
         return torch.cat([eye.new_zeros(longest, self.prefix_tokens), eye], dim=1)
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        language_model = self.model.language_model
-        output = language_model.get_decoder()(
+        decoder = self.model.language_model.get_decoder()
+        output = decoder(
             inputs_embeds=self.model.embed_text(ids, self.regions),
             position_ids=positions.expand(3, -1, -1),
             attention_mask=mask[:, None],
-            past_key_values=self.cache,
             use_cache=True,
+            **{cache_argument(decoder): self.cache},
         )
         return output.last_hidden_state
 
@@ -229,19 +246,15 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
     return torch.multinomial(probabilities, 1, generator=sampling.generator)[:, 0].tolist()
 
 
-def _masks(
-    model: PixelSail, images: list[_Image], asked: list[int | None], seg_states: list[list[Tensor]]
-) -> list[Tensor]:
-    """(K, h', w') logits of every question; an image goes through the mask head once for all of its questions."""
-    masks = [torch.empty(0, 1, 1, device=model.device) for _ in asked]
-    rows_of = {i: [row for row, image in enumerate(asked) if image == i and seg_states[row]] for i in set(asked)}
-    used = [i for i in range(len(images)) if rows_of.get(i)]
-    if not used:
-        return masks
-    states = [torch.stack([state for row in rows_of[i] for state in seg_states[row]]) for i in used]
-    logits, _ = model.mask_head([images[i].patch_states for i in used], states)
-    for i, found in zip(used, logits, strict=True):
-        pieces = found.float().split([len(seg_states[row]) for row in rows_of[i]])
-        for row, piece in zip(rows_of[i], pieces, strict=True):
-            masks[row] = piece
-    return masks
+def _masks(model: PixelSail, images: list[_Image], rows: list[_Row]) -> list[Tensor]:
+    """(K, h', w') logits of every row; an image goes through the mask head once for all of its questions."""
+    masks = {id(row): torch.empty(0, 1, 1, device=model.device) for row in rows}
+    segmented = [(image, [row for row in rows if row.image is image and row.seg_states]) for image in images]
+    segmented = [(image, of_image) for image, of_image in segmented if of_image]
+    if segmented:
+        states = [torch.stack([state for row in of_image for state in row.seg_states]) for _, of_image in segmented]
+        logits, _ = model.mask_head([image.patch_states for image, _ in segmented], states)
+        for (_, of_image), image_logits in zip(segmented, logits, strict=True):
+            pieces = image_logits.float().split([len(row.seg_states) for row in of_image])
+            masks |= {id(row): piece for row, piece in zip(of_image, pieces, strict=True)}
+    return [masks[id(row)] for row in rows]

@@ -8,19 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_CHANNELS = 1024
-
-
-def default_channels(hidden_size: int, blocks: int) -> list[int]:
-    """Widths before and after each block: min(D, 1024), halved at each doubling of the resolution, at least 64."""
-    first = min(hidden_size, MAX_CHANNELS)
-    return [max(first >> block, min(first, 64)) for block in range(blocks + 1)]
-
+from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
 
 ALIKE = 0.9  # not 1: of pixels that are exactly alike the most uncertain ones are a matter of rounding
 
 
-class Double(nn.ConvTranspose2d):
+class Upsample2x(nn.ConvTranspose2d):
     """(n, c, h, w) -> (n, c', 2h, 2w). It starts by nearly repeating its input (after ICNR, arXiv 1707.02937).
 
     With other random weights for each of the four places everything would have to be learned four times.
@@ -51,7 +44,7 @@ class UpsampleBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.up = Double(channels_in, channels_out)
+        self.up = Upsample2x(channels_in, channels_out)
         self.depthwise = Depthwise(channels_out)
         self.pointwise = nn.Linear(channels_out, channels_out)
         self.norm = nn.LayerNorm(channels_out, eps=1e-6)
@@ -63,17 +56,22 @@ class UpsampleBlock(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Mask logits of one packed batch. Layers as in SPEC section 1; `channels` are the widths, one more than blocks."""
+    """Mask logits of one packed batch. Its layers are listed in docs/model.md."""
 
-    def __init__(self, hidden_size: int, mask_dim: int, channels: Sequence[int]):
+    def __init__(self, architecture: Architecture, hidden_size: int):
+        """Raises ValueError for channels that do not begin with the decoder's width."""
         super().__init__()
-        first = min(hidden_size, MAX_CHANNELS)
+        first, channels, mask_dim = (
+            min(hidden_size, MAX_MASK_CHANNELS),
+            architecture.channels(hidden_size),
+            architecture.mask_dim,
+        )
         if channels[0] != first:
             raise ValueError(
-                f"mask_channels must start at min(hidden size, {MAX_CHANNELS}) = {first}, got {channels[0]}"
+                f"mask_channels must start at min(hidden size, {MAX_MASK_CHANNELS}) = {first}, got {channels[0]}"
             )
         self.reduce = None
-        if hidden_size > MAX_CHANNELS:
+        if hidden_size > MAX_MASK_CHANNELS:
             self.reduce = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, first))
         self.blocks = nn.ModuleList(UpsampleBlock(a, b) for a, b in zip(channels, channels[1:], strict=False))
         self.pixel_projector = _projector(channels[-1], channels[-1], mask_dim)

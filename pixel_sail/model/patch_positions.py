@@ -1,4 +1,4 @@
-"""Where a patch lies in its picture, as values that are embedded with its pixels."""
+"""Where a patch lies in its image, as values that are embedded with its pixels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WAVES = 4  # cosines an axis: of half a period over the picture, of one, of one and a half, of two
+WAVES = 4  # cosines an axis: of half a period over the image, of one, of one and a half, of two
 POSITION_VALUES = 2 * WAVES
 
 
 def position_values(grids_hw: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(sum N, 8) for the patches of pictures of h x w patches, row by row; dtype and device of `like`.
+    """(sum N, 8) for the patches of images of h x w patches, row by row; dtype and device of `like`.
 
     Four of its row, then four of its column: cos(pi k t), k = 1 .. 4, with t in (0, 1) from edge to edge. So "left" and
-    "top" mean the same in pictures of any size.
+    "top" mean the same in images of any size.
     """
     return torch.cat([like.new_zeros(0, POSITION_VALUES), *(_grid(h, w, like) for h, w in grids_hw if h)])
 

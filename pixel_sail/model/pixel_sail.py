@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pixel_sail.model.attention import AttentionLayout, choose_kernel
-from pixel_sail.model.backbone import build_decoder
+from pixel_sail.model.backbone import build_decoder, cache_argument
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.modality_experts import Modality
@@ -22,7 +22,7 @@ from pixel_sail.types import Batch, Output
 class PixelSail(PreTrainedModel):
     """`forward(batch) -> Output`; `save_pretrained` and `from_pretrained` keep weights and config in a folder.
 
-    Built from a config, the weights are random. See pixel_sail.convert for models that start from released weights.
+    Built from a config, the weights are random. pixel_sail.weights.convert makes models of released weights.
     """
 
     config_class = PixelSailConfig
@@ -35,17 +35,9 @@ class PixelSail(PreTrainedModel):
     def __init__(self, config: PixelSailConfig):
         super().__init__(config)
         hidden = config.text_config.hidden_size
-        self.language_model = build_decoder(config.text_config, config.rope_layout, config.vision_experts)
-        self.fusion = PatchFusion(
-            config.patch_size,
-            hidden,
-            config.sub_patch_size,
-            config.sub_patch_width,
-            config.stem_widths,
-            config.region_embedding,
-            config.patch_positions,
-        )
-        self.mask_head = MaskHead(hidden, config.mask_dim, config.mask_channels)
+        self.language_model = build_decoder(config.text_config, config.architecture)
+        self.fusion = PatchFusion(config.architecture, hidden)
+        self.mask_head = MaskHead(config.architecture, hidden)
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash
         self.post_init()
 
@@ -74,7 +66,7 @@ class PixelSail(PreTrainedModel):
 
     def pooled_regions(self, batch: Batch) -> Tensor | None:
         """(B, 15, D) what the names of drawn regions get in the text; None where regions are fused into patches."""
-        if self.config.region_embedding == "fused":
+        if self.config.architecture.region_embedding == "fused":
             return None
         return pool_regions(self.fusion.embed_patches(batch), batch)
 
@@ -94,13 +86,14 @@ class PixelSail(PreTrainedModel):
 
     def decode(self, embeds: Tensor, position_ids: Tensor, layout: AttentionLayout, cache: Any | None = None) -> Tensor:
         """(L, D) states after the final norm, from embeddings (L, D) and positions (3, L); fills `cache` when given."""
-        output = self.language_model.get_decoder()(
+        decoder = self.language_model.get_decoder()
+        output = decoder(
             inputs_embeds=embeds[None],
             position_ids=position_ids[:, None],
-            past_key_values=cache,
             use_cache=cache is not None,
             layout=layout,
-            modality=Modality.of(layout.spans, layout.device) if self.config.vision_experts else None,
+            modality=Modality.of(layout.spans, layout.device) if self.config.architecture.vision_experts else None,
+            **{cache_argument(decoder): cache},
         )
         return output.last_hidden_state[0]
 

@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 
 class ConvStem(nn.Module):
-    """Patches (sum N, 3 P P) of whole pictures -> the values (sum N, C s s) that are embedded for each of them.
+    """Patches (sum N, 3 P P) of whole images -> the values (sum N, C s s) that are embedded for each of them.
 
-    Every stage halves the picture (3x3 convolution, stride 2, GELU) and from the second on adds a 3x3 convolution of
+    Every stage halves the image (3x3 convolution, stride 2, GELU) and from the second on adds a 3x3 convolution of
     itself. What is left of a patch after `widths` stages, s x s cells of C = widths[-1], is embedded together. After
     "Early Convolutions Help Transformers See Better" (arXiv 2106.14881); not part of Pixel-SAIL's own models.
     """
 
     def __init__(self, patch_size: int, widths: Sequence[int]):
         super().__init__()
-        if not widths or patch_size % 2 ** len(widths):
-            raise ValueError(f"a stem of {len(widths)} stages does not halve patches of {patch_size} pixels so often")
         self.patch_size = patch_size
         self.cells = patch_size // 2 ** len(widths)
         self.values = widths[-1] * self.cells**2
@@ -29,27 +27,27 @@ class ConvStem(nn.Module):
         self.more = nn.ModuleList(MatrixConv(width, width, stride=1) for width in widths[1:])
 
     def forward(self, patches: Tensor, grids_hw: Sequence[tuple[int, int]]) -> Tensor:
-        """`grids_hw`: (h, w) of the picture of each sequence, (0, 0) where it has none."""
+        """`grids_hw`: (h, w) of the image of each sequence, (0, 0) where it has none."""
         grids = [grid for grid in grids_hw if grid[0]]
         if not grids:  # all weights are used all the same: ranks of ZeRO-3 gather alike
             return self._convolve(patches.new_zeros(1, 3, self.patch_size, self.patch_size), [(1, 1)])[:0]
         height, width = (max(grid[axis] for grid in grids) for axis in (0, 1))
         canvas = patches.new_zeros(len(grids), height, width, patches.shape[1])
-        for picture, part, (h, w) in zip(canvas, patches.split([h * w for h, w in grids]), grids, strict=True):
-            picture[:h, :w] = part.view(h, w, -1)
+        for image, part, (h, w) in zip(canvas, patches.split([h * w for h, w in grids]), grids, strict=True):
+            image[:h, :w] = part.view(h, w, -1)
         size = self.patch_size
         return self._convolve(rearrange(canvas, "b h w (c y x) -> b c (h y) (w x)", y=size, x=size), grids)
 
-    def _convolve(self, pictures: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
-        """Beyond the border of a picture everything stays 0, as if it were alone and padded with zeros."""
+    def _convolve(self, images: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Beyond the border of an image everything stays 0, as if it were alone and padded with zeros."""
         cells = self.patch_size
         for stage, down in enumerate(self.down):
             cells //= 2
-            inside = _inside(grids, cells, pictures.shape[2] // 2, pictures.shape[3] // 2, pictures.device)
-            pictures = F.gelu(down(pictures)) * inside
+            inside = _inside(grids, cells, images.shape[2] // 2, images.shape[3] // 2, images.device)
+            images = F.gelu(down(images)) * inside
             if stage:
-                pictures = pictures + F.gelu(self.more[stage - 1](pictures)) * inside
-        values = rearrange(pictures, "b c (h y) (w x) -> b h w (c y x)", y=cells, x=cells)
+                images = images + F.gelu(self.more[stage - 1](images)) * inside
+        values = rearrange(images, "b c (h y) (w x) -> b h w (c y x)", y=cells, x=cells)
         return torch.cat([one[:h, :w].flatten(0, 1) for one, (h, w) in zip(values, grids, strict=True)])
 
 
@@ -67,15 +65,15 @@ class MatrixConv(nn.Module):
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        return F.conv2d(pictures, self.weight.view(-1, self.inputs, 3, 3), self.bias, self.stride, padding=1)
+        return F.conv2d(images, self.weight.view(-1, self.inputs, 3, 3), self.bias, self.stride, padding=1)
 
 
 def _inside(
     grids: Sequence[tuple[int, int]], cells: int, height: int, width: int, device: torch.device
 ) -> Tensor | float:
-    """(B, 1, height, width): 1 within each picture, 0 in the padding; plain 1.0 when there is no padding."""
+    """(B, 1, height, width): 1 within each image, 0 in the padding; plain 1.0 when there is no padding."""
     if all((h * cells, w * cells) == (height, width) for h, w in grids):
         return 1.0
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.model.patch_positions import POSITION_VALUES, position_values
 from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
 from pixel_sail.model.stem import ConvStem
@@ -22,43 +23,28 @@ class PatchFusion(nn.Module):
     a linear and GELU, then all of them together through `patch_linear`. With `stem_widths` what convolutions see
     around a patch (ConvStem) is embedded beside its pixels: a model from scratch then learns shapes sooner, and keeps
     the colours, which are linear in the pixels, as soon. With `patch_positions` every patch is also told where in its
-    picture it lies (position_values): rotary attention alone knows offsets, and masks are products with single patches.
+    image it lies (position_values): rotary attention alone knows offsets, and masks are products with single patches.
 
     `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt enters the patches, and there
     is no `prompt_linear`; the mean of a region's embedded patches is added to its name in the text instead.
     """
 
-    def __init__(
-        self,
-        patch_size: int,
-        hidden_size: int,
-        sub_patch_size: int | None = None,
-        sub_patch_width: int = 0,
-        stem_widths: Sequence[int] | None = None,
-        region_embedding: str = "fused",
-        patch_positions: bool = False,
-    ):
+    def __init__(self, architecture: Architecture, hidden_size: int):
         super().__init__()
-        if sub_patch_size is not None and stem_widths is not None:
-            raise ValueError("a patch is embedded through sub-patches or through a stem, not through both")
+        patch_size, small = architecture.patch_size, architecture.small
         values = 3 * patch_size**2
-        self.stem = None if stem_widths is None else ConvStem(patch_size, stem_widths)
+        self.stem = None if small.stem_widths is None else ConvStem(patch_size, small.stem_widths)
         if self.stem is not None:
             values += self.stem.values
-        self.sub_patch_size, self.sub_patch_linear = sub_patch_size, None
-        if sub_patch_size is not None:
-            if patch_size % sub_patch_size or sub_patch_width < 1:
-                raise ValueError(
-                    f"sub-patches of {sub_patch_size} pixels and width {sub_patch_width} do not divide patches of "
-                    f"{patch_size} pixels"
-                )
-            self.sub_patch_linear = nn.Linear(3 * sub_patch_size**2, sub_patch_width)
-            values = sub_patch_width * (patch_size // sub_patch_size) ** 2
-        self.patch_positions = patch_positions
-        if patch_positions:
+        self.sub_patch_size, self.sub_patch_linear = architecture.sub_patch_size, None
+        if self.sub_patch_size is not None:
+            self.sub_patch_linear = nn.Linear(3 * self.sub_patch_size**2, architecture.sub_patch_width)
+            values = architecture.sub_patch_width * (patch_size // self.sub_patch_size) ** 2
+        self.patch_positions = small.patch_positions
+        if self.patch_positions:
             values += POSITION_VALUES
         self.patch_linear = nn.Linear(values, hidden_size, bias=False)
-        pooled = region_embedding == "pooled"
+        pooled = architecture.region_embedding == "pooled"
         self.prompt_linear = None if pooled else nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, prompt_token_ids: Tensor, batch: Batch) -> Tensor:

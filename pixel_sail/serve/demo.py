@@ -1,4 +1,4 @@
-"""The demo: a page with a picture to paint regions on, a line to write, and what the model says to it."""
+"""The demo: a page with an image to paint regions on, a line to write, and what the model says to it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def respond(predictor: Predictor, painting: dict[str, Any] | None, text: str, as
     """The overlay and the words that answer `text`: a question if `ask`, else things to segment, one a line.
 
     `painting`: gradio's editor value, {"background": (H, W, 4) uint8 or None, "layers": [(H, W, 4) uint8, ...]}.
-    Raises ValueError without a picture or a text, and for what the predictor refuses.
+    Raises ValueError without an image or a text, and for what the predictor refuses.
     """
     if painting is None or painting["background"] is None:
-        raise ValueError("there is no picture: drop one on the left, or choose an example")
+        raise ValueError("there is no image: drop one on the left, or choose an example")
     lines = [line.strip() for line in ([text] if ask else text.splitlines()) if line.strip()]
     if not lines:
         raise ValueError("there is nothing to answer: write a question, or what is to be segmented")
@@ -59,7 +59,7 @@ def respond(predictor: Predictor, painting: dict[str, Any] | None, text: str, as
 
 
 def build(predictor: Predictor, examples: Sequence[str] = ()) -> Any:
-    """The page, a gradio.Blocks to `launch()`; `examples` are files of pictures to begin with."""
+    """The page, a gradio.Blocks to `launch()`; `examples` are files of images to begin with."""
     import gradio as gr
 
     def answer(ask: bool, painting: dict[str, Any] | None, text: str) -> tuple[Image.Image, str]:
@@ -72,7 +72,7 @@ def build(predictor: Predictor, examples: Sequence[str] = ()) -> Any:
         gr.Markdown(HELP)
         with gr.Row():
             brush = gr.Brush(colors=list(COLOURS.values()), color_mode="fixed", default_size=8)
-            painting = gr.ImageEditor(type="numpy", image_mode="RGBA", brush=brush, layers=False, label="picture")
+            painting = gr.ImageEditor(type="numpy", image_mode="RGBA", brush=brush, layers=False, label="image")
             shown = gr.Image(label="answer", format="png")
         text = gr.Textbox(label="what to segment, one thing a line, or a question", lines=2)
         with gr.Row():

@@ -17,18 +17,18 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
-from pixel_sail.model.generation import Asked, Generated, Sampling, generate
+from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
 
 MAX_ROWS = 32  # questions answered in one batch; more go in several
-MAX_IMAGE_TOKENS = 16_384  # pictures read in one forward pass: as many as have no more tokens together
+MAX_IMAGE_TOKENS = 16_384  # images read in one forward pass: as many as have no more tokens together
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the picture's size."""
+    """What the model says: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the image's size."""
 
     text: str
     masks: list[np.ndarray]
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chat:
-    """Questions about one picture (or none) with the same regions drawn on it.
+    """Questions about one image (or none) with the same regions drawn on it.
 
     `image`: a path is opened as a user's photo, turned as its EXIF says. `regions`: masks (H, W) bool, boxes, points
     or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question names them `<Prompt0>`, ..., or
@@ -49,12 +49,12 @@ class Chat:
 
 
 class Predictor:
-    """A model, its tokenizer and the encoding of its training. `images_encoded` counts the pictures that were read."""
+    """A model, its tokenizer and the encoding of its training. `images_encoded` counts the images that were read."""
 
     def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase):
         self.model = model
         config = model.config
-        self.encoder = Encoder(tokenizer, config.patch_size, config.max_side_px, config.chat_format, hide=config.hide)
+        self.encoder = Encoder(tokenizer, config.architecture, config.chat_format, hide=config.hide)
         self.images_encoded = 0
 
     @classmethod
@@ -69,7 +69,7 @@ class Predictor:
     def segment(
         self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()
     ) -> list[Answer]:
-        """Segments what each expression names: one answer each. The picture is encoded once for all of them.
+        """Segments what each expression names: one answer each. The image is encoded once for all of them.
 
         An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`.
         """
@@ -88,16 +88,16 @@ class Predictor:
         regions: Regions = (),
         sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """One answer to each question about one picture; see `Chat`.
+        """One answer to each question about one image; see `Chat`.
 
         A question about a `<PromptK>` that is not drawn is answered as such, without the model. Raises ValueError
-        (BadSample is one) for an unreadable picture, a bad region, or an empty question.
+        (BadSample is one) for an unreadable image, a bad region, or an empty question.
         """
         questions = [questions] if isinstance(questions, str) else questions
         return self.chat_many([Chat(image, questions, regions)], sampling)[0]
 
     def chat_many(self, chats: Sequence[Chat], sampling: Sampling | None = None) -> list[list[Answer]]:
-        """The answers of several chats, each picture (with its regions) read once and all questions in batches."""
+        """The answers of several chats, each image (with its regions) read once and all questions in batches."""
         prepared = [self._prepare(chat) for chat in chats]
         found: list[list[Answer]] = [[] for _ in chats]
         for group in _groups([len(one.prefix) for one in prepared]):
@@ -108,34 +108,36 @@ class Predictor:
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
             raise ValueError("there is an empty question; ask something")
-        image = chat.image
-        picture = load_image(Path(image), orient=True) if isinstance(image, str | Path) else image
-        if picture is None and len(chat.regions):
-            raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no picture")
-        size = (picture.height, picture.width) if picture is not None else (1, 1)
+        given = chat.image
+        image = load_image(Path(given), orient=True) if isinstance(given, str | Path) else given
+        if image is None and len(chat.regions):
+            raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no image")
+        size = (image.height, image.width) if image is not None else (1, 1)
         drawn = draw_regions(chat.regions, size)
         questions = [name_regions(text, drawn) for text in chat.questions]
-        prefix = self.encoder.image_prefix(picture, drawn, "the picture")
-        self.images_encoded += picture is not None
+        prefix = self.encoder.image_prefix(image, drawn, "the image")
+        self.images_encoded += image is not None
         return _Prepared(prefix, questions, [undrawn(text, drawn) for text in questions], size)
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
-        """Answers of chats whose pictures are read together."""
+        """Answers of chats whose images are read together."""
         sampling, tokens = sampling or Sampling(), self.encoder.tokens
-        pictured = [i for i, chat in enumerate(chats) if len(chat.prefix)]
+        with_image = [i for i, chat in enumerate(chats) if len(chat.prefix)]
         prefixes = None
-        if pictured:
-            prefixes = pack([chats[i].prefix for i in pictured], tokens.seg, tokens.vision_patch).to(self.model.device)
-        asked, places = [], []
+        if with_image:
+            prefixes = pack([chats[i].prefix for i in with_image], tokens.seg, tokens.vision_patch).to(
+                self.model.device
+            )
+        requests, places = [], []
         for i, chat in enumerate(chats):
             for j, text in enumerate(chat.questions):
                 if not chat.undrawn[j]:
-                    image = pictured.index(i) if i in pictured else None
-                    asked.append(Asked(self.encoder.question_ids(text), image))
+                    image = with_image.index(i) if i in with_image else None
+                    requests.append(GenerationRequest(self.encoder.question_ids(text), image))
                     places.append((i, j))
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
         stops = (self.encoder.end_ids[0],)
-        generated = generate(self.model, prefixes, asked, tokens.seg, stops, sampling, ended, MAX_ROWS)
+        generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
         given = dict(zip(places, generated, strict=True))
         return [
             [
@@ -164,7 +166,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chat as the model takes it: the image block (empty without a picture), the questions with regions named."""
+    """A chat as the model takes it: the image block (empty without an image), the questions with regions named."""
 
     prefix: Encoded
     questions: list[str]

@@ -1,4 +1,4 @@
-"""Pictures of what the model says: an overlay for one picture, a contact sheet for many."""
+"""Images of what the model says: an overlay for one image, a contact sheet for many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_SHOWN_LONG_PX = 640  # smaller pictures are enlarged to it, so that the captions are readable
+_SHOWN_LONG_PX = 640  # smaller images are enlarged to it, so that the captions are readable
 _FILL = 0.45  # opacity of a mask
 _PAPER, _INK, _PALE, _MARK = (255, 255, 255), (34, 34, 34), (120, 120, 120), (235, 0, 90)
 _GOLDEN = 0.61803398875  # steps of the hue by which neighbouring colours differ most
@@ -22,12 +22,12 @@ def colour(index: int) -> tuple[int, int, int]:
 
 
 def paint(image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0) -> Image.Image:
-    """The picture with each mask (H, W) bool in its translucent colour, with a contour; same size, RGB."""
+    """The image with each mask (H, W) bool in its translucent colour, with a contour; same size, RGB."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     width_px = max(1, round(max(image.size) / 320))
     for i, mask in enumerate(masks):
         if mask.shape != pixels.shape[:2]:
-            raise ValueError(f"mask {i} is {mask.shape}, the picture {pixels.shape[:2]} (height, width)")
+            raise ValueError(f"mask {i} is {mask.shape}, the image {pixels.shape[:2]} (height, width)")
         tint = np.array(colour(first_colour + i), dtype=np.float32)
         pixels[mask] = (1 - _FILL) * pixels[mask] + _FILL * tint
         inside = _erode(mask, width_px)
@@ -39,7 +39,7 @@ def paint(image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0
 
 
 def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[str]) -> Image.Image:
-    """The painted picture above a strip with one caption a label: label i in the colour of mask i.
+    """The painted image above a strip with one caption a label: label i in the colour of mask i.
 
     Labels may be more than the masks (an answer without a mask): the further ones are grey.
     """
@@ -61,7 +61,7 @@ def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[st
 
 
 def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image.Image:
-    """The picture with the outline of each prompted region (H, W) bool, and a plate with its number; same size, RGB.
+    """The image with the outline of each prompted region (H, W) bool, and a plate with its number; same size, RGB.
 
     A region of a few pixels, a point say, gets a ring around it, so that it is seen.
     """
@@ -70,7 +70,7 @@ def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image
     font = ImageFont.load_default(max(9, max(image.size) // 22))
     for k, region in sorted(regions.items()):
         if region.shape != (image.height, image.width):
-            raise ValueError(f"region {k} is {region.shape}, the picture {(image.height, image.width)}")
+            raise ValueError(f"region {k} is {region.shape}, the image {(image.height, image.width)}")
         edge = region & ~_erode(region, line_px)
         marked.paste(_MARK, mask=Image.fromarray(edge.astype(np.uint8) * 255))
         ys, xs = np.nonzero(region)
@@ -99,14 +99,14 @@ def answered(
 
 @dataclass(frozen=True)
 class Card:
-    """A picture and the texts beside it."""
+    """An image and the texts beside it."""
 
     image: Image.Image
     texts: tuple[str, ...]
 
 
 def cards(rows: Sequence[Card], across: int = 2, cell_px: int = 240, text_px: int = 360) -> Image.Image:
-    """A page for docs: each picture with its texts to the right, `across` cards side by side."""
+    """A page for docs: each image with its texts to the right, `across` cards side by side."""
     font, gap = ImageFont.load_default(14), 8
     tiles = []
     for row in rows:
@@ -133,7 +133,7 @@ class SheetRow:
 
 
 def contact_sheet(rows: Sequence[SheetRow], across: int = 2, cell_px: int = 240) -> Image.Image:
-    """A page for docs: each row as picture | ground truth | prediction under its title, `across` rows side by side."""
+    """A page for docs: each row as image | ground truth | prediction under its title, `across` rows side by side."""
     font = ImageFont.load_default(15)
     return _page([_sheet_tile(row, cell_px, font) for row in rows], across, gap=8)
 
@@ -141,7 +141,7 @@ def contact_sheet(rows: Sequence[SheetRow], across: int = 2, cell_px: int = 240)
 def _page(tiles: Sequence[Image.Image], across: int, gap: int) -> Image.Image:
     """Tiles of one width, `across` of them side by side."""
     if not tiles:
-        raise ValueError("a page of no pictures")
+        raise ValueError("a page of no images")
     lines = [tiles[i : i + across] for i in range(0, len(tiles), across)]
     width = min(across, len(tiles)) * (tiles[0].width + 2 * gap)
     page = Image.new("RGB", (width, sum(max(t.height for t in line) + 2 * gap for line in lines)), _PAPER)
@@ -165,7 +165,7 @@ def _sheet_tile(row: SheetRow, cell_px: int, font: ImageFont.FreeTypeFont | Imag
     draw = ImageDraw.Draw(tile)
     titles = _wrapped(row.title, font, tile.width)
     draw.text((0, 0), titles[0] + (" ..." if len(titles) > 1 else ""), fill=_INK, font=font)
-    notes = ("picture", "ground truth" + (": none" if row.truth is None else ""), _prediction_note(row))
+    notes = ("image", "ground truth" + (": none" if row.truth is None else ""), _prediction_note(row))
     for i, (cell, note) in enumerate(zip(cells, notes, strict=True)):
         draw.text((i * (cell_px + gap), line), note, fill=_PALE, font=font)
         tile.paste(cell, (i * (cell_px + gap), 2 * line))
@@ -182,7 +182,7 @@ def _prediction_note(row: SheetRow) -> str:
 
 
 def _enlarged(image: Image.Image, stacks: Sequence[np.ndarray]) -> tuple[Image.Image, list[np.ndarray]]:
-    """The picture and masks (K, H, W), a whole number of times larger when the picture is small."""
+    """The image and masks (K, H, W), a whole number of times larger when the image is small."""
     times = max(1, round(_SHOWN_LONG_PX / max(image.size)))
     larger = image.convert("RGB").resize((image.width * times, image.height * times), Image.Resampling.LANCZOS)
     return larger, [stack.repeat(times, axis=1).repeat(times, axis=2) for stack in stacks]
@@ -195,7 +195,7 @@ def _resized(mask: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
 
 
 def _erode(mask: np.ndarray, by_px: int) -> np.ndarray:
-    """The mask without its outermost `by_px` pixels; beyond the picture's edge counts as inside."""
+    """The mask without its outermost `by_px` pixels; beyond the image's edge counts as inside."""
     inside = mask
     for _ in range(by_px):
         padded = np.pad(inside, 1, constant_values=True)

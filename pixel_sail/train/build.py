@@ -9,15 +9,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import Config, MixtureEntry
-from pixel_sail.convert.language_model import from_language_model
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.sources import Source, open_source
-from pixel_sail.data.teachers import Teachers
 from pixel_sail.data.templates import Templates
+from pixel_sail.experts.features import ExpertFeatures
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.train.start import load_start
 from pixel_sail.types import BadSample
+from pixel_sail.weights.convert.language_model import from_language_model
+from pixel_sail.weights.convert.scratch import from_scratch
+from pixel_sail.weights.start import load_start
 
 TOKENIZER_SAMPLES = 2_000  # samples of each source whose text trains the tokenizer of a model from scratch
 
@@ -33,28 +33,29 @@ def build_model(config: Config, sources: Sequence[Source] | None = None) -> tupl
     if config.train.init_from is not None:
         model, tokenizer = load_start(config.train.init_from)
     elif config.model.base is not None:
-        model, tokenizer = from_language_model(config.model, question, config.data.hide)
+        model, tokenizer = from_language_model(config.model, config.architecture, question, config.data.hide)
     else:
-        model, tokenizer = from_scratch(config.model, _texts(config, sources), question, config.data.hide)
+        model, tokenizer = from_scratch(
+            config.model, config.architecture, _texts(config, sources), question, config.data.hide
+        )
     model.attention_kernel = config.model.attention
-    model.config.max_side_px = config.model.max_side_px  # may differ from that of train.init_from
+    model.config.architecture = config.architecture  # its max_side_px may differ from that of train.init_from
     model.config.hide = config.data.hide
     return model, tokenizer
 
 
 def build_encoder(
-    config: Config, model: PixelSail, tokenizer: PreTrainedTokenizerBase, teachers: Teachers | None = None
+    config: Config, model: PixelSail, tokenizer: PreTrainedTokenizerBase, expert_features: ExpertFeatures | None = None
 ) -> Encoder:
     """The encoder of a training run; inference makes its own from the model's config alone."""
     return Encoder(
         tokenizer,
-        model.config.patch_size,
-        model.config.max_side_px,
+        model.config.architecture,
         model.config.chat_format,
         max_length=config.data.max_length,
         lm_weight_with_masks=config.loss.lm_weight_with_masks,
         hide=config.data.hide,
-        teachers=teachers,
+        expert_features=expert_features,
     )
 
 

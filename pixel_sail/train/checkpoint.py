@@ -1,30 +1,27 @@
-"""Checkpoints that a kill cannot damage, and the rules for going on from one.
-
-    run.dir/checkpoints/step_00000010/
-        state.json    step, config, data fingerprint, number of processes, bad samples so far
-        engine/       DeepSpeed's own files: weights, optimizer state, one shard for each process
-        model/        config.json and tokenizer, so that the weights can be read without what the run started from
-
-A checkpoint is written beside its place as step_00000010.partial, synced, then renamed: what has the name is whole.
-"""
+"""Checkpoints that a kill cannot damage, and the rules for going on from one. Their files: weights/run_folder.py."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.config import Config, ConfigError, build_config
-from pixel_sail.data.durable import sync_path
+from pixel_sail.config import Config, ConfigError, build_config, upgraded
+from pixel_sail.durable import (
+    differences,
+    discard_folder,
+    partial_of,
+    publish_folder,
+    remove_leftovers,
+    sync_tree,
+    write_json,
+)
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
-
-PARTIAL = ".partial"
-MODEL = "model"  # the folder of config.json and tokenizer in a checkpoint
+from pixel_sail.weights.run_folder import ENGINE, MODEL, STATE, TrainState, complete_checkpoints, is_checkpoint
 
 # Keys that may differ between a checkpoint and the run that goes on from it. `data.root`, and an expert's `path` and
 # `cache`, may move: data and experts themselves are compared by their fingerprints. The two memory settings change
@@ -45,18 +42,6 @@ FREE_KEYS = (
 )
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """Where a run stands. Everything random is a function of seed and position, so no generator needs saving."""
-
-    step: int  # optimizer steps completed
-    bad_samples: int
-    world_size: int
-    data: list[dict[str, Any]]  # Mixture.fingerprint()
-    config: dict[str, Any]
-    experts: dict[str, str] = field(default_factory=dict)  # Distillation.fingerprints
-
-
 def find_checkpoint(config: Config) -> Path | None:
     """The checkpoint that this run goes on from; None to start anew.
 
@@ -71,7 +56,7 @@ def find_checkpoint(config: Config) -> Path | None:
         _refuse_used_folder(config.run.dir, "train.resume=never starts anew")
         return None
     chosen = Path(resume)
-    if not (chosen / "state.json").is_file():
+    if not is_checkpoint(chosen):
         raise ConfigError(
             f"train.resume={resume}: not a checkpoint (no state.json in it); give auto, never or a folder step_*"
         )
@@ -84,44 +69,31 @@ def find_checkpoint(config: Config) -> Path | None:
     return chosen
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.suffix != PARTIAL and (path / "state.json").is_file())
-
-
-def remove_leftovers(run_dir: Path) -> None:
+def remove_run_leftovers(run_dir: Path) -> None:
     """Deletes what killed saves left behind. Rank 0 only."""
-    for path in [*(run_dir / "checkpoints").glob(f"*{PARTIAL}"), *run_dir.glob(f"*{PARTIAL}")]:
-        shutil.rmtree(path)
-
-
-def read_state(checkpoint: Path) -> TrainState:
-    return TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    for folder in (run_dir / "checkpoints", run_dir):
+        remove_leftovers(folder)
 
 
 def check_same_run(
     state: TrainState, config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path
 ) -> None:
     """Raises ConfigError that names every difference which would change the result or that ZeRO cannot follow."""
-    differences = [
-        f"{key} was {_shorten(old)}, is {_shorten(new)}"
-        for key, old, new in _differences(_with_defaults(state.config, checkpoint), config.model_dump(mode="json"))
-        if not _is_free(key)
-    ]
+    changes = differences(_with_defaults(state.config, checkpoint), config.model_dump(mode="json"), _is_free)
     if state.data != data:
-        differences.append(f"the data changed (samples and keys of each source were {state.data}, are {data})")
-    differences += [
+        changes.append(f"the data changed (samples and keys of each source were {state.data}, are {data})")
+    changes += [
         f"expert {name} was {state.experts[name]}, is {fingerprint}"
         for name, fingerprint in experts.items()
         if state.experts.get(name, fingerprint) != fingerprint
     ]
     if state.world_size != distributed.world_size() and config.train.zero_stage > 0:
-        differences.append(
+        changes.append(
             f"the number of processes was {state.world_size}, is {distributed.world_size()} (ZeRO cannot re-cut shards)"
         )
-    if differences:
+    if changes:
         raise ConfigError(
-            f"cannot go on from {checkpoint}: " + "; ".join(differences) + ". Give another run.dir to start anew, "
+            f"cannot go on from {checkpoint}: " + "; ".join(changes) + ". Give another run.dir to start anew, "
             "or train.init_from=<run> to start from weights alone"
         )
 
@@ -132,14 +104,14 @@ def save_checkpoint(
     """Writes one checkpoint and deletes all but the `keep` newest. All ranks must call it."""
     folder = run_dir / "checkpoints"
     final = folder / f"step_{state.step:08d}"
-    partial = final.with_name(final.name + PARTIAL)
+    partial = partial_of(final)
     if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     distributed.barrier()
-    engine.deepspeed.save_checkpoint(str(partial), tag="engine", save_latest=False)
+    engine.deepspeed.save_checkpoint(str(partial), tag=ENGINE, save_latest=False)
     if distributed.rank() == 0:
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        write_json(partial / STATE, asdict(state))
         engine.model.config.save_pretrained(partial / MODEL)
         tokenizer.save_pretrained(partial / MODEL)
     distributed.barrier()
@@ -147,40 +119,17 @@ def save_checkpoint(
         sync_tree(partial)
     distributed.barrier()
     if distributed.rank() == 0:
-        replace_folder(partial, final)
+        publish_folder(partial, final)
         for old in complete_checkpoints(folder)[:-keep]:
-            _discard(old)
+            discard_folder(old)
     distributed.barrier()
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
     """Puts weights and optimizer state of every rank back. All ranks must call it."""
-    loaded, _ = engine.deepspeed.load_checkpoint(str(checkpoint), tag="engine")
+    loaded, _ = engine.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE)
     if loaded is None:
-        raise ConfigError(f"DeepSpeed found no weights in {checkpoint / 'engine'}")
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync of every file and folder below `folder`, and of itself."""
-    for path in [*folder.rglob("*"), folder]:
-        sync_path(path)
-
-
-def replace_folder(partial: Path, final: Path) -> None:
-    """Gives a synced folder its final name, for good."""
-    if final.exists():
-        _discard(final)
-    partial.rename(final)
-    sync_path(final.parent)
-
-
-def _discard(folder: Path) -> None:
-    # Renamed first: a kill while files are being deleted must not leave a folder that looks whole.
-    # Not by the name of the partial folder that may be about to take its place.
-    doomed = folder.with_name(f"{folder.name}.old{PARTIAL}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+        raise ConfigError(f"DeepSpeed found no weights in {checkpoint / ENGINE}")
 
 
 def _refuse_used_folder(run_dir: Path, why: str) -> None:
@@ -194,21 +143,9 @@ def _refuse_used_folder(run_dir: Path, why: str) -> None:
 def _with_defaults(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The config of a checkpoint with the keys that came later; as it is where it has keys that went."""
     try:
-        return build_config(values, str(checkpoint)).model_dump(mode="json")
+        return build_config(upgraded(values), str(checkpoint)).model_dump(mode="json")
     except ConfigError:
         return values
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of everything that is not equal in two plain config trees."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [
-            d for key in keys for d in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in _differences(a, b, f"{prefix}.{i}")]
-    return [] if old == new else [(prefix, old, new)]
 
 
 def _is_free(key: str) -> bool:
@@ -217,8 +154,3 @@ def _is_free(key: str) -> bool:
         key.startswith("experts.") and key.endswith((".path", ".cache"))
     )
     return in_free_section or moved
-
-
-def _shorten(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pixel_sail.config import Config, ConfigError, ExpertConfig
-from pixel_sail.data.feature_cache import FeatureCache, check_made_with
 from pixel_sail.data.shards import ShardSource
 from pixel_sail.data.sources import Source
-from pixel_sail.data.teachers import PictureRule, Teachers
 from pixel_sail.experts import Expert, open_expert
+from pixel_sail.experts.cache import FeatureCache, check_made_with
+from pixel_sail.experts.features import ExpertFeatures, ImageRule
 from pixel_sail.train import distributed
 from pixel_sail.types import Batch, Output
 
@@ -33,25 +33,25 @@ class Distillation:
 
     widths: dict[str, int] = field(default_factory=dict)  # C of each expert
     fingerprints: dict[str, str] = field(default_factory=dict)  # a resumed run must find the same
-    inputs: Teachers | None = None  # what the encoder adds to each sample
+    inputs: ExpertFeatures | None = None  # what the encoder adds to each sample
     online: dict[str, Expert] = field(default_factory=dict)
     statistics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # mean and std, (C, 1, 1) on the device
 
     @torch.no_grad()
-    def look(self, batch: Batch) -> Batch:
-        """The same batch with the features (C, h, w) of every image in `teachers`: experts see their pictures here."""
-        teachers = {}
-        for name, given in batch.teachers.items():
+    def add_expert_features(self, batch: Batch) -> Batch:
+        """The same batch with the features (C, h, w) of every image in `experts`: experts see their images here."""
+        expert_features = {}
+        for name, given in batch.expert_features.items():
             found = list(given)
-            pictures = [i for i, tensor in enumerate(given) if tensor.dtype == torch.uint8]
-            if pictures:
-                for i, features in zip(pictures, self.online[name].features([given[i] for i in pictures]), strict=True):
+            images = [i for i, tensor in enumerate(given) if tensor.dtype == torch.uint8]
+            if images:
+                for i, features in zip(images, self.online[name].features([given[i] for i in images]), strict=True):
                     found[i] = features
             if name in self.statistics:
                 mean, std = self.statistics[name]
                 found = [(features.float() - mean) / std if features.numel() else features for features in found]
-            teachers[name] = tuple(found)
-        return replace(batch, teachers=teachers)
+            expert_features[name] = tuple(found)
+        return replace(batch, expert_features=expert_features)
 
 
 def open_distillation(config: Config, sources: Sequence[Source], device: torch.device) -> Distillation:
@@ -61,7 +61,7 @@ def open_distillation(config: Config, sources: Sequence[Source], device: torch.d
     expert that cannot be opened and for features made otherwise, DatasetError for a cache that cannot be read.
     """
     found = Distillation()
-    caches, pictures = {}, {}
+    caches, images = {}, {}
     for expert in config.experts:
         name = expert.name
         carried = [source.experts.get(name) for source in sources if isinstance(source, ShardSource)]
@@ -72,16 +72,16 @@ def open_distillation(config: Config, sources: Sequence[Source], device: torch.d
             found.statistics |= _statistics(expert, caches[name], device)
         if expert.cache is None and len(stored) < len(sources):
             found.online[name] = opened = open_expert(expert, device)
-            pictures[name] = PictureRule(expert.size_px, expert.fit, opened.multiple)
+            images[name] = ImageRule(expert.size_px, expert.fit, opened.multiple)
             width, fingerprint = opened.width, opened.fingerprint
         else:
             width, fingerprint = stored[0][1]["width"], _fingerprint(expert, *stored[0])
         for where, manifest in stored:
-            check_made_with(manifest, where, expert, config.model, fingerprint)
+            check_made_with(manifest, where, expert, config.architecture, fingerprint)
         found.widths[name] = width
         found.fingerprints[name] = fingerprint + _suffix(found.statistics.get(name))
     if config.experts:
-        found.inputs = Teachers(tuple(found.widths), caches, pictures)
+        found.inputs = ExpertFeatures(tuple(found.widths), caches, images)
     return found
 
 

@@ -13,11 +13,10 @@ from pixel_sail.config import Config, ConfigError, TrainConfig
 from pixel_sail.losses import compute_losses, distillation_losses, loss_counts
 from pixel_sail.train import distributed
 from pixel_sail.train.distillation import Distillation, build_adapters, needs_mask_features, student_features
-from pixel_sail.train.finetune import merged
 from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
-from pixel_sail.train.quantize import dequantized
 from pixel_sail.train.zero3 import wrap_leaves
 from pixel_sail.types import Batch
+from pixel_sail.weights.merge import dequantized, merged
 
 BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 5_000_000}  # 100 MB in bf16: long enough for full network speed
 
@@ -72,7 +71,7 @@ class Engine:
         self.lora = train.lora
         self.low_precision = resolve_precision(train) == "bf16" and self.stage > 0
         self.distillation = distillation or Distillation()
-        hidden, mask_dim = model.config.text_config.hidden_size, model.config.mask_dim
+        hidden, mask_dim = model.config.text_config.hidden_size, model.config.architecture.mask_dim
         adapters = build_adapters(config, self.distillation.widths, hidden, mask_dim)
         optimizer = build_optimizer(parameter_groups(model, train) + parameter_groups(adapters, train), train)
         self.parameters = dict(model.named_parameters())  # under their own names, before leaves are wrapped
@@ -92,7 +91,9 @@ class Engine:
 
         `scales` are those of LossModule. Returns the loss sums, detached, in the order of `loss_counts`.
         """
-        batch = self.distillation.look(batch.to(self.device, torch.bfloat16 if self.low_precision else None))
+        batch = self.distillation.add_expert_features(
+            batch.to(self.device, torch.bfloat16 if self.low_precision else None)
+        )
         self.deepspeed.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks what must be a sum: the counts in `scales` are global already.
         loss, sums = self.deepspeed(batch, {name: scale * self.world_size for name, scale in scales.items()})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from pixel_sail.durable import replaced_folder
 from pixel_sail.train import distributed
-from pixel_sail.train.checkpoint import PARTIAL, replace_folder, sync_tree
 from pixel_sail.train.engine import Engine
 
 
@@ -20,11 +19,8 @@ def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """
     state = engine.full_state_dict()
     if distributed.rank() == 0:
-        partial = folder.with_name(folder.name + PARTIAL)
         disable_progress_bar()  # one shard of weights needs none
-        shutil.rmtree(partial, ignore_errors=True)
-        engine.model.save_pretrained(partial, state_dict=state)
-        tokenizer.save_pretrained(partial)
-        sync_tree(partial)
-        replace_folder(partial, folder)
+        with replaced_folder(folder) as partial:
+            engine.model.save_pretrained(partial, state_dict=state)
+            tokenizer.save_pretrained(partial)
     distributed.barrier()

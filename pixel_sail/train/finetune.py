@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pixel_sail.config import Config, ConfigError, LoraConfig
+from pixel_sail.config import Config, ConfigError
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens
 
@@ -73,22 +73,6 @@ def freeze(model: nn.Module, pattern: str) -> str:
     for name in names:
         model.get_parameter(name).requires_grad_(False)
     return f"frozen by {pattern}: {', '.join(_by_kind(names))}"
-
-
-def merged(state: dict[str, Tensor], lora: LoraConfig | None) -> dict[str, Tensor]:
-    """Weights (float32) under the names of training as the plain weights of an export: W + alpha / rank * B @ A."""
-    if lora is None:
-        return state
-    state, plain = dict(state), {}
-    for stem in _stems(state, ".lora_A.default.weight"):
-        a, b = (state.pop(f"{stem}.lora_{part}.default.weight") for part in "AB")
-        plain[f"{stem}.weight"] = state.pop(f"{stem}.base_layer.weight") + (lora.alpha / lora.rank) * (b @ a)
-    for stem in _stems(state, ".table.weight"):
-        table, rows, ids = state.pop(f"{stem}.table.weight"), state.pop(f"{stem}.rows"), state.pop(f"{stem}.ids")
-        plain[f"{stem}.weight"] = table.index_copy(0, ids.long(), rows)
-    for stem in _stems(state, ".ids"):  # of a head that is tied to the embeddings: there once
-        del state[f"{stem}.ids"]
-    return plain | {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
 
 
 def _add_adapters(model: PixelSail, tokenizer: PreTrainedTokenizerBase, config: Config) -> str:
@@ -154,10 +138,6 @@ def _targets(decoder: PreTrainedModel, wanted: list[str] | None) -> list[str]:
     if unknown:
         raise ConfigError(f"train.lora.targets: {unknown} are in no name of a linear: {', '.join(_by_kind(linears))}")
     return [name for name in linears if set(wanted) & set(name.split("."))]
-
-
-def _stems(state: dict[str, Tensor], ending: str) -> list[str]:
-    return [name.removesuffix(ending) for name in state if name.endswith(ending)]
 
 
 def _by_kind(names: Sequence[str]) -> list[str]:

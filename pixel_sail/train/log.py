@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import sys
 import time
@@ -14,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from pixel_sail.config import Config
+from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines
 from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
 
@@ -134,30 +133,10 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
-def append_json_line(path: Path, values: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file; a last line that a kill cut short is left out. No file: no lines."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
 def forget_after(path: Path, step: int) -> None:
-    """Drops the lines of steps after `step`: a resumed run writes them again. Atomic."""
-    if not path.exists():
-        return
-    kept = [line for line in read_json_lines(path) if line["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Drops the lines of steps after `step`: a resumed run writes them again."""
+    if path.exists():
+        write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= step])
 
 
 def _start_wandb(config: Config) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -19,20 +18,21 @@ from pixel_sail.config import Config, environment, save_config
 from pixel_sail.data.loader import StepData, StepDataset, load_steps
 from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.pack import pack
+from pixel_sail.durable import append_json_line, read_json_lines, write_json
 from pixel_sail.losses import loss_counts, loss_weights
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
 from pixel_sail.train.build import build_encoder, build_model
-from pixel_sail.train.checkpoint import TrainState
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution
 from pixel_sail.train.export import export_model
 from pixel_sail.train.finetune import prepare_finetuning
-from pixel_sail.train.log import RunLog, Stopwatch, append_json_line, forget_after, read_json_lines
+from pixel_sail.train.log import RunLog, Stopwatch, forget_after
 from pixel_sail.train.optim import lr_at
-from pixel_sail.train.start import with_start
 from pixel_sail.train.validate import validate
+from pixel_sail.weights.run_folder import TrainState, read_state
+from pixel_sail.weights.start import with_start
 
 
 class TrainingStopped(RuntimeError):
@@ -78,7 +78,6 @@ def train(config: Config) -> None:
         partial(pack, seg_id=encoder.tokens.seg, patch_id=encoder.tokens.vision_patch),
         config.train.batch_size,
         config.train.micro_batch_tokens,
-        config.train.pack,
         distributed.rank(),
         distributed.world_size(),
     )
@@ -89,7 +88,7 @@ def train(config: Config) -> None:
         bad_samples = state.bad_samples + note_bad_samples(data, totals, state.bad_samples, config)
         torch.manual_seed(config.run.seed + 1_000_003 * data.step + distributed.rank())
         losses = run_micro_batches(engine, data, totals, config)
-        lr = lr_at(data.step, config.train)
+        lr = lr_at(data.step, config.train.steps, config.train.lr, config.train.warmup_fraction)
         grad_norm = take_step(engine, lr, data)
         state = replace(state, step=data.step + 1, bad_samples=bad_samples)
         watch.step_done(totals.tokens)
@@ -236,14 +235,14 @@ def prepare_folder(config: Config, state: TrainState) -> None:
     """The run folder as it was after `state.step` steps, with what says how the run was made."""
     folder = config.run.dir
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.remove_leftovers(folder)
+    checkpoints.remove_run_leftovers(folder)
     for name in ("log.jsonl", "validation.jsonl", "bad_samples.jsonl"):
         forget_after(folder / name, state.step)
     for scored in (folder / "validation").glob("step_*"):
         if int(scored.name.removeprefix("step_")) > state.step:
             shutil.rmtree(scored)  # else a run begun anew here would take these predictions for its own
     save_config(config, folder / "config.yaml")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    write_json(folder / "environment.json", environment())
 
 
 def _state_to_start_from(
@@ -252,7 +251,7 @@ def _state_to_start_from(
     values, world_size = config.model_dump(mode="json"), distributed.world_size()
     if checkpoint is None:
         return TrainState(0, 0, world_size, data, values, experts)
-    state = checkpoints.read_state(checkpoint)
+    state = read_state(checkpoint)
     checkpoints.check_same_run(state, config, data, experts, checkpoint)
     return replace(state, config=values, world_size=world_size)
 

@@ -8,23 +8,22 @@ import torch
 from torch import nn
 
 from pixel_sail.config import ConfigError, TrainConfig
-from pixel_sail.train.expert_config import ExpertTraining
 from pixel_sail.train.finetune import NewRows
 from pixel_sail.train.muon import MuonAdamW, is_matrix
 
 DECODER_PREFIX = "language_model."  # every other parameter of the model is a new part
 
 
-def lr_at(step: int, train: TrainConfig | ExpertTraining) -> float:
-    """Learning rate of optimizer step `step` (0 <= step < train.steps): linear warm-up, then cosine to 0.
+def lr_at(step: int, steps: int, lr: float, warmup_fraction: float) -> float:
+    """Learning rate of optimizer step `step` (0 <= step < steps): linear warm-up to `lr`, then cosine to 0.
 
     The warm-up's first step already learns, and the last step of the cosine is the first that would have rate 0.
     """
-    warmup_steps = int(train.warmup_fraction * train.steps)
+    warmup_steps = int(warmup_fraction * steps)
     if step < warmup_steps:
-        return train.lr * (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / (train.steps - warmup_steps)
-    return train.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return lr * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / (steps - warmup_steps)
+    return lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
@@ -33,22 +32,28 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
     Matrices and convolution kernels decay; biases, norms and embeddings do not. `lr_scale` multiplies `lr_at`; `muon`
     says who updates the group.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    embeddings |= {id(module.rows) for module in model.modules() if isinstance(module, NewRows)}
+    rates = _embedding_rates(model, train)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        decays = parameter.ndim >= 2 and id(parameter) not in rates
         lr_scale = 1.0 if name.startswith(DECODER_PREFIX) else train.new_parts_lr_scale
-        if id(parameter) in embeddings:
-            lr_scale = train.embeddings_lr_scale
-        muon = train.optimizer == "muon" and decays and is_matrix(parameter)
+        lr_scale = rates.get(id(parameter), lr_scale)
+        muon = train.muon is not None and decays and is_matrix(parameter)
         groups.setdefault((train.weight_decay if decays else 0.0, lr_scale, muon), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale, "muon": muon, "lr": 0.0}
         for (weight_decay, lr_scale, muon), parameters in groups.items()
     ]
+
+
+def _embedding_rates(model: nn.Module, train: TrainConfig) -> dict[int, float]:
+    """id of each table of embeddings, or of the rows of one that are trained -> its rate relative to train.lr."""
+    table = 1.0 if train.muon is None else train.muon.embeddings_lr_scale
+    rows = 1.0 if train.lora is None else train.lora.rows_lr_scale
+    rates = {id(module.weight): table for module in model.modules() if isinstance(module, nn.Embedding)}
+    return rates | {id(module.rows): rows for module in model.modules() if isinstance(module, NewRows)}
 
 
 def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optimizer:
@@ -57,9 +62,9 @@ def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optim
     The rate starts at 0 because `set_lr` gives it before every step. Raises ConfigError when DeepSpeed's kernel cannot
     be compiled, and for Muon with ZeRO, which cuts matrices into pieces that Muon cannot use.
     """
-    if train.optimizer == "muon":
+    if train.muon is not None:
         if train.zero_stage > 0:
-            raise ConfigError("train.optimizer=muon needs whole matrices: set train.zero_stage=0, or take adamw")
+            raise ConfigError("train.muon needs whole matrices: set train.zero_stage=0, or leave train.muon out")
         return MuonAdamW(groups, train.betas)
     if train.offload == "none":
         return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True)

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from pixel_sail.config import ConfigError, TrainConfig
 from pixel_sail.train import distributed
 
-QUANT_STATE = ".quant_state.bitsandbytes__nf4"  # what bitsandbytes adds to the name of a weight in a state dict
-
 
 def quantize_linears(decoder: nn.Module, names: Sequence[str], train: TrainConfig) -> None:
     """Replaces the named linears, one at a time, by 4-bit ones on this process's device.
@@ -38,30 +36,6 @@ def quantize_linears(decoder: nn.Module, names: Sequence[str], train: TrainConfi
             small.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         setattr(decoder.get_submodule(parent), leaf, small.to(distributed.device()))
     decoder.is_loaded_in_4bit = True  # PEFT looks at it
-
-
-def dequantized(weight: nn.Parameter) -> Tensor:
-    """A 4-bit weight as its values (out, in) float32."""
-    import bitsandbytes as bnb
-
-    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
-
-
-def dequantize_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a checkpoint, those in 4 bits as their values (out, in) float32."""
-    packed = [name.removesuffix(QUANT_STATE) for name in state if name.endswith(QUANT_STATE)]
-    if not packed:
-        return state
-    import bitsandbytes as bnb
-
-    state = dict(state)
-    for name in packed:
-        parts = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
-        found = bnb.functional.QuantState.from_dict(
-            {key.removeprefix(f"{name}."): part for key, part in parts.items()}, device=distributed.device()
-        )
-        state[name] = bnb.functional.dequantize_4bit(state[name].to(distributed.device()), found).float().cpu()
-    return state
 
 
 def _check(train: TrainConfig) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import Config
+from pixel_sail.durable import PARTIAL
 from pixel_sail.evaluate.runner import open_benchmark, run_benchmark
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train import distributed
-from pixel_sail.train.checkpoint import PARTIAL
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.export import export_model
 
@@ -28,7 +28,7 @@ def validate(
     engine.model.eval()
     scores = {}
     for name in config.evaluate.benchmarks:
-        benchmark = open_benchmark(name, config.evaluate.root or config.data.root, config.evaluate.max_images)
+        benchmark = open_benchmark(name, config.data.root, config.evaluate.max_images)
         result = run_benchmark(predictor, benchmark, out, made_with={"run": str(config.run.dir), "step": step})
         if result is not None:
             scores[name] = result

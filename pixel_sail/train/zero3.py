@@ -1,7 +1,7 @@
 """What ZeRO-3 needs of modules whose submodules run differently often on different ranks.
 
 ZeRO-3 gathers the weights of a module before each call, in a collective of all ranks. The mask head runs its blocks
-once for each picture size in the batch, so the ranks' calls would not line up. DeepSpeed can gather such a module
+once for each image size in the batch, so the ranks' calls would not line up. DeepSpeed can gather such a module
 whole, once a forward pass (a "leaf"), on two conditions that it does not check:
 * it finds tensors only among plain arguments and in a plain tuple of outputs; with lists in either, the leaf's
   gradients are silently never reduced and its weights never change;

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from PIL import Image
-from test_region_sources import _pictures, _polygon, _rle, _sample, _write
+from test_region_sources import _images, _polygon, _rle, _sample, _write
 
-from pixel_sail.data import check, scenes
+from pixel_sail import scenes
+from pixel_sail.data import check
 from pixel_sail.data.sources import NAMES
 
 
@@ -38,7 +39,7 @@ def test_what_is_there_is_counted_and_decoded(drawn):
     missing = {key for key, one in found.items() if one.missing}
     plus = {("refcoco+", split) for split in ("train", "val", "testA", "testB")}
     assert missing == plus | {("refcoco+_captions", "train"), ("llava", "val")}
-    # one of the few held-out pictures may have nothing of a kind
+    # one of the few held-out images may have nothing of a kind
     broken = {key for key, one in found.items() if one.errors}
     assert broken <= {("muse", "test_many"), ("reason_seg", "val"), ("reason_seg", "test")}
     for key, one in found.items():
@@ -49,7 +50,7 @@ def test_what_is_there_is_counted_and_decoded(drawn):
 
 def test_missing_misshapen_and_undecodable(tmp_path, monkeypatch, capsys):
     root = tmp_path
-    _pictures(root / "images/train2017", "0.jpg", "1.jpg")
+    _images(root / "images/train2017", "0.jpg", "1.jpg")
     one = check.check_source(root, "muse", "train", 3)
     assert one.missing and check.report(one, 3) == [f"missing  {'muse:train':34} expected {root}/muse/MUSE_train.json"]
     _write(root / "muse/MUSE_train.json", {})
@@ -61,14 +62,14 @@ def test_missing_misshapen_and_undecodable(tmp_path, monkeypatch, capsys):
     torn = entry | {"file_name": "1.jpg", "answers": [[{"segmentation": _polygon(0, 0)}]]}
     gone = good | {"file_name": "2.jpg"}
     _write(root / "muse/MUSE_train.json", [good, torn, gone])
-    (root / "images/train2017/1.jpg").write_bytes(b"no picture")
+    (root / "images/train2017/1.jpg").write_bytes(b"no image")
     one = check.check_source(root, "muse", "train", 3)
     assert (one.samples, one.decoded, len(one.errors), len(one.left_out)) == (2, 1, 1, 1)
     lines = "\n".join(check.report(one, 3))
     assert "2 samples, 1 decoded, 1 problems" in lines and "not decoded: muse/train/1: cannot decode" in lines
     Image.new("RGB", (7, 7)).save(root / "images/train2017/1.jpg")
     (error,) = check.check_source(root, "muse", "train", 3).errors
-    assert error == "muse/train/1: a mask of [30, 40] on a picture of [7, 7]"
+    assert error == "muse/train/1: a mask of [30, 40] on an image of [7, 7]"
     with pytest.raises(SystemExit, match="error: 1 of them cannot be used"):
         _tool(monkeypatch, "prepare_data.py", "check", "--root", root, "--source", "muse")
     said = capsys.readouterr().out
@@ -92,7 +93,7 @@ def test_a_source_is_drawn_back(drawn, tmp_path, monkeypatch):
     assert text.count(">>") == text.count("<<") == 3
     with Image.open(tmp_path / "open_psg_train.png") as page:
         assert len(np.unique(np.asarray(page).reshape(-1, 3), axis=0)) > 1000
-    with pytest.raises(SystemExit, match="^error: no pictures under"):
+    with pytest.raises(SystemExit, match="^error: no images under"):
         _tool(monkeypatch, "inspect_data.py", "--source", "muse", "--root", tmp_path, "--out", tmp_path)
 
 
@@ -114,7 +115,7 @@ def test_the_example_of_the_docs_works(tmp_path, monkeypatch):
     module = ModuleType("meters")
     monkeypatch.setitem(sys.modules, "meters", module)
     exec(compile(code, "meters.py", "exec"), vars(module))
-    _pictures(tmp_path / "images/meters", "0001.jpg")
+    _images(tmp_path / "images/meters", "0001.jpg")
     _write(tmp_path / "meters/train.json", [json.loads(entry), {"image": "0001.jpg"}])
     source = module.open_meters(tmp_path, "train", 5)
     assert source.problems == ["meters/train/1: it has no 'height'"]

@@ -1,4 +1,4 @@
-"""Questions with two options: what `choices` teaches is true of the pictures, and a pair of the drawn PixMMVP differs
+"""Questions with two options: what `choices` teaches is true of the images, and a pair of the drawn PixMMVP differs
 in what is asked and in nothing else. Read from the files, by code that shares only the words with the generator."""
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
+from pixel_sail import scenes
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
-from pixel_sail.data import scenes
 from pixel_sail.data.masks import decode_mask
-from pixel_sail.data.scenes import write_pixmmvp
-from pixel_sail.data.scenes.colours import COLOURS, HELD_OUT
 from pixel_sail.data.sources import open_source
 from pixel_sail.evaluate.pixfoundation.pixmmvp import read_objects
+from pixel_sail.scenes import write_pixmmvp
+from pixel_sail.scenes.colours import COLOURS, HELD_OUT
 
 IMAGES, PAIRS = 60, 40
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -91,7 +91,7 @@ def test_members_of_a_pair_are_asked_the_same_and_answer_differently(pairs) -> N
     assert 8 < firsts.count("a") < 32, "the first picture must not give the answer away"
 
 
-def test_masks_and_pictures_show_the_answer(pairs) -> None:
+def test_masks_and_images_show_the_answer(pairs) -> None:
     palette = {
         name: 255 * np.array(colorsys.hsv_to_rgb(np.mean(hue) % 360 / 360, np.mean(saturation), np.mean(value)))
         for name, (hue, saturation, value) in COLOURS.items()
@@ -101,7 +101,7 @@ def test_masks_and_pictures_show_the_answer(pairs) -> None:
         if topic == "colour":
             assert (masks[0] == masks[1]).all()
             seen = [pixels(one)[mask] for one, mask in zip(rows, masks, strict=True)]
-            wrong = [  # how far the picture is from its own colour, and from that of the other
+            wrong = [  # how far the image is from its own colour, and from that of the other
                 [np.abs(found.mean(axis=0) - palette[said(one)]).sum() for one in rows] for found in seen
             ]
             assert wrong[0][0] + wrong[1][1] < wrong[0][1] + wrong[1][0], rows[0]
@@ -127,7 +127,7 @@ def test_masks_and_pictures_show_the_answer(pairs) -> None:
 
 def test_nothing_else_differs(pairs) -> None:
     for topic, rows in pairs:
-        if topic == "total":  # what is gone has no mask: half of the picture at least is the same
+        if topic == "total":  # what is gone has no mask: half of the image at least is the same
             change = np.abs(pixels(rows[0]) - pixels(rows[1])).mean(axis=2)
             assert np.median(change) < 0.6 and change.max() > 5, rows[0].index
             continue

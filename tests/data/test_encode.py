@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.convert.scratch import CHAT_TEMPLATE, train_tokenizer
+from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack, split_into_micro_batches
 from pixel_sail.tokens import add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, BadSample, Sample, Turn
+from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
 TEXTS = ["Segment the red mug.", "It is [SEG].", "There is no such object."] * 3
 TEMPLATE = (
@@ -36,7 +37,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    return Encoder(tokenizer, 8, 64, "research")
+    return Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research")
 
 
 def sample(turns: int = 3, size_wh: tuple[int, int] = (48, 32)) -> Sample:
@@ -72,13 +73,17 @@ def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenize
     whole = encoder.encode(sample())
     lengths = [len(encoder.encode(sample(turns))) for turns in (1, 2, 3)]
     for limit, kept in ((lengths[2], 3), (lengths[2] - 1, 2), (lengths[1], 2), (lengths[1] - 1, 1), (lengths[0], 1)):
-        encoded = Encoder(tokenizer, 8, 64, "research", max_length=limit).encode(sample())
+        encoded = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length=limit).encode(
+            sample()
+        )
         assert encoded.masks.shape[0] == kept and encoded.dropped_turns == 3 - kept
         assert len(encoded) == lengths[kept - 1] <= limit
         assert torch.equal(encoded.masks, whole.masks[:kept])
         assert torch.equal(encoded.input_ids, whole.input_ids[: len(encoded)])
     with pytest.raises(BadSample, match=r"test/1: its first turn has \d+ tokens and \d+ are left beside the image"):
-        Encoder(tokenizer, 8, 64, "research", max_length=lengths[0] - 1).encode(sample())
+        Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length=lengths[0] - 1).encode(
+            sample()
+        )
 
 
 @pytest.mark.parametrize(
@@ -92,9 +97,9 @@ def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenize
         ({"image": None}, "it has masks, but no image"),
         (
             {"masks": (encode_mask(np.ones((32, 47), bool)),) * 3},
-            "mask 0 is of size [32, 47], the picture is [32, 48] (height, width)",
+            "mask 0 is of size [32, 47], the image is [32, 48] (height, width)",
         ),
-        ({"image": b"no picture"}, "test/1: cannot decode the image"),
+        ({"image": b"no image"}, "test/1: cannot decode the image"),
     ],
 )
 def test_bad_samples_say_why(encoder: Encoder, change: dict, message: str) -> None:
@@ -130,11 +135,10 @@ def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
 def test_micro_batches(encoder: Encoder) -> None:
     encoded = [encoder.encode(sample(turns)) for turns in (1, 2, 3, 1)]
     lengths = list(map(len, encoded))
-    groups = split_into_micro_batches(encoded, lengths[0] + lengths[1], packed=True)
+    groups = split_into_micro_batches(encoded, lengths[0] + lengths[1])
     assert [[len(e) for e in group] for group in groups] == [lengths[:2], lengths[2:3], lengths[3:]]
-    assert [len(g) for g in split_into_micro_batches(encoded, 10**6, packed=True)] == [4]
-    assert [len(g) for g in split_into_micro_batches(encoded, 10**6, packed=False)] == [1] * 4
-    assert [len(g) for g in split_into_micro_batches(encoded, 1, packed=True)] == [1] * 4
+    assert [len(g) for g in split_into_micro_batches(encoded, 10**6)] == [4]
+    assert [len(g) for g in split_into_micro_batches(encoded, 1)] == [1] * 4
 
 
 def test_chat_template_is_followed_turn_by_turn(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -162,7 +166,7 @@ def test_white_space_before_an_answer_is_the_answers(tokenizer: PreTrainedTokeni
     assert chat.read(" red") == "red" and chat.read("[SEG]") == "[SEG]"
     tokenizer.chat_template = CHAT_TEMPLATE
     try:
-        encoder = Encoder(tokenizer, 8, 64, "template")
+        encoder = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "template")
     finally:
         tokenizer.chat_template = None
     encoded = encoder.encode(replace(sample(1), turns=(Turn("What?", "red mug"),), masks=()))
@@ -191,13 +195,16 @@ def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_hidden_image_is_blank(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = Encoder(tokenizer, 8, 64, "research", hide="image").encode(sample())
+    encoded = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", hide="image").encode(sample())
     assert not encoded.patches.any() and encoded.masks.any()
 
 
 def test_hidden_prompts_are_named_and_not_drawn(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
     region = encode_mask(np.ones((32, 48), dtype=bool))
     asked = replace(sample(), turns=(Turn("what is <Prompt0>?", "a mug"),), masks=(), prompts={0: region})
-    shown, hidden = (e.encode(asked) for e in (encoder, Encoder(tokenizer, 8, 64, "research", hide="prompts")))
+    shown, hidden = (
+        e.encode(asked)
+        for e in (encoder, Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", hide="prompts"))
+    )
     assert torch.equal(shown.input_ids, hidden.input_ids) and torch.equal(shown.patches, hidden.patches)
     assert (shown.prompt_ids == 0).all() and (hidden.prompt_ids == -1).all()

@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from test_region_sources import _box, _open, _pictures, _polygon, _rle, _same, _sample, _uncompressed, _write
+from test_region_sources import _box, _images, _open, _polygon, _rle, _same, _sample, _uncompressed, _write
 
-from pixel_sail.data import scenes
+from pixel_sail import scenes
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
-from pixel_sail.data.scenes.outline import coco_polygons, labelme_polygons
 from pixel_sail.data.sources import gcg
 from pixel_sail.data.sources.coco_instance import MAX_OBJECTS
 from pixel_sail.data.sources.grounded import find_phrase, tag
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import ANSWERS_SEVERAL, GROUNDED_CAPTION, QUESTIONS, QUESTIONS_EACH, QUESTIONS_REASON
+from pixel_sail.scenes.outline import coco_polygons, labelme_polygons
 from pixel_sail.types import BadSample
 
-SIZE = (30, 40)  # height, width of every picture, as in test_region_sources
+SIZE = (30, 40)  # height, width of every image, as in test_region_sources
 GCG = "GranDf/annotations/train"
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A data root with pictures 0.jpg to 3.jpg in train2017 and nothing else."""
-    _pictures(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
+    """A data root with images 0.jpg to 3.jpg in train2017 and nothing else."""
+    _images(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
     return tmp_path
 
 
@@ -116,7 +116,7 @@ def test_phrases_of_refcocog_are_looked_for_in_the_caption(root):
     values = {"img_file_name": "1.jpg", "caption": "There is a cat on the mat.", "refs": refs}
     _write(root / GCG / "RefCOCOg_GCG_train.json", [{"77": values}])
     source = _open(root, "refcocog_gcg")
-    sample = _sample(source)  # the size is not in the file: it is that of the picture
+    sample = _sample(source)  # the size is not in the file: it is that of the image
     assert sample.turns[0].answer == "There is <p> a cat on </p> [SEG] <p> the mat </p> [SEG]."
     _same(sample.masks[0], _box(0, 0))
     _same(sample.masks[1], _box(20, 5) | _box(25, 5))
@@ -175,7 +175,7 @@ def test_bad_captions_are_listed(root):
         ": the text contains [SEG]": _entry("A [SEG]", {}),
         ": its 'caption' is empty": _entry('""', {}),
         ": the phrase 'a': the positions [0] are not": _entry("a", {"a": ([0], [_rle(0, 0)])}),
-        ": no picture 'gone.jpg'": good | {"file_name": "gone.jpg"},
+        ": no image 'gone.jpg'": good | {"file_name": "gone.jpg"},
         ": it has no 'groundings'": {"caption": "a"},
     }
     _write(root / GCG / "OpenPsgGCG_train.json", [*bad.values(), good])
@@ -258,7 +258,7 @@ def _reason(root, stem, shapes, text=("What is it?",), sentence=True, split="tra
     values = {"text": list(text), "is_sentence": sentence}
     values["shapes"] = [{"label": label, "points": points} for label, points in shapes]
     folder = root / "reason_seg/ReasonSeg" / split
-    _pictures(folder, f"{stem}.jpg")
+    _images(folder, f"{stem}.jpg")
     (folder / f"{stem}.json").write_text(json.dumps(values, ensure_ascii=False), encoding=encoding)
 
 
@@ -305,11 +305,9 @@ def test_bad_reason_files_are_listed(root):
     _reason(root, "f", [("ignore", _square(0, 0, 5))])
     source = _open(root, "reason_seg")
     assert [re.sub(r": .*", "", problem) for problem in source.problems] == [f"reason_seg/train/{c}" for c in "bcde"]
-    for problem, words in zip(
-        source.problems, ("no polygon", "'text' is", "no picture", "not valid JSON"), strict=True
-    ):
+    for problem, words in zip(source.problems, ("no polygon", "'text' is", "no image", "not valid JSON"), strict=True):
         assert words in problem
-    with pytest.raises(BadSample, match="^reason_seg/train/f: no pixel of the picture is marked"):
+    with pytest.raises(BadSample, match="^reason_seg/train/f: no pixel of the image is marked"):
         _sample(source, 1)
     with pytest.raises(DatasetError, match="no folder .*reason_seg/ReasonSeg/val; its splits are train, val, test"):
         _open(root, "reason_seg", "val")
@@ -338,7 +336,7 @@ def test_each_object_of_a_class_has_its_mask_from_left_to_right(root):
     _instances(root, [*cups, lid, crowd, *many])
     source = _open(root, "coco_instance")
     assert len(source) == 1
-    assert source.problems == ["coco_instance/train: 2 classes of a picture have a crowd or over 20 objects"]
+    assert source.problems == ["coco_instance/train: 2 classes of an image have a crowd or over 20 objects"]
     wordings = {template.replace("{expression}", name): name for template in QUESTIONS_EACH for name in ("cup", "lid")}
     for seed in range(5):
         sample = _sample(source, seed=seed)
@@ -387,9 +385,7 @@ def test_panoptic_segments_one_by_one(root):
     values["annotations"] = [{"image_id": 1, "file_name": "1.png", "segments_info": infos}]
     _write(root / "annotations/panoptic_train2017.json", values)
     source = _open(root, "coco_panoptic_segments", answers=["[SEG]"])
-    assert (
-        source.problems[-1] == "coco_panoptic_segments/train: 1 classes of a picture have a crowd or over 20 segments"
-    )
+    assert source.problems[-1] == "coco_panoptic_segments/train: 1 classes of an image have a crowd or over 20 segments"
     sample = _sample(source)
     answers = {next(n for n in ("cup", "wall", "lid") if n in turn.question): turn.answer for turn in sample.turns}
     assert answers == {"cup": "[SEG] and [SEG]", "wall": "[SEG]"}
@@ -457,7 +453,7 @@ def test_outlines_mean_the_mask_or_are_not_given():
 
 # --- the fixtures of scenes -----------------------------------------------------------------------------------------
 
-PICTURES, SEED = 75, 5
+IMAGES, SEED = 75, 5
 SPLITS = {name: gcg.SPLITS[name] for name in gcg.NAMES} | {
     "muse": ("train", "val", "test_less", "test_many"),
     "reason_seg": ("train", "val", "test"),
@@ -469,13 +465,13 @@ SPLITS = {name: gcg.SPLITS[name] for name in gcg.NAMES} | {
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     out = tmp_path_factory.mktemp("grounded") / "data"
-    scenes.generate(out, PICTURES, SEED, 112, workers=1)
+    scenes.generate(out, IMAGES, SEED, 112, workers=1)
     return out
 
 
 @pytest.fixture(scope="module")
 def things(drawn):
-    """File name of a picture -> its objects: colour, kind, and mask (H, W) bool."""
+    """File name of an image -> its objects: colour, kind, and mask (H, W) bool."""
     known = json.loads((drawn / "scenes.json").read_text())["images"]
     instances = json.loads((drawn / "refcoco/instances.json").read_text())
     masks = {one["id"]: coco_mask.decode(one["segmentation"]).astype(bool) for one in instances["annotations"]}
@@ -560,7 +556,7 @@ def test_the_questions_of_muse_are_answered_by_all_objects_that_fit(drawn, thing
                     assert text is None and set(kinds) <= ANSWERS_TO[question]
                     assert len(kinds) == sum(o["kind"] in ANSWERS_TO[question] for o in things[name])
                 asked += 1
-    assert asked > PICTURES
+    assert asked > IMAGES
     sizes = {}
     for split in ("val", "test_less", "test_many"):
         entries = json.loads((drawn / f"muse/MUSE_{split}.json").read_text())

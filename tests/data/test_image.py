@@ -17,12 +17,12 @@ def test_sizes_are_those_of_the_research_code(shared):
 
 
 @pytest.mark.parametrize(
-    ("picture", "patches", "patch"),
+    ("image", "patches", "patch"),
     [("image", "patches16", 16), ("image", "patches32", 32), ("image_big", "patches_big32", 32)],
 )
-def test_patches_are_those_of_the_research_code(shared, picture, patches, patch):
+def test_patches_are_those_of_the_research_code(shared, image, patches, patch):
     golden = np.load(shared / "golden/helpers/image_patches.npz")
-    found, grid = to_patches(Image.fromarray(golden[picture]), patch, 1024)
+    found, grid = to_patches(Image.fromarray(golden[image]), patch, 1024)
     expected = golden[patches]  # (h, w, 3, P, P)
     assert grid == expected.shape[:2] and found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy().reshape(expected.shape), expected, atol=1e-6)
@@ -45,7 +45,7 @@ def test_patches_are_rows_of_the_grid_and_channel_row_column_inside():
     np.testing.assert_allclose(block, expected.transpose(2, 0, 1), atol=1e-6)
 
 
-def test_a_picture_one_pixel_high_has_one_row_of_patches():
+def test_an_image_one_pixel_high_has_one_row_of_patches():
     patches, grid = to_patches(Image.new("RGB", (200, 1), (255, 0, 0)), 16, 128)
     assert grid == (1, 8) and patches.shape == (8, 768) and bool(torch.isfinite(patches).all())
 
@@ -100,7 +100,7 @@ def test_unreadable_files_are_bad_samples_that_name_the_file(tmp_path):
     with pytest.raises(BadSample, match="cannot decode the image .*torn.jpg: image file is truncated"):
         load_image(torn)
     text = tmp_path / "text.jpg"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     with pytest.raises(BadSample, match="cannot decode the image .*text.jpg"):
         load_image(text)
     with pytest.raises(BadSample, match="no image file .*absent.jpg"):
@@ -112,7 +112,7 @@ def test_unreadable_files_are_bad_samples_that_name_the_file(tmp_path):
         load_image(floating)
 
 
-def test_bytes_and_file_are_the_same_picture(tmp_path):
+def test_bytes_and_file_are_the_same_image(tmp_path):
     path = _file(
         tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)), "a.png"
     )

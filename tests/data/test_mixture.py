@@ -58,7 +58,7 @@ def pack_text(sequences: list[Encoded]):
 
 
 def step_dataset(mixture: Mixture, rank: int = 0, world: int = 1, batch_size: int = 8) -> StepDataset:
-    return StepDataset(mixture, encode, pack_text, batch_size, 20, True, rank, world)
+    return StepDataset(mixture, encode, pack_text, batch_size, 20, rank, world)
 
 
 @pytest.fixture
@@ -205,6 +205,6 @@ def test_other_errors_propagate(mixture: Mixture, workers: int) -> None:
     def broken(sample: Sample, seed: int) -> Encoded:
         raise ZeroDivisionError("a bug, not a bad sample")
 
-    dataset = StepDataset(mixture, broken, pack_text, 8, 20, True, 0, 1)
+    dataset = StepDataset(mixture, broken, pack_text, 8, 20, 0, 1)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         next(load_steps(dataset, 0, 2, workers))

@@ -36,7 +36,7 @@ def test_a_patch_is_prompted_exactly_when_a_pixel_reaches_into_it(size):
         torch.testing.assert_close(found, expected.flatten())
 
 
-def test_no_pixel_of_a_large_picture_is_lost():
+def test_no_pixel_of_a_large_image_is_lost():
     for row, column in [(0, 0), (2999, 3999), (1500, 2000), (46, 62), (47, 63)]:
         rle = encode_mask(_pixel(3000, 4000, row, column))
         assert (prompt_ids({0: rle}, (3000, 4000), (48, 64), "key") == 0).sum() >= 1
@@ -87,5 +87,5 @@ def test_bad_regions_are_bad_samples_with_the_key():
         prompt_ids({4: encode_mask(empty)}, (8, 8), (1, 1), "key")
     with pytest.raises(BadSample, match="key: there is no <Prompt15>; prompts are numbered 0 to 14"):
         prompt_ids({15: encode_mask(full)}, (8, 8), (1, 1), "key")
-    with pytest.raises(BadSample, match="key: the region of <Prompt0> is .8, 8., the picture .8, 9. pixels"):
+    with pytest.raises(BadSample, match="key: the region of <Prompt0> is .8, 8., the image .8, 9. pixels"):
         prompt_ids({0: encode_mask(full)}, (8, 9), (1, 1), "key")

@@ -15,7 +15,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.options import parse_options, stated_letter
 from pixel_sail.data.sources import NAMES, coco_panoptic, open_source, pix2cap
-from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.perbench import read_perbench
 from pixel_sail.data.sources.refer import read_refer
 from pixel_sail.data.sources.region_turns import RegionTurn, compose
@@ -31,7 +31,7 @@ from pixel_sail.data.templates import (
 from pixel_sail.tokens import prompt_names
 from pixel_sail.types import BadSample
 
-SIZE = (30, 40)  # height, width of every picture, in pixels
+SIZE = (30, 40)  # height, width of every image, in pixels
 
 
 def _box(x, y, side=5):
@@ -57,12 +57,12 @@ def _uncompressed(x, y, side=5):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data root with pictures 0.jpg to 3.jpg in train2017 and nothing else."""
-    _pictures(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
+    """A data root with images 0.jpg to 3.jpg in train2017 and nothing else."""
+    _images(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
     return tmp_path
 
 
-def _pictures(folder, *names):
+def _images(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         Image.new("RGB", SIZE[::-1], (90, 90, 90)).save(folder / name)
@@ -94,37 +94,37 @@ def _same(rle, mask):
     np.testing.assert_array_equal(decode_mask(rle), mask)
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_looked_up_in_the_folders_in_their_order(tmp_path):
-    folders = Pictures.FOLDERS
+def test_an_image_is_looked_up_in_the_folders_in_their_order(tmp_path):
+    folders = ImageFinder.FOLDERS
     assert folders == (
         *("images/train2017", "images/val2017", "train2017", "val2017", "images/train2014"),
         *("images/mscoco/images/train2014", "images/sam", "images"),
     )
     for folder in reversed(folders):
-        _pictures(tmp_path / folder, "a.jpg")
-        assert Pictures(tmp_path).find("a.jpg", "key") == tmp_path / folder / "a.jpg"
-    assert Pictures(tmp_path).find("sam/a.jpg", "key") == tmp_path / "images/sam/a.jpg"
+        _images(tmp_path / folder, "a.jpg")
+        assert ImageFinder(tmp_path).find("a.jpg", "key") == tmp_path / folder / "a.jpg"
+    assert ImageFinder(tmp_path).find("sam/a.jpg", "key") == tmp_path / "images/sam/a.jpg"
 
 
-def test_a_picture_of_coco_2014_is_found_under_its_name_of_2017(root):
-    _pictures(root / "images/train2017", "000000000009.jpg")
-    found = Pictures(root).find("COCO_train2014_000000000009.jpg", "key")
+def test_an_image_of_coco_2014_is_found_under_its_name_of_2017(root):
+    _images(root / "images/train2017", "000000000009.jpg")
+    found = ImageFinder(root).find("COCO_train2014_000000000009.jpg", "key")
     assert found == root / "images/train2017/000000000009.jpg"
-    _pictures(root / "images/train2014", "COCO_train2014_000000000009.jpg")
+    _images(root / "images/train2014", "COCO_train2014_000000000009.jpg")
     assert (
-        Pictures(root).find("COCO_train2014_000000000009.jpg", "key").parent.name == "train2014"
+        ImageFinder(root).find("COCO_train2014_000000000009.jpg", "key").parent.name == "train2014"
     )  # its own name first
 
 
-def test_a_missing_picture_names_the_folders(root, tmp_path_factory):
+def test_a_missing_image_names_the_folders(root, tmp_path_factory):
     (root / "images/sam").mkdir()
-    with pytest.raises(BadSample, match="key/3: no picture 'x.jpg' in .*images/train2017, .*images/sam, .*images$"):
-        Pictures(root).find("x.jpg", "key/3")
-    with pytest.raises(DatasetError, match="no pictures under .*: expected one of the folders images/train2017, "):
-        Pictures(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(BadSample, match="key/3: no image 'x.jpg' in .*images/train2017, .*images/sam, .*images$"):
+        ImageFinder(root).find("x.jpg", "key/3")
+    with pytest.raises(DatasetError, match="no images under .*: expected one of the folders images/train2017, "):
+        ImageFinder(tmp_path_factory.mktemp("empty"))
 
 
 # --- turns about regions --------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_bad_osprey_entries_are_listed_and_the_others_stay(root):
         "turn 0 has an empty question or answer": _osprey_entry("<region1>?", " "),
         "answer 0: the text contains [SEG], but there is no mask for it": _osprey_entry("<region1>?", "[SEG]"),
         "question 0: the text contains <Prompt2>, but": _osprey_entry("<Prompt2>?", "No."),
-        "no picture 'x.jpg' in ": _osprey_entry(*good, file_name="x.jpg"),
+        "no image 'x.jpg' in ": _osprey_entry(*good, file_name="x.jpg"),
         "its 'height' is '30'; expected int": _osprey_entry(*good, height="30"),
         "the annotation of <region1>: it has no 'segmentation'": _osprey_entry(*good, annotation=[{}]),
         "the description 'A cup' is not of the form '<regionN>: text'": {
@@ -326,20 +326,20 @@ def test_the_image_marker_goes_with_its_newline(root, question):
     assert sample.image == root / "images/train2017/0.jpg" and not sample.prompts and not sample.masks
 
 
-def test_llava_pictures_may_be_named_from_the_root_and_text_has_none(root):
-    _pictures(root / "coco/train", "a.jpg")
+def test_llava_images_may_be_named_from_the_root_and_text_has_none(root):
+    _images(root / "coco/train", "a.jpg")
     source = _llava(root, {"image": "coco/train/a.jpg", "conversations": _talk("<image>\nWhy?", "So.")}, split="val")
     assert source.problems == [] and _sample(source, 0).image == root / "coco/train/a.jpg"
     assert _sample(source, 1).image is None and source.key(1) == "llava/val/1"
 
 
-def test_text_alone_needs_no_folder_of_pictures(tmp_path):
+def test_text_alone_needs_no_folder_of_images(tmp_path):
     assert len(_llava(tmp_path)) == 1
 
 
 def test_bad_llava_entries_are_listed(root):
     bad = {
-        "it has the marker <image>, but no picture": {"conversations": _talk("<image>\nWhy?", "So.")},
+        "it has the marker <image>, but no image": {"conversations": _talk("<image>\nWhy?", "So.")},
         "its conversation has 2 <image> markers": {
             "image": "0.jpg",
             "conversations": _talk("<image><image>Why?", "So."),
@@ -348,7 +348,7 @@ def test_bad_llava_entries_are_listed(root):
             "image": "0.jpg",
             "conversations": _talk("<image>\n", "So."),
         },
-        "no picture 'gone.jpg' in ": {"image": "gone.jpg", "conversations": _talk("<image>\nWhy?", "So.")},
+        "no image 'gone.jpg' in ": {"image": "gone.jpg", "conversations": _talk("<image>\nWhy?", "So.")},
         "its 'image' is ['0.jpg']; expected str": {"image": ["0.jpg"], "conversations": _talk("Why?", "So.")},
         "answer 0: the text contains [SEG]": {"conversations": _talk("Segment it.", "It is [SEG].")},
         "message 0 is from 'system'": {"conversations": [{"from": "system", "value": "Be good."}]},
@@ -420,7 +420,7 @@ def test_a_segment_is_the_pixels_of_its_id_and_its_class_the_answer(root):
             assert turn.question == classify(f"<Prompt{k}>", classes[:-1], template)
             assert classes[-1] == "others" and len(set(classes)) == 4
             assert turn.answer == (true if true in classes else "others")
-            # Three of the other four classes here fill the places: the picture alone never tells the answer.
+            # Three of the other four classes here fill the places: the image alone never tells the answer.
             assert set(classes[:-1]) <= set(NAME_OF.values())
             seen.add(true), templates.add(template), answers.update(["others"] * (turn.answer == "others"))
             answers[classes.index(true) if true in classes else "left out"] += 1
@@ -429,7 +429,7 @@ def test_a_segment_is_the_pixels_of_its_id_and_its_class_the_answer(root):
     assert all(answers[place] > 150 for place in (0, 1, 2))  # the right class has no favourite place
 
 
-def test_a_picture_of_one_class_is_asked_with_classes_from_elsewhere(root):
+def test_an_image_of_one_class_is_asked_with_classes_from_elsewhere(root):
     _panoptic(
         root, CATEGORY_FILE, lambda values: values["annotations"][0].update(segments_info=[{"id": 1, "category_id": 1}])
     )
@@ -468,7 +468,7 @@ def test_contradictions_of_png_and_annotation_are_found_when_it_is_decoded(root)
         for seed in range(5):  # whichever segments are drawn
             with pytest.raises(BadSample, match=f"^panoptic_category/train/image=7: segment {message}"):
                 _sample(source, seed=seed)
-    (root / "annotations/panoptic_train2017/0.png").write_bytes(b"no picture")
+    (root / "annotations/panoptic_train2017/0.png").write_bytes(b"no image")
     with pytest.raises(BadSample, match="image=7: cannot decode the image .*0.png"):
         _sample(source)
 
@@ -521,7 +521,7 @@ def test_bad_panoptic_annotations_are_listed(root):
     _panoptic(root, CATEGORY_FILE, spoil)
     source = _open(root, "panoptic_category")
     expected = [
-        "image=8: no picture 'gone.jpg' in ",
+        "image=8: no image 'gone.jpg' in ",
         "image=9: no file ",
         "image=10: it has no 'segments_info'",
         "image=11: segment 1: category 99 is not in the list of categories",
@@ -628,7 +628,7 @@ def test_bad_captions_are_listed_and_bad_masks_found_when_drawn(root):
         "0/0: its 'caption' is empty",
         "0/1: it has no 'caption'",
         "0/2: its 'segmentation' is [[0, 0, 5, 0, 5, 5, ...]]; expected dict",
-        "2: no picture 'x.jpg' in",
+        "2: no image 'x.jpg' in",
         "3: it has no 'object_annotations'",
     ]
     assert len(source.problems) == len(expected) and len(source) == 2
@@ -734,7 +734,7 @@ def test_vres_tags_without_brackets_are_whole_words(root):
     assert case.question == "What is near <Prompt0>, not obj_10 or myobj_1?"
 
 
-def test_perbench_training_samples_are_the_cases_of_a_picture(root):
+def test_perbench_training_samples_are_the_cases_of_an_image(root):
     other = _rle(10, 10)
     _perbench(root, "mcq", _mcq(), _mcq(region=other), _mcq(answer="(C)"), _mcq(image="1.jpg"))
     source = _open(root, "perbench_mcq")
@@ -775,7 +775,7 @@ def test_bad_perbench_entries_are_listed(root):
             "0: its mask has no pixel": _mcq(region=_rle(0, 0, side=0)),
             "0: [] is no RLE": _mcq() | {"mcqs": [{"object": [], "question": QUESTION, "answer": "B"}]},
             ": it has no question": _mcq() | {"mcqs": []},
-            ": no picture 'x.jpg' in ": _mcq(image="x.jpg"),
+            ": no image 'x.jpg' in ": _mcq(image="x.jpg"),
         },
         "vtres": {
             ": <obj2> is named, but has no segmentation": _vres("Segment it, <obj0>, not <obj2>."),
@@ -907,8 +907,8 @@ def test_the_real_panoptic_sample(shared):
         ids = png[..., 0] + 256 * png[..., 1] + 65536 * png[..., 2]
         by_area = {s["area"]: s for s in annotation["segments_info"] if not s["iscrowd"]}
         sample = _sample(source, index, seed=1)
-        with Image.open(sample.image) as picture:
-            assert picture.size[::-1] == ids.shape
+        with Image.open(sample.image) as image:
+            assert image.size[::-1] == ids.shape
         assert len(sample.turns) == 15
         for k, region in sample.prompts.items():
             area = int(coco_mask.area({"size": region["size"], "counts": region["counts"].encode()}))

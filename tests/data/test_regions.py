@@ -67,7 +67,7 @@ def test_a_scribble_passes_through_its_points() -> None:
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (3999, 0), (0, 2999), (3999, 2999), (2047, 1533)])
-def test_a_point_in_a_large_picture_prompts_its_patch(corner: tuple[int, int]) -> None:
+def test_a_point_in_a_large_image_prompts_its_patch(corner: tuple[int, int]) -> None:
     point = draw_region(Points((corner,)), (3000, 4000), "<Prompt0>")
     grid = prompt_ids({0: point}, (3000, 4000), (48, 64), "x").view(48, 64)
     assert int(grid[corner[1] * 48 // 3000, corner[0] * 64 // 4000]) == 0
@@ -134,15 +134,15 @@ def test_names_by_number() -> None:
     [
         ([Box(0, 0, 2, 2)] * 16, "16 regions: one question has at most 15"),
         ({15: Box(0, 0, 2, 2)}, "there is no <Prompt15>"),
-        ([Box(50, 0, 60, 2)], "the region of <Prompt0> is empty within the picture"),
+        ([Box(50, 0, 60, 2)], "the region of <Prompt0> is empty within the image"),
         ([Box(3, 3, 3, 9)], "the box of <Prompt0> is [3.0, 3.0, 3.0, 9.0]; a box is x0,y0,x1,y1"),
         ([Box(float("nan"), 3, 4, 9)], "the box of <Prompt0>"),
-        ([Points(((40, 3),))], "the point (40, 3) of <Prompt0> is outside the picture of 40 x 30 pixels"),
+        ([Points(((40, 3),))], "the point (40, 3) of <Prompt0> is outside the image of 40 x 30 pixels"),
         ([Points(())], "the region of <Prompt0> is empty"),
         ([Scribble(((1, 1),))], "the scribble of <Prompt0>"),
-        ([Scribble(((100, 100), (200, 200)))], "the region of <Prompt0> is empty within the picture"),
+        ([Scribble(((100, 100), (200, 200)))], "the region of <Prompt0> is empty within the image"),
         ([np.zeros(SIZE, bool)], "the region of <Prompt0> is empty"),
-        ([np.ones((3, 4), bool)], "the region of <Prompt0> is [3, 4], the picture [30, 40]"),
+        ([np.ones((3, 4), bool)], "the region of <Prompt0> is [3, 4], the image [30, 40]"),
         ([Box(0, 0, 2, 2)] * 3, "the question has 2 <region> and 3 regions"),
     ],
 )

@@ -16,13 +16,14 @@ from test_mixture import FakeSource
 
 from pixel_sail.config import Config, ConfigError, DataConfig, MixtureEntry, PromptConfig, build_config
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.feature_cache import CacheWriter, finish, image_digest, made_with
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.shards import GROUP, ShardOrder, ShardSource, decode_sample, encode_sample, with_bytes
 from pixel_sail.data.sources import open_source
 from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
+from pixel_sail.experts.cache import CacheWriter, finish, image_digest, made_with
+from pixel_sail.experts.features import cached_features
 from pixel_sail.types import BadSample, Sample
 
 SAMPLES, PER_SHARD = 47, 6  # the last of the eight shards is smaller
@@ -33,7 +34,7 @@ def config_of(root: Path, **data) -> Config:
         {"source": "refcoco"},
         {"source": "grefcoco", "weight": 0.5},
         {"source": "refcoco_captions"},  # regions
-        {"source": "llava", "weight": 0.5},  # without a picture
+        {"source": "llava", "weight": 0.5},  # without an image
     ]
     values = {
         "run": {"dir": "unused", "seed": 5},
@@ -97,7 +98,7 @@ def test_every_sample_comes_back_as_it_was_drawn(root: Path, made: Path) -> None
     assert any(sample.prompts for sample in expected) and any(len(sample.masks) > 1 for sample in expected)
 
 
-def test_features_of_a_cache_travel_with_their_pictures(root: Path, tmp_path: Path) -> None:
+def test_features_of_a_cache_travel_with_their_images(root: Path, tmp_path: Path) -> None:
     expert = {"name": "dino", "kind": "timm", "path": "x", "at": "patches", "size_px": 32, "cache": str(tmp_path / "c")}
     values = config_of(root).model_dump(mode="json") | {"experts": [expert]}
     config = build_config(values, "test")
@@ -111,7 +112,7 @@ def test_features_of_a_cache_travel_with_their_pictures(root: Path, tmp_path: Pa
                 cache.add(image_digest(sample.image), features[sample.image])
     finish(tmp_path / "c", progress=False)
 
-    make_shards(config, tmp_path / "shards", SAMPLES, PER_SHARD)
+    make_shards(config, tmp_path / "shards", SAMPLES, PER_SHARD, features=cached_features(config))
     source = open_shards(tmp_path / "shards")
     for sample in (source.sample(i, rng) for i in range(SAMPLES)):
         assert sample.features.keys() == (set() if sample.image is None else {"dino"})
@@ -122,20 +123,20 @@ def test_features_of_a_cache_travel_with_their_pictures(root: Path, tmp_path: Pa
 
     # What training compares with its config (train/distillation.py).
     assert source.experts == {"dino": {"made_with": made_as, "path": "x", "width": 3}}
-    with pytest.raises(ConfigError, match=r"expert 'dino': the cache .* features made with size_px 32 \(now: 64\)"):
-        make_shards(build_config(values | {"experts": [expert | {"size_px": 64}]}, "test"), tmp_path / "other", 1)
-    (picture,) = (root / "images" / "train2014").glob("*11.png")
-    before = picture.read_bytes()
-    picture.write_bytes(before + b"\x00")
+    with pytest.raises(ConfigError, match=r"expert 'dino': the cache .* other features: size_px was 32, is 64"):
+        cached_features(build_config(values | {"experts": [expert | {"size_px": 64}]}, "test"))
+    (image,) = (root / "images" / "train2014").glob("*11.png")
+    before = image.read_bytes()
+    image.write_bytes(before + b"\x00")
     try:
-        index = make_shards(config, tmp_path / "changed", SAMPLES, PER_SHARD)
+        index = make_shards(config, tmp_path / "changed", SAMPLES, PER_SHARD, features=cached_features(config))
     finally:
-        picture.write_bytes(before)
+        image.write_bytes(before)
     assert index["problems"] and all("image=11: its image is not in" in problem for problem in index["problems"])
 
 
 @pytest.mark.parametrize("start, suffix", [(b"\xff\xd8\xff\xe0", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"", "bin")])
-def test_features_and_any_kind_of_picture_come_back(start: bytes, suffix: str) -> None:
+def test_features_and_any_kind_of_image_come_back(start: bytes, suffix: str) -> None:
     features = {"sam": np.arange(24, dtype=np.float16).reshape(2, 3, 4), "a_1": np.zeros((1, 1, 5), np.float16)}
     sample = Sample("k", start + b"\x00rest", (), features=features)
     members = encode_sample(sample)
@@ -203,7 +204,7 @@ def test_other_requests_and_other_folders_are_refused(root: Path, made: Path, co
         (config_of(root, expressions_per_image=3), SAMPLES, "data: .*'expressions_per_image': 3"),
         (config_of(write_refer_dataset(tmp_path / "other", train=4), mixture=[{"source": "refcoco"}]), 47, "sources: "),
     ):
-        with pytest.raises(ConfigError, match=f"holds shards of another request .*{message}"):
+        with pytest.raises(ConfigError, match=f"holds shards of another request: .*{message}"):
             make_shards(config, copy, samples, PER_SHARD)
     assert contents(copy) == before
     with pytest.raises(ConfigError, match="exists and is no folder of shards"):
@@ -215,10 +216,10 @@ def test_other_requests_and_other_folders_are_refused(root: Path, made: Path, co
 def test_unusable_samples_are_left_out_and_listed(root: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(root, tmp_path / "broken")
     edit_refs(broken, lambda refs: refs.append({**refs[0], "ref_id": 999, "image_id": 999}))
-    picture = next((broken / "images" / "train2014").glob("*10.png"))
-    picture.unlink()
+    image = next((broken / "images" / "train2014").glob("*10.png"))
+    image.unlink()
     mixture = open_mixture(config_of(broken))
-    bad = [i for i in range(SAMPLES) if mixture.annotated(i).image == picture]
+    bad = [i for i in range(SAMPLES) if mixture.annotated(i).image == image]
     assert len(bad) > 2
     index = make_shards(config_of(broken), tmp_path / "shards", SAMPLES, PER_SHARD, workers=2)
     assert index["samples"] == SAMPLES - len(bad) == sum(index["samples_per_source"])
@@ -226,7 +227,7 @@ def test_unusable_samples_are_left_out_and_listed(root: Path, tmp_path: Path) ->
     assert len(on_reading) == 2 and index["problems"][:2] == on_reading
     assert [problem.split(":")[0] for problem in index["problems"][2:]] == [mixture.key(i) for i in bad]
     source = open_shards(tmp_path / "shards")
-    assert source.problems == index["problems"] and str(picture) in source.problems[2]
+    assert source.problems == index["problems"] and str(image) in source.problems[2]
     good = [with_bytes(mixture.annotated(i)) for i in range(SAMPLES) if i not in bad]
     assert [source.sample(i, np.random.default_rng()) for i in range(len(source))] == good
     with pytest.raises(DatasetError, match="3 unusable samples, more than data.max_bad_samples=2:\n  .*image=10"):
@@ -265,8 +266,8 @@ def test_epochs_of_a_mixture_of_shards_and_others(made: Path) -> None:
 
 def test_the_fingerprint_sees_other_contents_under_the_same_keys(root: Path, made: Path, tmp_path: Path) -> None:
     other = shutil.copytree(root, tmp_path / "other")
-    picture = next((other / "images" / "train2014").glob("*10.png"))
-    picture.write_bytes(picture.read_bytes() + b"\x00")
+    image = next((other / "images" / "train2014").glob("*10.png"))
+    image.write_bytes(image.read_bytes() + b"\x00")
     make_shards(config_of(other), tmp_path / "shards", SAMPLES, PER_SHARD)
     mixtures = [Mixture([open_shards(folder)], [1.0], 0) for folder in (made, tmp_path / "shards")]
     assert [mixtures[0].key(i) for i in range(SAMPLES)] == [mixtures[1].key(i) for i in range(SAMPLES)]

@@ -31,7 +31,7 @@ def test_two_frames_by_hand() -> None:
     assert boundary_iou(still, box(0, 0, 10, 10)) == boundary_iou(box(0, 0, 0, 0), box(0, 0, 0, 0)) == 0
 
 
-def test_the_edge_of_the_picture_is_a_contour_and_no_boundary_is_thinner_than_a_pixel() -> None:
+def test_the_edge_of_the_image_is_a_contour_and_no_boundary_is_thinner_than_a_pixel() -> None:
     everything = np.ones((60, 80), dtype=bool)
     assert boundary(everything, 2).sum() == 60 * 80 - 56 * 76
     tiny = box(2, 2, 4, 4, (10, 10))  # 2 % of the diagonal is 0.3 pixels
@@ -43,7 +43,7 @@ def test_brute_force() -> None:
     rng = np.random.default_rng(0)
     for distance_px in (1, 2, 4):
         mask = np.kron(rng.random((5, 7)) > 0.3, np.ones((6, 6))).astype(bool)
-        outside = np.argwhere(~np.pad(mask, 1)) - 1  # one row of background around the picture
+        outside = np.argwhere(~np.pad(mask, 1)) - 1  # one row of background around the image
         gaps = np.abs(np.argwhere(mask)[:, None] - outside[None]).max(-1).min(-1)  # to the nearest background pixel
         expected = np.zeros_like(mask)
         expected[tuple(np.argwhere(mask).T)] = gaps <= distance_px

@@ -14,7 +14,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.templates import GROUNDED_CAPTION
 from pixel_sail.evaluate import gcg, runner
-from pixel_sail.evaluate.pictures import write_page
+from pixel_sail.evaluate.gallery import write_page
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Answer
 from pixel_sail.types import BadSample
@@ -43,7 +43,7 @@ def said(monkeypatch) -> list:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two pictures with two phrases and one phrase."""
+    """Two images with two phrases and one phrase."""
     (tmp_path / "images").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (SIZE[1], SIZE[0]), "grey").save(tmp_path / "images" / name)
@@ -199,7 +199,7 @@ class Says:
         return [self.answers.pop(0)]
 
 
-def test_a_model_is_asked_once_a_picture(root: Path, tmp_path: Path) -> None:
+def test_a_model_is_asked_once_an_image(root: Path, tmp_path: Path) -> None:
     benchmark = runner.open_benchmark("gcg:open_psg:val", root)
     both = decode_mask(box(20, 0)) | decode_mask(box(40, 0))
     predictor = Says(Answer(RIGHT, [decode_mask(box(0, 0)), both]), Answer("Nothing.", []))
@@ -210,7 +210,7 @@ def test_a_model_is_asked_once_a_picture(root: Path, tmp_path: Path) -> None:
     assert runner.score_file(write_lines(tmp_path / "p", lines), "gcg:open_psg:val", root) == scores
     page = np.asarray(Image.open(write_page(benchmark, tmp_path / "out", 2)))
     coloured = np.ptp(page.astype(int), axis=-1) > 60
-    assert 0.01 < coloured.mean() < 0.2  # two masks on the first of two grey pictures
+    assert 0.01 < coloured.mean() < 0.2  # two masks on the first of two grey images
 
 
 def test_captions_are_scored_without_their_tags(root: Path, tmp_path: Path, said: list) -> None:

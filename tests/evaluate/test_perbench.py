@@ -20,8 +20,8 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.options import chosen_letter
 from pixel_sail.evaluate import captions, runner
+from pixel_sail.evaluate.gallery import write_page
 from pixel_sail.evaluate.perbench import TASKS, overall
-from pixel_sail.evaluate.pictures import write_page
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Answer, Chat
 from pixel_sail.types import BadSample
@@ -39,7 +39,7 @@ def box(left: int, top: int, side: int = 10):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two pictures with three captions, four multiple-choice questions and two requests for masks."""
+    """Two images with three captions, four multiple-choice questions and two requests for masks."""
     (tmp_path / "images").mkdir()
     (tmp_path / "perbench").mkdir()
     for name in ("a.png", "b.png"):
@@ -187,7 +187,7 @@ def test_region_captions_of_refcocog(tmp_path: Path) -> None:
     root = write_refer_dataset(tmp_path / "root")
     (root / "refcoco").rename(root / "refcocog")
     benchmark = runner.open_benchmark("region_caption:refcocog", root)
-    assert benchmark.name == "region_caption:refcocog" and len(benchmark.cases) == 9  # 3 pictures, 3 refs each
+    assert benchmark.name == "region_caption:refcocog" and len(benchmark.cases) == 9  # 3 images, 3 refs each
     assert benchmark.cases[0].references == ("the red one", "red thing")
     predictor = Echo()
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})

@@ -1,4 +1,4 @@
-"""PixCV-Bench: classes and RLEs as published, masks at the size of their pictures, questions joined by their idx."""
+"""PixCV-Bench: classes and RLEs as published, masks at the size of their images, questions joined by their idx."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def copied(shared: Path, root: Path) -> Path:
     return root
 
 
-def test_published_masks_at_the_size_of_their_pictures(shared: Path, raw) -> None:
+def test_published_masks_at_the_size_of_their_images(shared: Path, raw) -> None:
     objects = pixcvbench.read_objects(shared / "data")
     assert len(objects) == 37 and [one.index for one in objects] == sorted(one.index for one in objects)
     assert [one.expression for one in objects if one.index in (643, 1288)] == ["elephant", "tv and suitcase"]
@@ -44,8 +44,8 @@ def test_published_masks_at_the_size_of_their_pictures(shared: Path, raw) -> Non
     assert len(there) == 18
     resized = 0
     for one in there:
-        with Image.open(one.image) as picture:
-            width, height = picture.size
+        with Image.open(one.image) as image:
+            width, height = image.size
         own = np.any(raw[one.image.name], axis=0)
         resized += own.shape != (height, width)
         # Pillow's nearest takes the pixel under the centre as well
@@ -99,13 +99,13 @@ def test_questions_as_cv_bench_publishes_them(shared: Path, tmp_path: Path, form
     assert found["only_vqa_wrong"] == 15 and found["score"] == pytest.approx(2 * (100 / 6) * 100 / (100 / 6 + 100))
 
 
-def test_rows_of_one_picture_are_joined_in_order(shared: Path, tmp_path: Path) -> None:
-    """A picture that two rows show is listed twice; the smaller Id has the smaller image id. ADE20K lies elsewhere."""
+def test_rows_of_one_image_are_joined_in_order(shared: Path, tmp_path: Path) -> None:
+    """An image that two rows show is listed twice; the smaller Id has the smaller image id. ADE20K lies elsewhere."""
     root = copied(shared, tmp_path)
     folder = root / "pixcvbench"
-    pictures = folder / "ADE20K/validation/images"
-    pictures.mkdir(parents=True)
-    Image.new("RGB", (6, 4)).save(pictures / "ADE_val_1.jpg")
+    folder_of_images = folder / "ADE20K/validation/images"
+    folder_of_images.mkdir(parents=True)
+    Image.new("RGB", (6, 4)).save(folder_of_images / "ADE_val_1.jpg")
     with (folder / "CV-Bench/Objects.csv").open("a") as file:
         file.write("20,20,CV-Bench/ADE20K/validation/images/ADE_val_1.jpg,lamp\n")
         file.write("7,7,CV-Bench/ADE20K/validation/images/ADE_val_1.jpg,bed\n")

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.evaluate import runner
-from pixel_sail.evaluate.pictures import write_page
+from pixel_sail.evaluate.gallery import write_page
 from pixel_sail.evaluate.pixfoundation import pixmmvp
 from pixel_sail.evaluate.pixfoundation.failures import mask_right
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
@@ -28,6 +28,7 @@ from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
 from pixel_sail.evaluate.predictions import read_lines, write_lines
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import BadSample
+from pixel_sail.weights.convert.scratch import from_scratch
 
 SIDE = 224
 YES_NO, OPEN = ("Yes", "No"), ("Open", "Closed")
@@ -35,7 +36,7 @@ YES_NO, OPEN = ("Yes", "No"), ("Open", "Closed")
 
 @pytest.fixture(scope="module")
 def raw(shared: Path) -> tuple[list[list[str]], dict[int, list]]:
-    """Answers (rows of Questions.csv) and polygons by picture, read by other means than the package's."""
+    """Answers (rows of Questions.csv) and polygons by image, read by other means than the package's."""
     with (shared / "data/pixmmvp/Questions.csv").open() as file:
         rows = list(csv.reader(file))[1:]
     values = json.loads((shared / "data/pixmmvp/Segmentations.json").read_text())
@@ -47,7 +48,7 @@ def raw(shared: Path) -> tuple[list[list[str]], dict[int, list]]:
 
 @pytest.fixture(scope="module")
 def masks(raw) -> dict[int, np.ndarray]:
-    """The union of the polygons of each picture, (224, 224) bool."""
+    """The union of the polygons of each image, (224, 224) bool."""
     drawn = {}
     for index, polygons in raw[1].items():
         decoded = [coco_mask.decode(coco_mask.frPyObjects([polygon], SIDE, SIDE))[..., 0] for polygon in polygons]
@@ -57,7 +58,7 @@ def masks(raw) -> dict[int, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def full(shared: Path, tmp_path_factory) -> Path:
-    """The published annotations with 300 grey pictures in place of those that we do not have."""
+    """The published annotations with 300 grey images in place of those that we do not have."""
     root = tmp_path_factory.mktemp("pixmmvp")
     (root / "pixmmvp/MMVP Images").mkdir(parents=True)
     for name in ("Questions.csv", "Objects.csv", "Segmentations.json"):
@@ -229,27 +230,32 @@ def test_bad_files_say_what_is_wrong(full: Path, tmp_path: Path) -> None:
     refused("Questions.csv", lambda text: text.replace("\n7,", "\n8,"), "not numbered from 1 to 300")
     refused("Objects.csv", lambda text: text.replace("\n300, None", ""), "299 rows are not numbered")
     refused("Objects.csv", lambda text: text.replace("Index, Object", "Index, Thing"), "expected Index, Object")
-    refused("Questions.csv", lambda text: text.replace("(a) Round (b) Thin,(a)", "(a) Round (b) Thin,(c)"), "picture 3")
+    refused("Questions.csv", lambda text: text.replace("(a) Round (b) Thin,(a)", "(a) Round (b) Thin,(c)"), "image 3")
     refused("Questions.csv", lambda text: text.replace("3,Is the", "3,x,Is the", 1), "line 4: 5 values for 4 columns")
     refused("Segmentations.json", lambda text: text.replace('"image_id":1,', '"image_id":999,'), "image 999")
     refused("Segmentations.json", lambda text: text.replace("[[109,77,", "[[109,77"), "no polygon")
     shutil.copytree(full / "pixmmvp", tmp_path / "none/pixmmvp", ignore=shutil.ignore_patterns("*.jpg"))
-    with pytest.raises(DatasetError, match="none of the 300 pictures of pixmmvp is there"):
+    with pytest.raises(DatasetError, match="none of the 300 images of pixmmvp is there"):
         runner.open_benchmark("pixmmvp", tmp_path / "none")
     with pytest.raises(DatasetError, match=r"no file .*pixmmvp/Questions.csv"):
         pixmmvp.read_objects(tmp_path)
 
 
-def test_the_four_real_pictures_end_to_end(shared: Path, tmp_path: Path) -> None:
+def test_the_four_real_images_end_to_end(shared: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=400)
-    section = ModelSection(scratch=scratch, patch_size=16, mask_stride=4, mask_dim=16, max_side_px=64)
-    model, tokenizer = from_scratch(section, ["Segment the red mug.", "It is [SEG]. (a) (b)"] * 3, "Find {expression}.")
+    section, architecture = (
+        ModelSection(scratch=scratch),
+        Architecture(patch_size=16, mask_stride=4, mask_dim=16, max_side_px=64),
+    )
+    model, tokenizer = from_scratch(
+        section, architecture, ["Segment the red mug.", "It is [SEG]. (a) (b)"] * 3, "Find {expression}."
+    )
     predictor = Predictor(model.eval(), tokenizer)
     benchmark = runner.open_benchmark("pixmmvp", shared / "data")
     assert [case.index for case in benchmark.cases] == [1, 3, 6, 161] and len(benchmark.problems) == 296
     found = runner.run_benchmark(predictor, benchmark, tmp_path, {"test": 1})
-    assert predictor.images_encoded == 4, "a picture is read once for all its questions"
+    assert predictor.images_encoded == 4, "an image is read once for all its questions"
     lines = read_lines(tmp_path / "predictions/pixmmvp.jsonl", benchmark)
     assert Counter(len(line["answers"]) for line in lines) == {len(VQA): 4}
     assert all(len(line["segmentations"]) == len(line["replies"]) == 3 for line in lines)

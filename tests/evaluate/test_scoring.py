@@ -15,7 +15,7 @@ from PIL import Image
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.evaluate import runner
-from pixel_sail.evaluate.benchmark import Benchmark, by_picture
+from pixel_sail.evaluate.benchmark import Benchmark, by_image
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.types import BadSample
 
@@ -71,7 +71,7 @@ class Silent:
 
 
 def _boxes_only(root):
-    """A dataset of one 10 x 10 box a picture, far enough from the edges to be moved."""
+    """A dataset of one 10 x 10 box an image, far enough from the edges to be moved."""
 
     def change(values):
         box = [[10, 10, 20, 10, 20, 20, 10, 20]]
@@ -98,7 +98,7 @@ def test_silence_gives_0_and_finds_every_absent_object(dataset, tmp_path):
         scores = runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
         assert scores["ciou"] == 0
     assert scores["n_acc"] == 100 and scores["t_acc"] == 0
-    assert scores["giou"] == pytest.approx(100 / 3)  # of three cases a picture one is absent
+    assert scores["giou"] == pytest.approx(100 / 3)  # of three cases an image one is absent
     found = read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl", benchmark)
     assert all(line["segmentation"] is None for line in found)
 
@@ -110,7 +110,7 @@ def test_a_shifted_box_gives_the_value_computed_by_hand(tmp_path):
     assert scores["pr@0.5"] == 100 and scores["pr@0.6"] == 0
 
 
-def test_each_picture_is_seen_once_with_all_its_expressions(dataset, tmp_path):
+def test_each_image_is_seen_once_with_all_its_expressions(dataset, tmp_path):
     segmenter, benchmark = Colours(), runner.open_benchmark("refcoco:val", dataset)
     runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
     assert [len(expressions) for expressions in segmenter.calls] == [6, 6, 6]
@@ -141,13 +141,13 @@ def _interrupted(benchmark, out, after):
     return out / "predictions" / f"{benchmark.name}.rank0.jsonl"
 
 
-def test_an_interrupted_run_goes_on_behind_its_last_whole_picture(dataset, tmp_path):
+def test_an_interrupted_run_goes_on_behind_its_last_whole_image(dataset, tmp_path):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     expected = runner.run_benchmark(Colours(), benchmark, tmp_path / "whole", MADE_WITH)
     part = _interrupted(benchmark, tmp_path / "torn", after=2)
     text = part.read_text()
     assert text.count("\n") == 12
-    part.write_text(text[: len(text) - 40])  # as killed while writing the last line of the second picture
+    part.write_text(text[: len(text) - 40])  # as killed while writing the last line of the second image
     segmenter = Colours()
     scores = runner.run_benchmark(segmenter, benchmark, tmp_path / "torn", MADE_WITH)
     assert len(segmenter.calls) == 2 and scores == expected
@@ -198,7 +198,7 @@ def _one_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_share_the_pictures_and_give_the_result_of_one(dataset, tmp_path):
+def test_two_ranks_share_the_images_and_give_the_result_of_one(dataset, tmp_path):
     two = tmp_path / "two"
     two.mkdir()
     torch.multiprocessing.spawn(_one_rank, args=(2, free_port(), dataset, two), nprocs=2)
@@ -227,7 +227,7 @@ def test_files_of_any_model_are_scored_in_any_order(dataset, tmp_path):
     rows, path = _perfect_file(dataset, tmp_path / "p.jsonl")
     assert runner.score_file(_write(rows[::-1], path), "refcoco:val", dataset)["ciou"] == 100
     first = runner.open_benchmark("refcoco:val", dataset, max_images=1)
-    assert len(by_picture(first.cases)) == 1
+    assert len(by_image(first.cases)) == 1
     assert runner.score_file(_write(rows[:6], path), "refcoco:val", dataset, max_images=1)["cases"] == 6
 
 
@@ -243,7 +243,7 @@ def test_files_that_do_not_fit_the_benchmark_are_refused(dataset, tmp_path):
     refused([*rows, rows[0]], DatasetError, f"1 cases are given more than once; .*: {ids}$")
     refused([*rows, rows[0] | {"ref_id": 7}], DatasetError, "1 lines are of no case of refcoco:val; .*: .7, ")
     wrong = encode_mask(np.ones((64, 48), dtype=bool))
-    refused([rows[0] | {"segmentation": wrong}, *rows[1:]], BadSample, "of size .64, 48., the picture is .48, 64.")
+    refused([rows[0] | {"segmentation": wrong}, *rows[1:]], BadSample, "of size .64, 48., the image is .48, 64.")
     torn = {"size": [48, 64], "counts": "0"}
     refused([rows[0] | {"segmentation": torn}, *rows[1:]], BadSample, "ref_id 130 sent_id 1300: the run lengths")
     refused([{"ref_id": 1}], DatasetError, "p.jsonl, line 1: .* is no prediction .'sent_id'.; a line is a JSON object")
@@ -254,7 +254,7 @@ def test_files_that_do_not_fit_the_benchmark_are_refused(dataset, tmp_path):
         runner.score_file(tmp_path / "absent", "refcoco:val", dataset)
 
 
-def test_a_picture_of_another_size_than_its_annotations_stops_the_scoring(dataset, tmp_path):
+def test_an_image_of_another_size_than_its_annotations_stops_the_scoring(dataset, tmp_path):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     Image.new("RGB", (30, 20)).save(benchmark.cases[0].image)
     with pytest.raises(BadSample, match="is .30, 20., its annotations are for .64, 48."):
@@ -269,7 +269,7 @@ def test_annotations_left_out_are_counted_in_the_scores(dataset):
 
 
 def test_what_is_left_out_is_listed_whole_and_shown_in_part(dataset, tmp_path):
-    problems = tuple(f"{index}: no picture {index}.jpg" for index in range(300))
+    problems = tuple(f"{index}: no image {index}.jpg" for index in range(300))
     benchmark = replace(runner.open_benchmark("refcoco:val", dataset), problems=problems)
     shown = runner.list_problems(benchmark, tmp_path).splitlines()
     listed = tmp_path / "predictions" / "refcoco:val.left_out.txt"

@@ -19,13 +19,13 @@ from tiny_expert import WIDTH, expert_values, save_expert
 
 from pixel_sail.config import REPOSITORY, Config, ConfigError, ExpertConfig, load_config
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.feature_cache import RECORD, CacheWriter, FeatureCache, image_digest, student_grid
 from pixel_sail.data.image import load_image
-from pixel_sail.data.teachers import teacher_picture
 from pixel_sail.data.write_shards import make_shards
 from pixel_sail.experts import Expert, open_expert
-from pixel_sail.losses import resize_features
-from pixel_sail.train.cache_expert import cache_experts, finish_cache, list_images
+from pixel_sail.experts.cache import RECORD, CacheWriter, FeatureCache, image_digest, student_grid
+from pixel_sail.experts.expert import resize_features
+from pixel_sail.experts.features import cached_features, expert_image
+from pixel_sail.experts.fill_cache import cache_experts, finish_cache, list_images
 
 MODEL = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_size": 32}
 LAUNCHER_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -39,7 +39,7 @@ def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """refcoco and grefcoco over the same pictures, each of which is different."""
+    """refcoco and grefcoco over the same images, each of which is different."""
     root = write_refer_dataset(tmp_path_factory.mktemp("cache") / "root", train=IMAGES, val=1)
     for number, path in enumerate(images_of(root)):
         with Image.open(path) as image:
@@ -60,7 +60,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, root: Path, expert: Path)
 def write_config(folder: Path, root: Path, expert: Path, **changes: object) -> Path:
     values = {
         "run": {"dir": str(folder / "run")},
-        "model": {"scratch": MODEL, "patch_size": 16, "max_side_px": 64},
+        "model": {"scratch": MODEL},
+        "architecture": {"patch_size": 16, "max_side_px": 64},
         "data": {"root": str(root), "mixture": [{"source": "refcoco"}, {"source": "grefcoco"}], "workers": 0},
         "train": {"steps": 1, "batch_size": 1},
         "experts": [expert_values(expert, cache=str(folder / "cache"), **changes)],
@@ -93,17 +94,17 @@ def assert_same_features(a: FeatureCache, b: FeatureCache, root: Path) -> None:
         ((1000, 3), "long", 32, (32, 1024)),  # at least one multiple
     ],
 )
-def test_sizes_of_teacher_pictures(size_wh: tuple[int, int], fit: str, multiple: int, expected: tuple) -> None:
-    picture = teacher_picture(Image.new("RGB", size_wh), 1024, fit, multiple)
-    assert picture.dtype == torch.uint8 and tuple(picture.shape) == (3, *expected)
+def test_sizes_of_expert_images(size_wh: tuple[int, int], fit: str, multiple: int, expected: tuple) -> None:
+    image = expert_image(Image.new("RGB", size_wh), 1024, fit, multiple)
+    assert image.dtype == torch.uint8 and tuple(image.shape) == (3, *expected)
 
 
-def test_a_teacher_picture_is_the_whole_picture() -> None:
+def test_an_expert_image_is_the_whole_image() -> None:
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[:, 40:, 0], pixels[30:, :, 2] = 200, 100
-    picture = teacher_picture(Image.fromarray(pixels), 32, "square", 16)
-    assert picture[0, :, :15].max() == 0 and picture[0, :, 17:].min() == 200
-    assert picture[2, :23].max() == 0 and picture[2, 25:].min() == 100
+    image = expert_image(Image.fromarray(pixels), 32, "square", 16)
+    assert image[0, :, :15].max() == 0 and image[0, :, 17:].min() == 200
+    assert image[2, :23].max() == 0 and image[2, 25:].min() == 100
 
 
 def test_every_image_is_stored_once(finished: Config, root: Path, expert: Path) -> None:
@@ -114,7 +115,7 @@ def test_every_image_is_stored_once(finished: Config, root: Path, expert: Path) 
     assert features.stat().st_size == IMAGES * WIDTH * 3 * 4 * 2 == cache.manifest["statistics"]["bytes"]
     opened, total = open_expert(finished.experts[0], "cpu"), torch.zeros(2, WIDTH, dtype=torch.float64)
     for path in images_of(root):
-        [said] = opened.features([teacher_picture(load_image(path), 48, "short", opened.multiple)])
+        [said] = opened.features([expert_image(load_image(path), 48, "short", opened.multiple)])
         stored = torch.from_numpy(cache.find(image_digest(path)).copy())
         assert torch.equal(stored, said.half())
         total += torch.stack([stored.double().mean((1, 2)), stored.double().square().mean((1, 2))]) / IMAGES
@@ -157,8 +158,8 @@ def test_storing_the_smaller_grid_loses_nothing(tmp_path: Path, root: Path, expe
     """An expert of 8 x 2 places and a student of 3 x 4: stored are 3 x 2, and the loss compares the same."""
     values = expert_values(expert, fit="square", cache=tmp_path / "cache")
     config = load_config(write_config(tmp_path, root, expert))
-    picture = load_image(images_of(root)[0])
-    grid = student_grid(picture.size, ExpertConfig(**values), config.model)
+    image = load_image(images_of(root)[0])
+    grid = student_grid(image.size, ExpertConfig(**values), config.architecture)
     assert grid == (3, 4)
     features = torch.randn(WIDTH, 8, 2)
     stored = resize_features(features, (3, 2)).permute(2, 0, 1)
@@ -166,12 +167,12 @@ def test_storing_the_smaller_grid_loses_nothing(tmp_path: Path, root: Path, expe
 
 
 def test_the_students_grid_limits_what_is_stored(tmp_path: Path, root: Path, expert: Path) -> None:
-    config = load_config(write_config(tmp_path, root, expert, size_px=192), ["model.max_side_px=32"])
+    config = load_config(write_config(tmp_path, root, expert, size_px=192), ["architecture.max_side_px=32"])
     cache_experts(config, ["vit"], "cpu", progress=False)
     finish_cache(config, "vit", progress=False)
     cache, path = FeatureCache(tmp_path / "cache"), images_of(root)[0]
     opened = open_expert(config.experts[0], "cpu")
-    [said] = opened.features([teacher_picture(load_image(path), 192, "short", opened.multiple)])
+    [said] = opened.features([expert_image(load_image(path), 192, "short", opened.multiple)])
     stored = torch.from_numpy(cache.find(image_digest(path)).copy())
     assert said.shape[1:] == (12, 16) and stored.shape[1:] == (2, 2)  # 64 x 48 px become 32 x 32 (24 rounded up)
     assert torch.equal(stored, resize_features(said, (2, 2)).permute(2, 0, 1).half())
@@ -180,7 +181,7 @@ def test_the_students_grid_limits_what_is_stored(tmp_path: Path, root: Path, exp
 def test_images_inside_of_shards(tmp_path: Path, root: Path, expert: Path, finished: Config) -> None:
     """Shards hold the same bytes: a cache made of files serves them, and one made of shards is the same."""
     shards = tmp_path / "shards"
-    make_shards(finished, shards, samples=20, samples_per_shard=8)
+    make_shards(finished, shards, samples=20, samples_per_shard=8, features=cached_features(finished))
     config = load_config(write_config(tmp_path, root, expert), [f"data.mixture=[{{source: shards, root: {shards}}}]"])
     cache_experts(config, ["vit"], "cpu", progress=False)
     finish_cache(config, "vit", progress=False)
@@ -239,7 +240,7 @@ def test_a_torn_tail_is_dropped(tmp_path: Path, root: Path, expert: Path, finish
 
 
 def test_what_is_added_is_added(tmp_path: Path, root: Path, expert: Path, finished: Config) -> None:
-    """Two files that became the same picture are computed, once, when the command is repeated; nothing else is."""
+    """Two files that became the same image are computed, once, when the command is repeated; nothing else is."""
     config = copy_of(finished, tmp_path)
     other = shutil.copytree(root, tmp_path / "root")
     for changed in images_of(other)[3:5]:
@@ -283,7 +284,7 @@ def test_other_features_are_not_mixed_in(tmp_path: Path, finished: Config, chang
         change = {"path": str(save_expert(tmp_path / "other", seed=1))}
     key = "fingerprint" if "path" in change else next(iter(change))
     config = config.model_copy(update={"experts": [config.experts[0].model_copy(update=change)]})
-    with pytest.raises(ConfigError, match=f"holds features made with .*{key} .*name another folder"):
+    with pytest.raises(ConfigError, match=f"holds other features: {key} was .* Name another folder"):
         cache_experts(config, ["vit"], "cpu", progress=False)
 
 

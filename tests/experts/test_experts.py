@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, **changes) -> ExpertConfig:
-    values = {"name": "teacher", "kind": EXPERTS[folder.name][0], "path": str(folder), "at": "patches", "size_px": 96}
+    values = {"name": "expert", "kind": EXPERTS[folder.name][0], "path": str(folder), "at": "patches", "size_px": 96}
     return ExpertConfig(**values | {"fit": "short"} | changes)
 
 
@@ -126,13 +126,13 @@ def save_timm(folder: Path) -> None:
 SAVERS: dict[str, Callable[[Path], None]] = {"mask2former": save_mask2former, "sam2": save_sam2, "timm": save_timm}
 
 
-def pictures(*sizes_hw: tuple[int, int]) -> list[Tensor]:
+def images(*sizes_hw: tuple[int, int]) -> list[Tensor]:
     rng = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8) for size in sizes_hw]
 
 
-def normalized(picture: Tensor) -> Tensor:
-    return ((picture / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))[None]
+def normalized(image: Tensor) -> Tensor:
+    return ((image / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))[None]
 
 
 @every_expert
@@ -142,7 +142,7 @@ def test_shapes(folders: Path, name: str) -> None:
     assert expert.width == width and 96 % expert.multiple == 0
     assert re.fullmatch("[0-9a-f]{16}", expert.fingerprint)
     for (height, side), found in zip(
-        sizes := [(96, 160), (160, 96), (32, 288)], expert.features(pictures(*sizes)), strict=True
+        sizes := [(96, 160), (160, 96), (32, 288)], expert.features(images(*sizes)), strict=True
     ):
         assert found.shape == (width, height // stride, side // stride) and found.dtype == torch.float32
 
@@ -150,8 +150,8 @@ def test_shapes(folders: Path, name: str) -> None:
 @every_expert
 def test_different_sizes_together_are_one_by_one(folders: Path, name: str) -> None:
     expert = expert_of(folders / name)
-    given = pictures((96, 64), (64, 96), (96, 64), (64, 64), (64, 96))
-    alone = [expert.features([picture])[0] for picture in given]
+    given = images((96, 64), (64, 96), (96, 64), (64, 64), (64, 96))
+    alone = [expert.features([image])[0] for image in given]
     for a, b in zip(expert.features(given), alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     assert expert.features([]) == []
@@ -159,45 +159,45 @@ def test_different_sizes_together_are_one_by_one(folders: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", ["mask2former_swin", "mask2former_resnet"])
 def test_mask2former_is_its_pixel_decoder(folders: Path, name: str) -> None:
-    picture = pictures((64, 96))[0]
+    image = images((64, 96))[0]
     model = Mask2FormerModel.from_pretrained(folders / name).eval()
     with torch.no_grad():
-        expected = model(normalized(picture)).pixel_decoder_last_hidden_state[0]
-    torch.testing.assert_close(expert_of(folders / name).features([picture])[0], expected, atol=1e-5, rtol=1e-5)
+        expected = model(normalized(image)).pixel_decoder_last_hidden_state[0]
+    torch.testing.assert_close(expert_of(folders / name).features([image])[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_sam2_is_its_image_embedding(folders: Path) -> None:
-    picture = pictures((1024, 1024))[0]
+    image = images((1024, 1024))[0]
     model = Sam2Model.from_pretrained(folders / "sam2").eval()
     expected = (
-        model.get_image_embeddings(normalized(picture))[-1][0] - model.no_memory_embedding.detach()[0, 0, :, None, None]
+        model.get_image_embeddings(normalized(image))[-1][0] - model.no_memory_embedding.detach()[0, 0, :, None, None]
     )
-    found = expert_of(folders / "sam2").features([picture])[0]
+    found = expert_of(folders / "sam2").features([image])[0]
     assert found.shape == (32, 64, 64)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["timm_vit", "timm_swin", "timm_convnext"])
 def test_timm_is_forward_features(folders: Path, name: str) -> None:
-    picture = pictures((96, 160))[0]
+    image = images((96, 160))[0]
     option = {"timm_vit": {"dynamic_img_size": True}, "timm_swin": {"strict_img_size": False}}.get(name, {})
     model = timm.create_model(f"local-dir:{folders / name}", pretrained=True, **option).eval()
     with torch.no_grad():
-        expected = model.forward_features(normalized(picture))
+        expected = model.forward_features(normalized(image))
     if name == "timm_vit":
         assert model.num_prefix_tokens == 5
         expected = expected[:, 5:].transpose(1, 2).unflatten(2, (6, 10))
     elif name == "timm_swin":
         expected = expected.permute(0, 3, 1, 2)
-    torch.testing.assert_close(expert_of(folders / name).features([picture])[0], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(expert_of(folders / name).features([image])[0], expected[0], atol=1e-5, rtol=1e-5)
 
 
 @every_expert
 def test_an_object_shows_where_it_is(folders: Path, name: str) -> None:
     """No padding, no crop, no transposition: what changes at a border changes the features at that border the most."""
     expert = expert_of(folders / name)
-    (noise,) = pictures((128, 192))
-    empty = noise // 2 + 64  # no flat picture: group normalization would make anything of the rounding
+    (noise,) = images((128, 192))
+    empty = noise // 2 + 64  # no flat image: group normalization would make anything of the rounding
     cell = max(expert.multiple, 16)
     for axis, sides in ((2, ("left", "right")), (1, ("top", "bottom"))):
         for side in sides:
@@ -218,7 +218,7 @@ def test_frozen(folders: Path, name: str) -> None:
             super().__init__()
             self.linear, self.expert = nn.Linear(1, 1), expert_of(folders / name)
 
-    student, given = Student(), pictures((64, 96), (96, 64))
+    student, given = Student(), images((64, 96), (96, 64))
     before = student.expert.features(given)
     student.train()
     student.double()
@@ -278,8 +278,8 @@ def test_fingerprints_differ(folders: Path) -> None:
 @pytest.mark.parametrize("kind", ["mask2former", "sam2", "timm"])
 def test_missing_folder(folders: Path, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "nowhere"
-    with pytest.raises(ConfigError, match=rf"'teacher' \(kind {kind}\): no folder {folder}.*download.*safetensors"):
-        open_expert(ExpertConfig(name="teacher", kind=kind, path=str(folder), at="patches", size_px=96), "cpu")
+    with pytest.raises(ConfigError, match=rf"'expert' \(kind {kind}\): no folder {folder}.*download.*safetensors"):
+        open_expert(ExpertConfig(name="expert", kind=kind, path=str(folder), at="patches", size_px=96), "cpu")
 
 
 @every_expert
@@ -316,7 +316,7 @@ def test_no_preprocessor(folders: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_timm_model() -> None:
-    config = ExpertConfig(name="teacher", kind="timm", path="vit_tiny_patch16_225", at="patches", size_px=96)
+    config = ExpertConfig(name="expert", kind="timm", path="vit_tiny_patch16_225", at="patches", size_px=96)
     with pytest.raises(ConfigError, match="did you mean 'vit_tiny_patch16_224'"):
         open_expert(config, "cpu")
 
@@ -325,16 +325,16 @@ def test_a_model_of_one_size(tmp_path: Path) -> None:
     options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
     model = timm.create_model("beit_base_patch16_224", **options)
     timm.models.save_for_hf(model, tmp_path, model_args=options, safe_serialization=True)
-    values = {"name": "teacher", "kind": "timm", "path": str(tmp_path), "at": "patches"}
+    values = {"name": "expert", "kind": "timm", "path": str(tmp_path), "at": "patches"}
     assert open_expert(ExpertConfig(**values, size_px=224), "cpu").width == 24
     with pytest.raises(ConfigError, match=r"of 96 x 112 px.*made for \[?\(?3, 224, 224"):
         open_expert(ExpertConfig(**values, size_px=100, fit="short"), "cpu")
 
 
-def test_bad_pictures(folders: Path) -> None:
+def test_bad_images(folders: Path) -> None:
     expert = expert_of(folders / "sam2")
     with pytest.raises(ValueError, match=r"\(40 x 64 px\) must be multiples of 32"):
-        expert.features(pictures((64, 40)))
+        expert.features(images((64, 40)))
     with pytest.raises(ValueError, match="uint8"):
         expert.features([torch.zeros(3, 64, 64)])
 

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from pixel_sail.config import ModelSection
-from pixel_sail.convert.language_model import assemble, upsample_blocks
-from pixel_sail.convert.scratch import train_tokenizer
+from pixel_sail.architecture import Architecture
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
-from pixel_sail.model.mask_head import MaskHead, default_channels
+from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import Sample, Turn
+from pixel_sail.weights.convert.language_model import assemble
+from pixel_sail.weights.convert.scratch import train_tokenizer
 
 SIZES = {
     "vocab_size": 300,
@@ -44,7 +44,7 @@ DECODERS = {
     ),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
 }
-SECTION = ModelSection(base="unused", patch_size=16, mask_stride=4, mask_dim=24, max_side_px=64)
+PARTS = Architecture(patch_size=16, mask_stride=4, mask_dim=24, max_side_px=64)
 TEXTS = ["Where is the red mug on the table?", "Please segment the ball.", "It is here."] * 3
 
 
@@ -55,8 +55,8 @@ def base(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def grown(base: PreTrainedModel) -> tuple[PixelSail, Encoder]:
-    model, tokenizer = assemble(base, train_tokenizer(TEXTS, 290), SECTION, "Segment {expression}.", "none")
-    return model.eval(), Encoder(tokenizer, 16, 64, model.config.chat_format)
+    model, tokenizer = assemble(base, train_tokenizer(TEXTS, 290), "auto", PARTS, "Segment {expression}.", "none")
+    return model.eval(), Encoder(tokenizer, Architecture(patch_size=16, max_side_px=64), model.config.chat_format)
 
 
 def test_text_alone_is_the_base_model(base: PreTrainedModel) -> None:
@@ -76,7 +76,7 @@ def test_save_and_load(base: PreTrainedModel, tmp_path: Path) -> None:
     model, _ = grown(base)
     model.save_pretrained(tmp_path)
     loaded = PixelSail.from_pretrained(tmp_path)
-    for key in ("patch_size", "max_side_px", "mask_dim", "mask_channels", "chat_format", "question", "hide"):
+    for key in ("architecture", "chat_format", "question", "hide"):
         assert getattr(loaded.config, key) == getattr(model.config, key)
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys()
@@ -94,13 +94,13 @@ def test_damaged_folders_are_refused(tmp_path: Path, damage: str) -> None:
     if damage == "missing":
         del weights[name]
     elif damage == "extra":
-        weights["mask_head.teacher.weight"] = torch.zeros(2)
+        weights["mask_head.expert.weight"] = torch.zeros(2)
     else:
         weights[name] = torch.zeros(3, 4)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     message = {
         "missing": f"missing {name}",
-        "extra": "unexpected mask_head.teacher.weight",
+        "extra": "unexpected mask_head.expert.weight",
         "shape": f"wrong shape {name}",
     }
     with pytest.raises(ValueError, match=message[damage]):
@@ -113,18 +113,16 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_mask_stride_decides_the_blocks() -> None:
-    assert [upsample_blocks(SECTION.model_copy(update={"mask_stride": s})) for s in (16, 8, 4, 2)] == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="mask_stride 5"):
-        upsample_blocks(SECTION.model_copy(update={"mask_stride": 5}))
-    assert default_channels(896, 2) == [896, 448, 224]
-    assert default_channels(4096, 3) == [1024, 512, 256, 128]
-    assert default_channels(64, 2) == [64, 64, 64]
+    assert [Architecture(mask_stride=s).upsample_blocks for s in (16, 8, 4, 2)] == [0, 1, 2, 3]
+    assert Architecture(mask_stride=4).channels(896) == [896, 448, 224]
+    assert Architecture(mask_stride=2).channels(4096) == [1024, 512, 256, 128]
+    assert Architecture(mask_stride=4).channels(64) == [64, 64, 64]
 
 
 def test_mask_head_of_wide_models_and_its_two_ways() -> None:
     """D > 1024 goes through the reducing layers; logits are the same with and without features, batched or alone."""
     torch.manual_seed(0)
-    head = MaskHead(1056, 16, [1024, 64])
+    head = MaskHead(Architecture(mask_stride=8, mask_dim=16, mask_channels=[1024, 64]), 1056)
     assert head.reduce is not None
     states = [torch.randn(2, 3, 1056), torch.randn(4, 2, 1056), torch.randn(2, 3, 1056)]
     segs = [torch.randn(2, 1056), torch.randn(0, 1056), torch.randn(1, 1056)]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
-import pytest
 import torch
 
+from pixel_sail.architecture import Architecture, SmallImages
 from pixel_sail.model.patch_positions import position_values
 from pixel_sail.model.visual_prompt import PatchFusion
 
 
+def parts(**fields: Any) -> Architecture:
+    return Architecture(patch_size=8, **fields)
+
+
 def test_sub_patches_are_a_convolution_of_the_patch() -> None:
     torch.manual_seed(0)
-    fusion = PatchFusion(8, 16, sub_patch_size=4, sub_patch_width=6)
+    fusion = PatchFusion(parts(sub_patch_size=4, sub_patch_width=6), 16)
     patches = torch.randn(5, 3, 8, 8)  # rows (channel, row, column)
     kernel = fusion.sub_patch_linear.weight.view(6, 3, 4, 4)
     expected = torch.nn.functional.gelu(
@@ -26,32 +31,20 @@ def test_sub_patches_are_a_convolution_of_the_patch() -> None:
 
 
 def test_pixels_are_embedded_beside_what_the_stem_sees() -> None:
-    fusion = PatchFusion(8, 16, stem_widths=[4, 6])
+    fusion = PatchFusion(parts(small_images=SmallImages(stem_widths=[4, 6])), 16)
     patches, grids = torch.randn(6, 192), [(2, 3)]
     values = torch.cat([patches, fusion.stem(patches, grids)], dim=1)
     assert torch.equal(fusion._patch_values(patches, grids), values)
     assert fusion.patch_linear.weight.shape == (16, 192 + 6 * 4)
 
 
-def test_stem_and_sub_patches_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="not through both"):
-        PatchFusion(8, 16, sub_patch_size=4, sub_patch_width=6, stem_widths=[4])
-
-
 def test_whole_patches_need_no_more_weights() -> None:
-    assert {name for name, _ in PatchFusion(8, 16).named_parameters()} == {
-        "patch_linear.weight",
-        "prompt_linear.weight",
-    }
-
-
-def test_sizes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="sub-patches of 3 pixels and width 6 do not divide patches of 8 pixels"):
-        PatchFusion(8, 16, 3, 6)
+    names = {name for name, _ in PatchFusion(parts(), 16).named_parameters()}
+    assert names == {"patch_linear.weight", "prompt_linear.weight"}
 
 
 def test_position_values_in_closed_form() -> None:
-    """Two rows, one column: t is 1/4, 3/4 along the rows and 1/2 along the columns. Pictures follow one another."""
+    """Two rows, one column: t is 1/4, 3/4 along the rows and 1/2 along the columns. Images follow one another."""
     values = position_values([(2, 1), (0, 0), (1, 3)], like=torch.empty(0, dtype=torch.float64))
     assert values.shape == (5, 8)
     half = math.sqrt(0.5)
@@ -64,7 +57,7 @@ def test_position_values_in_closed_form() -> None:
 
 def test_position_is_embedded_beside_the_pixels() -> None:
     """The same pixels everywhere: what differs between two patches is the linear of where they lie."""
-    fusion = PatchFusion(8, 16, stem_widths=[4], patch_positions=True)
+    fusion = PatchFusion(parts(small_images=SmallImages(stem_widths=[4], patch_positions=True)), 16)
     grids = ((2, 3), (1, 2))
     batch = SimpleNamespace(patches=torch.zeros(8, 192), grids_hw=grids)
     places = position_values(grids, like=batch.patches)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import torch
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.convert.new_parts import new_parts
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.weights.convert.new_parts import new_parts
+from pixel_sail.weights.convert.scratch import from_scratch
 
 
 def scratch_model() -> PixelSail:
     torch.manual_seed(0)
     scratch = ScratchConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, mlp_size=32, vocab_size=400)
-    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=2, mask_dim=16, max_side_px=64)
-    return from_scratch(section, ["the red mug"] * 3, "Segment {expression}.")[0]
+    section, architecture = (
+        ModelSection(scratch=scratch),
+        Architecture(patch_size=8, mask_stride=2, mask_dim=16, max_side_px=64),
+    )
+    return from_scratch(section, architecture, ["the red mug"] * 3, "Segment {expression}.")[0]
 
 
 def test_every_mask_starts_as_one_of_patches() -> None:
     """All 16 pixels of a patch have nearly its logit, in a model from scratch and in new parts of any other base."""
     model = scratch_model()
-    made = MaskHead(32, 16, model.config.mask_channels)
+    made = MaskHead(model.config.architecture, 32)
     parts = {name: part for name, part in new_parts(model.config).items() if name.startswith("mask_head.")}
     made.load_state_dict({name.removeprefix("mask_head."): part.make() for name, part in parts.items()})
     generator = torch.Generator().manual_seed(1)

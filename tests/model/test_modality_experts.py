@@ -6,15 +6,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
-from pixel_sail.convert.scratch import train_tokenizer
+from pixel_sail.architecture import Architecture
 from pixel_sail.data.encode import image_positions
 from pixel_sail.data.pack import pack
 from pixel_sail.model.configuration import PixelSailConfig
-from pixel_sail.model.generation import Asked, Sampling, generate
+from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.modality_experts import Modality, Pair, Route
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded
+from pixel_sail.weights.convert.scratch import train_tokenizer
 
 TOKENIZER = train_tokenizer(["the red mug", "the ball on the table"] * 3, 290)
 add_special_tokens(TOKENIZER)
@@ -26,7 +27,7 @@ def model() -> PixelSail:
     torch.manual_seed(0)
     text = Qwen2Config(vocab_size=len(TOKENIZER), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3)  # fmt: skip
-    config = PixelSailConfig(text, patch_size=8, mask_dim=8, mask_channels=[32, 32], vision_experts=True,
+    config = PixelSailConfig(text, Architecture(patch_size=8, mask_dim=8, vision_experts=True),
                              prompt_token_ids=list(TOKENS.prompts))  # fmt: skip
     model = PixelSail(config)
     for parameter in model.language_model.parameters():  # so that twins, norms and biases all differ
@@ -108,7 +109,14 @@ def test_a_layer_run_again_in_backward_routes_as_its_own_batch(model: PixelSail)
 def test_cached_generation_says_what_a_whole_pass_says(model: PixelSail) -> None:
     prefix, question = sequence([], (2, 3), labels=False), [5, 6, 7]
     sampling = Sampling(max_new_tokens=6)
-    answers = generate(model, batch_of(prefix), [Asked(question, 0), Asked(question, None)], TOKENS.seg, (), sampling)
+    answers = generate(
+        model,
+        batch_of(prefix),
+        [GenerationRequest(question, 0), GenerationRequest(question, None)],
+        TOKENS.seg,
+        (),
+        sampling,
+    )
     for answer, grid in zip(answers, ((2, 3), (0, 0)), strict=True):
         batch = batch_of(sequence([*question, *answer.token_ids], grid))
         assert model(batch).logits[len(question) - 1 :].argmax(-1).tolist() == answer.token_ids
@@ -125,4 +133,4 @@ def test_save_and_load(model: PixelSail, tmp_path) -> None:
 def test_only_qwen2_has_twins() -> None:
     text = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
     with pytest.raises(ValueError, match="vision experts are EVEv2's, in Qwen2 decoders; this is a LlamaForCausalLM"):
-        PixelSail(PixelSailConfig(text, mask_dim=8, mask_channels=[32], vision_experts=True))
+        PixelSail(PixelSailConfig(text, Architecture(mask_dim=8, vision_experts=True)))

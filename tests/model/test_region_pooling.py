@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box
-from pixel_sail.model.generation import Asked, Sampling, _Decoding, _read_prefixes, generate
+from pixel_sail.model.generation import GenerationRequest, Sampling, _Decoding, _read_prefixes, _Row, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.types import IGNORE_LABEL, RLE, Batch, Encoded, Sample, Turn
+from pixel_sail.weights.convert.scratch import from_scratch
 
 TEXTS = ["Is <Prompt0> left of <Prompt1>?", "It is [SEG]."] * 3
 
@@ -27,14 +28,12 @@ TEXTS = ["Is <Prompt0> left of <Prompt1>?", "It is [SEG]."] * 3
 def predictor() -> Predictor:
     torch.manual_seed(0)
     scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=400)
-    section = ModelSection(
-        scratch=scratch, patch_size=8, mask_stride=8, mask_dim=16, max_side_px=64, region_embedding="pooled"
-    )
-    model, tokenizer = from_scratch(section, TEXTS, "Segment {expression}.")
+    architecture = Architecture(patch_size=8, mask_stride=8, mask_dim=16, max_side_px=64, region_embedding="pooled")
+    model, tokenizer = from_scratch(ModelSection(scratch=scratch), architecture, TEXTS, "Segment {expression}.")
     return Predictor(model.eval(), tokenizer)
 
 
-def picture(seed: int, size_wh: tuple[int, int] = (64, 48)) -> Image.Image:
+def draw_image(seed: int, size_wh: tuple[int, int] = (64, 48)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (size_wh[1], size_wh[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -63,7 +62,7 @@ TWO = {0: region(0, 0, 16, 8), 3: region(40, 16, 64, 48)}  # 2 patches; 3 x 4 pa
 
 def test_a_name_gets_the_mean_of_its_own_patches_and_nothing_else_changes(predictor: Predictor) -> None:
     model = predictor.model
-    plain, drawn = (packed(predictor, sample(picture(0), prompts)) for prompts in ({}, TWO))
+    plain, drawn = (packed(predictor, sample(draw_image(0), prompts)) for prompts in ({}, TWO))
     patches = model.fusion.patch_linear(drawn.patches).view(6, 8, 32)
     means = {0: patches[0, :2].mean(0), 3: patches[2:6, 5:8].mean((0, 1))}
     difference = model.embed(drawn) - model.embed(plain)
@@ -76,7 +75,7 @@ def test_a_name_gets_the_mean_of_its_own_patches_and_nothing_else_changes(predic
 
 
 def test_only_its_patches_reach_a_name(predictor: Predictor) -> None:
-    batch = packed(predictor, sample(picture(0), TWO))
+    batch = packed(predictor, sample(draw_image(0), TWO))
     pixels = batch.patches.clone().requires_grad_()
     place = int((batch.input_ids == predictor.encoder.tokens.prompts[0]).nonzero()[0])
     predictor.model.embed(replace(batch, patches=pixels))[place].sum().backward()
@@ -84,12 +83,12 @@ def test_only_its_patches_reach_a_name(predictor: Predictor) -> None:
 
 
 def test_packed_sequences_keep_their_own_regions(predictor: Predictor) -> None:
-    """The same names for other regions, a picture without prompts, and a text alone."""
+    """The same names for other regions, an image without prompts, and a text alone."""
     samples = [
-        sample(picture(0), TWO),
+        sample(draw_image(0), TWO),
         Sample("text", None, (Turn("What is <Prompt0>?", "Nothing."),)),
-        sample(picture(1), {}),
-        sample(picture(2, (32, 48)), {0: region(0, 8, 32, 32, (32, 48)), 3: region(8, 40, 9, 41, (32, 48))}),
+        sample(draw_image(1), {}),
+        sample(draw_image(2, (32, 48)), {0: region(0, 8, 32, 32, (32, 48)), 3: region(8, 40, 9, 41, (32, 48))}),
     ]
     samples[3] = replace(samples[3], masks=(region(0, 0, 9, 9, (32, 48)),))
     together = packed(predictor, *samples)
@@ -111,7 +110,7 @@ def test_generation_from_the_cache_is_the_whole_forward_pass(predictor: Predicto
     question = predictor.encoder.question_ids("Is <Prompt0> left of <Prompt3>?")
     begun = (tokens.prompts[3], tokens.seg)
     chats = [prefix(predictor, TWO), prefix(predictor, {0: region(48, 40, 64, 48)})]
-    asked = [Asked(question, 0, begun), Asked(question[2:], 1, begun)]
+    asked = [GenerationRequest(question, 0, begun), GenerationRequest(question[2:], 1, begun)]
     answers = generate(model, pack(chats, tokens.seg, tokens.vision_patch), asked, tokens.seg, (new[-1],), Sampling(9))
     for one, row, answer in zip(chats, asked, answers, strict=True):
         assert answer.token_ids == [*begun, *new[:-1]]
@@ -121,17 +120,18 @@ def test_generation_from_the_cache_is_the_whole_forward_pass(predictor: Predicto
     assert not torch.allclose(answers[0].mask_logits, answers[1].mask_logits, atol=1e-2)
 
 
-def test_a_question_without_a_picture_gets_no_region_of_its_neighbour(predictor: Predictor) -> None:
+def test_a_question_without_an_image_gets_no_region_of_its_neighbour(predictor: Predictor) -> None:
     tokens, model = predictor.encoder.tokens, predictor.model
     images = _read_prefixes(model, pack([prefix(predictor, TWO)], tokens.seg, tokens.vision_patch))
-    asked = [Asked(predictor.encoder.question_ids("What is <Prompt0>?"), image) for image in (0, None)]
-    together = _Decoding(model, images, [0, None], tokens.seg).read(asked)
-    alone = _Decoding(model, [], [None], tokens.seg).read(asked[1:])
+    question = predictor.encoder.question_ids("What is <Prompt0>?")
+    rows = [_Row.of(GenerationRequest(question, image), images) for image in (0, None)]
+    together = _Decoding(model, rows, tokens.seg).read()
+    alone = _Decoding(model, [_Row.of(GenerationRequest(question, None), [])], tokens.seg).read()
     torch.testing.assert_close(together[1:], alone, atol=2e-5, rtol=1e-4)
 
 
 def prefix(predictor: Predictor, prompts: dict[int, RLE]) -> Encoded:
-    return predictor.encoder.image_prefix(picture(0), prompts, "x")
+    return predictor.encoder.image_prefix(draw_image(0), prompts, "x")
 
 
 def whole(predictor: Predictor, image: Encoded, question: list[int], answer: list[int]) -> Batch:
@@ -149,7 +149,7 @@ def whole(predictor: Predictor, image: Encoded, question: list[int], answer: lis
 
 
 def test_chats_draw_their_own_regions_and_the_region_is_heard(predictor: Predictor) -> None:
-    image, sampling = picture(0), Sampling(max_new_tokens=8)
+    image, sampling = draw_image(0), Sampling(max_new_tokens=8)
     chats = [
         Chat(image, ["what is <Prompt0>?", "and is <Prompt0> red?"], [Box(0, 0, 15, 7)]),
         Chat(image, ["what is <Prompt0>?"], [Box(40, 20, 60, 45)]),
@@ -165,8 +165,8 @@ def test_chats_draw_their_own_regions_and_the_region_is_heard(predictor: Predict
 def test_the_choice_is_saved_and_an_old_checkpoint_is_fused(predictor: Predictor, tmp_path) -> None:
     predictor.model.save_pretrained(tmp_path)
     again = PixelSail.from_pretrained(tmp_path)
-    assert again.config.region_embedding == "pooled" and again.fusion.prompt_linear is None
-    batch = packed(predictor, sample(picture(0), TWO))
+    assert again.config.architecture.region_embedding == "pooled" and again.fusion.prompt_linear is None
+    batch = packed(predictor, sample(draw_image(0), TWO))
     assert torch.equal(again(batch).hidden, predictor.model(batch).hidden)
     text = (tmp_path / "config.json").read_text().replace('"region_embedding": "pooled",', "")
     (tmp_path / "config.json").write_text(text)

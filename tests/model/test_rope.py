@@ -1,4 +1,4 @@
-"""Rotary positions of text and picture: both layouts are 1-D RoPE on text, and read rows and columns as they say."""
+"""Rotary positions of text and image: both layouts are 1-D RoPE on text, and read rows and columns as they say."""
 
 from __future__ import annotations
 
@@ -36,8 +36,3 @@ def test_which_frequencies_read_rows(layout: str, row_frequencies: list[int]) ->
     by_rows = sorted(set(frequency[cos["here"] != cos["lower"]].tolist()))
     by_columns = sorted(set(frequency[cos["here"] != cos["further"]].tolist()))
     assert by_rows == row_frequencies and sorted(by_rows + by_columns) == list(range(16))
-
-
-def test_an_unknown_layout_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown rope layout 'rows'; known: halves, interleaved"):
-        rope("rows", torch.zeros(3, 1, 1))

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.serve.demo import COLOURS, build, painted_regions, respond
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import answered
+from pixel_sail.weights.convert.scratch import from_scratch
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
 RED, GREEN, BLUE = (ImageColor.getrgb(COLOURS[name]) for name in ("red", "green", "blue"))
@@ -25,8 +26,13 @@ RED, GREEN, BLUE = (ImageColor.getrgb(COLOURS[name]) for name in ("red", "green"
 def predictor() -> Predictor:
     torch.manual_seed(0)
     scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=300)
-    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64)
-    model, tokenizer = from_scratch(section, ["Segment the red mug.", "[SEG]"] * 3, "Segment {expression}.")
+    section, architecture = (
+        ModelSection(scratch=scratch),
+        Architecture(patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64),
+    )
+    model, tokenizer = from_scratch(
+        section, architecture, ["Segment the red mug.", "[SEG]"] * 3, "Segment {expression}."
+    )
     return Predictor(model.eval(), tokenizer)
 
 
@@ -88,7 +94,7 @@ def test_it_answers_as_the_python_api_does(predictor: Predictor, ask: bool) -> N
     assert shown.tobytes() == answered(image, regions, captions, [answer.masks for answer in expected]).tobytes()
 
 
-def test_a_see_through_picture_lies_on_white(predictor: Predictor) -> None:
+def test_a_see_through_image_lies_on_white(predictor: Predictor) -> None:
     clear = painting() | {"background": np.zeros((40, 60, 4), dtype=np.uint8), "layers": []}
     white = painting() | {"background": np.full((40, 60, 4), 255, dtype=np.uint8), "layers": []}
     assert respond(predictor, clear, "mug", False)[0].tobytes() == respond(predictor, white, "mug", False)[0].tobytes()
@@ -97,8 +103,8 @@ def test_a_see_through_picture_lies_on_white(predictor: Predictor) -> None:
 @pytest.mark.parametrize(
     ("given", "text", "message"),
     [
-        (None, "mug", "there is no picture"),
-        ({"background": None, "layers": [], "composite": None}, "mug", "there is no picture"),
+        (None, "mug", "there is no image"),
+        ({"background": None, "layers": [], "composite": None}, "mug", "there is no image"),
         (painting(), " \n ", "there is nothing to answer"),
         (painting(), "<region> and <region>", "the question has 2 <region> and 1 regions"),
     ],

@@ -1,4 +1,4 @@
-"""The Python API on a tiny model: one encoding of the picture, masks at its size, limits that lose nothing."""
+"""The Python API on a tiny model: one encoding of the image, masks at its size, limits that lose nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box, Points
-from pixel_sail.model.generation import Asked, Sampling, generate
+from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.serve.predictor import MAX_ROWS, Chat, Predictor
+from pixel_sail.weights.convert.scratch import from_scratch
 
 TEXTS = ["Segment the red mug.", "Segment the ball on the left.", "[SEG]", "There is none."] * 3
 
@@ -21,13 +22,16 @@ TEXTS = ["Segment the red mug.", "Segment the ball on the left.", "[SEG]", "Ther
 def predictor() -> Predictor:
     torch.manual_seed(0)
     scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=400)
-    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64)
-    model, tokenizer = from_scratch(section, TEXTS, "Segment {expression}.")
+    section, architecture = (
+        ModelSection(scratch=scratch),
+        Architecture(patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64),
+    )
+    model, tokenizer = from_scratch(section, architecture, TEXTS, "Segment {expression}.")
     return Predictor(model.eval(), tokenizer)
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
 
 
@@ -42,24 +46,24 @@ def says(predictor: Predictor, ids: list[int], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("pixel_sail.model.generation._choose", choose)
 
 
-def test_many_expressions_one_encoding(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+def test_many_expressions_one_encoding(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     seg, stop = predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]
     says(predictor, [seg, stop], monkeypatch)
     before = predictor.images_encoded
-    answers = predictor.segment(picture, [f"mug {i}" for i in range(10)])
+    answers = predictor.segment(image, [f"mug {i}" for i in range(10)])
     assert predictor.images_encoded == before + 1
     assert [a.text for a in answers] == ["[SEG]"] * 10
     assert all(a.masks[0].shape == (50, 70) and a.masks[0].dtype == bool for a in answers)
 
 
-def test_together_is_as_one_by_one(predictor: Predictor, picture: Image.Image) -> None:
-    prefix = pack([predictor.encoder.image_prefix(picture, {}, "x")], *_ids(predictor))
+def test_together_is_as_one_by_one(predictor: Predictor, image: Image.Image) -> None:
+    prefix = pack([predictor.encoder.image_prefix(image, {}, "x")], *_ids(predictor))
     begun = predictor.encoder.text_ids("it is [SEG] or [SEG]")
     questions = [predictor.encoder.question_ids("Segment the " + "red " * i + "mug.") for i in range(MAX_ROWS + 3)]
 
     def answer(asked: list[list[int]]) -> list:
         seg = predictor.encoder.tokens.seg
-        rows = [Asked(question, 0, tuple(begun)) for question in asked]
+        rows = [GenerationRequest(question, 0, tuple(begun)) for question in asked]
         return generate(predictor.model, prefix, rows, seg, (), Sampling(6), max_rows=MAX_ROWS)
 
     together = answer(questions)
@@ -69,21 +73,21 @@ def test_together_is_as_one_by_one(predictor: Predictor, picture: Image.Image) -
         torch.testing.assert_close(alone.mask_logits, expected.mask_logits, atol=1e-5, rtol=1e-5)
 
 
-def test_the_limit_never_loses_the_last_mask(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+def test_the_limit_never_loses_the_last_mask(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     seg = predictor.encoder.tokens.seg
     says(predictor, [seg], monkeypatch)
     for limit in (1, 2, 3):
-        (answer,) = predictor.chat(picture, "what?", sampling=Sampling(max_new_tokens=limit))
+        (answer,) = predictor.chat(image, "what?", sampling=Sampling(max_new_tokens=limit))
         assert answer.text == "[SEG]" * limit and len(answer.masks) == limit
 
 
-def test_a_seg_in_the_question_is_not_an_answer(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+def test_a_seg_in_the_question_is_not_an_answer(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     says(predictor, [predictor.encoder.end_ids[0]], monkeypatch)
-    (answer,) = predictor.chat(picture, "is [SEG] a word?")
+    (answer,) = predictor.chat(image, "is [SEG] a word?")
     assert answer.text == "" and answer.masks == []
 
 
-def test_no_picture(predictor: Predictor, monkeypatch) -> None:
+def test_no_image(predictor: Predictor, monkeypatch) -> None:
     says(predictor, [predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
     before = predictor.images_encoded
     (answer,) = predictor.chat(None, "hello?")
@@ -99,12 +103,12 @@ def test_a_photo_is_taken_as_it_is_seen(predictor: Predictor, tmp_path, monkeypa
     assert predictor.segment(Image.new("RGB", (70, 50)), "mug")[0].masks[0].shape == (50, 70)
 
 
-def test_prompts_reach_the_model(predictor: Predictor, picture: Image.Image) -> None:
+def test_prompts_reach_the_model(predictor: Predictor, image: Image.Image) -> None:
     def state(prompts: dict[int, np.ndarray]) -> torch.Tensor:
         from pixel_sail.data.masks import encode_mask
 
         regions = {k: encode_mask(region) for k, region in prompts.items()}
-        prefix = pack([predictor.encoder.image_prefix(picture, regions, "x")], *_ids(predictor))
+        prefix = pack([predictor.encoder.image_prefix(image, regions, "x")], *_ids(predictor))
         return predictor.model.embed(prefix)
 
     left = np.zeros((50, 70), dtype=bool)
@@ -114,14 +118,14 @@ def test_prompts_reach_the_model(predictor: Predictor, picture: Image.Image) -> 
     assert 0 < changed.sum() < len(plain) and not torch.equal(first, second)
 
 
-def test_batched_is_as_one_by_one(predictor: Predictor, picture: Image.Image) -> None:
-    """Pictures of different sizes, with and without regions, and no picture, all in one batch."""
-    other = picture.resize((30, 90))
+def test_batched_is_as_one_by_one(predictor: Predictor, image: Image.Image) -> None:
+    """Images of different sizes, with and without regions, and no image, all in one batch."""
+    other = image.resize((30, 90))
     chats = [
-        Chat(picture, ["what is this?", "segment the red mug, please"], [Box(3, 3, 20, 20)]),
+        Chat(image, ["what is this?", "segment the red mug, please"], [Box(3, 3, 20, 20)]),
         Chat(None, ["is a mug red or blue?"]),
         Chat(other, ["what?"]),
-        Chat(picture, ["what is this?", "the ball?"], [Box(40, 20, 60, 45)]),
+        Chat(image, ["what is this?", "the ball?"], [Box(40, 20, 60, 45)]),
     ]
     sampling = Sampling(max_new_tokens=12)
     together = predictor.chat_many(chats, sampling)
@@ -132,38 +136,40 @@ def test_batched_is_as_one_by_one(predictor: Predictor, picture: Image.Image) ->
             assert all(np.array_equal(a, b) for a, b in zip(alone.masks, answer.masks, strict=True))
 
 
-def test_batched_masks_are_as_one_by_one(predictor: Predictor, picture: Image.Image) -> None:
+def test_batched_masks_are_as_one_by_one(predictor: Predictor, image: Image.Image) -> None:
     tokens, encoder = predictor.encoder.tokens, predictor.encoder
-    pictures = [picture, picture.resize((30, 90)), picture.rotate(180)]
-    prefixes = [encoder.image_prefix(one, {}, "x") for one in pictures]
+    images = [image, image.resize((30, 90)), image.rotate(180)]
+    prefixes = [encoder.image_prefix(one, {}, "x") for one in images]
     begun = tuple(encoder.text_ids("it is [SEG] or [SEG]"))
-    asked = [Asked(encoder.question_ids("what" + " red" * i + "?"), i % 3, begun) for i in range(7)]
+    asked = [GenerationRequest(encoder.question_ids("what" + " red" * i + "?"), i % 3, begun) for i in range(7)]
     together = generate(predictor.model, pack(prefixes, *_ids(predictor)), asked, tokens.seg, (), Sampling(4))
     for row, expected in zip(asked, together, strict=True):
         prefix = pack([prefixes[row.image]], *_ids(predictor))
-        (alone,) = generate(predictor.model, prefix, [Asked(row.question_ids, 0, begun)], tokens.seg, (), Sampling(4))
+        (alone,) = generate(
+            predictor.model, prefix, [GenerationRequest(row.question_ids, 0, begun)], tokens.seg, (), Sampling(4)
+        )
         assert alone.token_ids == expected.token_ids and alone.mask_logits.shape[0] >= 2
         torch.testing.assert_close(alone.mask_logits, expected.mask_logits, atol=1e-5, rtol=1e-5)
 
 
-def test_stop_strings_end_an_answer_with_its_masks(predictor: Predictor, picture: Image.Image, monkeypatch) -> None:
+def test_stop_strings_end_an_answer_with_its_masks(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     ids = predictor.encoder.text_ids("a [SEG] red mug [SEG]")
     says(predictor, ids, monkeypatch)
-    (answer,) = predictor.chat(picture, "?", sampling=Sampling(max_new_tokens=20, stop_strings=("mug",)))
+    (answer,) = predictor.chat(image, "?", sampling=Sampling(max_new_tokens=20, stop_strings=("mug",)))
     assert answer.text == "a [SEG] red " and len(answer.masks) == 1
 
 
-def test_sampling_follows_its_generator(predictor: Predictor, picture: Image.Image) -> None:
+def test_sampling_follows_its_generator(predictor: Predictor, image: Image.Image) -> None:
     def texts(seed: int) -> list[str]:
         sampling = Sampling(8, temperature=3.0, generator=torch.Generator().manual_seed(seed))
-        return [answer.text for answer in predictor.chat(picture, ["what?", "who?"], sampling=sampling)]
+        return [answer.text for answer in predictor.chat(image, ["what?", "who?"], sampling=sampling)]
 
     assert texts(1) == texts(1) != texts(2)
 
 
-def test_a_region_that_nobody_drew_is_not_in_the_image(predictor: Predictor, picture: Image.Image) -> None:
+def test_a_region_that_nobody_drew_is_not_in_the_image(predictor: Predictor, image: Image.Image) -> None:
     before = predictor.images_encoded
-    answers = predictor.chat(picture, ["What is <Prompt3>?", "Is <Prompt0> or <Prompt4> red?"], [Box(1, 1, 9, 9)])
+    answers = predictor.chat(image, ["What is <Prompt3>?", "Is <Prompt0> or <Prompt4> red?"], [Box(1, 1, 9, 9)])
     assert [a.text for a in answers] == ["<Prompt3> is not in the image.", "<Prompt4> is not in the image."]
     assert [a.masks for a in answers] == [[], []] and predictor.images_encoded == before + 1
 
@@ -178,10 +184,10 @@ def test_a_region_that_nobody_drew_is_not_in_the_image(predictor: Predictor, pic
         (lambda p, i: p.chat(i, "?", {15: np.ones((50, 70), bool)}), "there is no <Prompt15>"),
         (
             lambda p, i: p.chat(i, "?", {0: np.ones((5, 7), bool)}),
-            "the region of <Prompt0> is [5, 7], the picture [50, 70]",
+            "the region of <Prompt0> is [5, 7], the image [50, 70]",
         ),
         (lambda p, i: p.chat("/nowhere.jpg", "?"), "no image file /nowhere.jpg"),
-        (lambda p, i: p.chat(None, "?", [Box(0, 0, 2, 2)]), "1 regions are drawn, but there is no picture"),
+        (lambda p, i: p.chat(None, "?", [Box(0, 0, 2, 2)]), "1 regions are drawn, but there is no image"),
         (
             lambda p, i: p.chat(i, "?", [Points(((9, 9),)), Points(((10, 10),))]),
             "the region of <Prompt1> cannot be seen: other regions cover every patch",
@@ -189,9 +195,9 @@ def test_a_region_that_nobody_drew_is_not_in_the_image(predictor: Predictor, pic
         (lambda p, i: p.chat(i, "?", sampling=Sampling(0)), "max_new_tokens >= 1"),
     ],
 )
-def test_bad_questions_say_why(predictor: Predictor, picture: Image.Image, call, message: str) -> None:
+def test_bad_questions_say_why(predictor: Predictor, image: Image.Image, call, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        call(predictor, picture)
+        call(predictor, image)
     assert message in str(error.value)
 
 

@@ -7,19 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import LossConfig, ModelSection, ScratchConfig
-from pixel_sail.convert.scratch import from_scratch
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.losses import compute_losses
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import Sample, Turn
+from pixel_sail.weights.convert.scratch import from_scratch
 
 STEPS = 320
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230)}
 
 
-def picture(colours: list[str]) -> Image.Image:
+def draw_image(colours: list[str]) -> Image.Image:
     """Four cells of 8 pixels in a row."""
     cells = [np.full((8, 8, 3), COLOURS[colour], dtype=np.uint8) for colour in colours]
     return Image.fromarray(np.concatenate(cells, axis=1))
@@ -38,9 +39,12 @@ def predictor(tmp_path_factory) -> Predictor:
     scratch = ScratchConfig(
         hidden_size=48, layers=2, heads=4, kv_heads=4, mlp_size=96, vocab_size=300, rope_theta=100.0
     )
-    section = ModelSection(scratch=scratch, patch_size=8, mask_stride=8, mask_dim=16, max_side_px=32)
+    section, architecture = (
+        ModelSection(scratch=scratch),
+        Architecture(patch_size=8, mask_stride=8, mask_dim=16, max_side_px=32),
+    )
     section = section.model_copy(update={"rope_layout": "interleaved"})
-    model, tokenizer = from_scratch(section, ["red green blue ?"] * 9, "{expression}?")
+    model, tokenizer = from_scratch(section, architecture, ["red green blue ?"] * 9, "{expression}?")
     predictor = Predictor(model, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     tokens = predictor.encoder.tokens
@@ -58,12 +62,12 @@ def predictor(tmp_path_factory) -> Predictor:
 
 
 def draw(rng: np.random.Generator) -> Sample:
-    """Two random cells of a random picture are prompted, one of them is asked about."""
+    """Two random cells of a random image are prompted, one of them is asked about."""
     import io
 
     colours = [list(COLOURS)[i] for i in rng.integers(3, size=4)]
     buffer = io.BytesIO()
-    picture(colours).save(buffer, "PNG")
+    draw_image(colours).save(buffer, "PNG")
     cells = rng.permutation(4)[:2].tolist()
     asked = int(rng.integers(2))
     turns = (Turn(f"<Prompt{asked}>?", colours[cells[asked]]),)
@@ -72,7 +76,7 @@ def draw(rng: np.random.Generator) -> Sample:
 
 
 def test_swapped_regions_swap_the_answers(predictor: Predictor) -> None:
-    image = picture(["blue", "red", "green", "red"])
+    image = draw_image(["blue", "red", "green", "red"])
     questions = ["<Prompt0>?", "<Prompt1>?"]
     for first, second, expected in ((0, 1, ["blue", "red"]), (1, 0, ["red", "blue"]), (2, 3, ["green", "red"])):
         answers = predictor.chat(image, questions, [cell(first), cell(second)])
@@ -80,7 +84,7 @@ def test_swapped_regions_swap_the_answers(predictor: Predictor) -> None:
 
 
 def test_without_fusion_the_region_cannot_matter(predictor: Predictor) -> None:
-    image = picture(["blue", "red", "green", "red"])
+    image = draw_image(["blue", "red", "green", "red"])
     predictor.encoder.hide = "prompts"
     try:
         first, second = (predictor.chat(image, "<Prompt0>?", [cell(i)])[0].text for i in (0, 1))

@@ -37,18 +37,18 @@ def test_overlay_adds_a_strip_that_grows_with_the_captions():
 
 
 def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"mask 0 is \(400, 300\), the picture \(300, 400\)"):
+    with pytest.raises(ValueError, match=r"mask 0 is \(400, 300\), the image \(300, 400\)"):
         paint(GREY, [_box(0, 0, 9, 9).T])
 
 
-def test_contact_sheet_shows_picture_truth_and_prediction_side_by_side():
+def test_contact_sheet_shows_image_truth_and_prediction_side_by_side():
     mask = _box(0, 0, 400, 300)
     sheet = contact_sheet(
         [SheetRow(GREY, "all", mask, None), SheetRow(GREY, "none", None, None)], across=1, cell_px=100
     )
     pixels = np.asarray(sheet).astype(int)
-    row = pixels[sheet.height // 2 - 40]  # through the pictures of the first row
-    assert tuple(row[58]) == (100, 100, 100) and tuple(row[266]) == (100, 100, 100)  # picture; no prediction
+    row = pixels[sheet.height // 2 - 40]  # through the images of the first row
+    assert tuple(row[58]) == (100, 100, 100) and tuple(row[266]) == (100, 100, 100)  # image; no prediction
     np.testing.assert_allclose(row[162], 0.55 * 100 + 0.45 * np.array(colour(1)), atol=1)  # ground truth
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         contact_sheet([])

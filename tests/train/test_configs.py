@@ -16,13 +16,15 @@ from tiny_base import save_base
 from tiny_expert import expert_values, save_expert
 from transformers import AutoTokenizer
 
-from pixel_sail.config import REPOSITORY, build_config, load_config, save_config
-from pixel_sail.convert.language_model import architecture, from_language_model, read_base
+from pixel_sail.architecture import Architecture
+from pixel_sail.config import REPOSITORY, ModelSection, build_config, load_config, save_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
 from pixel_sail.train.engine import deepspeed_config
 from pixel_sail.train.loop import train
 from pixel_sail.train.optim import lr_at
+from pixel_sail.weights.convert.language_model import from_language_model, read_base
+from pixel_sail.weights.convert.new_parts import bare_config
 
 OTHER_KINDS = {"ablation.yaml", "pixel_cost.yaml", "expert_scenes.yaml"}  # of other tools, read by the tests of these
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.name not in OTHER_KINDS)
@@ -33,7 +35,7 @@ TINY_SCRATCH = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_loads(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
-    assert lr_at(0, config.train) > 0
+    assert lr_at(0, config.train.steps, config.train.lr, config.train.warmup_fraction) > 0
     assert deepspeed_config(config, world_size=1)["zero_optimization"]["stage"] == config.train.zero_stage
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
@@ -47,7 +49,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*tool, "--images", "30", "--seed", "0", "--long-side", "96"], check=True, capture_output=True)
     shutil.copytree(folder / "root" / "refcoco", folder / "root" / "refcoco+")  # which scenes do not have
     base = save_base(folder / "base", num_key_value_heads=4)
-    model, tokenizer = from_language_model(_section("0p5b", base), "Segment {expression}.")
+    model, tokenizer = from_language_model(ModelSection(base=str(base)), _parts("0p5b"), "Segment {expression}.")
     _save(model, folder / "export", base)
     _save(PixelSail(_twins(base)), folder / "evev2", base)
     save_expert(folder / "expert")
@@ -70,21 +72,22 @@ def test_two_steps(path: Path, stand_ins: Path, tmp_path: Path, monkeypatch: pyt
         assert all(line[term] > 0 for term in terms)
         assert {line[term] > 0 for term in mask_terms} == {path.name not in WITHOUT_MASKS}
     assert sum(line["samples"] for line in lines) + lines[-1]["bad_samples"] == 16
-    assert lines[-1]["bad_samples"] <= 1  # a region may have no patch to itself in pictures this small
+    assert lines[-1]["bad_samples"] <= 1  # a region may have no patch to itself in images this small
     exported = PixelSail.from_pretrained(tmp_path / "run" / "export")
-    assert exported.config.patch_size == config.model.patch_size
+    assert exported.config.architecture.patch_size == config.architecture.patch_size
 
 
 def _reduced(values: dict[str, Any], stand_ins: Path) -> dict[str, Any]:
     """The config with everything that makes it large made small, and everything else as it is."""
-    model, data, steps = values.get("model", {}), values["data"], values["train"]
-    small = {"max_side_px": 8 * model.get("patch_size", 16), "mask_dim": 16} if model else {}
+    model, parts = values.get("model", {}), values.get("architecture", {})
+    data, steps = values["data"], values["train"]
+    small = {"max_side_px": 8 * parts.get("patch_size", 16), "mask_dim": 16} if parts else {}
     if model.get("base") is not None:
-        small["base"] = str(stand_ins / "base")
+        model["base"] = str(stand_ins / "base")
     if model.get("scratch") is not None:
-        small["scratch"] = TINY_SCRATCH
+        model["scratch"] = TINY_SCRATCH
     if "init_from" in steps and "scratch" in model:  # what it says is what it starts from
-        model, small = {}, {}
+        model, parts, small = {}, {}, {}
     if "init_from" in steps:
         twins = steps["init_from"].endswith("evev2")
         steps["init_from"] = str(stand_ins / ("evev2" if twins else "export"))
@@ -94,24 +97,26 @@ def _reduced(values: dict[str, Any], stand_ins: Path) -> dict[str, Any]:
         entry.pop("root", None)
     steps |= {"steps": 2, "batch_size": 8, "micro_batch_tokens": 2048, "save_every": 100}
     experts = [expert_values(stand_ins / "expert", name=one["name"], at=one["at"]) for one in values.get("experts", [])]
-    changed = {"model": model | small, "run": {"dir": "set by the test", "log_every": 1}, "experts": experts}
+    changed = {
+        "model": model,
+        "architecture": parts | small,
+        "run": {"dir": "set by the test", "log_every": 1},
+        "experts": experts,
+    }
     return values | changed | {"loss": values.get("loss", {}) | {"points": 64}, "evaluate": {}}
 
 
-def _section(name: str, base: Path) -> Any:
-    """The model section of a recipe, small."""
-    section = load_config(REPOSITORY / "configs" / f"pixel_sail_{name}.yaml").model
-    side = 8 * section.patch_size
-    return section.model_copy(update={"base": str(base), "mask_dim": 16, "sub_patch_width": 20, "max_side_px": side})
+def _parts(name: str) -> Architecture:
+    """The architecture of a recipe, small."""
+    parts = load_config(REPOSITORY / "configs" / f"pixel_sail_{name}.yaml").architecture
+    return parts.model_copy(update={"mask_dim": 16, "sub_patch_width": 20, "max_side_px": 8 * parts.patch_size})
 
 
 def _twins(base: Path) -> Any:
     """What tools/convert.py evev2 writes as config.json, small."""
     text_config, _ = read_base(str(base))
     text_config.vocab_size += 22
-    config = architecture(text_config, _section("7b_evev2", base))
-    config.vision_experts = True
-    return config
+    return bare_config(text_config, _parts("7b_evev2").model_copy(update={"vision_experts": True}))
 
 
 def _save(model: PixelSail, folder: Path, base: Path) -> None:

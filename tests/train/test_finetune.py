@@ -16,8 +16,8 @@ from tiny_run import assert_same_bits, forget_second_half, tiny_config, weights
 from torch import nn
 from transformers import LlamaConfig, PreTrainedTokenizerBase, Qwen2Config
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import REPOSITORY, Config, ConfigError, LoraConfig
-from pixel_sail.convert.scratch import train_tokenizer
 from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.pack import pack
 from pixel_sail.model.configuration import PixelSailConfig
@@ -25,12 +25,14 @@ from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
 from pixel_sail.train import finetune, quantize
 from pixel_sail.train.build import build_encoder, build_model
-from pixel_sail.train.consolidate import model_of_checkpoint
 from pixel_sail.train.engine import Engine
-from pixel_sail.train.finetune import NewRows, freeze, merged, prepare_finetuning
+from pixel_sail.train.finetune import NewRows, freeze, prepare_finetuning
 from pixel_sail.train.loop import train
 from pixel_sail.train.optim import parameter_groups
 from pixel_sail.types import Batch
+from pixel_sail.weights.consolidate import model_of_checkpoint
+from pixel_sail.weights.convert.scratch import train_tokenizer
+from pixel_sail.weights.merge import merged
 
 LORA = "train.lora={rank: 4, alpha: 12, dropout: 0.1}"
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -55,8 +57,8 @@ def small_model(kind: str) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     tied = options.get("tie_word_embeddings", False)
     text = make(vocab_size=len(tokenizer) + 5, tie_word_embeddings=tied, **SIZES)
     torch.manual_seed(0)
-    config = PixelSailConfig(text, max_side_px=64, mask_dim=8, mask_channels=[32, 32], tie_word_embeddings=tied,
-                             vision_experts="vision_experts" in options, chat_format="research",
+    architecture = Architecture(max_side_px=64, mask_stride=8, mask_dim=8, vision_experts="vision_experts" in options)
+    config = PixelSailConfig(text, architecture, tie_word_embeddings=tied, chat_format="research",
                              prompt_token_ids=list(SpecialTokens.of(tokenizer).prompts))  # fmt: skip
     return PixelSail(config).eval(), tokenizer
 

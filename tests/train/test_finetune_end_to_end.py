@@ -11,14 +11,14 @@ from conftest import write_refer_dataset
 from tiny_run import assert_same_curve, run_cli, tiny_config, write_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pixel_sail import scenes
 from pixel_sail.config import build_config
-from pixel_sail.convert.scratch import CHAT_TEMPLATE, train_tokenizer
-from pixel_sail.data import scenes
 from pixel_sail.data.sources import NAMES, shards
+from pixel_sail.durable import read_json_lines
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.train.log import read_json_lines
 from pixel_sail.train.loop import train
+from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
 NOT_DRAWN = {"refcoco+", "refcoco+_captions", shards.NAME}  # what `scenes` has no files of
 LORA = "train.lora={rank: 4}"
@@ -52,7 +52,8 @@ def test_all_fixtures_train_export_load_generate(
     names = [name for name in NAMES if name not in NOT_DRAWN]
     values = {
         "run": {"dir": str(tmp_path / "run"), "log_every": 1},
-        "model": {"base": str(llama), "max_side_px": 64, "mask_dim": 16},
+        "model": {"base": str(llama)},
+        "architecture": {"max_side_px": 64, "mask_dim": 16},
         "data": {"root": str(fixtures), "mixture": [{"source": name} for name in names], "workers": 0}
         | {"expressions_per_image": 2, "max_length": 1024},
         "loss": {"points": 64},
@@ -63,10 +64,10 @@ def test_all_fixtures_train_export_load_generate(
     assert [line["samples"] for line in lines] == [len(names)] * 3 and lines[-1]["bad_samples"] == 0
     assert lines[2]["loss"] < lines[0]["loss"]
     predictor = Predictor.from_pretrained(tmp_path / "run/export")
-    picture = fixtures / "images/train2014/scenes_000000000001.jpg"
-    answers = predictor.chat(picture, ["What is this?", "And that?"], sampling=Sampling(5))
+    image = fixtures / "images/train2014/scenes_000000000001.jpg"
+    answers = predictor.chat(image, ["What is this?", "And that?"], sampling=Sampling(5))
     assert len(answers) == 2 and all(isinstance(answer.text, str) for answer in answers)
-    assert len(predictor.segment(picture, ["the red mug"])) == 1
+    assert len(predictor.segment(image, ["the red mug"])) == 1
 
 
 @pytest.mark.parametrize("stage", [0, 2])

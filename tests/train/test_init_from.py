@@ -16,10 +16,15 @@ from pixel_sail.config import Config, ConfigError, load_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.train.build import build_model
 from pixel_sail.train.loop import train
-from pixel_sail.train.start import with_start
+from pixel_sail.weights.start import with_start
 
 STEP = "checkpoints/step_00000004"
-OTHER = ["model.patch_size=8", "model.mask_stride=4", "model.mask_dim=12", "model.rope_layout=interleaved"]
+OTHER = [
+    "architecture.patch_size=8",
+    "architecture.mask_stride=4",
+    "architecture.mask_dim=12",
+    "architecture.small_images.rope_layout=interleaved",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +37,18 @@ def first(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """A finished run (adapters, no default of the model section) whose config and data are not to be asked for."""
     folder = tmp_path_factory.mktemp("first")
     elsewhere = shutil.copytree(root, folder / "root")
-    train(tiny_run.tiny_config(folder, elsewhere, "train.lora={rank: 2}", "model.max_side_px=56", *OTHER))
+    train(tiny_run.tiny_config(folder, elsewhere, "train.lora={rank: 2}", "architecture.max_side_px=56", *OTHER))
     shutil.rmtree(elsewhere)
     return folder / "run"
 
 
-def next_config(folder: Path, root: Path, start: Path, **model: object) -> Config:
+def next_config(folder: Path, root: Path, start: Path, **given: object) -> Config:
     values = tiny_run.VALUES | {
         "run": {"dir": str(folder / "next"), "log_every": 1},
         "data": tiny_run.VALUES["data"] | {"root": str(root)},
         "train": tiny_run.VALUES["train"] | {"init_from": str(start), "steps": 1},
-        "model": model,
+        "model": {key: value for key, value in given.items() if key == "chat_format"},
+        "architecture": {key: value for key, value in given.items() if key != "chat_format"},
     }
     folder.mkdir(exist_ok=True)
     (folder / "next.yaml").write_text(yaml.safe_dump(values))
@@ -53,8 +59,12 @@ def next_config(folder: Path, root: Path, start: Path, **model: object) -> Confi
 def test_an_export_a_run_and_a_checkpoint(place: str, first: Path, root: Path, tmp_path: Path) -> None:
     start = shutil.copytree(first / place, tmp_path / "start")  # alone, as it is handed on
     config = with_start(next_config(tmp_path, root, start))
-    assert (config.model.patch_size, config.model.mask_stride, config.model.mask_dim) == (8, 4, 12)
-    assert (config.model.max_side_px, config.model.rope_layout, config.model.chat_format) == (56, "interleaved", "auto")
+    assert (config.architecture.patch_size, config.architecture.mask_stride, config.architecture.mask_dim) == (8, 4, 12)
+    assert (
+        config.architecture.max_side_px,
+        config.architecture.small_images.rope_layout,
+        config.model.chat_format,
+    ) == (56, "interleaved", "auto")
     model, tokenizer = build_model(config)
     wanted = PixelSail.from_pretrained(first / "export").state_dict()
     found = model.state_dict()
@@ -67,25 +77,27 @@ def test_a_run_without_an_export_starts_from_its_newest_checkpoint(first: Path, 
     shutil.rmtree(run / "export")
     train(next_config(tmp_path, root, run))
     saved = yaml.safe_load((tmp_path / "next" / "config.yaml").read_text())
-    assert saved["model"]["patch_size"] == 8  # the run folder tells the truth, and is taken again as it is
-    assert with_start(load_config(tmp_path / "next" / "config.yaml")).model.patch_size == 8
+    assert saved["architecture"]["patch_size"] == 8  # the run folder tells the truth, and is taken again as it is
+    assert with_start(load_config(tmp_path / "next" / "config.yaml")).architecture.patch_size == 8
 
 
 def test_keys_that_contradict_are_named(first: Path, root: Path, tmp_path: Path) -> None:
     model = {"patch_size": 16, "mask_stride": 4, "mask_dim": 12, "chat_format": "inst"}
-    message = "patch_size: config 16, checkpoint 8; chat_format: config inst, checkpoint template. Leave"
-    with pytest.raises(ConfigError, match="does not fit the model section") as caught:
+    message = (
+        "architecture.patch_size: config 16, checkpoint 8; model.chat_format: config inst, checkpoint template. Leave"
+    )
+    with pytest.raises(ConfigError, match="does not fit the config") as caught:
         with_start(next_config(tmp_path, root, first, **model))
     assert message in str(caught.value)
-    assert with_start(next_config(tmp_path, root, first, patch_size=8, chat_format="auto")).model.patch_size == 8
+    assert with_start(next_config(tmp_path, root, first, patch_size=8, chat_format="auto")).architecture.patch_size == 8
 
 
 def test_a_model_goes_on_at_another_resolution(first: Path, root: Path, tmp_path: Path) -> None:
     config = next_config(tmp_path, root, first, patch_size=8, max_side_px=32)
-    assert with_start(config).model.max_side_px == 32
+    assert with_start(config).architecture.max_side_px == 32
     train(config)
     export = PixelSail.from_pretrained(tmp_path / "next" / "export")
-    assert export.config.max_side_px == 32  # segment() and tools/test.py read pictures as the run did
+    assert export.config.architecture.max_side_px == 32  # segment() and tools/test.py read images as the run did
     tokens = [json.loads(line)["tokens"] for line in (tmp_path / "next" / "log.jsonl").read_text().splitlines()]
     train(next_config(tmp_path / "as_before", root, first))
     before = [json.loads(line)["tokens"] for line in (tmp_path / "as_before/next/log.jsonl").read_text().splitlines()]

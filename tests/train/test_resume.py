@@ -11,7 +11,8 @@ from conftest import write_refer_dataset
 from tiny_run import assert_same_bits, forget_second_half, log_lines, tiny_config
 
 from pixel_sail.config import ConfigError, load_config
-from pixel_sail.train.checkpoint import FREE_KEYS, replace_folder
+from pixel_sail.durable import publish_folder
+from pixel_sail.train.checkpoint import FREE_KEYS
 from pixel_sail.train.log import append_json_line
 from pixel_sail.train.loop import train
 
@@ -31,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["train.zero_stage=2"], ["train.zero_stage=3"], ["train.precision=bf16"], ["train.optimizer=muon"]],
+    [[], ["train.zero_stage=2"], ["train.zero_stage=3"], ["train.precision=bf16"], ["train.muon={}"]],
     ids=str,
 )
 def test_two_and_two_steps_are_four(tmp_path: Path, root: Path, overrides: list[str]) -> None:
@@ -112,7 +113,7 @@ def test_a_checkpoint_from_before_a_key_is_accepted(tmp_path: Path, finished: Pa
     forget_second_half(copy / "run")
     path = next((copy / "run" / "checkpoints").iterdir()) / "state.json"
     state = json.loads(path.read_text())
-    del state["config"]["experts"], state["config"]["model"]["stem_widths"], state["experts"]
+    del state["config"]["experts"], state["config"]["architecture"]["small_images"], state["experts"]
     path.write_text(json.dumps(state))
     train(tiny_config(copy, root, "train.save_every=2"))
     assert log_lines(copy / "run") == log_lines(finished / "run")
@@ -148,7 +149,7 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
         (tmp_path / "export.old.partial/torn").touch()
         (tmp_path / "export.partial").mkdir()
         (tmp_path / "export.partial/file").write_text(text)
-        replace_folder(tmp_path / "export.partial", tmp_path / "export")
+        publish_folder(tmp_path / "export.partial", tmp_path / "export")
         assert (tmp_path / "export/file").read_text() == text
         shutil.rmtree(tmp_path / "export.old.partial", ignore_errors=True)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -9,15 +9,15 @@ import pytest
 from conftest import edit_instances, write_refer_dataset
 from tiny_run import log_lines, run_cli, tiny_config, write_config
 
+from pixel_sail.durable import read_json_lines
 from pixel_sail.train.engine import Engine
-from pixel_sail.train.log import read_json_lines
 from pixel_sail.train.loop import TrainingStopped, train
 
 EXPLODING = ("train.lr=1e30", "train.save_every=1", "train.warmup_fraction=0")
 
 
-def break_picture(root: Path, number: int = 0) -> str:
-    """Cuts a training picture short; its name."""
+def break_image(root: Path, number: int = 0) -> str:
+    """Cuts a training image short; its name."""
     path = sorted((root / "images" / "train2014").iterdir())[number]
     path.write_bytes(path.read_bytes()[:150])
     return path.name
@@ -64,7 +64,7 @@ def test_non_finite_gradient_is_not_applied(tmp_path: Path, stage: int, monkeypa
 
 def test_bad_samples_are_counted_and_listed(tmp_path: Path) -> None:
     root = write_refer_dataset(tmp_path / "root")
-    broken = break_picture(root)
+    broken = break_image(root)
     train(tiny_config(tmp_path, root))
     listed = read_json_lines(tmp_path / "run" / "bad_samples.jsonl")
     lines = log_lines(tmp_path / "run")
@@ -88,7 +88,7 @@ def test_annotations_left_out_on_reading_are_named(tmp_path: Path, capsys: pytes
 def test_too_many_bad_samples(tmp_path: Path, processes: int) -> None:
     root = write_refer_dataset(tmp_path / "root")
     for number in range(2):
-        break_picture(root, number)
+        break_image(root, number)
     status, output = run_cli(write_config(tmp_path, root), "data.max_bad_samples=2", processes=processes)
     assert status != 0
     assert output.count("more than data.max_bad_samples=2") == 1, output

@@ -29,9 +29,10 @@ from tiny_run import (
 )
 
 from pixel_sail.config import REPOSITORY, ConfigError
-from pixel_sail.data.feature_cache import CacheWriter, finish, image_digest, made_with
 from pixel_sail.data.write_shards import make_shards
-from pixel_sail.train.log import read_json_lines
+from pixel_sail.durable import read_json_lines
+from pixel_sail.experts.cache import CacheWriter, finish, image_digest, made_with
+from pixel_sail.experts.features import cached_features
 from pixel_sail.train.loop import train
 
 
@@ -71,8 +72,8 @@ def test_two_and_two_streamed_steps_are_four(tmp_path: Path, root: Path, shards:
 
 def test_two_ranks_with_uneven_shards_finish_together(tmp_path: Path, root: Path) -> None:
     torn = shutil.copytree(root, tmp_path / "root")
-    (picture,) = (torn / "images" / "train2014").glob("*11.png")
-    picture.write_bytes(picture.read_bytes()[:-40])  # stored as it is; encoding finds it
+    (image,) = (torn / "images" / "train2014").glob("*11.png")
+    image.write_bytes(image.read_bytes()[:-40])  # stored as it is; encoding finds it
     make_shards(tiny_config(tmp_path, torn), tmp_path / "shards", 15, 7)
     overrides = (streamed(tmp_path / "shards"), "train.micro_batch_tokens=150", "train.batch_size=5", "data.workers=1")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -94,8 +95,8 @@ def test_from_shards_as_from_files(tmp_path: Path, root: Path) -> None:
     talk = [{"from": "human", "value": "Which colours?\n<image>"}, {"from": "gpt", "value": "Red, green and blue."}]
     data = shutil.copytree(root, tmp_path / "root")
     (data / "llava").mkdir()
-    picture = next((data / "images" / "train2014").iterdir()).name
-    (data / "llava" / "train.json").write_text(json.dumps([{"image": picture, "conversations": talk}]))
+    image = next((data / "images" / "train2014").iterdir()).name
+    (data / "llava" / "train.json").write_text(json.dumps([{"image": image, "conversations": talk}]))
     files = tiny_config(tmp_path, data, one, "train.steps=2")
     train(files)
     make_shards(files, tmp_path / "shards", 1)
@@ -112,12 +113,12 @@ def test_features_from_shards_as_from_their_cache(tmp_path: Path, root: Path) ->
     config = tiny_config(tmp_path, root, cached)
     made_as = made_with(config.experts[0], config.model) | {"fingerprint": "abc"}
     with CacheWriter(cache, {"width": 5, "path": "a/hub-name", "made_with": made_as}) as writer:
-        for picture in sorted((root / "images" / "train2014").iterdir()):
-            features = np.random.default_rng(len(picture.read_bytes())).normal(size=(5, 3, 4))
-            writer.add(image_digest(picture), features.astype(np.float16))
+        for image in sorted((root / "images" / "train2014").iterdir()):
+            features = np.random.default_rng(len(image.read_bytes())).normal(size=(5, 3, 4))
+            writer.add(image_digest(image), features.astype(np.float16))
     finish(cache, progress=False)
     make_shards(tiny_config(tmp_path, root), tmp_path / "plain", 12, 5)
-    make_shards(config, tmp_path / "with", 12, 5)
+    make_shards(config, tmp_path / "with", 12, 5, features=cached_features(config))
     for folder, how in ((tmp_path / "plain", cached), (tmp_path / "with", carried)):
         train(tiny_config(tmp_path, root, streamed(folder), how, "train.steps=2", f"run.dir={folder}_run"))
     lines = [log_lines(tmp_path / f"{name}_run") for name in ("plain", "with")]
@@ -125,7 +126,7 @@ def test_features_from_shards_as_from_their_cache(tmp_path: Path, root: Path) ->
     a, b = (weights(tmp_path / f"{name}_run") for name in ("plain", "with"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     other = carried.replace('"size_px": 32', '"size_px": 48')
-    with pytest.raises(ConfigError, match=r"features made with size_px 32 \(now: 48\)"):
+    with pytest.raises(ConfigError, match=r"other features: size_px was 32, is 48"):
         train(tiny_config(tmp_path, root, streamed(tmp_path / "with"), other, f"run.dir={tmp_path / 'third'}"))
 
 

@@ -17,8 +17,8 @@ class Case:
     sentence: str
     image: Path
     image_id: int
-    size_hw: tuple[int, int]  # pixels of the stored picture
-    mask: RLE | None  # None: nothing in the picture matches
+    size_hw: tuple[int, int]  # pixels of the stored image
+    mask: RLE | None  # None: nothing in the image matches
 
 
 @dataclass(frozen=True)

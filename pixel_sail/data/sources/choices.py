@@ -1,4 +1,4 @@
-"""Questions with two options about a whole picture, written as LLaVA's conversations: `<root>/llava/choices.json`."""
+"""Questions with two options about a whole image, written as LLaVA's conversations: `<root>/llava/choices.json`."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ NAME = "choices"
 
 
 def open_choices(root: Path) -> ConversationSource:
-    """One Sample a picture, with all its questions. Raises DatasetError; what cannot be used is in `.problems`."""
+    """One Sample an image, with all its questions. Raises DatasetError; what cannot be used is in `.problems`."""
     return open_llava(root, NAME)

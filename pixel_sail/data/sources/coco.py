@@ -1,4 +1,4 @@
-"""COCO `instances.json`, and where the pictures of a data root lie."""
+"""COCO `instances.json`, and where the images of a data root lie."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class CocoInstances:
         return from_coco(annotation.get("segmentation"), *self.images[image_id].size_hw, where)
 
 
-class Pictures:
-    """Finds the pictures of a data root by the name that an annotation gives them."""
+class ImageFinder:
+    """Finds the images of a data root by the name that an annotation gives them."""
 
     FOLDERS: ClassVar[tuple[str, ...]] = (
         "images/train2017",
@@ -68,14 +68,14 @@ class Pictures:
     def __init__(self, root: Path, folders: tuple[str, ...] = FOLDERS) -> None:
         """`folders` under `root`, in the order in which they are searched. DatasetError where none is there."""
         self._folders = [root / folder for folder in folders if (root / folder).is_dir()]
-        self._found: dict[str, Path] = {}  # annotations name a picture many times, and a file system may be slow
+        self._found: dict[str, Path] = {}  # annotations name an image many times, and a file system may be slow
         if not self._folders:
-            raise DatasetError(f"no pictures under {root}: expected one of the folders {', '.join(folders)}")
+            raise DatasetError(f"no images under {root}: expected one of the folders {', '.join(folders)}")
 
     def find(self, file_name: str, where: str) -> Path:
-        """The picture; BadSample, beginning with `where`, names the folders that do not have it.
+        """The image; BadSample, beginning with `where`, names the folders that do not have it.
 
-        COCO 2017 holds the pictures of COCO 2014 without the prefix COCO_train2014_: a 2014 name finds them there too.
+        COCO 2017 holds the images of COCO 2014 without the prefix COCO_train2014_: a 2014 name finds them there too.
         """
         if file_name not in self._found:
             names = dict.fromkeys((file_name, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", file_name)))
@@ -83,7 +83,7 @@ class Pictures:
             path = next((path for path in paths if path.is_file()), None)
             if path is None:
                 folders = ", ".join(str(folder) for folder in self._folders)
-                raise BadSample(f"{where}: no picture {file_name!r} in {folders}")
+                raise BadSample(f"{where}: no image {file_name!r} in {folders}")
             self._found[file_name] = path
         return self._found[file_name]
 
@@ -99,9 +99,9 @@ def read_json(path: Path) -> Any:
 
 
 def image_folder(root: Path) -> Path:
-    """The folder of the pictures under a data root; DatasetError names the places where it may be."""
+    """The folder of the images under a data root; DatasetError names the places where it may be."""
     for folder in IMAGE_FOLDERS:
         if (root / folder).is_dir():
             return root / folder
     expected = " or ".join(str(root / folder) for folder in IMAGE_FOLDERS)
-    raise DatasetError(f"no pictures under {root}: put (or link) COCO train2014 at {expected}")
+    raise DatasetError(f"no images under {root}: put (or link) COCO train2014 at {expected}")

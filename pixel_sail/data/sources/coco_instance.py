@@ -12,19 +12,19 @@ import numpy as np
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, from_coco
-from pixel_sail.data.sources.coco import Pictures, read_json
+from pixel_sail.data.sources.coco import ImageFinder, read_json
 from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import RLE, BadSample
 
 NAME = "coco_instance"
-MAX_OBJECTS = 20  # masks of one answer; a class with more objects in a picture is not asked for there
+MAX_OBJECTS = 20  # masks of one answer; a class with more objects in an image is not asked for there
 
 
 @dataclass(frozen=True, slots=True)
 class ClassObjects:
-    """The objects of one class in one picture."""
+    """The objects of one class in one image."""
 
     name: str
     annotations: tuple[tuple[int, Any], ...]  # (id, segmentation as in the file: decoded only when it is drawn)
@@ -32,11 +32,11 @@ class ClassObjects:
 
 
 def open_coco_instance(root: Path, split: str, templates: Templates, count: int) -> RegionSource[ClassObjects]:
-    """Samples of one picture with up to `count` classes. Raises DatasetError; problems are listed.
+    """Samples of one image with up to `count` classes. Raises DatasetError; problems are listed.
 
-    "Each" must be all there are: a class with a crowd, or with too many objects, is not asked for in that picture.
+    "Each" must be all there are: a class with a crowd, or with too many objects, is not asked for in that image.
     """
-    path, pictures, problems = root / "annotations" / f"instances_{split}2017.json", Pictures(root), list[str]()
+    path, finder, problems = root / "annotations" / f"instances_{split}2017.json", ImageFinder(root), list[str]()
     values = read_json(path)
     grouped: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     try:
@@ -56,12 +56,12 @@ def open_coco_instance(root: Path, split: str, templates: Templates, count: int)
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
     if left_out:
-        problems.append(f"{NAME}/{split}: {left_out} classes of a picture have a crowd or over {MAX_OBJECTS} objects")
+        problems.append(f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} objects")
     images = []
     for image_id, shown in sorted(classes.items()):
         key = f"{NAME}/{split}/image={image_id}"
         try:
-            images.append(RegionImage(key, pictures.find(files[image_id], key), tuple(shown)))
+            images.append(RegionImage(key, finder.find(files[image_id], key), tuple(shown)))
         except BadSample as error:
             problems.append(str(error))
     refuse_nothing(images, path, problems)
@@ -85,7 +85,7 @@ def _masks(key: str, objects: ClassObjects) -> list[RLE]:
 
 
 def each_turn(templates: Templates, name: str, masks: list[RLE], rng: np.random.Generator) -> RegionTurn:
-    """Asks for every object of a class; one [SEG] each, from left to right: an order that the picture shows."""
+    """Asks for every object of a class; one [SEG] each, from left to right: an order that the image shows."""
     turn = templates.each(name, len(masks), rng)
     return RegionTurn(turn.question, turn.answer, masks=tuple(sorted(masks, key=_left_px)))
 

@@ -16,7 +16,7 @@ import numpy as np
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import encode_mask
-from pixel_sail.data.sources.coco import Pictures, read_json
+from pixel_sail.data.sources.coco import ImageFinder, read_json
 from pixel_sail.data.sources.entries import member, refuse_nothing, text_member
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import CLASSIFY, OTHERS, classify
@@ -57,7 +57,7 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
 
     No PNG is decoded: `segment_masks` finds what is wrong there. Raises DatasetError.
     """
-    values, pictures, problems = read_json(path), Pictures(root), list[str]()
+    values, finder, problems = read_json(path), ImageFinder(root), list[str]()
     try:
         classes = _class_names({c["id"]: c["name"] for c in values["categories"]} if not described else {})
         listed = values["categories"] if not described else []
@@ -76,11 +76,11 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
             png = folder / member(annotation, "file_name", str, key)
             if not png.is_file():
                 raise BadSample(f"{key}: no file {png}")
-            picture = pictures.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
+            image_path = finder.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
             infos = member(annotation, "segments_info", list, key)
             segments = _segments(infos, png, classes, described, left_out, key)
             crowds |= {(key, classes.get(info.get("category_id"), "")) for info in infos if info.get("iscrowd")}
-            images.append(RegionImage(key, picture, segments))
+            images.append(RegionImage(key, image_path, segments))
         except BadSample as error:
             problems.append(str(error))
     problems += [
@@ -148,7 +148,7 @@ def _ask(
     masks = segment_masks(image)
     turns = []
     for segment in drawn:
-        # What else the picture shows comes first: else the picture alone would tell the answer, without the region.
+        # What else the image shows comes first: else the image alone would tell the answer, without the region.
         here = sorted({other.text for other in image.items} - {segment.text})
         elsewhere = [name for name in classes if name not in here and name != segment.text]
         wrong = [*rng.permutation(here), *rng.permutation(elsewhere)]

@@ -71,7 +71,7 @@ def refuse_tokens(text: str, where: str) -> None:
 
 
 def sized_mask(segmentation: Any, where: str) -> RLE:
-    """The mask of a segmentation that carries its own size, as those of pictures without a listed size do."""
+    """The mask of a segmentation that carries its own size, as those of images without a listed size do."""
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise BadSample(f"{where}: {reprlib.repr(segmentation)} is no RLE {{'size': [height, width], 'counts': text}}")

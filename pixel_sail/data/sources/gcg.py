@@ -3,7 +3,7 @@
 <root>/GranDf/annotations/train/{GranDf_HA_GCG_train, OpenPsgGCG_{split}, RefCOCOg_GCG_{split},
                                  flickr_mergedGT_GCG_{split}}.json
 <root>/GranDf/annotations/val_test/{val,test}_gcg_coco_{caption,mask}_gt.json      what grand_f is scored on
-<root>/GranDf_HA_images/{train,val_test}/*.jpg, and the pictures of COCO and Flickr30k
+<root>/GranDf_HA_images/{train,val_test}/*.jpg, and the images of COCO and Flickr30k
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.sources.coco import Pictures, read_json
+from pixel_sail.data.sources.coco import ImageFinder, read_json
 from pixel_sail.data.sources.entries import member, read_entries, refuse_nothing
 from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member, find_phrase
 from pixel_sail.types import BadSample
@@ -24,7 +24,7 @@ SPLITS = {name: ("train", "val") for name in NAMES} | {GRAND_F: ("train", "val",
 FOLDERS = (
     "GranDf_HA_images/train",
     "GranDf_HA_images/val_test",
-    *Pictures.FOLDERS,
+    *ImageFinder.FOLDERS,
     "images/flickr30k",
     "flickr30k",
     "flickr_30k",
@@ -46,26 +46,26 @@ def annotation_file(root: Path, name: str, split: str) -> Path:
 
 
 def open_gcg(root: Path, name: str, split: str) -> GroundedSource:
-    """One Sample a picture. Raises DatasetError; what cannot be used is listed in `.problems`."""
+    """One Sample an image. Raises DatasetError; what cannot be used is listed in `.problems`."""
     problems: list[str] = []
     images = read_gcg(root, name, split, problems)
     return GroundedSource(images, problems, annotation_file(root, name, split))
 
 
 def read_gcg(root: Path, name: str, split: str, problems: list[str]) -> list[GroundedImage]:
-    """Every picture with its caption and all phrases that are annotated. Raises DatasetError."""
+    """Every image with its caption and all phrases that are annotated. Raises DatasetError."""
     if split not in SPLITS[name]:
         raise DatasetError(f"{name} has the splits {', '.join(SPLITS[name])}, got {split!r}")
-    path, where, pictures = annotation_file(root, name, split), f"{name}/{split}", Pictures(root, FOLDERS)
+    path, where, finder = annotation_file(root, name, split), f"{name}/{split}", ImageFinder(root, FOLDERS)
     if name == FLICKR:
-        return _read_flickr(path, where, pictures, problems)
+        return _read_flickr(path, where, finder, problems)
     if name == GRAND_F and split != "train":
-        return _read_caption_and_masks(path, where, pictures, problems)
+        return _read_caption_and_masks(path, where, finder, problems)
     parse = _referred if name == REFCOCOG else _grounded
-    return read_entries(path, where, lambda entry, key: parse(entry, key, pictures), problems)
+    return read_entries(path, where, lambda entry, key: parse(entry, key, finder), problems)
 
 
-def _grounded(entry: Any, key: str, pictures: Pictures) -> GroundedImage:
+def _grounded(entry: Any, key: str, finder: ImageFinder) -> GroundedImage:
     """GranD-f and OpenPSG: {file_name, height, width, caption, groundings: {phrase: {token_positives, rle_masks}}}."""
     caption = caption_member(entry, key)
     phrases = []
@@ -76,13 +76,13 @@ def _grounded(entry: Any, key: str, pictures: Pictures) -> GroundedImage:
         found = span if caption[slice(*span)].lower() == text.lower() else find_phrase(caption, text.strip(), span[0])
         phrases.append(Phrase(text, found, tuple(member(grounding, "rle_masks", list, where))))
     size = (member(entry, "height", int, key), member(entry, "width", int, key))
-    return GroundedImage(key, pictures.find(member(entry, "file_name", str, key), key), size, caption, tuple(phrases))
+    return GroundedImage(key, finder.find(member(entry, "file_name", str, key), key), size, caption, tuple(phrases))
 
 
-def _referred(entry: Any, key: str, pictures: Pictures) -> GroundedImage:
+def _referred(entry: Any, key: str, finder: ImageFinder) -> GroundedImage:
     """RefCOCOg: {id: {img_file_name, caption, refs: [{sentence, segmentation}]}}; where a phrase stands is not said."""
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise BadSample(f"{key}: expected an object with one member, the id of the picture")
+        raise BadSample(f"{key}: expected an object with one member, the id of the image")
     (values,) = entry.values()
     caption = caption_member(values, key)
     phrases = []
@@ -90,11 +90,11 @@ def _referred(entry: Any, key: str, pictures: Pictures) -> GroundedImage:
         where = f"{key}: ref {number}"
         text = member(ref, "sentence", str, where).strip()
         phrases.append(Phrase(text, find_phrase(caption, text), (member(ref, "segmentation", object, where),)))
-    picture = pictures.find(member(values, "img_file_name", str, key), key)
-    return GroundedImage(key, picture, None, caption, tuple(phrases))
+    image = finder.find(member(values, "img_file_name", str, key), key)
+    return GroundedImage(key, image, None, caption, tuple(phrases))
 
 
-def _read_flickr(path: Path, name: str, pictures: Pictures, problems: list[str]) -> list[GroundedImage]:
+def _read_flickr(path: Path, name: str, finder: ImageFinder, problems: list[str]) -> list[GroundedImage]:
     """Flickr30k: COCO-like, with `caption` on the images and `tokens_positive`, `sam_mask` on the annotations."""
     images, annotations = _coco_like(path, name, problems)
 
@@ -109,12 +109,12 @@ def _read_flickr(path: Path, name: str, pictures: Pictures, problems: list[str])
             span = (start, stop) if 0 <= start < stop <= len(caption) else None
             text = caption[start:stop] if span else str(spans)
             phrases.append(Phrase(text, span, (member(one, "sam_mask", object, where),)))
-        return _image(image, caption, phrases, key, pictures)
+        return _image(image, caption, phrases, key, finder)
 
     return _parse_images(images, path, name, parse, problems)
 
 
-def _read_caption_and_masks(path: Path, name: str, pictures: Pictures, problems: list[str]) -> list[GroundedImage]:
+def _read_caption_and_masks(path: Path, name: str, finder: ImageFinder, problems: list[str]) -> list[GroundedImage]:
     """GranD-f val and test: `labels`, the phrases of a caption, and in a second file their masks in the same order."""
     mask_path = path.with_name(path.name.replace("caption", "mask"))
     images, captions = _coco_like(path, name, problems)
@@ -136,7 +136,7 @@ def _read_caption_and_masks(path: Path, name: str, pictures: Pictures, problems:
             span = (ahead[0] + after, ahead[1] + after) if ahead else find_phrase(caption, text)
             after = span[1] if span else after
             phrases.append(Phrase(text, span, (member(mask, "segmentation", object, key),)))
-        return _image({**known_of.get(image_id, {}), **image}, caption, phrases, key, pictures)
+        return _image({**known_of.get(image_id, {}), **image}, caption, phrases, key, finder)
 
     return _parse_images(images, path, name, parse, problems)
 
@@ -158,12 +158,12 @@ def _parse_images(
     return parsed
 
 
-def _image(known: dict[str, Any], caption: str, phrases: list[Phrase], key: str, pictures: Pictures) -> GroundedImage:
-    """Of what a COCO-like file says about an image; the pictures of GranD-f are named by their id."""
+def _image(known: dict[str, Any], caption: str, phrases: list[Phrase], key: str, finder: ImageFinder) -> GroundedImage:
+    """Of what a COCO-like file says about an image; the images of GranD-f are named by their id."""
     sides = (known.get("height"), known.get("width"))
     size = sides if all(isinstance(side, int) for side in sides) else None
-    picture = pictures.find(str(known.get("file_name", f"{known.get('id')}.jpg")), key)
-    return GroundedImage(key, picture, size, caption, tuple(phrases))
+    image = finder.find(str(known.get("file_name", f"{known.get('id')}.jpg")), key)
+    return GroundedImage(key, image, size, caption, tuple(phrases))
 
 
 def _coco_like(

@@ -29,13 +29,13 @@ class Phrase:
 class GroundedImage:
     key: str
     path: Path
-    size_hw: tuple[int, int] | None  # pixels; None: the annotations do not say it, and the picture's own counts
+    size_hw: tuple[int, int] | None  # pixels; None: the annotations do not say it, and the image's own counts
     caption: str
     phrases: tuple[Phrase, ...]
 
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels. Raises BadSample for a picture that cannot be read."""
-        return self.size_hw or picture_size(self.path, self.key)
+        """(height, width) in pixels. Raises BadSample for an image that cannot be read."""
+        return self.size_hw or image_size(self.path, self.key)
 
     def mask(self, phrase: Phrase, size_hw: tuple[int, int]) -> RLE:
         """The united mask of a phrase; BadSample where one of its pieces is malformed, or all are empty."""
@@ -47,7 +47,7 @@ class GroundedImage:
 
 
 class GroundedSource:
-    """Samples of one picture with its whole caption each (see `pixel_sail.data.sources.Source`)."""
+    """Samples of one image with its whole caption each (see `pixel_sail.data.sources.Source`)."""
 
     def __init__(self, images: list[GroundedImage], problems: list[str], path: Path) -> None:
         """`problems` gets a line for each phrase that has no place in the answer. DatasetError where none has one."""
@@ -139,8 +139,8 @@ def caption_member(entry: Any, where: str) -> str:
     return caption
 
 
-def picture_size(path: Path, where: str) -> tuple[int, int]:
-    """(height, width) in pixels from the head of a picture file; BadSample, beginning with `where`."""
+def image_size(path: Path, where: str) -> tuple[int, int]:
+    """(height, width) in pixels from the head of an image file; BadSample, beginning with `where`."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

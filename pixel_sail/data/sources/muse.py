@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.data.masks import area_px, from_coco
-from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import listed
@@ -31,13 +31,13 @@ class Question:
 
 
 def open_muse(root: Path, split: str, count: int) -> RegionSource[Question]:
-    """Up to `count` questions a picture. Raises DatasetError; what cannot be used is listed in `.problems`."""
+    """Up to `count` questions an image. Raises DatasetError; what cannot be used is listed in `.problems`."""
     problems: list[str] = []
-    pictures = Pictures(root)
+    finder = ImageFinder(root)
 
     def parse(entry: Any, key: str) -> RegionImage[Question]:
         url = "file_name" if isinstance(entry, dict) and "file_name" in entry else "coco_url"
-        image = pictures.find(member(entry, url, str, key).rsplit("/", 1)[-1], key)
+        image = finder.find(member(entry, url, str, key).rsplit("/", 1)[-1], key)
         questions, answers = member(entry, "questions", list, key), member(entry, "answers", list, key)
         texts = entry.get("text_answers") or [None] * len(questions)
         if not len(questions) == len(answers) == len(texts):

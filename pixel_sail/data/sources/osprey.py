@@ -1,4 +1,4 @@
-"""Osprey-724K: conversations about numbered regions. `<root>/osprey/<name>.json`, pictures of COCO."""
+"""Osprey-724K: conversations about numbered regions. `<root>/osprey/<name>.json`, images of COCO."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
 from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens
 from pixel_sail.data.templates import DESCRIBE, about
@@ -24,14 +24,14 @@ _NOT_UNDERSTOOD = re.compile(r"<\s*reg(?:io|i|o)n[^\n]{0,12}", re.IGNORECASE)
 
 def open_osprey(root: Path, name: str) -> ConversationSource:
     """One Sample an entry. Raises DatasetError; entries and turns that cannot be used are listed in `.problems`."""
-    pictures = Pictures(root)
+    finder = ImageFinder(root)
     problems: list[str] = []
 
     def parse(entry: Any, key: str) -> Conversation:
         annotations = member(entry, "annotation", list, key)
         turns, numbers = _rename(_turns(entry, key), len(annotations), key, problems)
         size = (member(entry, "height", int, key), member(entry, "width", int, key))
-        image = pictures.find(member(entry, "file_name", str, key), key)
+        image = finder.find(member(entry, "file_name", str, key), key)
         segmentations = [
             member(annotations[n - 1], "segmentation", object, f"{key}: the annotation of <region{n}>") for n in numbers
         ]

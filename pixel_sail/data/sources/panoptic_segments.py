@@ -1,4 +1,4 @@
-"""Classes of COCO panoptic pictures as questions: a mask for each thing of a class, one for all of a stuff."""
+"""Classes of COCO panoptic images as questions: a mask for each thing of a class, one for all of a stuff."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "coco_panoptic_segments"
 
 @dataclass(frozen=True, slots=True)
 class ClassSegments:
-    """The segments of one class in one picture."""
+    """The segments of one class in one image."""
 
     name: str
     segments: tuple[Segment, ...]
@@ -29,9 +29,9 @@ class ClassSegments:
 
 
 def open_panoptic_segments(root: Path, split: str, templates: Templates, count: int) -> RegionSource[ClassSegments]:
-    """Samples of one picture with up to `count` classes. Raises DatasetError; problems are listed.
+    """Samples of one image with up to `count` classes. Raises DatasetError; problems are listed.
 
-    As in `coco_instance`, a class with a crowd or too many segments is not asked for in that picture.
+    As in `coco_instance`, a class with a crowd or too many segments is not asked for in that image.
     """
     path = root / "annotations" / f"panoptic_{split}2017.json"
     panoptic = read_panoptic(root, split, path, NAME, described=False)
@@ -42,13 +42,13 @@ def open_panoptic_segments(root: Path, split: str, templates: Templates, count: 
         if classes:
             images.append(RegionImage(image.key, image.path, classes))
     if left_out:
-        problems.append(f"{NAME}/{split}: {left_out} classes of a picture have a crowd or over {MAX_OBJECTS} segments")
+        problems.append(f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} segments")
     refuse_nothing(images, path, problems)
     return RegionSource(images, problems, count, partial(_ask, templates))
 
 
 def whole_classes(image: RegionImage[Segment], panoptic: Panoptic) -> tuple[ClassSegments, ...]:
-    """The classes that a picture shows, by name, without those of which a crowd was left out."""
+    """The classes that an image shows, by name, without those of which a crowd was left out."""
     names = sorted({segment.text for segment in image.items})
     return tuple(
         ClassSegments(name, tuple(one for one in image.items if one.text == name), name in panoptic.stuff)

@@ -1,7 +1,7 @@
 """PerBench: captions, multiple choice and segmentation about prompted regions.
 
 `<root>/perbench/STBench_{Detailed_Caption,MCQ,VRES}.json` is scored; the same files in `<root>/perbench_train/`, of
-other pictures, are trained on.
+other images, are trained on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.options import parse_options, stated_letter
-from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, read_entries, refuse_nothing, sized_mask, text_member
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.sam_captions import read_captions
@@ -54,22 +54,22 @@ class Perbench:
 
 
 def read_perbench(folder: Path, task: Task) -> Perbench:
-    """One task of `<root>/perbench` or `<root>/perbench_train`; the pictures lie under root. Raises DatasetError."""
+    """One task of `<root>/perbench` or `<root>/perbench_train`; the images lie under root. Raises DatasetError."""
     problems: list[str] = []
-    path, pictures = folder / FILES[task], Pictures(folder.parent)
+    path, finder = folder / FILES[task], ImageFinder(folder.parent)
     if task == "caption":
-        parts = [_captions(image, problems) for image in read_captions(path, pictures, task, problems)]
+        parts = [_captions(image, problems) for image in read_captions(path, finder, task, problems)]
     elif task == "mcq":
-        parts = read_entries(path, task, lambda entry, key: _mcqs(entry, pictures, key, problems), problems)
+        parts = read_entries(path, task, lambda entry, key: _mcqs(entry, finder, key, problems), problems)
     else:
-        parts = read_entries(path, task, lambda entry, key: [_vres(entry, pictures, key)], problems)
+        parts = read_entries(path, task, lambda entry, key: [_vres(entry, finder, key)], problems)
     cases = [case for part in parts for case in part]
     refuse_nothing(cases, path, problems)
     return Perbench(task, tuple(cases), tuple(f"{folder.name}/{problem}" for problem in problems))
 
 
 def open_perbench(root: Path, name: str, count: int) -> RegionSource[PerbenchCase]:
-    """Samples of one picture each, of the cases in `<root>/perbench_train`."""
+    """Samples of one image each, of the cases in `<root>/perbench_train`."""
     perbench = read_perbench(root / "perbench_train", name.removeprefix("perbench_"))
     by_image: dict[Path, list[PerbenchCase]] = defaultdict(list)
     for case in perbench.cases:
@@ -105,8 +105,8 @@ def _captions(image: RegionImage, problems: list[str]) -> list[PerbenchCase]:
     return cases
 
 
-def _mcqs(entry: Any, pictures: Pictures, key: str, problems: list[str]) -> list[PerbenchCase]:
-    image = pictures.find(member(entry, "image_name", str, key), key)
+def _mcqs(entry: Any, finder: ImageFinder, key: str, problems: list[str]) -> list[PerbenchCase]:
+    image = finder.find(member(entry, "image_name", str, key), key)
     cases = []
     for number, mcq in enumerate(member(entry, "mcqs", list, key)):
         try:
@@ -141,8 +141,8 @@ def _naming_the_region(question: str, key: str) -> str:
     return question.replace(tags.pop(), "<Prompt0>") if tags else f"<Prompt0> {question}"
 
 
-def _vres(entry: Any, pictures: Pictures, key: str) -> PerbenchCase:
-    image = pictures.find(member(entry, "image_name", str, key), key)
+def _vres(entry: Any, finder: ImageFinder, key: str) -> PerbenchCase:
+    image = finder.find(member(entry, "image_name", str, key), key)
     question, answer = member(entry, "question", str, key).strip(), member(entry, "answer", str, key).strip()
     if SEG in answer:
         raise BadSample(f"{key}: its answer contains {SEG}; masks are named there by the tags of its segmentations")

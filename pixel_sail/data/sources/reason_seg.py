@@ -1,4 +1,4 @@
-"""ReasonSeg (LISA, arXiv 2308.00692): what is meant must be reasoned out. A picture and a JSON of the same name each.
+"""ReasonSeg (LISA, arXiv 2308.00692): what is meant must be reasoned out. An image and a JSON of the same name each.
 
 `<root>/reason_seg/ReasonSeg/{train,val,test}/*.{jpg,json}`; JSON: {text: [..], is_sentence, shapes: [{label, points}]}.
 """
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.entries import member, refuse_nothing, refuse_tokens
-from pixel_sail.data.sources.grounded import picture_size
+from pixel_sail.data.sources.grounded import image_size
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import RLE, BadSample
@@ -38,11 +38,11 @@ class ReasonImage:
     shapes: tuple[Shape, ...]
 
 
-Text = tuple[ReasonImage, str]  # one of the texts of a picture
+Text = tuple[ReasonImage, str]  # one of the texts of an image
 
 
 def open_reason_seg(root: Path, split: str, templates: Templates, count: int) -> RegionSource[Text]:
-    """Up to `count` texts a picture. Raises DatasetError; what cannot be used is listed in `.problems`."""
+    """Up to `count` texts an image. Raises DatasetError; what cannot be used is listed in `.problems`."""
     problems: list[str] = []
     images = [
         RegionImage(image.key, image.path, tuple((image, text) for text in image.texts))
@@ -64,7 +64,7 @@ def _ask(
 
 
 def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonImage]:
-    """Every picture of a split, by name. Raises DatasetError."""
+    """Every image of a split, by name. Raises DatasetError."""
     folder = root / NAME / "ReasonSeg" / split
     if not folder.is_dir():
         raise DatasetError(f"no folder {folder}; its splits are {', '.join(SPLITS)}")
@@ -81,16 +81,16 @@ def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonI
 def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
     """The pixels that are meant, and those that are not to be scored; polygons are filled largest first, as LISA does.
 
-    Raises BadSample for a picture that cannot be read and where no pixel is meant.
+    Raises BadSample for an image that cannot be read and where no pixel is meant.
     """
-    height, width = picture_size(image.path, image.key)
+    height, width = image_size(image.path, image.key)
     areas = [np.count_nonzero(_filled(Image.new("L", (width, height)), *shape)) for shape in image.shapes]
     canvas = Image.new("L", (width, height))
     for i in sorted(range(len(areas)), key=lambda i: -areas[i]):
         _filled(canvas, *image.shapes[i])
     marked = np.asarray(canvas)
     if not (marked == _TARGET).any():
-        raise BadSample(f"{image.key}: no pixel of the picture is marked as what is meant")
+        raise BadSample(f"{image.key}: no pixel of the image is marked as what is meant")
     return encode_mask(marked == _TARGET), encode_mask(marked == _IGNORED)
 
 
@@ -109,9 +109,9 @@ def _read(path: Path, key: str) -> ReasonImage:
         values = json.loads(text)
     except ValueError as error:
         raise BadSample(f"{key}: {path} is not valid JSON: {error}") from None
-    picture = path.with_suffix(".jpg")
-    if not picture.is_file():
-        raise BadSample(f"{key}: no picture {picture}")
+    image = path.with_suffix(".jpg")
+    if not image.is_file():
+        raise BadSample(f"{key}: no image {image}")
     texts = [text.strip() if isinstance(text, str) else "" for text in member(values, "text", list, key)]
     if not texts or not all(texts):
         raise BadSample(f"{key}: its 'text' is {texts!r:.60}; expected one question or phrase or more")
@@ -119,7 +119,7 @@ def _read(path: Path, key: str) -> ReasonImage:
         refuse_tokens(text, key)
     shapes = [_shape(one, f"{key}: shape {i}") for i, one in enumerate(member(values, "shapes", list, key))]
     used = tuple(shape for shape in shapes if shape is not None)
-    return ReasonImage(key, picture, tuple(texts), bool(member(values, "is_sentence", int, key)), used)
+    return ReasonImage(key, image, tuple(texts), bool(member(values, "is_sentence", int, key)), used)
 
 
 def _shape(shape: Any, where: str) -> Shape | None:

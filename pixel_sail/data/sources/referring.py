@@ -22,7 +22,7 @@ class Ref:
 
     ref_id: int
     image_id: int
-    annotation_ids: tuple[int, ...]  # empty: nothing in the picture matches
+    annotation_ids: tuple[int, ...]  # empty: nothing in the image matches
     split: str
     sentences: tuple[tuple[int, str], ...]  # (sent_id, expression)
 

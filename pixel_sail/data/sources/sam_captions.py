@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixel_sail.data.sources.coco import Pictures
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, read_entries, sized_mask, text_member
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, about
@@ -31,14 +31,16 @@ def open_sam_captions(root: Path, split: str, count: int) -> RegionSource[Captio
     """Raises DatasetError; what cannot be used is listed in `.problems`."""
     problems: list[str] = []
     path = root / NAME / f"{split}.json"
-    return RegionSource(read_captions(path, Pictures(root), f"{NAME}/{split}", problems), problems, count, _ask)
+    return RegionSource(read_captions(path, ImageFinder(root), f"{NAME}/{split}", problems), problems, count, _ask)
 
 
-def read_captions(path: Path, pictures: Pictures, name: str, problems: list[str]) -> list[RegionImage[CaptionedObject]]:
+def read_captions(
+    path: Path, finder: ImageFinder, name: str, problems: list[str]
+) -> list[RegionImage[CaptionedObject]]:
     """Every image of a file with the objects that have a caption; the others go into `problems`."""
 
     def parse(entry: Any, key: str) -> RegionImage[CaptionedObject]:
-        image = pictures.find(member(entry, "image_name", str, key), key)
+        image = finder.find(member(entry, "image_name", str, key), key)
         objects = []
         for number, annotation in enumerate(member(entry, "object_annotations", list, key)):
             where = f"{key}/{number}"

@@ -1,4 +1,4 @@
-"""Classes of COCO panoptic pictures as questions: every class that a picture shows, one mask of all its segments."""
+"""Classes of COCO panoptic images as questions: every class that an image shows, one mask of all its segments."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NAME = "coco_semantic"
 
 
 def open_semantic(root: Path, split: str, templates: Templates, count: int) -> RegionSource[ClassSegments]:
-    """Samples of one picture with up to `count` classes. Raises DatasetError; problems are listed.
+    """Samples of one image with up to `count` classes. Raises DatasetError; problems are listed.
 
-    A class of which a crowd was left out is not asked for in that picture: its mask would not be whole.
+    A class of which a crowd was left out is not asked for in that image: its mask would not be whole.
     """
     path = root / "annotations" / f"panoptic_{split}2017.json"
     panoptic = read_panoptic(root, split, path, NAME, described=False)

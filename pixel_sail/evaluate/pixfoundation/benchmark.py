@@ -1,7 +1,7 @@
 """The benchmarks pixmmvp and pixcvbench: questions and masks about the same objects (arXiv 2502.04192).
 
 A line of a predictions file: `index`, `answers`: the reply to each wording of the question, `segmentations`: an RLE of
-the picture's size or null for each wording of the request. Every line has as many; none, [], where that is not asked.
+the image's size or null for each wording of the request. Every line has as many; none, [], where that is not asked.
 Our own lines also have what was asked (`questions`, `requests`) and said to the requests (`replies`).
 """
 
@@ -26,7 +26,7 @@ from pixel_sail.evaluate.pixfoundation.templates import (
     grounding_templates,
     vqa_prompts,
 )
-from pixel_sail.evaluate.referring import open_picture, united
+from pixel_sail.evaluate.referring import open_image, united
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.types import BadSample
@@ -41,7 +41,7 @@ KINDS = tuple(_READERS)
 
 @dataclass(frozen=True)
 class PixBenchmark:
-    """pixmmvp or pixcvbench. `cases`: the rows whose pictures are there; the others are problems."""
+    """pixmmvp or pixcvbench. `cases`: the rows whose images are there; the others are problems."""
 
     name: str
     cases: tuple[PixObject, ...]
@@ -50,11 +50,11 @@ class PixBenchmark:
     judge: Judge | None = None  # asked where an answer chooses no option
     id_fields: tuple[str, ...] = ("index",)
     answer_fields: tuple[str, ...] = ("answers", "segmentations")
-    pictures_per_call: int = 4
+    images_per_call: int = 4
 
     @classmethod
     def read(cls, root: Path, name: str, judge: Judge | None = None) -> PixBenchmark:
-        """Raises DatasetError for unreadable files, and where no picture is there."""
+        """Raises DatasetError for unreadable files, and where no image is there."""
         read, pair_size = _READERS[name]
         try:
             objects = read(root)
@@ -62,21 +62,19 @@ class PixBenchmark:
             raise DatasetError(str(error)) from None
         cases = tuple(one for one in objects if one.image.is_file())
         if not cases:
-            raise DatasetError(
-                f"none of the {len(objects)} pictures of {name} is there; the first is {objects[0].image}"
-            )
-        missing = tuple(f"{one.index}: no picture {one.image}" for one in objects if not one.image.is_file())
+            raise DatasetError(f"none of the {len(objects)} images of {name} is there; the first is {objects[0].image}")
+        missing = tuple(f"{one.index}: no image {one.image}" for one in objects if not one.image.is_file())
         return cls(name, cases, missing, pair_size, judge)
 
     def predict(self, predictor: Predictor, cases: Sequence[PixObject]) -> list[Line]:
-        """A picture is read once for all that is asked about it; the masks of a reply are united."""
+        """An image is read once for all that is asked about it; the masks of a reply are united."""
         own, hidden = predictor.model.config.question, predictor.model.config.hide == "text"
         asked = []
         for case in cases:
             expression = HIDDEN_EXPRESSION if hidden else case.expression or NO_EXPRESSION
             asked.append((vqa_prompts(case), grounding_prompts(expression, grounding_templates(own))))
         chats = [
-            Chat(open_picture(case.image, case.size_hw), [*questions, *requests])
+            Chat(open_image(case.image, case.size_hw), [*questions, *requests])
             for case, (questions, requests) in zip(cases, asked, strict=True)
         ]
         lines = []

@@ -10,7 +10,7 @@ from pixel_sail.types import RLE
 
 CELLS = ("both_right", "only_grounding_wrong", "only_vqa_wrong", "both_wrong")
 MIN_IOU = 0.5  # above, a mask is right
-MAX_SHARE = 0.5  # of the picture: below, a mask is right where there is no object
+MAX_SHARE = 0.5  # of the image: below, a mask is right where there is no object
 
 
 def mask_iou(predicted: RLE | None, one: PixObject) -> float:
@@ -24,7 +24,7 @@ def mask_iou(predicted: RLE | None, one: PixObject) -> float:
 
 
 def mask_right(predicted: RLE | None, one: PixObject) -> bool:
-    """IoU > 0.5; where the object is absent, less than half of the picture is covered (as the authors count)."""
+    """IoU > 0.5; where the object is absent, less than half of the image is covered (as the authors count)."""
     if one.mask_rle is None:
         height, width = one.size_hw
         return predicted is None or area_px(predicted) < MAX_SHARE * height * width
@@ -34,7 +34,7 @@ def mask_right(predicted: RLE | None, one: PixObject) -> bool:
 def failure_cells(
     objects: Sequence[PixObject], pairs: Sequence[Sequence[int]], answered: Sequence[bool], masked: Sequence[bool]
 ) -> dict[str, list[list[int]]]:
-    """Cell -> the pairs in it, each as the published indices of its pictures.
+    """Cell -> the pairs in it, each as the published indices of its images.
 
     `pairs`: positions in `objects`. As the authors count, an answer or a mask is right where it is for the whole pair.
     """

@@ -1,8 +1,8 @@
-"""PixCV-Bench: the 2D questions of CV-Bench whose objects have masks, on pictures of COCO and ADE20K.
+"""PixCV-Bench: the 2D questions of CV-Bench whose objects have masks, on images of COCO and ADE20K.
 
     <root>/pixcvbench/CV-Bench/Objects.csv                 Id, file, Objects: a class, or two: "('tv', 'suitcase')"
     <root>/pixcvbench/CV-Bench/test.jsonl or test.parquet  questions, as CV-Bench publishes them; idx is the Id
-    <root>/pixcvbench/COCO/FinalSegmentations.json         COCO: RLEs, some of another size than the picture
+    <root>/pixcvbench/COCO/FinalSegmentations.json         COCO: RLEs, some of another size than the image
     <root>/pixcvbench/COCO/coco/images/*.jpg
     <root>/pixcvbench/ADE20K/FinalSegmentations.json       or in validation/
     <root>/pixcvbench/ADE20K/validation/images/*.jpg
@@ -40,7 +40,7 @@ _COLUMNS = ["idx", "question", "choices", "answer"]
 def read_objects(root: Path) -> list[PixObject]:
     """All rows of the sources that are there, by Id. Raises DatasetError, BadSample.
 
-    Masks get the size of the picture; where that is missing, they keep the largest of their own sizes.
+    Masks get the size of the image; where that is missing, they keep the largest of their own sizes.
     """
     folder = root / KIND
     rows = read_table(folder / "CV-Bench" / "Objects.csv", ("Id", "file", "Objects"))
@@ -75,7 +75,7 @@ def expression_of(objects: str) -> str:
 def _object(row: dict[str, str], segmentations: list[Any], images: Path, questions: dict[int, Any] | None) -> PixObject:
     path, index = images / Path(row["file"]).name, int(row["Id"])
     where = f"{KIND}: {path.name}"
-    size = _picture_size(path) or max(
+    size = _image_size(path) or max(
         (tuple(one["size"]) for one in segmentations if isinstance(one, dict)), default=(1, 1)
     )
     asked: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
@@ -97,7 +97,7 @@ def _object(row: dict[str, str], segmentations: list[Any], images: Path, questio
 
 
 def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
-    """Those of each row. A picture that several rows show is listed as often; the rows and the list have one order."""
+    """Those of each row. An image that several rows show is listed as often; the rows and the list have one order."""
     values = read_json(path)
     try:
         listed_ids: dict[str, list[int]] = defaultdict(list)
@@ -122,13 +122,13 @@ def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
 
 
 def _resized(segmentation: Any, size_hw: tuple[int, int], where: str) -> RLE:
-    """A mask at the size of the picture: each pixel takes the one under its centre."""
+    """A mask at the size of the image: each pixel takes the one under its centre."""
     own = tuple(segmentation["size"]) if isinstance(segmentation, dict) else size_hw
     mask = from_coco(segmentation, *own, where)
     return mask if own == size_hw else encode_mask(resize_nearest(decode_mask(mask), size_hw))
 
 
-def _picture_size(path: Path) -> tuple[int, int] | None:
+def _image_size(path: Path) -> tuple[int, int] | None:
     """(height, width) from the head of the file; None where it is not there."""
     if not path.is_file():
         return None
@@ -161,4 +161,4 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise DatasetError(
             f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put CV-Bench's test.jsonl beside it"
         ) from None
-    return parquet.read_table(path, columns=_COLUMNS).to_pylist()  # not the pictures, which are most of the file
+    return parquet.read_table(path, columns=_COLUMNS).to_pylist()  # not the images, which are most of the file

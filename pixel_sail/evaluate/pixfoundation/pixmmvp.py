@@ -1,8 +1,8 @@
-"""PixMMVP: 300 pictures of MMVP in pairs that differ in what is asked, with the object that the question is about.
+"""PixMMVP: 300 images of MMVP in pairs that differ in what is asked, with the object that the question is about.
 
 <root>/pixmmvp/Questions.csv       Index, Question, Options "(a) Open (b) Closed", Correct Answer "(a)"
 <root>/pixmmvp/Objects.csv         Index, Object: the referring expression, or None
-<root>/pixmmvp/Segmentations.json  COCO: none, one or several polygons a picture
+<root>/pixmmvp/Segmentations.json  COCO: none, one or several polygons an image
 <root>/pixmmvp/MMVP Images/<index>.jpg
 """
 
@@ -26,7 +26,7 @@ IMAGES = "MMVP Images"
 
 
 def read_objects(root: Path) -> list[PixObject]:
-    """All rows, in order; whether their pictures are there is not looked at. Raises DatasetError, BadSample."""
+    """All rows, in order; whether their images are there is not looked at. Raises DatasetError, BadSample."""
     folder = root / KIND
     questions = read_table(folder / "Questions.csv", ("Index", "Question", "Options", "Correct Answer"))
     expressions = read_table(folder / "Objects.csv", ("Index", "Object"))
@@ -38,7 +38,7 @@ def read_objects(root: Path) -> list[PixObject]:
     objects = []
     for question, expression in zip(questions, expressions, strict=True):
         index = int(question["Index"])
-        where = f"{folder.name}: picture {index}"
+        where = f"{folder.name}: image {index}"
         if index not in images:
             raise DatasetError(f"{folder / 'Segmentations.json'} has no image with id {index}")
         size = (images[index]["height"], images[index]["width"])

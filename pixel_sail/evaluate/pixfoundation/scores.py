@@ -1,8 +1,8 @@
 """The scores of PixFoundation: VQA accuracy A over pairs, grounding mIoU M, and S, their harmonic mean.
 
 With several wordings A and M are the best of them, as in the paper; the mean and the spread (largest minus smallest)
-say how much the wording matters. M has three readings: of all pictures, where neither a mask nor an object is 1;
-without those that have no expression (`None`, the absent-object pictures that the published scripts can leave out);
+say how much the wording matters. M has three readings: of all images, where neither a mask nor an object is 1;
+without those that have no expression (`None`, the absent-object images that the published scripts can leave out);
 and of those only whose object has a mask.
 """
 
@@ -22,9 +22,9 @@ from pixel_sail.evaluate.pixfoundation.vqa import chosen_option, pairs_of, perce
 class VqaScore:
     """Of one wording."""
 
-    right: list[bool]  # one a picture
+    right: list[bool]  # one an image
     accuracy: float | None  # percent of pairs answered right
-    accuracy_single: float | None  # percent of pictures
+    accuracy_single: float | None  # percent of images
     undecided: list[dict[str, Any]]  # index, answer: they choose no option and count as wrong
     judged: int  # decided by the judge
 
@@ -45,7 +45,7 @@ def pix_scores(
         _grounding([line["segmentations"][t] for line in lines], objects)
         for t in range(len(lines[0]["segmentations"]) if lines else 0)
     ]
-    best_vqa = _best([(one.accuracy, one.accuracy_single) for one in vqa])  # pairs, and where they tie single pictures
+    best_vqa = _best([(one.accuracy, one.accuracy_single) for one in vqa])  # pairs, and where they tie single images
     best_mask = _best([(one["miou"],) for one in grounding])
     cells: dict[str, list[list[int]]] | None = None
     if vqa and grounding:

@@ -1,0 +1,217 @@
+"""Memory of a training step on one GPU, by arithmetic: no GPU is asked and no weight is made.
+
+What lies where is what DeepSpeed's optimizers do with our config (engine.py), read in its source (0.19). With P
+weights, T of them trained, G GPUs, w = 2 bytes a weight (bf16) or 4 (fp32):
+
+    ZeRO   weights                          gradients                optimizer (master weights and AdamW)
+    0      4 P, and 2 P of bf16 copies      4 T                      8 T
+    1      w P                              4 T, in bf16 2 T more    12 T / G
+    2      w P                              4 T / G                  12 T / G
+    3      w P / G                          4 T / G                  12 T / G
+
+Activations are the tensors that autograd keeps for the backward pass, see `activation_bytes`. Neither counts what
+lives for a moment: results that are not kept, the gradient of the logits, the CUDA context, fragmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pixel_sail.config import ExpertConfig, TrainConfig
+from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.patch_positions import POSITION_VALUES
+from pixel_sail.train.engine import BUCKET_ELEMENTS
+
+Mode = Literal["fp32", "bf16", "autocast"]  # autocast: bf16 on float32 weights, as at stage 0
+
+ALL_REDUCE_ELEMENTS = 500_000_000  # DeepSpeed copies as many gradients together at stage 0
+LIVE_PARAMETERS = 1_000_000_000  # of stage 3, stage3_max_live_parameters: weights that are gathered at one time
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: half a byte, a scale for each 64, a scale of 256 scales
+EXPERT_WIDTH = 256  # channels of Mask2Former's and SAM 2's features; others may differ, which changes little
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes on one GPU that are there in every step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What one forward pass holds."""
+
+    all: int
+    patches: int
+    labels: int
+
+
+def mode_of(stage: int, precision: str) -> Mode:
+    """`precision`: "bf16" or "fp32"."""
+    if precision == "fp32":
+        return "fp32"
+    return "autocast" if stage == 0 else "bf16"
+
+
+def state_bytes(
+    weights: int,
+    groups: Sequence[dict],
+    stage: int,
+    precision: str,
+    gpus: int,
+    offload: str = "none",
+    in_4_bits: int = 0,
+) -> States:
+    """`weights`: their number P; `groups`: those of `parameter_groups`, which say what is trained and by whom.
+
+    `offload` "optimizer" or "parameters" moves to the CPU what train.offload moves. `in_4_bits`: how many of the
+    weights are nf4 (stage 0 only).
+    """
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    element = 2 if precision == "bf16" else 4
+    if stage == 0:
+        each = 6 if precision == "bf16" else 4
+        held = each * (weights - in_4_bits) + round(NF4_BYTES * in_4_bits)
+        buffers = 4 * min(trained, ALL_REDUCE_ELEMENTS) if gpus > 1 else 0
+        return States(held, 4 * trained, optimizer_bytes(groups), buffers)
+    share, bucket = -(-trained // gpus), BUCKET_ELEMENTS["cuda"] * element
+    optimizer = 0 if offload != "none" else 4 * share + _adam_bytes(share, len(groups))
+    if stage == 1:
+        both = 6 if precision == "bf16" and offload == "none" else 4
+        return States(element * weights, both * trained, optimizer, 0)
+    gradients = 0 if offload != "none" else 4 * share
+    if stage == 2:
+        return States(element * weights, gradients, optimizer, 2 * bucket)
+    held = 0 if offload == "parameters" else element * -(-weights // gpus)
+    return States(held, gradients, optimizer, bucket + element * min(weights, LIVE_PARAMETERS))
+
+
+def optimizer_bytes(groups: Sequence[dict]) -> int:
+    """What the optimizer of `build_optimizer` holds at stage 0 after its first step, to the byte.
+
+    AdamW: two float32 moments and a step count for each tensor; Muon: one moment.
+    """
+    total = 0
+    for group in groups:
+        numbers = sum(parameter.numel() for parameter in group["params"])
+        total += 4 * numbers if group["muon"] else _adam_bytes(numbers, len(group["params"]))
+    return total
+
+
+def _adam_bytes(numbers: int, tensors: int) -> int:
+    return 8 * numbers + 4 * tensors
+
+
+def activation_bytes(
+    config: PixelSailConfig, experts: Sequence[ExpertConfig], tokens: Tokens, mode: Mode, checkpointing: bool
+) -> dict[str, int]:
+    """Bytes that autograd keeps of one forward pass, by part.
+
+    Written for decoders of the Llama and Qwen2 kind as transformers has them, attention by flash-attn or FlexAttention.
+    `checkpointing`: the input of every layer is kept, and one layer at a time is run again.
+    """
+    layer = _layer_bytes(config, mode) * tokens.all
+    layers = config.text_config.num_hidden_layers
+    residual = 2 if mode == "bf16" else 4
+    inputs = layers * residual * config.text_config.hidden_size * tokens.all
+    positions = 2 * residual * _head_width(config) * tokens.all  # cos and sin, the same for all layers
+    return {
+        "decoder layers": positions + (inputs + layer if checkpointing else layers * layer),
+        "patch embedding": _patch_bytes(config, mode) * tokens.patches,
+        "logits": _logit_bytes(config, tokens, mode),
+        "mask head": _mask_head_bytes(config, experts, mode) * tokens.patches,
+    }
+
+
+def _element(mode: Mode) -> int:
+    return 4 if mode == "fp32" else 2
+
+
+def _norm_bytes(mode: Mode) -> int:
+    """A float32 copy of the input, or the input itself, and the normalized values before their weight."""
+    return 4 + (2 if mode == "bf16" else 4)
+
+
+def _head_width(config: PixelSailConfig) -> int:
+    text = config.text_config
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def _layer_bytes(config: PixelSailConfig, mode: Mode) -> int:
+    """Of one token in one layer."""
+    text = config.text_config
+    hidden, mlp, a = text.hidden_size, text.intermediate_size, _element(mode)
+    head = _head_width(config)
+    queries, keys = head * text.num_attention_heads, head * (text.num_key_value_heads or text.num_attention_heads)
+    # A norm's output is the input of several linears: kept once, but cast for each by autocast, and gathered for each
+    # of q, k and v by twins.
+    to_qkv = 3 if mode == "autocast" or config.architecture.vision_experts else 1
+    to_mlp = 2 if mode == "autocast" else 1
+    norms = 2 * _norm_bytes(mode) * hidden + (to_qkv + to_mlp) * a * hidden
+    # q, k, v after their positions, the kernel's result and the same put in order; gate, silu(gate), up, product
+    return norms + a * (3 * queries + 2 * keys) + 4 * text.num_attention_heads + 4 * a * mlp
+
+
+def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:
+    """Of one patch: its pixels, and what stands between them and its embedding."""
+    parts, small = config.architecture, config.architecture.small
+    values = 3 * parts.patch_size**2
+    if parts.sub_patch_size is not None:
+        values += 2 * parts.sub_patch_width * (parts.patch_size // parts.sub_patch_size) ** 2
+    if small.stem_widths:
+        values *= 2  # the stem reads an image that is put together of them
+    if small.patch_positions:
+        values += POSITION_VALUES
+    for stage, width in enumerate(small.stem_widths or []):
+        cells = parts.patch_size // 2 ** (stage + 1)
+        values += (4 if stage else 2) * width * cells**2
+    return _element(mode) * values
+
+
+def _logit_bytes(config: PixelSailConfig, tokens: Tokens, mode: Mode) -> int:
+    """The final norm of every token; of the supervised ones the state and float32 log-probabilities."""
+    hidden = config.text_config.hidden_size
+    return (
+        _norm_bytes(mode) * hidden * tokens.all
+        + (_element(mode) * hidden + 4 * config.text_config.vocab_size) * tokens.labels
+    )
+
+
+def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], mode: Mode) -> int:
+    """Of one patch of an image with masks, and of its features where experts look at them."""
+    a, hidden, channels = (
+        _element(mode),
+        config.text_config.hidden_size,
+        config.architecture.channels(config.text_config.hidden_size),
+    )
+    total = a * hidden  # the gathered states
+    if hidden > channels[0]:
+        total += a * (hidden + channels[0])
+    pixels = 1
+    for width in channels[1:]:
+        pixels *= 4
+        # results of the transposed convolution, GELU, depthwise, pointwise (float32 under autocast) and of the norm
+        total += pixels * width * (12 if mode == "autocast" else 5 * a)
+    total += pixels * channels[-1] * a  # the hidden layer of the projector
+    features = 8 * EXPERT_WIDTH  # float32, the adapter's result and what it is compared with
+    for expert in experts:
+        total += (
+            pixels * (a * config.architecture.mask_dim + features)
+            if expert.at == "mask_features"
+            else a * hidden + features
+        )
+    if any(expert.at == "mask_features" for expert in experts):
+        total += pixels * a * config.architecture.mask_dim
+    return total
+
+
+def forward_tokens(train: TrainConfig, max_length: int, gpus: int) -> Tokens:
+    """The largest forward pass of a run, with the most that is usual of patches (95 %) and of labels (5 %)."""
+    share = -(-train.batch_size // gpus) * max_length  # of one process in a step
+    tokens = min(share, max(train.micro_batch_tokens, max_length))
+    return Tokens(tokens, round(0.95 * tokens), round(0.05 * tokens))

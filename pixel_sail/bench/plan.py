@@ -1,0 +1,197 @@
+"""What a run will need, before it is started: parameters, memory of each GPU at every ZeRO stage, DeepSpeed's JSON.
+
+The model is built on torch's meta device: its weights have shapes and no values. `tools/train.py CONFIG --plan`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from pixel_sail.bench.memory import EXPERT_WIDTH, Tokens, activation_bytes, forward_tokens, mode_of, state_bytes
+from pixel_sail.config import Config, ConfigError, TrainConfig
+from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.tokens import GROUNDING_TOKENS, IMAGE_TOKENS, add_special_tokens
+from pixel_sail.train.distillation import build_adapters
+from pixel_sail.train.engine import deepspeed_config, resolve_precision
+from pixel_sail.train.finetune import prepare_finetuning
+from pixel_sail.train.optim import DECODER_PREFIX, parameter_groups
+from pixel_sail.weights.convert.language_model import read_base
+from pixel_sail.weights.convert.new_parts import bare_config
+from pixel_sail.weights.convert.scratch import scratch_decoder, train_tokenizer
+from pixel_sail.weights.start import model_folder, with_start
+
+GIB = 2**30
+STAGES = (0, 1, 2, 3)
+ADDED = len(IMAGE_TOKENS) + len(GROUNDING_TOKENS)
+
+
+def plan(config: Config, gpus: int) -> str:
+    """The report that --plan prints. Errors as those of the run: ConfigError, FileNotFoundError for a missing base."""
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: give the number of GPUs of all machines together, at least 1")
+    config = with_start(config)
+    values, planned = deepspeed_config(config, gpus, "cuda"), planned_model(config)
+    lines = [f"plan for {config.run.dir} on {gpus} GPU{'s' if gpus > 1 else ''}", ""]
+    lines += [*_parameter_lines(planned), "", *_memory_lines(config, planned, gpus), ""]
+    lines += [*planned.notes, "DeepSpeed is given:", json.dumps(values, indent=2)]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The model that `build_model` and `prepare_finetuning` would make, without values."""
+
+    model: PixelSail
+    adapters: nn.ModuleDict  # of the experts
+    notes: list[str]  # what was assumed
+
+
+def planned_model(config: Config) -> Planned:
+    """From config.json and the tokenizer alone, on the meta device; `config` must come from `with_start`."""
+    model_config, notes = _model_config(config)
+    with torch.device("meta"):
+        model = PixelSail(model_config)
+        widths = {expert.name: EXPERT_WIDTH for expert in config.experts}
+        adapters = build_adapters(
+            config, widths, model_config.text_config.hidden_size, model_config.architecture.mask_dim
+        )
+        prepare_finetuning(model, _bytes_tokenizer(), _without_quantization(config))
+    return Planned(model, adapters, notes)
+
+
+def _model_config(config: Config) -> tuple[PixelSailConfig, list[str]]:
+    """The model's config, and what was assumed."""
+    section = config.model
+    if config.train.init_from is not None:
+        return PixelSailConfig.from_pretrained(model_folder(config.train.init_from), local_files_only=True), []
+    if section.scratch is not None:
+        text_config = scratch_decoder(section.scratch, _bytes_tokenizer())
+        text_config.vocab_size = section.scratch.vocab_size + ADDED
+        note = f"the tokenizer is not trained yet: {text_config.vocab_size:,} tokens are the most that it can have"
+        return bare_config(text_config, config.architecture), [note]
+    text_config, tokenizer = read_base(section.base)
+    if tokenizer is None:
+        text_config.vocab_size += ADDED
+        note = f"{section.base} has no tokenizer here: {ADDED} rows of embeddings are added, which is the most"
+        return bare_config(text_config, config.architecture), [note]
+    add_special_tokens(tokenizer)
+    # A base may have more rows than tokens, which our special tokens fill first.
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+    return bare_config(text_config, config.architecture), []
+
+
+def _bytes_tokenizer() -> PreTrainedTokenizerBase:
+    """Stands for the run's own where only the number of special tokens matters."""
+    tokenizer = train_tokenizer([], 0)
+    add_special_tokens(tokenizer)
+    return tokenizer
+
+
+def _without_quantization(config: Config) -> Config:
+    """4-bit weights need a GPU; they are counted by `_quantized` instead."""
+    if config.train.lora is None:
+        return config
+    lora = config.train.lora.model_copy(update={"quantize": "none"})
+    return config.model_copy(update={"train": config.train.model_copy(update={"lora": lora})})
+
+
+def count_parameters(planned: Planned) -> dict[str, tuple[int, int]]:
+    """Part -> its parameters, and how many of them are trained. Tied ones count once."""
+    decoder = planned.model.language_model
+    ends = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
+    embeddings = {id(parameter) for end in ends for parameter in end.parameters()}
+    counts: dict[str, tuple[int, int]] = {}
+    named = [*planned.model.named_parameters()]
+    named += [(f"adapters.{name}", one) for name, one in planned.adapters.named_parameters()]
+    for name, parameter in named:
+        part = _part(name, id(parameter) in embeddings)
+        total, trained = counts.get(part, (0, 0))
+        number = parameter.numel()
+        counts[part] = (total + number, trained + number * parameter.requires_grad)
+    return counts
+
+
+def _part(name: str, is_embedding: bool) -> str:
+    if is_embedding:
+        return "token embeddings and head"
+    if name.startswith(DECODER_PREFIX):
+        return "LoRA adapters" if "lora_" in name else "decoder layers"
+    return {"fusion": "patches and prompts", "mask_head": "mask head"}.get(name.split(".")[0], "distillation adapters")
+
+
+def _parameter_lines(planned: Planned) -> list[str]:
+    counts = count_parameters(planned)
+    everything = tuple(sum(column) for column in zip(*counts.values(), strict=True))
+    rows = [*counts.items(), ("all", everything)]
+    return [f"{'parameters':28}{'all':>18}{'trained':>18}"] + [f"  {n:26}{a:>18,}{t:>18,}" for n, (a, t) in rows]
+
+
+def _memory_lines(config: Config, planned: Planned, gpus: int) -> list[str]:
+    train, precision = config.train, resolve_precision(config.train, "cuda")
+    tokens = forward_tokens(train, config.data.max_length, gpus)
+    weights = sum(total for total, _ in count_parameters(planned).values())
+    groups = parameter_groups(planned.model, train) + parameter_groups(planned.adapters, train)
+    in_4_bits = _in_4_bits(planned.model) if train.lora is not None and train.lora.quantize == "nf4" else 0
+    lines = [
+        "GiB on each GPU; activations, and with them the sum, without | with checkpointing; * is what the config says",
+        f"{'':10}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'buffers':>9}{'activations':>18}{'sum':>18}",
+    ]
+    for stage in (0,) if in_4_bits else STAGES:
+        offload = _offload(train, stage)
+        states = astuple(state_bytes(weights, groups, stage, precision, gpus, offload, in_4_bits))
+        kept = [
+            sum(
+                activation_bytes(
+                    planned.model.config, config.experts, tokens, mode_of(stage, precision), saves
+                ).values()
+            )
+            for saves in (False, True)
+        ]
+        sums = [sum(states) + one for one in kept]
+        numbers = "".join(f"{_gib(one):>{width}}" for one, width in zip(states, (9, 11, 11, 9), strict=True))
+        mark = "*" if stage == train.zero_stage else " "
+        lines.append(f"ZeRO {stage} {mark}  {numbers}{_pair(kept):>18}{_pair(sums):>18}")
+    return lines + _activation_lines(config, planned.model.config, tokens)
+
+
+def _activation_lines(config: Config, model_config: PixelSailConfig, tokens: Tokens) -> list[str]:
+    """What the activations of the config's own stage and checkpointing are made of, and what is left out."""
+    train = config.train
+    mode = mode_of(train.zero_stage, resolve_precision(train, "cuda"))
+    parts = activation_bytes(model_config, config.experts, tokens, mode, train.activation_checkpointing)
+    checkpointing = "with" if train.activation_checkpointing else "without"
+    lines = [
+        f"one forward pass: {tokens.all:,} tokens, of them {tokens.patches:,} patches and {tokens.labels:,} labels",
+        f"its activations {checkpointing} checkpointing: {', '.join(f'{n} {_gib(b)}' for n, b in parts.items())}",
+        "formulas, and what they leave out: docs/recipes.md; keep some 10 % and 2 GiB free",
+    ]
+    if online := [expert.name for expert in config.experts if expert.cache is None]:
+        lines.append(f"not counted: the experts that run online ({', '.join(online)})")
+    if train.offload != "none":
+        lines.append(f"train.offload={train.offload}: what is on the CPU is not counted")
+    return lines
+
+
+def _in_4_bits(model: PixelSail) -> int:
+    return sum(one.numel() for name, one in model.named_parameters() if name.endswith(".base_layer.weight"))
+
+
+def _offload(train: TrainConfig, stage: int) -> str:
+    """train.offload, where this stage can do it."""
+    possible = {0: (), 3: ("optimizer", "parameters")}.get(stage, ("optimizer",))
+    return train.offload if train.offload in possible else "none"
+
+
+def _gib(number: float) -> str:
+    return f"{number / GIB:.2f}"
+
+
+def _pair(numbers: Sequence[float]) -> str:
+    return " | ".join(_gib(one) for one in numbers)

@@ -1,0 +1,172 @@
+"""Files that a kill or a power cut cannot leave half written, and the question whether a folder belongs to this run.
+
+* A file or folder is replaced all at once: written beside its place under a name that ends in `.partial`, synced to the
+  disk, renamed. Whatever has its final name is whole.
+* Lines of JSON are appended one by one; a last line without its newline is what a kill leaves, and is not read.
+* Work goes on only where it was begun alike: `differences` compares what was recorded with what is asked for now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+PARTIAL = ".partial"  # ends the name of what is not whole
+SHOWN_CHARACTERS = 80  # of a value in a sentence about a difference
+
+
+def sync_path(path: Path) -> None:
+    """fsync of a closed file, or of a folder: of the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync of every file and folder below `folder`, and of itself."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_path(path)
+
+
+def partial_of(path: Path) -> Path:
+    """Where `path` is written before it gets its name."""
+    return path.with_name(path.name + PARTIAL)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path, mode: str = "w", partial: Path | None = None) -> Iterator[IO[Any]]:
+    """An open file that becomes `path` when the block ends well; otherwise `path` stays as it was.
+
+    `mode`: "w" (UTF-8 text), "wb" or "wb+". `partial`: another name to write under, where several processes may replace
+    one file at the same time.
+    """
+    partial = partial or partial_of(path)
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_path(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file at once."""
+    with replaced_file(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, values: Any, indent: int | None = 1) -> None:
+    """Replaces the file at once."""
+    write_text(path, json.dumps(values, indent=indent) + "\n")
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A new empty folder that becomes `folder` when the block ends well; a folder of that name goes only then."""
+    partial = partial_of(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync_tree(partial)
+        publish_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish_folder(partial: Path, folder: Path) -> None:
+    """Gives a synced folder its final name. What had that name before is deleted."""
+    if folder.exists():
+        discard_folder(folder)
+    partial.rename(folder)
+    sync_path(folder.parent)
+
+
+def discard_folder(folder: Path) -> None:
+    """Deletes a folder. Renamed first: a kill while files are being deleted must not leave one that looks whole."""
+    doomed = folder.with_name(f"{folder.name}.old{PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what killed writers left in `folder`."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def append_json_line(path: Path, values: Any) -> None:
+    """One line at the end of a file, which is made where there is none."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end in a newline, without it. No file: no lines."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of the whole lines of a file. Raises ValueError for a line that is not JSON."""
+    return [json.loads(line) for line in whole_lines(path)]
+
+
+def write_json_lines(path: Path, lines: Iterable[Any]) -> None:
+    """Replaces the file at once."""
+    with replaced_file(path) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+    """16 hex digits of the SHA-256 of all parts, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def differences(before: Any, now: Any, is_free: Callable[[str], bool] = lambda key: False) -> list[str]:
+    """A sentence for each value that differs: "train.lr was 0.1, is 0.2".
+
+    Both are plain values, dicts nested as in a config. `is_free(dotted key)`: this value may differ.
+    """
+    return [
+        f"{key} was {_shown(old)}, is {_shown(new)}"
+        for key, old, new in _changed(_plain(before), _plain(now), "")
+        if not is_free(key)
+    ]
+
+
+def _changed(before: Any, now: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(key, before.get(key), now.get(key)) for key in dict.fromkeys((*before, *now))]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(str(number), *pair) for number, pair in enumerate(zip(before, now, strict=True))]
+    else:
+        return [] if before == now else [(prefix or "it", before, now)]
+    return [change for key, a, b in pairs for change in _changed(a, b, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _plain(values: Any) -> Any:
+    """As it comes back from a JSON file: tuples are lists, keys are text."""
+    return json.loads(json.dumps(values))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

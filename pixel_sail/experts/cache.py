@@ -1,0 +1,296 @@
+"""Features of a frozen expert on disk, found by the contents of the image file. tools/cache_expert.py makes them:
+
+    <cache>/
+      manifest.json               what the features are of, and their statistics once every image is there
+      00000-of-00002.features     float16 (C, h, w) of one image after another, written by process 0 of 2
+      00000-of-00002.index        one RECORD each: the image's sha256 and where its features lie
+
+Features are written and synced before their records: what an index names is whole. An image that many samples share is
+stored once; one that was changed has another digest and is not found.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pixel_sail.architecture import Architecture
+from pixel_sail.config import ConfigError, ExpertConfig
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import resized_size
+from pixel_sail.durable import PARTIAL, differences, replaced_file
+from pixel_sail.types import BadSample
+
+MANIFEST = "manifest.json"
+VERSION = 1
+FLUSH_EVERY = 64  # images whose features a kill may lose
+RECORD = np.dtype([("image", "S64"), ("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("crc32", "<u4")])
+
+
+def image_digest(image: Path | bytes) -> str:
+    """sha256 (hex) of an image as it is stored; BadSample for a file that cannot be read."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    try:
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadSample(f"cannot read the image file {image}: {error.strerror}") from None
+
+
+def student_grid(size_wh: tuple[int, int], expert: ExpertConfig, architecture: Architecture) -> tuple[int, int]:
+    """(h, w) of the student's features that are compared with the expert's, for an image of this size in pixels."""
+    width, height = resized_size(size_wh, architecture.patch_size, architecture.max_side_px)
+    cell_px = architecture.mask_stride if expert.at == "mask_features" else architecture.patch_size
+    return height // cell_px, width // cell_px
+
+
+def made_with(expert: ExpertConfig, architecture: Architecture) -> dict[str, Any]:
+    """What decides the stored features of an image, beside the expert's weights."""
+    return {
+        "kind": expert.kind,
+        "at": expert.at,
+        "size_px": expert.size_px,
+        "fit": expert.fit,
+        "patch_size": architecture.patch_size,
+        "max_side_px": architecture.max_side_px,
+        "mask_stride": architecture.mask_stride if expert.at == "mask_features" else None,
+    }
+
+
+def check_made_with(
+    manifest: dict[str, Any], where: str, expert: ExpertConfig, architecture: Architecture, fingerprint: str
+) -> None:
+    """Raises ConfigError that names each difference between stored features and what a run needs.
+
+    `where` says which features these are; `fingerprint` is that of the run's expert.
+    """
+    if changes := differences(manifest["made_with"], made_with(expert, architecture) | {"fingerprint": fingerprint}):
+        raise ConfigError(
+            f"expert {expert.name!r}: {where} holds other features: {'; '.join(changes)}. Make them again in another "
+            "folder, or set the config back"
+        )
+
+
+class FeatureCache:
+    """A finished cache. Memory-mapped; forked workers share it.
+
+    Raises DatasetError for a folder that is no cache, is not finished or has a part that is cut short.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        if "statistics" not in self.manifest:
+            raise DatasetError(f"{folder} is not finished: repeat the tools/cache_expert.py command, it goes on")
+        self.width: int = self.manifest["width"]
+        parts = [_open_part(path, self.width) for path in sorted(folder.glob("*.index"))]
+        self._features = [features for _, features in parts]
+        records = np.concatenate([records for records, _ in parts])
+        part = np.repeat(np.arange(len(parts)), [len(records) for records, _ in parts])
+        order = np.argsort(records["image"], kind="stable")
+        self._records, self._part = records[order], part[order]
+
+    def find(self, digest: str) -> np.ndarray | None:
+        """(C, h, w) float16 of the image with this `image_digest`, or None. BadSample for damaged bytes."""
+        key = np.array(digest, dtype="S64")
+        place = int(np.searchsorted(self._records["image"], key))
+        if place == len(self._records) or self._records["image"][place] != key:
+            return None
+        record = self._records[place]
+        data = _data_of(record, self._features[self._part[place]], self.width)
+        if zlib.crc32(data) != record["crc32"]:
+            raise BadSample(f"the features of image {digest[:16]} in {self.folder} are damaged (CRC-32)")
+        return np.frombuffer(data, dtype=np.float16).reshape(self.width, record["height"], record["width"])
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel, (C,) float32 each; every image counts the same."""
+        statistics = self.manifest["statistics"]
+        return np.array(statistics["mean"], dtype=np.float32), np.array(statistics["std"], dtype=np.float32)
+
+
+class CacheWriter:
+    """Appends features to one part of a cache: `process` of `processes`. Use it as a context manager.
+
+    What an earlier, killed process left half written is dropped. Raises ConfigError for a folder that holds features
+    made otherwise, and when another process is writing the same part.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], process: int = 0, processes: int = 1):
+        self.folder = folder
+        self.width: int = manifest["width"]
+        folder.mkdir(parents=True, exist_ok=True)
+        _agree(folder, manifest)
+        path = folder / f"{process:05d}-of-{processes:05d}.index"
+        self._index = path.open("a+b")
+        try:
+            fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is writing {path}; give every process its own --shard") from None
+        self._features = path.with_suffix(".features").open("a+b")
+        records = whole_records(path, self.width)
+        self._index.truncate(records.nbytes)
+        self._offset = _end(records, self.width)
+        self._features.truncate(self._offset)
+        self._waiting: list[np.ndarray] = []
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
+        self._features.close()
+        self._index.close()  # and with it the lock
+
+    def add(self, digest: str, features: np.ndarray) -> None:
+        """`features`: (C, h, w) float16. Raises ValueError where they overflowed."""
+        if not np.isfinite(features).all():
+            raise ValueError(f"the features of image {digest[:16]} are not finite in float16")
+        data = np.ascontiguousarray(features, dtype=np.float16).tobytes()
+        record = np.array([(digest, self._offset, *features.shape[1:], zlib.crc32(data))], dtype=RECORD)
+        self._features.write(data)
+        self._offset += len(data)
+        self._waiting.append(record)
+        if len(self._waiting) == FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """What was added is on the disk after this."""
+        if not self._waiting:
+            return
+        _sync(self._features)
+        self._index.write(np.concatenate(self._waiting).tobytes())
+        _sync(self._index)
+        self._waiting = []
+
+
+def stored_digests(folder: Path, width: int) -> set[str]:
+    """Digests of all images whose features are in the folder, in whichever part."""
+    return {image.decode() for path in folder.glob("*.index") for image in whole_records(path, width)["image"].tolist()}
+
+
+def finish(folder: Path, progress: bool) -> dict[str, Any]:
+    """Reads every feature once, checks it, and writes the statistics into the manifest. Returns them.
+
+    Raises DatasetError for damaged features, and when nothing is there.
+    """
+    manifest = read_manifest(folder)
+    width = manifest["width"]
+    if manifest.get("statistics", {}).get("images") == len(stored_digests(folder, width)):
+        return manifest["statistics"]  # nothing came in since
+    images, stored_bytes = 0, 0
+    total, squares = np.zeros(width), np.zeros(width)
+    for data in tqdm(_unique(folder, width), desc="statistics", unit="image", disable=not progress):
+        values = np.frombuffer(data, dtype=np.float16).reshape(width, -1).astype(np.float64)
+        total += values.mean(1)
+        squares += np.square(values).mean(1)
+        images += 1
+        stored_bytes += len(data)
+    if not images:
+        raise DatasetError(f"there are no features in {folder}")
+    mean = total / images
+    std = np.sqrt(np.maximum(squares / images - mean**2, 0))
+    statistics = {"images": images, "bytes": stored_bytes, "mean": mean.tolist(), "std": std.tolist()}
+    write_manifest(folder, manifest | {"statistics": statistics})
+    return statistics
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """DatasetError where there is none that can be read."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DatasetError(
+            f"no features of an expert at {folder} ({MANIFEST} is missing); make them: "
+            "tools/cache_expert.py CONFIG --expert NAME"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from None
+    if manifest.get("version") != VERSION:
+        raise DatasetError(f"{path} has version {manifest.get('version')}, this code reads {VERSION}: make a new cache")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """All of it or nothing, also when several processes write at once."""
+    with replaced_file(folder / MANIFEST, partial=folder / f"{MANIFEST}.{os.getpid()}{PARTIAL}") as file:
+        json.dump(manifest, file, indent=1)
+
+
+def whole_records(path: Path, width: int) -> np.ndarray:
+    """The records of an index file, without a torn last one and without any whose features were not written."""
+    records = np.frombuffer(path.read_bytes()[: path.stat().st_size // RECORD.itemsize * RECORD.itemsize], dtype=RECORD)
+    features = path.with_suffix(".features")
+    size = features.stat().st_size if features.exists() else 0
+    ends = records["offset"] + _bytes(records, width)
+    return records[: int(np.searchsorted(ends, size, side="right"))]
+
+
+def _unique(folder: Path, width: int) -> Iterator[bytes]:
+    """The checked features of every image once."""
+    seen: set[bytes] = set()
+    for path in sorted(folder.glob("*.index")):
+        records, features = _open_part(path, width)
+        for record in records:
+            if record["image"] in seen:
+                continue
+            seen.add(record["image"])
+            data = _data_of(record, features, width)
+            if zlib.crc32(data) != record["crc32"]:
+                raise DatasetError(
+                    f"{path.with_suffix('.features')} is damaged at byte {record['offset']} (CRC-32): delete this file "
+                    f"and {path.name} and repeat the command"
+                )
+            yield data
+
+
+def _open_part(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Records and memory-mapped bytes. DatasetError where the bytes end before the records do."""
+    records = np.frombuffer(path.read_bytes(), dtype=RECORD, count=path.stat().st_size // RECORD.itemsize)
+    features = path.with_suffix(".features")
+    size = features.stat().st_size if features.exists() else 0
+    needed = _end(records, width)
+    if size < needed:
+        raise DatasetError(
+            f"{features} has {size} bytes instead of {needed}: copy it again, or delete it and {path.name} and repeat "
+            "the tools/cache_expert.py command"
+        )
+    return records, np.memmap(features, dtype=np.uint8, mode="r") if size else np.empty(0, dtype=np.uint8)
+
+
+def _data_of(record: np.void, features: np.ndarray, width: int) -> bytes:
+    start = int(record["offset"])
+    return features[start : start + int(_bytes(record, width))].tobytes()
+
+
+def _bytes(records: np.ndarray | np.void, width: int) -> np.ndarray:
+    return 2 * width * records["height"].astype(np.uint64) * records["width"]
+
+
+def _end(records: np.ndarray, width: int) -> int:
+    return int(records[-1]["offset"]) + int(_bytes(records[-1], width)) if len(records) else 0
+
+
+def _agree(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest into a new folder, or makes sure that the one there says the same."""
+    if not (folder / MANIFEST).exists():
+        write_manifest(folder, {"version": VERSION} | manifest)
+    elif changes := differences(read_manifest(folder)["made_with"], manifest["made_with"]):
+        raise ConfigError(
+            f"{folder} holds other features: {'; '.join(changes)}. Name another folder as the cache, or delete this one"
+        )
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

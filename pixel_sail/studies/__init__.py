@@ -1,0 +1,1 @@
+"""Questions asked with the framework; nothing below imports them."""

@@ -1,0 +1,72 @@
+"""One small adapter a family of models; `open_adapter` takes a folder and finds out which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from pixel_sail.config import ConfigError
+from pixel_sail.serve.predictor import Predictor
+from pixel_sail.studies.attend_segment.adapters.gemma3 import Gemma3
+from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceAdapter
+from pixel_sail.studies.attend_segment.adapters.internvl import InternVl
+from pixel_sail.studies.attend_segment.adapters.llava import Llava
+from pixel_sail.studies.attend_segment.adapters.pixel_sail import PixelSailAdapter
+from pixel_sail.studies.attend_segment.adapters.qwen_vl import QwenVl
+from pixel_sail.studies.attend_segment.generate import Adapter
+
+OURS = "pixel_sail"
+# `model_type` of a config.json -> the adapter of its family.
+MODEL_TYPES: dict[str, type[HuggingFaceAdapter]] = {
+    "llava": Llava,
+    "qwen2_vl": QwenVl,
+    "qwen2_5_vl": QwenVl,
+    "internvl": InternVl,
+    "gemma3": Gemma3,
+}
+FAMILIES = (OURS, *dict.fromkeys(adapter.family for adapter in MODEL_TYPES.values()))
+
+
+def open_adapter(model: str | Path, family: str = "auto", device: str = "auto", precision: str = "auto") -> Adapter:
+    """The model of a folder (or hub name) in its adapter.
+
+    `family`: auto, by the config's model_type; or one of FAMILIES. `device`: auto | cpu | cuda[:n]; `precision`: auto
+    (bf16 on a GPU) | bf16 | fp32. Raises ConfigError for a model that cannot be had or that no adapter knows.
+    """
+    if family not in ("auto", *FAMILIES):
+        raise ConfigError(f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
+    try:
+        model_type = AutoConfig.from_pretrained(model).model_type
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read {Path(model) / 'config.json'}: give an export of ours, or a folder with all files of a "
+            f"Hugging Face model (download it on a machine with hub access). The cause: {error}"
+        ) from error
+    if family == OURS or (family == "auto" and model_type == OURS):
+        return PixelSailAdapter(Predictor.from_pretrained(model, device, precision))
+    known = {adapter.family: adapter for adapter in MODEL_TYPES.values()}
+    chosen = MODEL_TYPES.get(model_type) if family == "auto" else known[family]
+    if chosen is None:
+        raise ConfigError(
+            f"{model} is a {model_type!r} model, which no adapter knows ({OURS}, {', '.join(MODEL_TYPES)}): name the "
+            "family that places its image tokens alike with --family, or write one "
+            "(pixel_sail/evaluate/pixfoundation/adapters)"
+        )
+    return _hugging_face(model, chosen, device, precision)
+
+
+def _hugging_face(model: str | Path, adapter: type[HuggingFaceAdapter], device: str, precision: str) -> Adapter:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = precision == "bf16" or (precision == "auto" and device.startswith("cuda"))
+    try:
+        network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32)
+        processor = AutoProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load {model}: it needs config.json, *.safetensors, the tokenizer's files, a chat template and "
+            f"preprocessor_config.json (or processor_config.json). The cause: {error}"
+        ) from error
+    return adapter(network.to(device), processor)

@@ -1,0 +1,19 @@
+"""Qwen2-VL and Qwen2.5-VL: the image at about its own size, 28 px a token."""
+
+from __future__ import annotations
+
+from transformers import BatchFeature
+
+from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceAdapter
+
+
+class QwenVl(HuggingFaceAdapter):
+    """Both generations place the tokens alike."""
+
+    family = "qwen_vl"
+
+    def grid_hw(self, inputs: BatchFeature) -> tuple[int, int]:
+        """Patches are merged 2 x 2; the tokens of the merged ones stand row by row, whatever windows saw them."""
+        _, height, width = inputs["image_grid_thw"][0].tolist()
+        merge = self.model.config.vision_config.spatial_merge_size
+        return height // merge, width // merge

