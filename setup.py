@@ -4,13 +4,14 @@ from setuptools import find_packages, setup
 
 setup(
     name="pixel_sail",
-    version="0.1.0",
+    version="0.2.0",
     description="One transformer that reads image patches and text together and answers in text and masks",
     long_description=(Path(__file__).parent / "README.md").read_text() if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pixel_sail", "pixel_sail.*"]),
+    package_data={"pixel_sail": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
