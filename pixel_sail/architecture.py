@@ -1,7 +1,7 @@
-"""The one description of a model: nested in a run's config and in a checkpoint's config.json, and handed on whole.
+"""The one description of a model: a section of a run's config and of a checkpoint's config.json, passed on whole.
 
-What is not in it does not change a model's weights: where they come from, how a chat is written, how a run is trained.
-A new field is written here and where it is used, nowhere else.
+It holds everything that decides which weights a model has. Where weights come from, how a chat is written and how a run
+is trained belong elsewhere. A new field is written here and where it is used, nowhere else.
 """
 
 from __future__ import annotations
@@ -11,58 +11,59 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_MASK_CHANNELS = 1024  # width of the mask head's first block at most; wider states are reduced to it
+MAX_MASK_CHANNELS = 1024  # largest width of the mask head's first block; wider states are reduced to it
 
 
 class Section(BaseModel):
-    """A part of a config: unknown keys are refused, values do not change."""
+    """A part of a config. Unknown keys are refused, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SmallImages(Section):
-    """What helps models that learn from random weights, or for minutes only, on small images.
+    """Options for models that train from random weights, or only for minutes, on small images.
 
-    None of it is part of Pixel-SAIL: without this section the paper's model remains.
+    None of them is part of Pixel-SAIL. Without this section the model is the paper's.
     """
 
-    # convolutions before the patch embedding, each halving the image: shapes are learned sooner (model/stem.py)
+    # widths of convolutions before the patch embedding, each of which halves the image: the model learns shapes sooner
+    # (model/stem.py)
     stem_widths: list[int] | None = Field(None, min_length=1)
-    # tells every patch where in its image it lies: places are learned sooner (model/patch_positions.py)
+    # embeds the position of each patch in its image: the model learns places sooner (model/patch_positions.py)
     patch_positions: bool = False
-    # halves: as in the paper, columns get the slow frequencies; interleaved: rows and columns are read as sharply
+    # halves: as in the paper, columns get the slow frequencies; interleaved: rows and columns are read equally sharply
     rope_layout: Literal["halves", "interleaved"] = "halves"
 
 
 class Architecture(Section):
-    """What makes of a decoder a pixel-grounded model. docs/model.md has the terms."""
+    """What turns a decoder into a pixel-grounded model. docs/model.md explains the terms."""
 
     patch_size: int = Field(16, ge=1)  # pixels of a patch's side
-    # pixels of the squares into which a patch is cut before it is embedded, as in EVEv2; None: it is embedded whole
+    # side in pixels of the squares into which a patch is cut before embedding, as in EVEv2; None: it is embedded whole
     sub_patch_size: int | None = Field(None, ge=1)
-    sub_patch_width: int = Field(64, ge=1)
+    sub_patch_width: int = Field(64, ge=1)  # channels of each embedded square
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
-    max_side_px: int = Field(1024, ge=1)  # the longer side of a resized image at most
-    mask_stride: int = Field(4, ge=1)  # pixels of the resized image per mask logit; the patch side over a power of two
+    max_side_px: int = Field(1024, ge=1)  # largest longer side of a resized image
+    mask_stride: int = Field(4, ge=1)  # pixels per mask logit: patch_size divided by a power of two
     mask_dim: int = Field(256, ge=1)  # S, width of the mask features
     # widths before, between and after the upsampling blocks; None: those of `channels`
     mask_channels: list[int] | None = None
-    vision_experts: bool = False  # twins of every linear and norm for visual tokens, as in EVEv2
+    vision_experts: bool = False  # a twin of every linear and norm for visual tokens, as in EVEv2
     small_images: SmallImages | None = None
 
     @property
     def small(self) -> SmallImages:
-        """The section `small_images`, with nothing switched on where it is absent."""
+        """The section `small_images`, or its defaults (everything off) if it is absent."""
         return self.small_images or SmallImages()
 
     @property
     def upsample_blocks(self) -> int:
-        """U: how often the patch grid is doubled to reach `mask_stride`."""
+        """U: the number of doublings from the patch grid to `mask_stride`."""
         return int(math.log2(self.patch_size // self.mask_stride))
 
     def channels(self, hidden_size: int) -> list[int]:
-        """Widths of the mask head, U + 1 of them: min(D, 1024), halved at each doubling of the resolution, >= 64."""
+        """The U + 1 widths of the mask head: min(D, 1024), halved at each doubling of the resolution, at least 64."""
         if self.mask_channels is not None:
             return self.mask_channels
         first = min(hidden_size, MAX_MASK_CHANNELS)
@@ -96,14 +97,14 @@ class Architecture(Section):
         return self
 
 
-# Keys that stood side by side in config.json, and in the section `model` of a run's config, before there was one
-# Architecture. Folders of that time are still read.
+# Before 0.2.0 these keys stood side by side in config.json and in the section `model` of a run's config. Such folders
+# still load.
 _SMALL = ("stem_widths", "patch_positions", "rope_layout")
 FLAT_KEYS = (*Architecture.model_fields.keys() - {"small_images"}, *_SMALL)
 
 
 def from_flat(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of an Architecture, made of those flat keys; `values` may have others, which are left out."""
+    """The values of an Architecture from the flat keys in `values`; other keys are ignored."""
     nested = {key: values[key] for key in FLAT_KEYS if key in values and key not in _SMALL}
     if values.get("mask_channels") is not None:
         nested["mask_stride"] = values["patch_size"] // 2 ** (len(values["mask_channels"]) - 1)

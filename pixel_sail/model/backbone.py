@@ -1,4 +1,4 @@
-"""Any Hugging Face decoder as the single transformer: its layers as they are, our positions and our attention."""
+"""Any Hugging Face decoder as the single transformer: its own layers, with our positions and our attention."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 class MultimodalRope(nn.Module):
-    """Rotary cos and sin from (t, h, w) positions; takes the place of a decoder's own `rotary_emb`.
+    """Rotary cos and sin from (t, h, w) positions; replaces a decoder's own `rotary_emb`. See docs/model.md.
 
-    Layout "halves": of the d/2 frequencies the fast half reads h, the slow half w (SPEC section 1: sections
-    [0, d/4, d/4]). "interleaved": h and w take every other one, so that both are read as sharply. Where the three axes
-    are equal either is the decoder's own 1-D RoPE.
+    Layout "halves", as in Pixel-SAIL (arXiv 2504.10465): of the d/2 frequencies the faster half reads h and the slower
+    half w (sections [0, d/4, d/4]). Layout "interleaved": h and w take every other frequency, so that both are read
+    equally sharply. Where the three axes are equal, both layouts are the decoder's own 1-D RoPE.
     """
 
     def __init__(self, rotary: nn.Module, layout: str):
@@ -35,11 +35,11 @@ class MultimodalRope(nn.Module):
         if rotary.inv_freq.numel() % 2:
             raise ValueError(f"multimodal RoPE needs a head dim divisible by 4, got {2 * rotary.inv_freq.numel()}")
         self.interleaved = layout == "interleaved"
-        self.rotary = rotary  # kept whole: transformers initializes and moves its buffers
+        self.rotary = rotary  # kept as a module: transformers initializes and moves its buffers
 
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, (B, L, d) in the dtype of `hidden`, from `position_ids` (3, B, L) int64; computed in float32."""
+        """Cos and sin (B, L, d) in the dtype of `hidden`, from `position_ids` (3, B, L) int64; computed in float32."""
         inv_freq = self.rotary.inv_freq.float()
         number = torch.arange(inv_freq.numel(), device=inv_freq.device)
         reads_rows = number % 2 == 0 if self.interleaved else number < inv_freq.numel() // 2
@@ -52,8 +52,8 @@ class MultimodalRope(nn.Module):
 
 
 def build_decoder(text_config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
-    """A causal language model of `text_config` (weights as transformers initializes them), adapted."""
-    config = copy.deepcopy(text_config)  # which attention is used is written into it, and others may share it
+    """An adapted causal language model of `text_config`, with the weights that transformers initializes."""
+    config = copy.deepcopy(text_config)  # the attention is written into it, and others may share it
     language_model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     if architecture.vision_experts:
         add_vision_experts(language_model)
@@ -61,7 +61,7 @@ def build_decoder(text_config: PretrainedConfig, architecture: Architecture) -> 
 
 
 def adapt_decoder(language_model: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """Puts the mixed attention and multimodal RoPE into a causal language model, in place; nothing else changes."""
+    """Gives a causal language model mixed attention and multimodal RoPE, in place. Raises ValueError without RoPE."""
     decoder = language_model.get_decoder()
     if not hasattr(decoder, "rotary_emb"):
         raise ValueError(
@@ -73,6 +73,6 @@ def adapt_decoder(language_model: PreTrainedModel, architecture: Architecture) -
 
 
 def cache_argument(decoder: PreTrainedModel) -> str:
-    """What this version of transformers calls the argument that takes the keys and values of earlier tokens."""
+    """The name that this version of transformers gives to the argument with the keys and values of earlier tokens."""
     parameters = inspect.signature(decoder.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"

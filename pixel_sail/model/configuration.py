@@ -1,4 +1,4 @@
-"""The configuration that a checkpoint folder carries (config.json)."""
+"""The configuration in a checkpoint folder (config.json)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pixel_sail.architecture import FLAT_KEYS, Architecture, from_flat
 
 
 class PixelSailConfig(PretrainedConfig):
-    """A decoder's own config plus what turns it into a pixel-grounded model.
+    """A decoder's own config, and what turns the decoder into a pixel-grounded model.
 
-    architecture     what the model is made of (pixel_sail/architecture.py)
-    chat_format      "research", "inst" or "template" (docs/model.md)
-    question         the question that `segment` asks, with {expression} in it: the first of the training templates
-    hide             "none", or what a blind baseline never sees: "text" (the expression), "image" or "prompts"
-    converted_from   the family of released weights that the model was made of (tools/convert.py); None: none
-    differences      what that base does otherwise and this model does not
-    prompt_token_ids  ids of <Prompt0> .. <Prompt14> in the tokenizer that is saved beside this file
+    architecture      the parts of the model (pixel_sail/architecture.py)
+    chat_format       "research", "inst" or "template" (docs/model.md)
+    question          the question that `segment` asks, with {expression} in it: the first of the training templates
+    hide              "none", or the input that a blind baseline never sees: "text" (the expression), "image", "prompts"
+    converted_from    the family of released weights that the model comes from (tools/convert.py), or None
+    differences       how that family differs from this model
+    prompt_token_ids  ids of <Prompt0> .. <Prompt14> in the tokenizer of the same folder
     """
 
     model_type = "pixel_sail"
@@ -36,9 +36,9 @@ class PixelSailConfig(PretrainedConfig):
         prompt_token_ids: list[int] | None = None,
         **kwargs: Any,
     ):
-        flat = {key: kwargs.pop(key) for key in FLAT_KEYS if key in kwargs}  # a folder of before
+        flat = {key: kwargs.pop(key) for key in FLAT_KEYS if key in kwargs}  # written before 0.2.0
         if flat and architecture is not None:
-            raise ValueError(f"config.json has {', '.join(flat)} beside its architecture, where they belong")
+            raise ValueError(f"config.json has {', '.join(flat)} outside of its section architecture; move them there")
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config
@@ -52,7 +52,7 @@ class PixelSailConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as config.json has them."""
+        """The plain values of config.json."""
         return super().to_dict() | {"architecture": self.architecture.model_dump(mode="json")}
 
 

@@ -1,4 +1,4 @@
-"""Answers to many questions about many images: each image is read once, its questions continue from its KV cache."""
+"""Answer many questions about many images. Each image is read once; its questions continue from its KV cache."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from pixel_sail.types import Batch
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy where `temperature` is 0; else samples from softmax(logits / temperature) with the given generator.
+    """Greedy decoding if `temperature` is 0, else sampling from softmax(logits / temperature) with `generator`.
 
     An answer ends at its stop token, before the first of `stop_strings` in its text, or after `max_new_tokens`.
+    Raises ValueError for values out of range.
     """
 
     max_new_tokens: int = 64
@@ -37,9 +38,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One question: its tokens, the image of the batch that it is about, and the tokens with which its answer begins.
+    """One question: its tokens, its image, and the first tokens of its answer if they are fixed.
 
-    A [SEG] in `answer_ids` is an answer's, one in `question_ids` is not.
+    A [SEG] in `answer_ids` gets a mask, a [SEG] in `question_ids` does not.
     """
 
     question_ids: list[int]
@@ -49,7 +50,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer: its tokens without the stop token, and one mask for each [SEG] in it."""
+    """One answer: its tokens without the stop token, and a mask for each [SEG]."""
 
     token_ids: list[int]
     mask_logits: Tensor  # (K, h', w') float
@@ -66,11 +67,11 @@ def generate(
     is_complete: Callable[[list[int]], bool] | None = None,
     max_rows: int = 32,
 ) -> list[Generated]:
-    """Answers questions about the images in `prefixes`, at most `max_rows` at a time; each image is read once.
+    """Answer questions about the images in `prefixes`, at most `max_rows` at a time. Each image is read once.
 
-    `prefixes`: packed sequences, each of them an image block; None where no question is about an image.
-    `is_complete(answer tokens)`: whether an answer ends without its stop token, at a stop string in its text, say.
-    The limit on new tokens never loses a mask: a [SEG] emitted last is still read for its state.
+    `prefixes`: packed sequences, each an image block; None if no question is about an image.
+    `is_complete(answer tokens)`: whether an answer ends without its stop token, for example at a stop string.
+    The limit on new tokens never loses a mask: the state of a [SEG] that is emitted last is still read.
     """
     images = [] if prefixes is None else _read_prefixes(model, prefixes)
     rows = [_Row.of(request, images) for request in requests]
@@ -82,18 +83,18 @@ def generate(
 
 @dataclass(frozen=True, eq=False)
 class _Image:
-    """An image after it was read: its keys and values in each layer, its patch states, where the text continues."""
+    """An image after reading: keys and values of each layer, patch states, and where the text continues."""
 
     layers: list[tuple[Tensor, Tensor]]  # (1, kv heads, tokens, d) each
     patch_states: Tensor  # (h, w, D)
     tokens: int
     next_position: int
-    regions: Tensor | None  # (15, D) pooled, to be added at their names; None where they are fused into the patches
+    regions: Tensor | None  # (15, D) pooled, to add at their names; None if they are fused into the patches
 
 
 @dataclass(eq=False)
 class _Row:
-    """A question while it is answered."""
+    """The state of a question while its answer is generated."""
 
     request: GenerationRequest
     image: _Image | None
@@ -138,7 +139,7 @@ def _answer(
     sampling: Sampling,
     is_complete: Callable[[list[int]], bool] | None,
 ) -> None:
-    """Writes the answers of a batch of rows, token by token."""
+    """Generate the answers of a batch of rows, token by token."""
     rows, logits = decoding.rows, decoding.read()
     for step in range(sampling.max_new_tokens):
         tokens = _choose(logits, sampling)
@@ -155,7 +156,7 @@ def _answer(
 
 
 class _Decoding:
-    """A batch of rows that continue. Images and texts are padded on the right; `owned` says which columns a row has."""
+    """A batch of rows that continue. Images and texts are padded on the right; `owned` marks each row's columns."""
 
     def __init__(self, model: PixelSail, rows: list[_Row], seg_id: int):
         self.model, self.rows, self.seg_id = model, rows, seg_id
@@ -167,7 +168,7 @@ class _Decoding:
         self.regions: Tensor | None = None  # (Q, 15, D)
         used = list({id(row.image): row.image for row in rows if row.image is not None}.values())
         if used:
-            # a row without an image takes any: it owns none of those columns
+            # a row without an image takes the first image, but owns none of its columns
             take = torch.tensor([used.index(row.image) if row.image else 0 for row in rows], device=device)
             self._fill_cache(used, take)
             if used[0].regions is not None:  # a row without an image has no region
@@ -176,7 +177,7 @@ class _Decoding:
                 self.regions = drawn * has_image
 
     def _fill_cache(self, images: list[_Image], take: Tensor) -> None:
-        """Gives every row the keys and values of its image; `take`: (Q,) int64, its index in `images`."""
+        """Give every row the keys and values of its image; `take`: (Q,) int64, its index in `images`."""
         for layer in range(len(images[0].layers)):
             keys, values = (
                 torch.cat([self._padded(image.layers[layer][kind]) for image in images])[take] for kind in (0, 1)
@@ -188,7 +189,7 @@ class _Decoding:
         return F.pad(cached, (0, 0, 0, self.prefix_tokens - cached.shape[2]))
 
     def read(self) -> Tensor:
-        """Reads the questions; (Q, V) logits of the first new token."""
+        """Read the questions. Returns the logits (Q, V) of the first new token."""
         device, rows = self.model.device, self.rows
         texts = [[*row.request.question_ids, *row.request.answer_ids] for row in rows]
         longest = max(map(len, texts))
@@ -207,7 +208,7 @@ class _Decoding:
         return self._logits(hidden[torch.arange(len(rows), device=device), ends])
 
     def step(self, tokens: list[int]) -> Tensor:
-        """Reads one new token a row; (Q, V) logits of the next."""
+        """Read one new token per row. Returns the logits (Q, V) of the next token."""
         device, rows = self.model.device, self.rows
         ids = torch.tensor(tokens, device=device)[:, None]
         self.owned = torch.cat([self.owned, self.owned.new_ones(len(tokens), 1)], dim=1)
@@ -220,7 +221,7 @@ class _Decoding:
         return self._logits(hidden)
 
     def _diagonal(self, longest: int) -> Tensor:
-        """Padding columns see themselves, so that no row of the softmax is empty."""
+        """A mask in which padding columns see themselves, so that no row of the softmax is empty."""
         eye = torch.eye(longest, dtype=torch.bool, device=self.model.device)
         return torch.cat([eye.new_zeros(longest, self.prefix_tokens), eye], dim=1)
 
@@ -247,7 +248,7 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
 
 
 def _masks(model: PixelSail, images: list[_Image], rows: list[_Row]) -> list[Tensor]:
-    """(K, h', w') logits of every row; an image goes through the mask head once for all of its questions."""
+    """Logits (K, h', w') of each row. An image goes through the mask head once for all of its questions."""
     masks = {id(row): torch.empty(0, 1, 1, device=model.device) for row in rows}
     segmented = [(image, [row for row in rows if row.image is image and row.seg_states]) for image in images]
     segmented = [(image, of_image) for image, of_image in segmented if of_image]

@@ -1,4 +1,4 @@
-"""Masks from the transformer's own states: learnable upsampling of patch states, dot product with [SEG] states."""
+"""Masks from the transformer's states: learnable upsampling of patch states, and a dot product with [SEG] states."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
 
-ALIKE = 0.9  # not 1: of pixels that are exactly alike the most uncertain ones are a matter of rounding
+# How much the four pixels of a 2x2 cell share at the start. At 1 they would be equal, and which of equal pixels is the
+# most uncertain would be a matter of rounding.
+ALIKE = 0.9
 
 
 class Upsample2x(nn.ConvTranspose2d):
-    """(n, c, h, w) -> (n, c', 2h, 2w). It starts by nearly repeating its input (after ICNR, arXiv 1707.02937).
+    """(n, c, h, w) -> (n, c', 2h, 2w). At the start it nearly repeats its input (after ICNR, arXiv 1707.02937).
 
-    With other random weights for each of the four places everything would have to be learned four times.
+    With independent random weights for the four pixels of a cell, everything would have to be learned four times.
     """
 
     def __init__(self, channels_in: int, channels_out: int):
@@ -29,7 +31,7 @@ class Upsample2x(nn.ConvTranspose2d):
 
 
 class Depthwise(nn.Conv2d):
-    """A 3x3 convolution of each channel by itself. It starts by changing nothing."""
+    """A 3x3 convolution of each channel by itself; the identity at the start."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
@@ -59,7 +61,7 @@ class MaskHead(nn.Module):
     """Mask logits of one packed batch. Its layers are listed in docs/model.md."""
 
     def __init__(self, architecture: Architecture, hidden_size: int):
-        """Raises ValueError for channels that do not begin with the decoder's width."""
+        """Raises ValueError if mask_channels does not start at min(hidden size, 1024)."""
         super().__init__()
         first, channels, mask_dim = (
             min(hidden_size, MAX_MASK_CHANNELS),
@@ -80,11 +82,11 @@ class MaskHead(nn.Module):
     def forward(
         self, patch_states: Sequence[Tensor], seg_states: Sequence[Tensor], with_features: bool = False
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (K, h', w') of each image, and its features (S, h', w') when asked for.
+        """Logits (K, h', w') of each image, and its features (S, h', w') if `with_features`.
 
         `patch_states`: (h, w, D) of each image; `seg_states`: (K, D) of each image, K may be 0. Images of one grid go
-        through the blocks together. The S features of a pixel are needed only as dot products, so unless they are
-        asked for the last linear is applied to the few [SEG] embeddings instead of to every pixel.
+        through the blocks together. Without `with_features`, the last linear is applied to the few [SEG] embeddings
+        instead of every pixel: the logits need only the dot products.
         """
         counts = [states.shape[0] for states in seg_states]
         embeddings = self.seg_projector(torch.cat(list(seg_states))).split(counts)

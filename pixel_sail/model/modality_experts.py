@@ -1,7 +1,7 @@
-"""Twins for visual tokens, as in EVEv2: each linear and norm of a decoder layer twice, one of text, one of images.
+"""Visual twins, as in EVEv2 (arXiv 2502.06788): each linear and norm of a decoder layer exists for text and for images.
 
-Queries, keys and values of both kinds meet in the same attention. A token is visual from `<vision>` to `</vision>`. The
-text twins keep the base's weights, so that text without an image is the base model exactly.
+Queries, keys and values of both kinds meet in the same attention. Tokens from `<vision>` to `</vision>` are visual. The
+text twins keep the base's weights, so that text without an image gives exactly the base model's output.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2For
 
 @dataclass(frozen=True)
 class Modality:
-    """The tokens of a packed batch by kind."""
+    """Indices of the text tokens and of the visual tokens of a packed batch."""
 
-    text: Tensor  # (T,) int64, places of the text tokens
+    text: Tensor  # (T,) int64, positions of the text tokens
     visual: Tensor  # (L - T,) int64
-    order: Tensor  # (L,) int64: where each token stands when text comes first, then images
+    order: Tensor  # (L,) int64, the index of each token when all text comes first, then all images
 
     @classmethod
     def of(cls, spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> Modality:
-        """`spans`: those of the batch, (start, first image token, one past the last image token, stop)."""
+        """From the spans of a batch: (start, first image token, one past the last image token, stop)."""
         visual = torch.zeros(spans[-1][3], dtype=torch.bool)
         for _, image_start, image_stop, _ in spans:
             visual[image_start:image_stop] = True
@@ -38,13 +38,13 @@ class Modality:
 
 
 class Route:
-    """Tells the pairs of one layer which tokens are visual, while that layer runs. None: all are text."""
+    """Tells the pairs of a layer which tokens are visual while that layer runs. None: all are text."""
 
     modality: Modality | None = None
 
 
 class Pair(nn.Module):
-    """`text` and `vision`, each for its own tokens; they start as copies."""
+    """Two modules, `text` and `vision`, each for its own tokens; `vision` starts as a copy of `text`."""
 
     def __init__(self, stock: nn.Module, route: Route):
         super().__init__()
@@ -52,17 +52,17 @@ class Pair(nn.Module):
         self.route = route
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, L, width) -> (1, L, width'); any (B, T, width) while all is text."""
+        """(1, L, width) -> (1, L, width'); any (B, T, width) if all tokens are text."""
         modality = self.route.modality
         if modality is None:
             return self.text(x)
-        # Both always run, if on no tokens: every rank must use every weight.
+        # Both run always, even on no tokens: every rank must use every weight.
         parts = [self.text(x[:, modality.text]), self.vision(x[:, modality.visual])]
         return torch.cat(parts, dim=1)[:, modality.order]
 
 
 class RoutedLayer(Qwen2DecoderLayer):
-    """A stock layer whose linears and norms are pairs."""
+    """A Qwen2 layer whose linears and norms are pairs."""
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -73,14 +73,14 @@ class RoutedLayer(Qwen2DecoderLayer):
             setattr(self, name, Pair(getattr(self, name), self.route))
 
     def forward(self, hidden_states: Tensor, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Tensor:
-        """`modality` comes from PixelSail.decode by way of the decoder; cached decoding, which is text, gives none."""
-        # Set in here, so that a layer that is run again for activation checkpointing has that of its own batch.
+        """`modality` comes from PixelSail.decode through the decoder. Cached decoding, which is text, passes none."""
+        # Set here, so that a layer that activation checkpointing runs again has the modality of its own batch.
         self.route.modality = modality
         return super().forward(hidden_states, *args, **kwargs)
 
 
 def add_vision_experts(language_model: PreTrainedModel) -> None:
-    """Puts pairs into every layer of a Qwen2 decoder, in place, with new weights. ValueError for other decoders."""
+    """Replace every layer of a Qwen2 decoder by a routed one, with new weights. ValueError for other decoders."""
     if not isinstance(language_model, Qwen2ForCausalLM):
         raise ValueError(f"vision experts are EVEv2's, in Qwen2 decoders; this is a {type(language_model).__name__}")
     decoder = language_model.get_decoder()

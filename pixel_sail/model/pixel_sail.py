@@ -1,4 +1,4 @@
-"""The model: one decoder-only transformer that reads patches and text together and answers in text and masks."""
+"""The model: one decoder-only transformer that reads patches and text together, and answers in text and masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pixel_sail.types import Batch, Output
 class PixelSail(PreTrainedModel):
     """`forward(batch) -> Output`; `save_pretrained` and `from_pretrained` keep weights and config in a folder.
 
-    Built from a config, the weights are random. pixel_sail.weights.convert makes models of released weights.
+    A model built from a config has random weights; pixel_sail.weights.convert makes models from released weights.
     """
 
     config_class = PixelSailConfig
@@ -42,13 +42,13 @@ class PixelSail(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """torch's own initialization for the new parts: the decoders' N(0, 0.02) would silence a narrow mask head."""
+        """Initialize the new parts as torch does: the decoders' N(0, 0.02) is too small for a narrow mask head."""
         loaded = any(getattr(p, "_is_hf_initialized", False) for p in module.parameters(recurse=False))
         if not loaded and hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
     def forward(self, batch: Batch, with_features: bool = False) -> Output:
-        """Runs one packed batch. Logits only where there is a label; mask features only when asked for."""
+        """Run one packed batch. Logits only at labels; mask features only if `with_features`."""
         layout = self.layout(batch.spans)
         hidden = self.decode(self.embed(batch), batch.position_ids, layout)
         logits = self.language_model.get_output_embeddings()(hidden[batch.predict_index])
@@ -56,24 +56,24 @@ class PixelSail(PreTrainedModel):
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
 
     def layout(self, spans: tuple[tuple[int, int, int, int], ...]) -> AttentionLayout:
-        """The attention layout of a packed batch, with the kernel chosen for this model's device."""
+        """The attention layout of a packed batch, with the kernel for this model's device."""
         return AttentionLayout(spans, choose_kernel(self.attention_kernel, self.device), self.device)
 
     def embed(self, batch: Batch) -> Tensor:
-        """(L, D) input embeddings: tokens, patches and visual prompts fused."""
+        """Input embeddings (L, D): tokens, patches and visual prompts fused."""
         embed_tokens, prompt_ids = self.language_model.get_input_embeddings(), self._prompt_token_ids()
         return self.fusion(embed_tokens(batch.input_ids), embed_tokens(prompt_ids), prompt_ids, batch)
 
     def pooled_regions(self, batch: Batch) -> Tensor | None:
-        """(B, 15, D) what the names of drawn regions get in the text; None where regions are fused into patches."""
+        """Pooled regions (B, 15, D), to add at their names in the text; None if regions are fused into patches."""
         if self.config.architecture.region_embedding == "fused":
             return None
         return pool_regions(self.fusion.embed_patches(batch), batch)
 
     def embed_text(self, input_ids: Tensor, regions: Tensor | None) -> Tensor:
-        """(Q, T, D) embeddings of rows of text that continue an image; `regions` (Q, 15, D) are those of their images.
+        """Embeddings (Q, T, D) of rows of text that continue an image. `regions`: (Q, 15, D), pooled, of their images.
 
-        `regions` None: nothing is added to the tokens, the image has it all.
+        With `regions` None nothing is added to the tokens: the regions are in the patches.
         """
         embeds = self.language_model.get_input_embeddings()(input_ids)
         if regions is None:
@@ -85,7 +85,7 @@ class PixelSail(PreTrainedModel):
         return torch.tensor(self.config.prompt_token_ids, device=self.device)
 
     def decode(self, embeds: Tensor, position_ids: Tensor, layout: AttentionLayout, cache: Any | None = None) -> Tensor:
-        """(L, D) states after the final norm, from embeddings (L, D) and positions (3, L); fills `cache` when given."""
+        """States (L, D) after the final norm, from embeddings (L, D) and positions (3, L). Fills `cache` if given."""
         decoder = self.language_model.get_decoder()
         output = decoder(
             inputs_embeds=embeds[None],
@@ -98,7 +98,7 @@ class PixelSail(PreTrainedModel):
         return output.last_hidden_state[0]
 
     def _masks(self, batch: Batch, hidden: Tensor, with_features: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Features and logits, one a sequence, empty where a sequence has no image or no use for its masks."""
+        """Features and logits of each sequence; empty if it has no image, or if nothing needs its masks."""
         width = hidden.shape[-1]
         segs = hidden[batch.seg_index].split(list(batch.masks_per_sequence))
         patches = hidden[batch.patch_index].split([h * w for h, w in batch.grids_hw])
@@ -107,21 +107,21 @@ class PixelSail(PreTrainedModel):
         features = [hidden.new_empty(0, 0, 0)] * len(grids)
         logits = list(features)
         if not used:
-            # The head runs all the same, on one token without a [SEG]: every rank must use every weight, and by the
-            # same operations, because ZeRO-1 and 2 add up gradients in the order in which they come.
+            # Run the head on one token without a [SEG]: every rank must use every weight, and through the same
+            # operations, because ZeRO-1 and 2 add up gradients in the order of their arrival.
             empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]], with_features)
             return features, [empty[0], *logits[1:]]
-        found = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
-        for i, logit, feature in zip(used, *found, strict=True):
+        masks = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
+        for i, logit, feature in zip(used, *masks, strict=True):
             logits[i], features[i] = logit, feature
         return features, logits
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PixelSail:
-        """Loads a folder that `save_pretrained` or tools/convert.py wrote, in eval mode.
+        """Load a folder that `save_pretrained` or tools/convert.py wrote, in eval mode.
 
-        Raises FileNotFoundError for a missing folder or file and ValueError that lists every missing, unexpected and
-        mis-shaped weight: a model with random parts is never returned silently.
+        Raises FileNotFoundError for a missing folder or file, and ValueError with a list of every missing, unexpected
+        and mis-shaped weight: a model with random parts is never returned silently.
         """
         folder = Path(folder)
         for needed in ("", "config.json"):

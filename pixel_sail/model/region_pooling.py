@@ -1,4 +1,4 @@
-"""Regions as the plain baseline has them: the mean of a region's embedded patches, added where the text names it."""
+"""Pooled regions, the plain baseline: the mean of a region's embedded patches is added where the text names it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pixel_sail.types import UNPROMPTED, Batch
 
 
 def pool_regions(embedded_patches: Tensor, batch: Batch) -> Tensor:
-    """(B, 15, D): for each sequence and <PromptK> the mean of its patches among (sum N, D); 0 where none is drawn."""
+    """The mean of the patches (sum N, D) of each sequence and <PromptK>: (B, 15, D), 0 where no region is drawn."""
     patches = [h * w for h, w in batch.grids_hw]
     sequences = torch.repeat_interleave(torch.tensor(patches)).to(batch.prompt_ids.device)  # of each patch
     prompted = batch.prompt_ids != UNPROMPTED
@@ -25,9 +25,9 @@ def pool_regions(embedded_patches: Tensor, batch: Batch) -> Tensor:
 def add_at_names(
     embeds: Tensor, input_ids: Tensor, prompt_token_ids: Tensor, regions: Tensor, owners: Tensor
 ) -> Tensor:
-    """`embeds` (..., D) with the region added at every token of `input_ids` (...) that is a <PromptK>.
+    """`embeds` (..., D) with its region added at every token of `input_ids` (...) that is a <PromptK>.
 
-    `regions`: (B, 15, D), `owners`: (...) int64, which of the B each token belongs to; `prompt_token_ids`: (15,).
+    `regions`: (B, 15, D), `owners`: (...) int64, the sequence in B of each token; `prompt_token_ids`: (15,).
     """
     *place, k = (input_ids[..., None] == prompt_token_ids).nonzero(as_tuple=True)
     addition = regions[owners[tuple(place)], k].to(embeds.dtype)
@@ -35,6 +35,6 @@ def add_at_names(
 
 
 def sequence_of_tokens(batch: Batch) -> Tensor:
-    """(L,) int64: the sequence of each packed token."""
+    """The sequence of each packed token, (L,) int64."""
     lengths = torch.tensor([stop - start for start, _, _, stop in batch.spans])
     return torch.repeat_interleave(lengths).to(batch.input_ids.device)

@@ -1,4 +1,4 @@
-"""A patch embedding that sees shapes wherever they lie: small overlapping convolutions before the first layer."""
+"""A stem of small overlapping convolutions, so that a shape looks the same wherever it lies on the patch grid."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class ConvStem(nn.Module):
-    """Patches (sum N, 3 P P) of whole images -> the values (sum N, C s s) that are embedded for each of them.
+    """Patches (sum N, 3 P P) of whole images -> values (sum N, C s s) to embed for each patch.
 
-    Every stage halves the image (3x3 convolution, stride 2, GELU) and from the second on adds a 3x3 convolution of
-    itself. What is left of a patch after `widths` stages, s x s cells of C = widths[-1], is embedded together. After
-    "Early Convolutions Help Transformers See Better" (arXiv 2106.14881); not part of Pixel-SAIL's own models.
+    Each stage halves the image (3x3 convolution, stride 2, GELU); from the second on a residual 3x3 convolution
+    follows. After all stages s x s cells of C = widths[-1] channels remain of a patch, and are embedded together. After
+    "Early Convolutions Help Transformers See Better" (arXiv 2106.14881); not part of Pixel-SAIL.
     """
 
     def __init__(self, patch_size: int, widths: Sequence[int]):
@@ -29,7 +29,7 @@ class ConvStem(nn.Module):
     def forward(self, patches: Tensor, grids_hw: Sequence[tuple[int, int]]) -> Tensor:
         """`grids_hw`: (h, w) of the image of each sequence, (0, 0) where it has none."""
         grids = [grid for grid in grids_hw if grid[0]]
-        if not grids:  # all weights are used all the same: ranks of ZeRO-3 gather alike
+        if not grids:  # use all weights: every rank of ZeRO-3 must gather the same ones
             return self._convolve(patches.new_zeros(1, 3, self.patch_size, self.patch_size), [(1, 1)])[:0]
         height, width = (max(grid[axis] for grid in grids) for axis in (0, 1))
         canvas = patches.new_zeros(len(grids), height, width, patches.shape[1])
@@ -39,7 +39,7 @@ class ConvStem(nn.Module):
         return self._convolve(rearrange(canvas, "b h w (c y x) -> b c (h y) (w x)", y=size, x=size), grids)
 
     def _convolve(self, images: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
-        """Beyond the border of an image everything stays 0, as if it were alone and padded with zeros."""
+        """Values beyond the border of an image stay 0, as if the image were alone and padded with zeros."""
         cells = self.patch_size
         for stage, down in enumerate(self.down):
             cells //= 2
@@ -48,11 +48,11 @@ class ConvStem(nn.Module):
             if stage:
                 images = images + F.gelu(self.more[stage - 1](images)) * inside
         values = rearrange(images, "b c (h y) (w x) -> b h w (c y x)", y=cells, x=cells)
-        return torch.cat([one[:h, :w].flatten(0, 1) for one, (h, w) in zip(values, grids, strict=True)])
+        return torch.cat([image[:h, :w].flatten(0, 1) for image, (h, w) in zip(values, grids, strict=True)])
 
 
 class MatrixConv(nn.Module):
-    """A 3x3 convolution whose kernels are the rows of a matrix (out, 9 in), so that Muon can train it as one."""
+    """A 3x3 convolution whose kernels are the rows of a matrix (out, 9 in), so that Muon can train it as a matrix."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -73,7 +73,7 @@ class MatrixConv(nn.Module):
 def _inside(
     grids: Sequence[tuple[int, int]], cells: int, height: int, width: int, device: torch.device
 ) -> Tensor | float:
-    """(B, 1, height, width): 1 within each image, 0 in the padding; plain 1.0 when there is no padding."""
+    """1 inside each image and 0 in the padding, (B, 1, height, width); plain 1.0 if there is no padding."""
     if all((h * cells, w * cells) == (height, width) for h, w in grids):
         return 1.0
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)

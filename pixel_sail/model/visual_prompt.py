@@ -1,4 +1,4 @@
-"""Early fusion: patches, and the visual prompts drawn on them, enter the text embedding before the first layer."""
+"""Early fusion: patches and the visual prompts drawn on them are added to the embeddings before the first layer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from pixel_sail.types import UNPROMPTED, Batch
 
 
 class PatchFusion(nn.Module):
-    """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), both without bias (SPEC section 1).
+    """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), linears without bias (arXiv 2504.10465).
 
-    With `sub_patch_size` a patch is embedded in two steps, as in EVEv2: each of its squares of so many pixels through
-    a linear and GELU, then all of them together through `patch_linear`. With `stem_widths` what convolutions see
-    around a patch (ConvStem) is embedded beside its pixels: a model from scratch then learns shapes sooner, and keeps
-    the colours, which are linear in the pixels, as soon. With `patch_positions` every patch is also told where in its
-    image it lies (position_values): rotary attention alone knows offsets, and masks are products with single patches.
+    `sub_patch_size`: a patch is embedded in two steps, as in EVEv2. Each of its squares of that side goes through a
+    linear and GELU, and `patch_linear` takes all squares together.
+    `stem_widths`: the output of convolutions around a patch (ConvStem) is embedded together with its pixels. A model
+    from random weights then learns shapes sooner, and colours, which are linear in the pixels, no later.
+    `patch_positions`: the position of a patch in its image (position_values) is embedded too. Rotary attention alone
+    knows only offsets, and a mask is a product with single patches.
 
-    `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt enters the patches, and there
-    is no `prompt_linear`; the mean of a region's embedded patches is added to its name in the text instead.
+    `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt is added to patches and there
+    is no `prompt_linear`. The mean of a region's embedded patches is added to its name in the text instead.
     """
 
     def __init__(self, architecture: Architecture, hidden_size: int):
@@ -50,20 +51,20 @@ class PatchFusion(nn.Module):
     def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, prompt_token_ids: Tensor, batch: Batch) -> Tensor:
         """(L, D) from the token embeddings (L, D) and those of the prompt tokens (15, D), whose ids are (15,).
 
-        Where no patch is prompted nothing is added, so the result is bit for bit that of a model without prompts.
+        Without a prompted patch nothing is added: the result is bit for bit that of a model without prompts.
         """
         visual = self.embed_patches(batch)
         embeds = text_embeds.index_add(0, batch.patch_index, visual.to(text_embeds.dtype))
         if self.prompt_linear is None:
             regions = pool_regions(visual, batch)
             return add_at_names(embeds, batch.input_ids, prompt_token_ids, regions, sequence_of_tokens(batch))
-        table = self.prompt_linear(prompt_embeds)  # always run: every rank of ZeRO-3 gathers the same weights
+        table = self.prompt_linear(prompt_embeds)  # runs always: every rank of ZeRO-3 must gather the same weights
         prompted = batch.prompt_ids != UNPROMPTED
         addition = table[batch.prompt_ids[prompted]].to(embeds.dtype)
         return embeds.index_add(0, batch.patch_index[prompted], addition)
 
     def embed_patches(self, batch: Batch) -> Tensor:
-        """(sum N, D) embedded patches, before any prompt."""
+        """Embedded patches (sum N, D), before any prompt is added."""
         patches = batch.patches.to(self.patch_linear.weight.dtype)
         values = self._patch_values(patches, batch.grids_hw)
         if self.patch_positions:
@@ -71,7 +72,7 @@ class PatchFusion(nn.Module):
         return self.patch_linear(values)
 
     def _patch_values(self, patches: Tensor, grids_hw: Sequence[tuple[int, int]]) -> Tensor:
-        """(N, 3 P P) pixels -> (N, values) that `patch_linear` takes."""
+        """Pixels (N, 3 P P) -> (N, values), the input of `patch_linear`."""
         if self.stem is not None:
             return torch.cat([patches, self.stem(patches, grids_hw)], dim=1)
         if self.sub_patch_linear is None:

@@ -79,9 +79,9 @@ def test_kernels_equal_brute_force(kernel: str, spans: tuple, monkeypatch: pytes
     if kernel == "flex":
         return
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad((out * direction).sum(), [q, k, v])
-    wanted = torch.autograd.grad((expected * direction).sum(), [q, k, v])
-    for a, b in zip(found, wanted, strict=True):
+    gradients = torch.autograd.grad((out * direction).sum(), [q, k, v])
+    expected_gradients = torch.autograd.grad((expected * direction).sum(), [q, k, v])
+    for a, b in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -97,9 +97,9 @@ def test_kernels_equal_brute_force_in_bf16(kernel: str, spans: tuple) -> None:
     expected = reference(q, k, v, brute_force_mask(spans).cuda(), 0.3)
     assert ((out.double() - expected).norm() / expected.norm()) < 1e-2
     direction = torch.randn(out.shape, device="cuda")
-    found = torch.autograd.grad((out * direction).sum(), [q, k, v])
-    wanted = torch.autograd.grad((expected * direction).sum(), [q, k, v])
-    for a, b in zip(found, wanted, strict=True):
+    gradients = torch.autograd.grad((out * direction).sum(), [q, k, v])
+    expected_gradients = torch.autograd.grad((expected * direction).sum(), [q, k, v])
+    for a, b in zip(gradients, expected_gradients, strict=True):
         assert ((a.double() - b.double()).norm() / b.double().norm()) < 2e-2
 
 

@@ -25,11 +25,11 @@ def scratch_model() -> PixelSail:
 def test_every_mask_starts_as_one_of_patches() -> None:
     """All 16 pixels of a patch have nearly its logit, in a model from scratch and in new parts of any other base."""
     model = scratch_model()
-    made = MaskHead(model.config.architecture, 32)
+    converted = MaskHead(model.config.architecture, 32)
     parts = {name: part for name, part in new_parts(model.config).items() if name.startswith("mask_head.")}
-    made.load_state_dict({name.removeprefix("mask_head."): part.make() for name, part in parts.items()})
+    converted.load_state_dict({name.removeprefix("mask_head."): part.make() for name, part in parts.items()})
     generator = torch.Generator().manual_seed(1)
-    for head in (model.mask_head, made):
+    for head in (model.mask_head, converted):
         patches, seg = torch.randn(3, 5, 32, generator=generator), torch.randn(2, 32, generator=generator)
         (logits,), _ = head([patches], [seg])
         assert logits.shape == (2, 12, 20) and logits.std() > 0.01

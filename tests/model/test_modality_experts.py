@@ -83,7 +83,8 @@ def test_text_knows_nothing_of_the_twins(model: PixelSail) -> None:
 def test_every_weight_has_a_gradient_even_without_an_image(model: PixelSail) -> None:
     """Ranks of a distributed run must use the same weights, whatever their samples are."""
     model(batch_of(sequence([5, 6, 7, 8]))).logits.square().sum().backward()
-    twins = {name: one.grad for name, one in model.named_parameters() if name.startswith("language_model.model.layers")}
+    layers = "language_model.model.layers"
+    twins = {name: weight.grad for name, weight in model.named_parameters() if name.startswith(layers)}
     assert all(gradient is not None for gradient in twins.values())
     assert all((gradient == 0).all() == (".vision." in name) for name, gradient in twins.items())
 

@@ -54,7 +54,7 @@ def sample(image: Image.Image, prompts: dict[int, RLE], question: str = "Is <Pro
 
 def packed(predictor: Predictor, *samples: Sample) -> Batch:
     tokens = predictor.encoder.tokens
-    return pack([predictor.encoder.encode(one) for one in samples], tokens.seg, tokens.vision_patch)
+    return pack([predictor.encoder.encode(item) for item in samples], tokens.seg, tokens.vision_patch)
 
 
 TWO = {0: region(0, 0, 16, 8), 3: region(40, 16, 64, 48)}  # 2 patches; 3 x 4 patches
@@ -94,10 +94,10 @@ def test_packed_sequences_keep_their_own_regions(predictor: Predictor) -> None:
     together = packed(predictor, *samples)
     output = predictor.model(together)
     states = output.hidden.split([stop - start for start, _, _, stop in together.spans])
-    for i, one in enumerate(samples):
-        alone = predictor.model(packed(predictor, one))
+    for i, item in enumerate(samples):
+        alone = predictor.model(packed(predictor, item))
         torch.testing.assert_close(states[i], alone.hidden, atol=2e-5, rtol=1e-4)
-        if one.masks:
+        if item.masks:
             torch.testing.assert_close(output.mask_logits[i], alone.mask_logits[0], atol=2e-5, rtol=1e-4)
 
 
@@ -112,9 +112,9 @@ def test_generation_from_the_cache_is_the_whole_forward_pass(predictor: Predicto
     chats = [prefix(predictor, TWO), prefix(predictor, {0: region(48, 40, 64, 48)})]
     asked = [GenerationRequest(question, 0, begun), GenerationRequest(question[2:], 1, begun)]
     answers = generate(model, pack(chats, tokens.seg, tokens.vision_patch), asked, tokens.seg, (new[-1],), Sampling(9))
-    for one, row, answer in zip(chats, asked, answers, strict=True):
+    for image, row, answer in zip(chats, asked, answers, strict=True):
         assert answer.token_ids == [*begun, *new[:-1]]
-        expected = model(whole(predictor, one, row.question_ids, answer.token_ids)).mask_logits[0]
+        expected = model(whole(predictor, image, row.question_ids, answer.token_ids)).mask_logits[0]
         assert expected.shape == (3, 6, 8)
         torch.testing.assert_close(answer.mask_logits, expected, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(answers[0].mask_logits, answers[1].mask_logits, atol=1e-2)
