@@ -1,0 +1,113 @@
+"""The docs: links and named paths exist, named config keys exist, and lines are short enough to read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pixel_sail.architecture import FLAT_KEYS
+from pixel_sail.config import Config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "data" / "README.md"],
+    key=lambda page: str(page.relative_to(REPOSITORY)),
+)
+NAMED_PATH = re.compile(r"\b(?:pixel_sail|tools|configs|docs|tests)/[\w{},*/.+-]*\w")
+SECTIONS = "run|architecture|data|train|loss|evaluate"
+NAMED_KEY = re.compile(rf"`((?:{SECTIONS})\.[a-z_.]+)(?:[:=][^`]*)?`")
+MAX_LINE = 160
+
+
+def of_repository(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(REPOSITORY)))
+
+
+def without_code_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def expanded(path: str) -> list[str]:
+    """ "a_{b,c}.py" -> ["a_b.py", "a_c.py"]."""
+    braces = re.search(r"\{([^{}]*)\}", path)
+    if braces is None:
+        return [path]
+    return [name for part in braces[1].split(",") for name in expanded(path.replace(braces[0], part, 1))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_code_blocks(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@of_repository(PAGES)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = without_code_blocks(path.read_text())
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not link.startswith("http") and (not target.exists() or (anchor and anchor not in anchors(target))):
+            broken.append(link)
+    assert not broken
+
+
+@of_repository([page for page in PAGES if page.name not in ("CHANGELOG.md", "add_a_dataset.md")])
+def test_named_paths_exist(path: Path) -> None:
+    """Also in commands. The changelog names old paths; add_a_dataset.md names the files of its example."""
+    names = {name for match in NAMED_PATH.findall(path.read_text()) for name in expanded(match)}
+    assert not sorted(name for name in names if not list(REPOSITORY.glob(name)))
+
+
+@of_repository(sorted((REPOSITORY / "configs").glob("*.yaml")))
+def test_paths_in_the_heads_of_configs_exist(path: Path) -> None:
+    comments = " ".join(re.findall(r"#.*", path.read_text()))
+    assert not sorted(name for name in NAMED_PATH.findall(comments) if not (REPOSITORY / name).exists())
+
+
+@of_repository(sorted([*(REPOSITORY / "pixel_sail").rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")]))
+def test_pages_named_in_code_exist(path: Path) -> None:
+    pages = re.findall(r"\b(?:docs|data)/[\w/]+\.md", path.read_text())
+    assert not sorted(name for name in pages if not (REPOSITORY / name).exists())
+
+
+def is_key(name: str) -> bool:
+    section: type[BaseModel] | None = Config
+    for part in name.split("."):
+        field = None if section is None else section.model_fields.get(part)
+        if field is None:
+            return False
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return True
+
+
+@of_repository([page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name != "results"])
+def test_named_config_keys_exist(path: Path) -> None:
+    """Pages of results name the keys of their commit."""
+    text = path.read_text()
+    unknown = [name for name in NAMED_KEY.findall(text) if not is_key(name) and not name.endswith((".py", ".jsonl"))]
+    assert not unknown
+    assert not re.findall(rf"\bmodel\.(?:{'|'.join(FLAT_KEYS)})\b", text)
+
+
+@of_repository(PAGES)
+def test_lines_are_short(path: Path) -> None:
+    """Rows of tables may be longer: they cannot be broken."""
+    lines = enumerate(path.read_text().splitlines(), 1)
+    assert not [number for number, line in lines if len(line) > MAX_LINE and not line.lstrip().startswith("|")]
+
+
+def test_the_front_page_is_short() -> None:
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= MAX_LINE
+
+
+def test_every_page_is_in_an_index() -> None:
+    for folder in (REPOSITORY / "docs", REPOSITORY / "docs" / "results"):
+        index = (folder / "README.md").read_text()
+        assert not [page.name for page in folder.glob("*.md") if f"({page.name})" not in index + "(README.md)"]
