@@ -1,15 +1,22 @@
-"""The docs: links and named paths exist, named config keys exist, and lines are short enough to read."""
+"""The docs: links, paths, config keys and options exist; the Python examples run; lines are short enough to read."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from pydantic import BaseModel
+from transformers import AutoTokenizer
 
-from pixel_sail.architecture import FLAT_KEYS
-from pixel_sail.config import Config
+from pixel_sail.architecture import FLAT_KEYS, Architecture
+from pixel_sail.config import Config, ModelSection, ScratchConfig
+from pixel_sail.model import generation
+from pixel_sail.weights.convert.scratch import from_scratch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -95,6 +102,18 @@ def test_named_config_keys_exist(path: Path) -> None:
     assert not re.findall(rf"\bmodel\.(?:{'|'.join(FLAT_KEYS)})\b", text)
 
 
+@of_repository([page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name != "results"])
+def test_options_of_commands_exist(path: Path) -> None:
+    """In commands of indented blocks and of backticks; a backslash continues a line."""
+    unknown = []
+    text = path.read_text().replace("\\\n", " ")
+    for tool, arguments in re.findall(r"(tools/\w+\.py)([^`\n]*)", text):
+        source = (REPOSITORY / tool).read_text()
+        options = re.findall(r"(?<=\s)--[a-z][\w-]*", arguments.partition(" # ")[0])
+        unknown += [f"{tool} {option}" for option in options if f'"{option}"' not in source]
+    assert not unknown
+
+
 @of_repository([page for page in PAGES if page.parent.name != "data"])
 def test_lines_are_short(path: Path) -> None:
     """Rows of tables may be longer: they cannot be broken."""
@@ -111,3 +130,36 @@ def test_every_page_is_in_an_index() -> None:
     for folder in (REPOSITORY / "docs", REPOSITORY / "docs" / "results"):
         index = (folder / "README.md").read_text()
         assert not [page.name for page in folder.glob("*.md") if f"({page.name})" not in index + "(README.md)"]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, as an export folder."""
+    torch.manual_seed(0)
+    scratch = ScratchConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, mlp_size=32, vocab_size=400)
+    architecture = Architecture(patch_size=8, mask_stride=8, mask_dim=8, max_side_px=64)
+    texts = ["the red mug"] * 3
+    model, tokenizer = from_scratch(ModelSection(scratch=scratch), architecture, texts, "Segment {expression}.")
+    folder = tmp_path_factory.mktemp("export")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@of_repository([REPOSITORY / "README.md", REPOSITORY / "docs" / "use.md"])
+def test_python_examples_run(path: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tiny model; its first answers begin with [SEG], which random weights would not choose."""
+    Image.new("RGB", (160, 120), "grey").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    seg_id = AutoTokenizer.from_pretrained(export).convert_tokens_to_ids("[SEG]")
+    choose, calls = generation._choose, itertools.count()
+
+    def seg_first(logits: torch.Tensor, sampling: generation.Sampling) -> list[int]:
+        return choose(logits, sampling) if next(calls) else [seg_id] * len(logits)
+
+    monkeypatch.setattr(generation, "_choose", seg_first)
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    code = "\n".join(blocks).replace("runs/quickstart/export", str(export))
+    names: dict[str, Any] = {}
+    exec(compile(code, str(path), "exec"), names)
+    assert names["answers"][0].masks[0].shape == (120, 160)
