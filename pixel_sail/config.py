@@ -6,12 +6,14 @@ import difflib
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, from_flat
+
+S = TypeVar("S", bound=Section)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Removed keys of earlier configs: section, key, and the value that is now fixed.
@@ -206,6 +208,11 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises ConfigError for a missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
     """
+    return build_config(read_values(path, overrides), where=str(path))
+
+
+def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides applied, not validated. Raises ConfigError as `load_config`."""
     values = _read_yaml(Path(path))
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -216,15 +223,20 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
         _set_dotted(values, key.strip(), value)
-    return build_config(values, where=str(path))
+    return values
 
 
 def build_config(values: dict[str, Any], where: str) -> Config:
     """Validate plain values; `where` names their origin in the error message. Raises ConfigError."""
+    return validated(Config, values, where)
+
+
+def validated(section: type[S], values: dict[str, Any], where: str) -> S:
+    """The values as a section. Raises ConfigError, naming `where` they come from and every wrong key."""
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError(f"{where}: " + "; ".join(_explain(item, section) for item in error.errors())) from None
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
@@ -321,11 +333,11 @@ def _place(values: Any, name: str, dotted: str) -> str | int:
     return int(name)
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, section: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     dotted = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = _keys_at(section, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {dotted!r}; {hint}"
@@ -335,8 +347,7 @@ def _explain(error: Any) -> str:
     return f"{dotted}: {error['msg']}{got}"
 
 
-def _keys_at(location: list[str]) -> list[str]:
-    section: type[BaseModel] = Config
+def _keys_at(section: type[BaseModel], location: list[str]) -> list[str]:
     for part in location:
         if part.isdigit():
             continue

@@ -12,13 +12,13 @@ from pixel_sail.data import check
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("scenes", help="draw the embedded data set, in the formats of the real ones")
+    parser = commands.add_parser("scenes", help="draw the embedded dataset, in the formats of the real datasets")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--images", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--long-side", type=int, default=192, help="longer side of the images in pixels")
-    parser.add_argument("--style", choices=scenes.STYLES, default="day", help="night: a second domain, other images")
-    parser.add_argument("--workers", type=int, default=None, help="processes; all cores by default")
+    parser.add_argument("--style", choices=scenes.STYLES, default="day", help="night: a second domain")
+    parser.add_argument("--workers", type=int, default=None, help="processes; by default one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
     parser.set_defaults(run=_scenes)
 

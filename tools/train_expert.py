@@ -1,4 +1,4 @@
-"""Trains a small Mask2Former as an expert to distil from. `python tools/train_expert.py CONFIG [key=value ...]`"""
+"""Trains a small Mask2Former, an expert to distil from. `python tools/train_expert.py CONFIG [key=value ...]`"""
 
 from __future__ import annotations
 

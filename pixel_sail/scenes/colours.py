@@ -1,4 +1,4 @@
-"""The named colours and textures, and which combinations of kind and colour only testB shows."""
+"""The named colours and textures, and the combinations of kind and colour that only testB shows."""
 
 import colorsys
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from pixel_sail.scenes.kinds import KINDS
 
-# name: (hue range in degrees, saturation range, value range), kept apart so that no drawn colour has two names
+# name: ranges of hue in degrees, saturation and value; far enough apart that no drawn colour fits two names
 COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-6, 5), (0.82, 0.95), (0.72, 0.88)),
     "orange": ((25, 32), (0.88, 1.0), (0.93, 1.0)),
@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 _NAMES, _KINDS = list(COLOURS), list(KINDS)
-# 24 of the 200 pairs (12 %): one colour of every kind and a second one of every fifth kind; each colour at least twice.
+# 24 of the 200 pairs (12 %): one colour of every kind, a second colour of every fifth kind; each colour at least twice.
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {(kind, _NAMES[(3 * i) % 10]) for i, kind in enumerate(_KINDS)}
     | {(kind, _NAMES[(3 * i + 4) % 10]) for i, kind in enumerate(_KINDS) if i % 5 == 0}

@@ -1,4 +1,4 @@
-"""Panoptic annotations as a small Mask2Former learns from them, and in which order."""
+"""Panoptic annotations as training data of a small Mask2Former, and the order of its batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pixel_sail.types import IGNORE_LABEL
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Every pixel's segment: 0 is none, k is the k-th of `classes`."""
+    """The segment of every pixel: 0 is no segment, k is the k-th of `classes`."""
 
     ids: np.ndarray  # (H, W) int64
     classes: tuple[int, ...]  # index of each segment's class
@@ -40,7 +40,7 @@ class Target:
 
 
 class PanopticImages:
-    """The images of a split of COCO panoptic annotations. Raises DatasetError on opening, BadSample on reading."""
+    """The images of one split of COCO panoptic annotations. Opening raises DatasetError, reading raises BadSample."""
 
     def __init__(self, root: Path, split: str, size_px: int):
         path = root / "annotations" / f"panoptic_{split}2017.json"
@@ -56,7 +56,7 @@ class PanopticImages:
         return len(self.images)
 
     def read(self, index: int) -> tuple[Image.Image, Segmentation]:
-        """The stored image and its segments. Crowds and what nobody has drawn are segment 0."""
+        """The stored image and its segments. Crowds and unannotated pixels are segment 0."""
         image = self.images[index]
         masks = segment_masks(image)
         pixels = load_image(image.path)
@@ -66,7 +66,7 @@ class PanopticImages:
         return pixels, Segmentation(ids, tuple(self.classes.index(segment.text) for segment in image.items))
 
     def __getitem__(self, item: tuple[int, bool]) -> Target:
-        """`item`: index, and whether it is mirrored. Segments that lose all their pixels by resizing are left out."""
+        """`item`: index, and whether to mirror the image. Segments that vanish in resizing are left out."""
         index, mirrored = item
         image, truth = self.read(index)
         pixels = expert_image(image, self.size_px, "square", STRIDE_PX)
@@ -80,7 +80,7 @@ class PanopticImages:
 
 
 def order(images: int, batch_size: int, seed: int, first: int, steps: int, flip: bool) -> Iterator[list]:
-    """(index, mirrored) of every batch of steps `first` to `steps`: a function of seed and step, epoch after epoch."""
+    """Batches of (index, mirrored) for steps `first` to `steps`: a function of seed and step alone, in epochs."""
     drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for step in range(first, steps):
         batch = []

@@ -1,4 +1,4 @@
-"""How well an expert segments held-out images: panoptic quality, IoU of classes, right names."""
+"""How well an expert segments held-out images: panoptic quality, IoU of classes, class accuracy."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from tqdm import tqdm
 
 from pixel_sail.scenes.expert_data import PanopticImages, Segmentation
 
-MATCH = 0.5  # a predicted segment is a true one above this IoU; two can never be
+MATCH = 0.5  # IoU above which a predicted segment matches a true one; at most one can
 
 
 class PanopticQuality:
-    """Kirillov et al., "Panoptic Segmentation", CVPR 2019; pixels of segment 0 in the truth count nowhere."""
+    """Panoptic quality of Kirillov et al., "Panoptic Segmentation", CVPR 2019. Pixels of true segment 0 never count."""
 
     def __init__(self, classes: int):
         self.iou, self.hits = np.zeros(classes), np.zeros(classes)  # of true positives
         self.false_positives, self.misses = np.zeros(classes), np.zeros(classes)
         self.both, self.either = np.zeros(classes), np.zeros(classes)  # pixels
-        self.segments = self.found = self.named = 0
+        self.segments = self.matched = self.classified = (
+            0  # true ones; matched by any prediction; of those, right class
+        )
 
     def add(self, predicted: Segmentation, truth: Segmentation) -> None:
-        """One image; both cover the same (H, W)."""
+        """Add one image; both segmentations cover the same (H, W)."""
         p, t = len(predicted.classes) + 1, len(truth.classes) + 1
         joint = np.bincount((predicted.ids * t + truth.ids).ravel(), minlength=p * t).reshape(p, t)
         self._add_segments(predicted.classes, truth.classes, joint)
         self._add_pixels(predicted.classes, truth.classes, joint)
 
     def summary(self) -> dict[str, float]:
-        """Percentages. PQ, SQ, RQ and mIoU are means over the classes that occur.
+        """Return percentages. PQ, SQ, RQ and mIoU are means over the classes that occur.
 
-        `found`: segments that a predicted one matches, whatever its class; `class_accuracy`: the share of those whose
-        class is right.
+        `found`: the share of true segments that a prediction matches, whatever its class. `class_accuracy`: the share
+        of these matches whose class is right.
         """
         seen = self.hits + self.false_positives + self.misses > 0
         halves = self.hits + (self.false_positives + self.misses) / 2
@@ -44,8 +46,8 @@ class PanopticQuality:
             "sq": 100 * float(segmentation.mean()),
             "rq": 100 * float(recognition.mean()),
             "miou": 100 * float((self.both[self.either > 0] / self.either[self.either > 0]).mean()),
-            "found": 100 * self.found / self.segments,
-            "class_accuracy": 100 * self.named / max(self.found, 1),
+            "found": 100 * self.matched / self.segments,
+            "class_accuracy": 100 * self.classified / max(self.matched, 1),
         }
 
     def _add_segments(self, predicted: tuple[int, ...], truth: tuple[int, ...], joint: np.ndarray) -> None:
@@ -56,8 +58,8 @@ class PanopticQuality:
         iou = shared / np.maximum(union, 1)
         hit, missed = set(), set(range(len(truth)))
         for i, k in np.argwhere(iou > MATCH):
-            self.found += 1
-            self.named += predicted[i] == truth[k]
+            self.matched += 1
+            self.classified += predicted[i] == truth[k]
             if predicted[i] == truth[k]:
                 hit.add(i)
                 missed.discard(k)
@@ -67,7 +69,7 @@ class PanopticQuality:
         for k in missed:
             self.misses[truth[k]] += 1
         for i in range(len(predicted)):
-            if i not in hit and 2 * counted[i] >= areas[i]:  # else it is mostly on what nobody has annotated
+            if i not in hit and 2 * counted[i] >= areas[i]:  # otherwise it lies mostly on unannotated pixels
                 self.false_positives[predicted[i]] += 1
 
     def _add_pixels(self, predicted: tuple[int, ...], truth: tuple[int, ...], joint: np.ndarray) -> None:
@@ -81,27 +83,26 @@ class PanopticQuality:
 
 @torch.no_grad()
 def score(model: Any, processor: Any, images: PanopticImages, count: int | None) -> dict[str, float]:
-    """`model` (a Mask2FormerForUniversalSegmentation) with its own image processor on the first `count` images."""
+    """Quality of a Mask2FormerForUniversalSegmentation with its own image processor on the first `count` images."""
     quality = PanopticQuality(len(images.classes))
     training = model.training
     model.eval()
     for index in tqdm(range(len(images))[:count], desc="scoring", unit="image", disable=None, leave=False):
         image, truth = images.read(index)
         outputs = model(**processor(image, return_tensors="pt").to(model.device))
-        found = processor.post_process_panoptic_segmentation(
+        segments = processor.post_process_panoptic_segmentation(
             outputs, label_ids_to_fuse=images.stuff, target_sizes=[truth.ids.shape]
         )[0]
-        quality.add(_dense(found), truth)
+        quality.add(_dense(segments), truth)
     model.train(training)
     return quality.summary()
 
 
-def _dense(found: dict[str, Any]) -> Segmentation:
-    """transformers' segments as ours: without gaps in their numbers; -1, where nothing was found, becomes 0."""
-    given = found["segmentation"].cpu().numpy().astype(np.int64)
-    ids, classes = np.zeros_like(given), []
-    for segment in found["segments_info"]:
-        if segment["id"] not in [other["id"] for other in found["segments_info"][: len(classes)]]:
-            classes.append(segment["label_id"])
-            ids[given == segment["id"]] = len(classes)
-    return Segmentation(ids, tuple(classes))
+def _dense(output: dict[str, Any]) -> Segmentation:
+    """transformers' output as a Segmentation: ids without gaps; pixels without a segment (-1) become 0."""
+    numbers = output["segmentation"].cpu().numpy().astype(np.int64)
+    classes = {segment["id"]: segment["label_id"] for segment in output["segments_info"]}  # fused ones are repeated
+    ids = np.zeros_like(numbers)
+    for k, number in enumerate(classes, start=1):
+        ids[numbers == number] = k
+    return Segmentation(ids, tuple(classes.values()))

@@ -1,11 +1,11 @@
-"""Trains a small Mask2Former on panoptic annotations: an expert that knows something, where no hub can be reached.
+"""Trains a small Mask2Former on panoptic annotations: an expert for machines that cannot download one.
 
-    dir/checkpoint.pt    weights, optimizer, step: replaced in one go, so that a kill loses nothing that was saved
+    dir/checkpoint.pt    weights, optimizer, step; replaced at once, so that a kill loses no saved step
     dir/log.jsonl        loss and held-out quality
-    dir/expert/          the finished model and its image processor, as every hub checkpoint of Mask2Former
-    dir/quality.json     of dir/expert, on all held-out images
+    dir/expert/          the finished model and its image processor, in the layout of Mask2Former on the hub
+    dir/quality.json     the quality of dir/expert on all held-out images
 
-One process, plain torch. Everything random is a function of seed and step: 2 + 2 steps are 4 steps.
+One process, plain torch. All randomness is a function of seed and step: 2 + 2 steps give exactly what 4 steps give.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import (
 
 from pixel_sail.config import ConfigError
 from pixel_sail.durable import append_json_line, fingerprint, replaced_file, replaced_folder, write_json
-from pixel_sail.scenes.expert_config import ExpertTraining, differences
+from pixel_sail.scenes.expert_config import ExpertTraining, changes
 from pixel_sail.scenes.expert_data import PanopticImages, Target, order
 from pixel_sail.scenes.expert_quality import score
 from pixel_sail.train.log import forget_after, format_seconds
@@ -35,14 +35,14 @@ from pixel_sail.train.muon import MuonAdamW, is_matrix
 from pixel_sail.train.optim import lr_at
 from pixel_sail.types import IGNORE_LABEL
 
-QUALITY = "quality.json"  # of the finished expert: the last thing that is written
+QUALITY = "quality.json"  # of the finished expert; written last
 
 
 def train_expert(config: ExpertTraining) -> dict[str, float]:
-    """Trains, going on from `config.dir/checkpoint.pt` where there is one; returns the held-out quality.
+    """Train, or resume from `config.dir/checkpoint.pt`; return the held-out quality.
 
-    Raises ConfigError when the checkpoint is of another config or other data, DatasetError and BadSample for data that
-    cannot be used, FloatingPointError for a loss that is not finite.
+    Raises ConfigError for a checkpoint of another config or of other data, DatasetError and BadSample for unusable
+    data, FloatingPointError for a loss that is not finite.
     """
     images = PanopticImages(config.root, "train", config.size_px)
     held_out = PanopticImages(config.root, "val", config.size_px)
@@ -71,17 +71,17 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
         losses.append(_step(learner, optimizer, batch, config, step))
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
-            run.line(done, losses, (time.perf_counter() - started) / (done - first))
+            run.log_step(done, losses, (time.perf_counter() - started) / (done - first))
             losses = []
         if done % config.evaluate_every == 0 and done < config.steps:
-            run.quality(done, quality(learner, held_out, done, config.evaluate_images))
+            run.log_quality(done, quality(learner, held_out, done, config.evaluate_images))
         if done % config.save_every == 0 or done == config.steps:
             run.save(done)
     return _finish(config, learner, held_out)
 
 
 def build_model(config: ExpertTraining, classes: tuple[str, ...]) -> Mask2FormerForUniversalSegmentation:
-    """Random weights, from torch's generator."""
+    """The model with random weights from torch's generator."""
     width = config.feature_size
     model = Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(
@@ -107,17 +107,17 @@ def build_model(config: ExpertTraining, classes: tuple[str, ...]) -> Mask2Former
         )
     )
     for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):  # transformers starts them at about 0: nothing would pass
+        if isinstance(part, nn.BatchNorm2d):  # transformers starts their scales near 0: no signal would pass
             nn.init.ones_(part.weight)
     return model
 
 
 class Learner(nn.Module):
-    """The model while it learns, with a head that names the class of every pixel from the pixel decoder's features.
+    """The model in training, with a head that classifies every pixel from the pixel decoder's features.
 
-    From random weights, queries that must first find their segments learn classes late, and what they send back drowns
-    what the features learn: so the features are taught alone for the first `feature_steps`, and after that together
-    with the queries. The head is not part of the finished expert.
+    With random weights, queries learn classes late because they must first find their segments, and their gradients
+    drown those of the features. So the features learn alone for the first `feature_steps`, and then together with the
+    queries. The head is not part of the finished expert.
     """
 
     def __init__(self, config: ExpertTraining, classes: tuple[str, ...]):
@@ -128,7 +128,7 @@ class Learner(nn.Module):
         self.dense_weight, self.feature_steps = config.dense_weight, config.feature_steps
 
     def forward(self, batch: list[Target], features_only: bool) -> Tensor:
-        """The loss of one batch, a scalar: of the features' classes, and of Mask2Former unless `features_only`."""
+        """The scalar loss of one batch: of the features' pixel classes and, unless `features_only`, of Mask2Former."""
         device, pixels = self.head.weight.device, self._normalized(batch)
         if features_only:
             return self._dense_loss(self._features(pixels), batch)
@@ -150,17 +150,17 @@ class Learner(nn.Module):
         return (torch.stack([target.image for target in batch]).to(device) / 255 - mean) / std
 
     @torch.no_grad()
-    def named_right(self, target: Target) -> Tensor:
-        """Whether the features name the right class of each pixel that has one, and its class: (2, pixels) int64."""
-        logits, labels = self._named(self._features(self._normalized([target])), [target])
+    def classified(self, target: Target) -> Tensor:
+        """For each labelled pixel whether the features give the right class, and this class: (2, pixels) int64."""
+        logits, labels = self._logits_and_labels(self._features(self._normalized([target])), [target])
         known = labels != IGNORE_LABEL
         return torch.stack([(logits.argmax(1) == labels)[known].long(), labels[known]])
 
     def _dense_loss(self, features: Tensor, batch: list[Target]) -> Tensor:
-        return F.cross_entropy(*self._named(features, batch), ignore_index=IGNORE_LABEL)
+        return F.cross_entropy(*self._logits_and_labels(features, batch), ignore_index=IGNORE_LABEL)
 
-    def _named(self, features: Tensor, batch: list[Target]) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes, h, w) of the class of every pixel, and the true ones (B, h, w)."""
+    def _logits_and_labels(self, features: Tensor, batch: list[Target]) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes, h, w) of the class of every pixel, and the true classes (B, h, w)."""
         logits = self.head(features)
         stride = batch[0].labels.shape[-1] // logits.shape[-1]
         labels = torch.stack([target.labels for target in batch])[:, stride // 2 :: stride, stride // 2 :: stride]
@@ -168,12 +168,12 @@ class Learner(nn.Module):
 
 
 def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
-    """What makes the model's input of an image: a square, and ImageNet's mean and deviation."""
+    """Resizes an image to a square and normalizes it with ImageNet's mean and deviation."""
     return Mask2FormerImageProcessor(size={"height": config.size_px, "width": config.size_px})
 
 
 class Run:
-    """What a run leaves in its folder, and how it goes on."""
+    """The run folder: checkpoint and log, and resuming from them."""
 
     def __init__(self, config: ExpertTraining, images: PanopticImages, model: nn.Module, optimizer: MuonAdamW):
         self.config, self.model, self.optimizer = config, model, optimizer
@@ -182,15 +182,15 @@ class Run:
         self.data = fingerprint([keys.encode()])
 
     def resume(self) -> int:
-        """Steps that are done. Raises ConfigError for a checkpoint of another config or other data."""
+        """Load the checkpoint if there is one; return the steps done. ConfigError for another config or other data."""
         if not self.path.exists():
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
-        changed = differences(state["config"], self.config)
+        changed = changes(state["config"], self.config)
         if state["data"] != self.data:
             changed.append("the data changed (the training images have other keys)")
         if changed:
-            raise ConfigError(f"cannot go on from {self.path}: {'; '.join(changed)}. Give another dir to start anew")
+            raise ConfigError(f"cannot resume from {self.path}: {'; '.join(changed)}. Choose another dir to start anew")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         forget_after(self.log, state["step"])
@@ -202,7 +202,7 @@ class Run:
         with replaced_file(self.path, "wb") as file:
             torch.save(state, file)
 
-    def line(self, step: int, losses: list[float], step_s: float) -> None:
+    def log_step(self, step: int, losses: list[float], step_s: float) -> None:
         config = self.config
         loss, lr = float(np.mean(losses)), stage_lr(step - 1, config)
         append_json_line(self.log, {"step": step, "loss": loss, "lr": lr, "step_ms": 1e3 * step_s})
@@ -212,7 +212,7 @@ class Run:
             flush=True,
         )
 
-    def quality(self, step: int, values: dict[str, float]) -> None:
+    def log_quality(self, step: int, values: dict[str, float]) -> None:
         append_json_line(self.log, {"step": step, "quality": values})
         print(f"step {step}/{self.config.steps}  {quality_line(values)}", flush=True)
 
@@ -222,7 +222,7 @@ def quality_line(values: dict[str, float]) -> str:
 
 
 def _groups(model: nn.Module, config: ExpertTraining) -> list[dict]:
-    """Matrices and kernels decay and are Muon's; norms, biases and what is looked up are not."""
+    """Parameter groups: matrices and kernels get Muon and weight decay; norms, biases and embeddings get neither."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -236,7 +236,7 @@ def _groups(model: nn.Module, config: ExpertTraining) -> list[dict]:
 
 
 def stage_lr(step: int, config: ExpertTraining) -> float:
-    """Each of the two stages has its own warm-up and cosine."""
+    """Learning rate of a step: each of the two stages has its own warm-up and cosine."""
     if step < config.feature_steps:
         return lr_at(step, config.feature_steps, config.feature_lr, config.warmup_fraction)
     step, steps = step - config.feature_steps, config.steps - config.feature_steps
@@ -244,7 +244,7 @@ def stage_lr(step: int, config: ExpertTraining) -> float:
 
 
 def _step(learner: Learner, optimizer: MuonAdamW, batch: list[Target], config: ExpertTraining, step: int) -> float:
-    # The loss draws random points: from here on they are a function of seed and step.
+    # The loss draws random points: seeded here, they are a function of seed and step.
     torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
     loss = learner(batch, features_only=step < config.feature_steps)
     if not torch.isfinite(loss):
@@ -259,18 +259,21 @@ def _step(learner: Learner, optimizer: MuonAdamW, batch: list[Target], config: E
 
 
 def quality(learner: Learner, held_out: PanopticImages, step: int, count: int | None) -> dict[str, float]:
-    """On the first `count` held-out images: of the features while they alone are taught, else of the whole."""
+    """Percentages on the first `count` held-out images (None: all).
+
+    While only the features learn, the share of pixels that they classify right; later that of the whole model.
+    """
     if step > learner.feature_steps:
         return score(learner.model, learner.processor, held_out, count)
     learner.eval()
-    right, classes = torch.cat([learner.named_right(held_out[i, False]) for i in range(len(held_out))[:count]], dim=1)
+    right, classes = torch.cat([learner.classified(held_out[i, False]) for i in range(len(held_out))[:count]], dim=1)
     learner.train()
     things = torch.tensor([label not in held_out.stuff for label in classes.tolist()])
     return {"pixels": 100 * right.float().mean().item(), "thing_pixels": 100 * right[things].float().mean().item()}
 
 
 def _finish(config: ExpertTraining, learner: Learner, held_out: PanopticImages) -> dict[str, float]:
-    """Writes the expert and scores what was written, not what is in memory."""
+    """Write the expert, load it again, and score the loaded one."""
     final = config.dir / "expert"
     with replaced_folder(final) as partial:
         learner.model.save_pretrained(partial)

@@ -1,8 +1,8 @@
 """The shapes: each kind of object as a list of polygons in its own frame.
 
-A shape is a list of ``Part``: polygons drawn one over the other, in order. ``shade`` multiplies the colour of the
-object (1.0 = the colour itself); ``shade = 0`` cuts a hole into what was drawn before. Coordinates are in an arbitrary
-unit, x to the right and y down; ``unit_shape`` scales the whole shape so that its longer side is 1, centred on (0, 0).
+A shape is a list of `Part`: polygons drawn one over the other, in order. `shade` multiplies the colour of the
+object (1.0 = the colour itself); `shade = 0` cuts a hole into the parts before it. Coordinates are in an arbitrary
+unit, x to the right and y down; `unit_shape` scales the whole shape so that its longer side is 1, centred on (0, 0).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Rng = np.random.Generator
+from pixel_sail.scenes.types import Rng
 
 
 class Part(NamedTuple):
@@ -228,7 +228,7 @@ def _kite(rng: Rng) -> list[Part]:
 
 
 class Kind(NamedTuple):
-    """How a kind is drawn and named: ``turn_deg`` is the largest rotation, ``solid`` says that a texture would show."""
+    """How a kind is drawn and named: `turn_deg` is the largest rotation, `solid` says that a texture would show."""
 
     draw: Callable[[Rng], list[Part]]
     plural: str
@@ -263,7 +263,7 @@ KINDS: dict[str, Kind] = {
 
 
 def unit_shape(kind: str, rng: Rng) -> list[Part]:
-    """A randomly varied, mirrored and turned shape of ``kind``: longer side 1, centred on (0, 0)."""
+    """A randomly varied, mirrored and turned shape of `kind`: longer side 1, centred on (0, 0)."""
     parts = KINDS[kind].draw(rng)
     turn = np.deg2rad(rng.uniform(-1, 1) * KINDS[kind].turn_deg)
     mirror = rng.choice([-1.0, 1.0])

@@ -1,19 +1,28 @@
-"""From a structured query to a phrase: lower case, no final punctuation, several phrasings of each meaning."""
+"""From a query to a phrase: lower case, no final punctuation, several phrasings of each meaning."""
 
 from collections.abc import Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from pixel_sail.scenes.kinds import KINDS
-from pixel_sail.scenes.queries import Filter, Query
+from pixel_sail.scenes.types import (
+    AllQuery,
+    Attribute,
+    AttributeQuery,
+    Filter,
+    OrdinalQuery,
+    PairQuery,
+    PositionQuery,
+    Query,
+    RelationQuery,
+    Rng,
+    SizeQuery,
+)
 
-Rng = np.random.Generator
 T = TypeVar("T")
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 RANKS = {1: "first", 2: "second", 3: "third", 4: "fourth", 5: "fifth"}
-WITH = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
+TEXTURE_PHRASES = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
 _WHERE = {
     "left": ("{} on the left", "{} on the left side", "{} in the left half", "left {}"),
     "right": ("{} on the right", "{} on the right side", "{} in the right half", "right {}"),
@@ -48,9 +57,11 @@ _LARGEST = {
     "smallest": ("smallest {}", "tiniest {}", "{} that is the smallest", "smallest {} in the picture"),
 }
 _CLASS = {"small": ("small", "little"), "large": ("large", "big")}
+_IN_HALF = {"left": "on the left", "right": "on the right", "top": "in the upper half", "bottom": "in the lower half"}
+_ADJECTIVES: tuple[Attribute, ...] = ("colour", "texture")
 
 
-def pick(rng: Rng, options: tuple[str, ...]) -> str:
+def pick(rng: Rng, options: tuple[T, ...]) -> T:
     return options[rng.integers(len(options))]
 
 
@@ -60,72 +71,72 @@ def shuffled(rng: Rng, options: Sequence[T]) -> list[T]:
 
 def noun(wanted: Filter, rng: Rng, *, plural: bool = False, adjective: str = "") -> str:
     """A filter as a noun phrase without an article: "small striped red mug"."""
-    head, tail = _head(wanted, rng, plural), ""
-    words = [wanted[key] for key in ("colour", "texture") if key in wanted]
+    head = _head(wanted, rng, plural)
+    words = [wanted.attributes[key] for key in _ADJECTIVES if key in wanted.attributes]
     if rng.random() < 0.5:
         words.reverse()
-    return " ".join([adjective, *words, head, tail]).strip()
+    return " ".join([adjective, *words, head]).strip()
 
 
 def _head(wanted: Filter, rng: Rng, plural: bool) -> str:
-    if "kind" not in wanted:
+    if "kind" not in wanted.attributes:
         return pick(rng, ("objects", "things")) if plural else pick(rng, ("object", "thing", "object"))
-    kind = KINDS[wanted["kind"]]
+    kind = KINDS[wanted.attributes["kind"]]
     if kind.synonym and rng.random() < 0.25:
         return kind.synonym + "s" if plural else kind.synonym
-    return kind.plural if plural else wanted["kind"]
+    return kind.plural if plural else wanted.attributes["kind"]
 
 
 def _described(wanted: Filter, rng: Rng) -> str:
     """A noun phrase that may put one attribute after the noun: "mug with stripes", "mug that is red"."""
-    late = [key for key in ("colour", "texture") if key in wanted]
-    if not late or rng.random() < 0.6:
+    adjectives = [key for key in _ADJECTIVES if key in wanted.attributes]
+    if not adjectives or rng.random() < 0.6:
         return noun(wanted, rng) + pick(rng, ("", "", "", " in the picture"))
-    key = late[rng.integers(len(late))]
-    rest = noun({k: v for k, v in wanted.items() if k != key}, rng)
-    return f"{rest} {WITH.get(wanted[key]) or 'that is ' + wanted[key]}"
+    late = adjectives[rng.integers(len(adjectives))]
+    value = wanted.attributes[late]
+    rest = noun(Filter({key: word for key, word in wanted.attributes.items() if key != late}), rng)
+    return f"{rest} {TEXTURE_PHRASES.get(value) or 'that is ' + value}"
 
 
 def phrase(query: Query, rng: Rng, count: int = 1) -> str:
-    """One phrasing of a query; ``count`` is the number of objects that it picks (for "the two red mugs")."""
-    kind = query["type"]
-    if kind == "all":
-        return _several(query, rng, count)
-    if kind == "pair":
-        first, second = (noun(wanted, rng) for wanted in query["filters"])
-        return pick(
-            rng, (f"the {first} and the {second}", f"{first} and {second}", f"both the {first} and the {second}")
-        )
-    if kind == "attribute":
-        text = _described(query["filter"], rng)
-    elif kind == "position" and "where" in query:
-        text = pick(rng, _WHERE[query["where"]]).format(noun(query["filter"], rng))
-    elif kind == "position":
-        text = pick(rng, _EXTREME[query["extreme"]]).format(noun(query["filter"], rng))
-    elif kind == "relation":
-        text = pick(rng, RELATIONS[query["relation"]]).format(
-            noun(query["filter"], rng), "the " + noun(query["anchor"], rng)
-        )
-    elif kind == "ordinal":
-        names = {"rank": RANKS[query["rank"]], "noun": noun(query["filter"], rng), "side": query["from"]}
-        text = pick(rng, _ORDINAL).format(**names)
-    elif "class" in query:
-        text = noun(query["filter"], rng, adjective=pick(rng, _CLASS[query["class"]]))
-    else:
-        text = pick(rng, _LARGEST[query["extreme"]]).format(noun(query["filter"], rng))
+    """One phrasing of a query; `count` is the number of objects that it picks (for "the two red mugs").
+
+    Raises ValueError for a type of query that is only asked about regions.
+    """
+    match query:
+        case AllQuery():
+            return _several(query, rng, count)
+        case PairQuery(filters):
+            first, second = (noun(wanted, rng) for wanted in filters)
+            return pick(
+                rng, (f"the {first} and the {second}", f"{first} and {second}", f"both the {first} and the {second}")
+            )
+        case AttributeQuery(wanted):
+            text = _described(wanted, rng)
+        case PositionQuery(wanted, where=str(where)):
+            text = pick(rng, _WHERE[where]).format(noun(wanted, rng))
+        case PositionQuery(wanted, extreme=str(side)):
+            text = pick(rng, _EXTREME[side]).format(noun(wanted, rng))
+        case RelationQuery(wanted, relation, anchor):
+            text = pick(rng, RELATIONS[relation]).format(noun(wanted, rng), "the " + noun(anchor, rng))
+        case OrdinalQuery(wanted, rank, side):
+            name = noun(wanted, rng)
+            text = pick(rng, _ORDINAL).format(rank=RANKS[rank], noun=name, side=side)
+        case SizeQuery(wanted, size_class=str(size_class)):
+            text = noun(wanted, rng, adjective=pick(rng, _CLASS[size_class]))
+        case SizeQuery(wanted, extreme=str(extreme)):
+            text = pick(rng, _LARGEST[extreme]).format(noun(wanted, rng))
+        case _:
+            raise ValueError(f"no phrasing for {query!r}")
     return text if rng.random() < 0.45 else f"the {text}"
 
 
-def _several(query: Query, rng: Rng, count: int) -> str:
-    wanted = query["filter"]
-    many, one = noun(wanted, rng, plural=True), noun(wanted, rng)
-    options = [f"all {many}", f"all the {many}", f"every {one}", f"each {one}"]
+def _several(query: AllQuery, rng: Rng, count: int) -> str:
+    many, single = noun(query.filter, rng, plural=True), noun(query.filter, rng)
+    options = [f"all {many}", f"all the {many}", f"every {single}", f"each {single}"]
     if count in NUMBERS:
         options += [f"the {NUMBERS[count]} {many}", f"{NUMBERS[count]} {many}"]
     if count == 2:
         options.append(f"both {many}")
     text = pick(rng, tuple(options))
-    if "where" not in query:
-        return text
-    ends = {"left": "on the left", "right": "on the right", "top": "in the upper half", "bottom": "in the lower half"}
-    return f"{text} {ends[query['where']]}"
+    return f"{text} {_IN_HALF[query.where]}" if query.where else text

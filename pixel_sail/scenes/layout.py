@@ -1,4 +1,4 @@
-"""What stands where: the objects of a scene, their order in depth and their visible masks."""
+"""Which objects stand where: their order in depth and their visible masks."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,7 @@ import numpy as np
 from pixel_sail.scenes.colours import COLOURS, HELD_OUT, TEXTURES
 from pixel_sail.scenes.kinds import KINDS
 from pixel_sail.scenes.sprite import Sprite, draw_sprite
-
-Rng = np.random.Generator
+from pixel_sail.scenes.types import Rng
 
 ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9))
 SIZES = {
@@ -27,7 +26,7 @@ _ALLOWED = [(kind, colour) for kind in _KINDS for colour in _COLOURS if (kind, c
 
 @dataclass
 class Thing:
-    """One placed object. ``top``, ``left``: pixel of the sprite's corner, may be negative."""
+    """One placed object. `top`, `left`: the pixel of the sprite's corner; may be negative."""
 
     kind: str
     colour: str
@@ -41,7 +40,7 @@ class Thing:
 
 @dataclass
 class Scene:
-    """``things`` from back to front. ``owner`` (height, width) int8: which one is topmost at a pixel, -1 for none."""
+    """`things` from back to front. `owner` (height, width) int8: the index of the topmost thing of a pixel, or -1."""
 
     width: int
     height: int
@@ -51,12 +50,12 @@ class Scene:
 
 
 def split_of(index: int) -> str:
-    """12 of 15 images are train; the others are val, testA and testB in turn, whatever the number of images."""
+    """12 of 15 images are train; the others are val, testA and testB in turn, for any number of images."""
     return SPLIT_CYCLE[index % len(SPLIT_CYCLE)]
 
 
 def draw_scene(index: int, long_side_px: int, rng: Rng) -> Scene:
-    """The objects of image ``index``: 3 to 8, none hidden or tiny. Draws again until at least three fit."""
+    """The objects of image `index`: 3 to 8, none hidden or tiny. Draws again until at least three fit."""
     split = split_of(index)
     across, down = ASPECTS[rng.integers(len(ASPECTS))]
     unit = long_side_px / max(across, down)
@@ -98,7 +97,7 @@ def _choose_pairs(split: str, rng: Rng) -> list[tuple[str, str]]:
 
 
 def _add(things: list[Thing], owner: np.ndarray, kind: str, colour: str, rng: Rng) -> None:
-    """Places one more object over the others; tries a smaller size where there is no room, and gives up after that."""
+    """Place one more object over the others. Tries smaller sizes where there is no room, and then gives up."""
     short = min(owner.shape)
     first = int(rng.choice(3, p=SIZE_ODDS))
     names = list(SIZES)[: first + 1][::-1]
@@ -113,7 +112,7 @@ def _add(things: list[Thing], owner: np.ndarray, kind: str, colour: str, rng: Rn
 
 
 def _place(thing: Thing, things: list[Thing], owner: np.ndarray, rng: Rng) -> bool:
-    """Tries random places until every object stays visible enough; writes ``owner`` and appends on success."""
+    """Try random places until every object stays visible enough; on success write `owner` and append the thing."""
     height, width = owner.shape
     cover = thing.sprite.cover
     full = int(cover.sum())
@@ -123,9 +122,9 @@ def _place(thing: Thing, things: list[Thing], owner: np.ndarray, rng: Rng) -> bo
         spill = 0.12 if rng.random() < 0.12 else 0.0
         y = rng.integers(-int(spill * cover.shape[0]), max(1, height - int((1 - spill) * cover.shape[0])) + 1)
         x = rng.integers(-int(spill * cover.shape[1]), max(1, width - int((1 - spill) * cover.shape[1])) + 1)
-        there, here = _windows(owner.shape, cover.shape, int(y), int(x))
+        in_image, in_sprite = _windows(owner.shape, cover.shape, int(y), int(x))
         new = np.zeros_like(owner, bool)
-        new[there] = cover[here]
+        new[in_image] = cover[in_sprite]
         seen = int(new.sum())
         if seen < max(0.8 * full, MIN_AREA_SHARE * owner.size):
             continue
@@ -143,12 +142,12 @@ def _place(thing: Thing, things: list[Thing], owner: np.ndarray, rng: Rng) -> bo
 
 
 def _windows(outer: tuple[int, int], inner: tuple[int, int], top: int, left: int) -> tuple[tuple, tuple]:
-    """The slices of an image of size ``outer`` and of a sprite of size ``inner`` that lie on each other."""
+    """The slices of an image of size `outer` and of a sprite of size `inner` that lie on each other."""
     y0, y1 = max(0, top), min(outer[0], top + inner[0])
     x0, x1 = max(0, left), min(outer[1], left + inner[1])
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
 def windows(scene: Scene, thing: Thing) -> tuple[tuple, tuple]:
-    """Where a thing lies in the image, and which part of its sprite that is."""
+    """The slices of the image that a thing covers, and the slices of its sprite that lie there."""
     return _windows(scene.owner.shape, thing.sprite.cover.shape, thing.top, thing.left)

@@ -1,15 +1,15 @@
-"""The other style of the embedded dataset: the same things by night, lit by lamps, through a camera that must amplify.
+"""The second style of the drawn dataset: the same objects at night, lit by lamps, with a noisy camera.
 
-Backgrounds, light, colour balance and noise are others; things, masks, texts and formats are the same, so that what a
-model learned by day is a start and not the answer.
+Backgrounds, light, colour balance and noise differ; objects, masks, texts and formats are the same. A model trained by
+day has a good start here, but must adapt.
 """
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Rng = np.random.Generator
+from pixel_sail.scenes.types import Rng
 
-# RGB factors of what lights a night: sodium lamps, neon tubes, the moon
+# RGB factors of the lights of a night: sodium lamps, neon tubes, the moon
 LIGHTS = ((1.3, 0.95, 0.5), (0.7, 1.15, 0.95), (0.7, 0.85, 1.35))
 
 
@@ -33,7 +33,7 @@ def night_background(width: int, height: int, rng: Rng) -> np.ndarray:
 
 
 def night_camera(canvas: np.ndarray, rng: Rng) -> np.ndarray:
-    """One lamp and little light around, its colour, blur, and coarse and fine noise: (height, width, 3) uint8."""
+    """Light of one coloured lamp, blur, coarse and fine noise: (height, width, 3) uint8."""
     height, width = canvas.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     far = np.hypot(x / width - rng.uniform(0, 1), y / height - rng.uniform(-0.2, 0.8))

@@ -1,4 +1,4 @@
-"""COCO panoptic: a PNG of segment ids and what each segment is; for Pix2Cap also the description of each thing."""
+"""COCO panoptic: a PNG of segment ids and a list of segments; for Pix2Cap also the description of each thing."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pixel_sail.scenes.kinds import KINDS
+from pixel_sail.scenes.types import ImageRecord
 
 CATEGORY = {kind: i + 1 for i, kind in enumerate(KINDS)}
 BACKGROUND = len(CATEGORY) + 1
@@ -14,7 +15,7 @@ _STEP = 4096  # of the ids between categories: they need all of R, G and B
 
 
 def panoptic_split(split: str) -> str:
-    """Every split but train is held out."""
+    """The split of a panoptic file: train, or val for all that is held out."""
     return "train" if split == "train" else "val"
 
 
@@ -28,12 +29,12 @@ def categories() -> list[dict[str, Any]]:
 
 
 def segment_id(category: int, i: int) -> int:
-    """Of object ``i`` (from 0), unique in its image; never 0, which means unlabelled."""
+    """The id of object `i` (from 0), unique in its image; never 0, which means unlabelled."""
     return category * _STEP + i
 
 
 def write_png(path: Path, owner: np.ndarray, kinds: list[str]) -> dict[str, Any]:
-    """Writes the ids as R + 256 G + 65536 B; returns the segment of the background (area in pixels, bbox xywh)."""
+    """Write the ids as R + 256 G + 65536 B; return the segment of the background (area in pixels, bbox xywh)."""
     background = segment_id(BACKGROUND, 0)
     ids = [*(segment_id(CATEGORY[kind], i) for i, kind in enumerate(kinds)), background]  # owner -1: the last
     rgb = np.array([(n % 256, n // 256 % 256, n // 65536) for n in ids], np.uint8)
@@ -45,15 +46,13 @@ def write_png(path: Path, owner: np.ndarray, kinds: list[str]) -> dict[str, Any]
     return {"id": background, "category_id": BACKGROUND, "area": int(free.sum()), "bbox": box, "iscrowd": 0}
 
 
-def annotation(record: dict[str, Any], descriptions: list[str] | None = None) -> dict[str, Any]:
-    """One entry of ``annotations``."""
+def annotation(record: ImageRecord, descriptions: list[str] | None = None) -> dict[str, Any]:
+    """One entry of `annotations`; with `descriptions`, one an object, as Pix2Cap has it."""
     segments = []
-    for i, facts in enumerate(record["objects"]):
-        category = CATEGORY[facts["kind"]]
-        segment = {"id": segment_id(category, i), "category_id": category, "area": facts["area"], "bbox": facts["bbox"]}
-        segment["iscrowd"] = 0
-        if descriptions:
-            segment["description"] = descriptions[i]
-        segments.append(segment)
-    name = record["image"]["file_name"].replace(".jpg", ".png")
-    return {"image_id": record["image"]["id"], "file_name": name, "segments_info": [*segments, record["background"]]}
+    for i, thing in enumerate(record.objects):
+        category = CATEGORY[thing.kind]
+        segment = {"id": segment_id(category, i), "category_id": category, "area": thing.area, "bbox": thing.bbox}
+        described = {"description": descriptions[i]} if descriptions else {}
+        segments.append({**segment, "iscrowd": 0, **described})
+    name = record.image["file_name"].replace(".jpg", ".png")
+    return {"image_id": record.image["id"], "file_name": name, "segments_info": [*segments, record.background]}

@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from pixel_sail.scenes.colours import draw_colour, second_colour
 from pixel_sail.scenes.layout import Scene, Thing, windows
 from pixel_sail.scenes.night import night_background, night_camera
+from pixel_sail.scenes.types import Rng
 
-Rng = np.random.Generator
 STYLES = ("day", "night")
 
 
@@ -24,7 +24,7 @@ def render(scene: Scene, rng: Rng, style: str = "day") -> np.ndarray:
 
 
 def _noise(width: int, height: int, cell_px: float, rng: Rng) -> np.ndarray:
-    """Smooth noise with structures of about ``cell_px`` pixels: (height, width) float32, about [-1, 1]."""
+    """Smooth noise with structures of about `cell_px` pixels: (height, width) float32, about [-1, 1]."""
     shape = (max(2, round(height / cell_px)), max(2, round(width / cell_px)))
     grid = Image.fromarray(rng.uniform(-1, 1, shape).astype(np.float32))
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
@@ -65,7 +65,7 @@ def _background(width: int, height: int, rng: Rng) -> np.ndarray:
 
 
 def _clutter(canvas: np.ndarray, rng: Rng) -> np.ndarray:
-    """Pale blobs, panels and lines behind the objects: nothing that has a name."""
+    """Pale blobs, panels and lines behind the objects: clutter without a name."""
     height, width = canvas.shape[:2]
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
@@ -92,7 +92,7 @@ def _blur(plane: np.ndarray, radius_px: float) -> np.ndarray:
 
 
 def _shadow(canvas: np.ndarray, scene: Scene, thing: Thing, light: np.ndarray) -> None:
-    """A soft shadow on all that lies behind, thrown away from the light by a small part of the object's size."""
+    """Draw a soft shadow on what lies behind, away from the light by a small share of the object's size."""
     reach = 1 + 0.045 * thing.size_px
     pad = int(3 * reach) + 2
     soft = _blur(np.pad(thing.sprite.alpha, pad), reach)
@@ -103,7 +103,7 @@ def _shadow(canvas: np.ndarray, scene: Scene, thing: Thing, light: np.ndarray) -
 
 
 def _pattern(texture: str, shape: tuple[int, int], size_px: float, rng: Rng) -> np.ndarray:
-    """How much of the second colour shows: (H, W) float32 in [0, 1], edges about one pixel soft."""
+    """The share of the second colour: (H, W) float32 in [0, 1], edges about one pixel soft."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     y, x = y - shape[0] / 2, x - shape[1] / 2
     turn = rng.uniform(0, np.pi)
@@ -122,7 +122,7 @@ def _pattern(texture: str, shape: tuple[int, int], size_px: float, rng: Rng) -> 
 
 
 def _paint(canvas: np.ndarray, scene: Scene, thing: Thing, light: np.ndarray, rng: Rng) -> None:
-    """Draws one object over the canvas: colour x parts x texture x light, darker towards its edge."""
+    """Draw one object over the canvas: colour x parts x texture x light, darker towards its edge."""
     sprite = thing.sprite
     first = draw_colour(thing.colour, rng)
     mix = _pattern(thing.texture, sprite.alpha.shape, thing.size_px, rng)[..., None]
@@ -136,12 +136,12 @@ def _paint(canvas: np.ndarray, scene: Scene, thing: Thing, light: np.ndarray, rn
     rim = 0.55 + 0.45 * np.clip((soft - 0.35) / 0.4, 0, 1)
     grain = 0.03 * _noise(width, height, 2.5, rng)
     bright = sprite.shade * rim * (1 + ramp + 0.9 * bevel + grain)
-    # black things would show no parts and no light if brightness only multiplied
+    # multiplied brightness alone would show no parts and no light on black things
     lift = 26 * np.clip(sprite.shade - 1, 0, 1) + 60 * np.clip(bevel, 0, 1)
     colour = np.clip(colour * bright[..., None] + lift[..., None], 0, 255)
-    there, here = windows(scene, thing)
-    alpha = sprite.alpha[here][..., None]
-    canvas[there] = canvas[there] * (1 - alpha) + colour[here] * alpha
+    in_image, in_sprite = windows(scene, thing)
+    alpha = sprite.alpha[in_sprite][..., None]
+    canvas[in_image] = canvas[in_image] * (1 - alpha) + colour[in_sprite] * alpha
 
 
 def _camera(canvas: np.ndarray, rng: Rng) -> np.ndarray:

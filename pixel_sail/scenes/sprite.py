@@ -13,16 +13,13 @@ _UNIT = 110  # grey level that stands for shade 1.0 in the 8-bit drawing
 
 @dataclass(frozen=True)
 class Sprite:
-    """``cover`` (H, W) bool: the shape covers the centre of the pixel. ``alpha`` (H, W) float32 in [0, 1]: the share of
-    the pixel that it covers. ``shade`` (H, W) float32: the brightness of the parts, 1.0 is the plain colour."""
-
-    cover: np.ndarray
-    alpha: np.ndarray
-    shade: np.ndarray
+    cover: np.ndarray  # (H, W) bool: the shape covers the centre of the pixel
+    alpha: np.ndarray  # (H, W) float32 in [0, 1]: the share of the pixel that it covers
+    shade: np.ndarray  # (H, W) float32: the brightness of the parts, 1.0 is the plain colour
 
 
 def draw_sprite(kind: str, size_px: float, rng: np.random.Generator) -> Sprite:
-    """Draws ``kind`` with its longer side ``size_px`` pixels; one empty pixel stays on each side."""
+    """Draw `kind` with its longer side `size_px` pixels; one empty pixel stays on each side."""
     parts = unit_shape(kind, rng)
     points = np.concatenate([part.points for part in parts if part.shade > 0]) * size_px
     half = np.ceil(np.abs(points).max(axis=0)).astype(int) + 1
@@ -30,8 +27,8 @@ def draw_sprite(kind: str, size_px: float, rng: np.random.Generator) -> Sprite:
     canvas = Image.new("L", (int(width) * _FINE, int(height) * _FINE))
     pen = ImageDraw.Draw(canvas)
     for part in parts:
-        at = (part.points * size_px + half) * _FINE
-        pen.polygon([tuple(point) for point in at.tolist()], fill=min(255, round(part.shade * _UNIT)))
+        corners = (part.points * size_px + half) * _FINE
+        pen.polygon([tuple(point) for point in corners.tolist()], fill=min(255, round(part.shade * _UNIT)))
     level = np.asarray(canvas)
     drawn = canvas.point([0] + [255] * 255)
     alpha = np.asarray(drawn.reduce(_FINE), np.float32) / 255

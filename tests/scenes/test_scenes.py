@@ -5,7 +5,7 @@ import hashlib
 import json
 import pickle
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pixel_sail import scenes
+from pixel_sail.scenes import dataset
 
 IMAGES, SEED, LONG_SIDE = 150, 3, 112
 ROOT = Path(__file__).parents[2]
@@ -85,15 +86,15 @@ class World:
                 size_class = CLASS_WORDS[word]
             elif word not in ("object", "objects", "thing", "things"):
                 raise AssertionError(f"unknown word {word!r} in {text!r}")
-        found = [i for i, o in enumerate(self.things) if all(o[k] == v for k, v in wanted.items())]
-        return found, size_class
+        indices = [i for i, o in enumerate(self.things) if all(o[k] == v for k, v in wanted.items())]
+        return indices, size_class
 
     def names(self, text):
-        found, size_class = self.pick(text)
+        indices, size_class = self.pick(text)
         if size_class is None:
-            return found
-        inside = [i for i in found if self.things[i]["size_class"] == size_class]
-        outside = [i for i in found if i not in inside]
+            return indices
+        inside = [i for i in indices if self.things[i]["size_class"] == size_class]
+        outside = [i for i in indices if i not in inside]
         for i in inside:
             for j in outside:  # visibly smaller or larger than all the others of the name
                 small, large = sorted([i, j], key=lambda k: self.areas[k])
@@ -101,10 +102,10 @@ class World:
                 assert (size_class == "large") == (large == i)
         return inside
 
-    def on_side(self, found, side, sure=0.43):
-        """Those in that half; fails where one of them or of the others is near the middle line."""
+    def on_side(self, indices, side, sure=0.43):
+        """The objects in that half; fails where any object is near the middle line."""
         inside = []
-        for i in found:
+        for i in indices:
             axis, sign = AXIS[side]
             far = self.centres[i, axis] if sign > 0 else 1 - self.centres[i, axis]
             assert far < sure or far > 0.53, "too near the middle line"
@@ -112,40 +113,40 @@ class World:
                 inside.append(i)
         return inside
 
-    def outermost(self, found, side):
+    def outermost(self, indices, side):
         axis, sign = AXIS[side]
-        far = sorted((sign * self.centres[i, axis], i) for i in found)
+        far = sorted((sign * self.centres[i, axis], i) for i in indices)
         assert len(far) == 1 or far[1][0] - far[0][0] > 0.075
         return [far[0][1]]
 
-    def ranked(self, found, rank, side):
+    def ranked(self, indices, rank, side):
         axis, sign = AXIS[side]
-        far = sorted((sign * self.centres[i, axis], i) for i in found)
+        far = sorted((sign * self.centres[i, axis], i) for i in indices)
         assert all(b[0] - a[0] > 0.055 for a, b in zip(far, far[1:], strict=False))
         return [far[rank - 1][1]]
 
-    def by_size(self, found, largest):
-        order = sorted(found, key=lambda i: -self.areas[i] if largest else self.areas[i])
+    def by_size(self, indices, largest):
+        order = sorted(indices, key=lambda i: -self.areas[i] if largest else self.areas[i])
         ratio = self.areas[order[0]] / self.areas[order[1]]
         assert max(ratio, 1 / ratio) > 1.24
         return [order[0]]
 
-    def beside(self, found, anchor, axis, sign):
+    def beside(self, indices, anchor, axis, sign):
         (anchor,) = anchor
-        ahead = {i: sign * (self.centres[i, axis] - self.centres[anchor, axis]) for i in found if i != anchor}
+        ahead = {i: sign * (self.centres[i, axis] - self.centres[anchor, axis]) for i in indices if i != anchor}
         inside = [i for i, gap in ahead.items() if gap > 0]
         assert all(ahead[i] > 0.09 for i in inside), "too near for the relation"
         return inside
 
-    def nearest(self, found, anchor):
+    def nearest(self, indices, anchor):
         (anchor,) = anchor
         offsets = (self.centres - self.centres[anchor]) * self.size
-        far = sorted((float(np.hypot(*offsets[i])), i) for i in found if i != anchor)
+        far = sorted((float(np.hypot(*offsets[i])), i) for i in indices if i != anchor)
         assert len(far) == 1 or far[1][0] > 1.2 * far[0][0]
         return [far[0][1]]
 
-    def in_corner(self, found, sides):
-        inside = [i for i in found if all(self._far(i, side) < 0.5 for side in sides)]
+    def in_corner(self, indices, sides):
+        inside = [i for i in indices if all(self._far(i, side) < 0.5 for side in sides)]
         assert all(self._far(i, side) < 0.37 for i in inside for side in sides)
         return inside
 
@@ -153,10 +154,10 @@ class World:
         axis, sign = AXIS[side]
         return self.centres[i, axis] if sign > 0 else 1 - self.centres[i, axis]
 
-    def in_middle(self, found):
-        off = {i: np.abs(self.centres[i] - 0.5).max() for i in found}
-        inside = [i for i in found if off[i] < 0.18]
-        assert all(off[i] < 0.13 or off[i] > 0.23 for i in found)
+    def in_middle(self, indices):
+        off = {i: np.abs(self.centres[i] - 0.5).max() for i in indices}
+        inside = [i for i in indices if off[i] < 0.18]
+        assert all(off[i] < 0.13 or off[i] > 0.23 for i in indices)
         return inside
 
 
@@ -207,13 +208,13 @@ def resolve_many(world, text):
     pair = re.fullmatch(r"(?:both )?(?:the )?(.+) and (?:the )?(.+)", text)
     if pair:
         both = [world.names(part) for part in pair.groups()]
-        assert [len(one) for one in both] == [1, 1], text
+        assert [len(indices) for indices in both] == [1, 1], text
         return sorted(both[0] + both[1])
     match = re.fullmatch(r"(?:all the|all|every|each|(?:the )?(two|three|four|five|six|both)) (.+)", text)
     assert match, text
-    found = resolve(world, match[2])
-    assert match[1] is None or COUNT_WORDS[match[1]] == len(found), text
-    return sorted(found)
+    indices = resolve(world, match[2])
+    assert match[1] is None or COUNT_WORDS[match[1]] == len(indices), text
+    return sorted(indices)
 
 
 def digest(folder):
@@ -270,10 +271,10 @@ def test_every_sentence_names_exactly_its_object(refs, worlds):
     for ref, text in sentences:
         world = worlds[ref["image_id"]]
         try:
-            found = [world.ids[i] for i in resolve(world, text)]
+            named = [world.ids[i] for i in resolve(world, text)]
         except AssertionError as error:
             raise AssertionError(f"{text!r} in image {ref['image_id']}: {error}") from error
-        assert found == [ref["ann_id"]], f"{text!r} in image {ref['image_id']}"
+        assert named == [ref["ann_id"]], f"{text!r} in image {ref['image_id']}"
 
 
 def test_grefs_name_exactly_their_sets(grefs, worlds):
@@ -283,9 +284,9 @@ def test_grefs_name_exactly_their_sets(grefs, worlds):
         several = len(ref["ann_id"]) > 1
         counts["none" if ref["no_target"] else "several" if several else "one"] += 1
         for sentence in ref["sentences"]:
-            found = (resolve_many if several else resolve)(world, sentence["sent"])
+            indices = (resolve_many if several else resolve)(world, sentence["sent"])
             expected = [] if ref["no_target"] else ref["ann_id"]
-            assert [world.ids[i] for i in found] == expected, f"{sentence['sent']!r} in image {ref['image_id']}"
+            assert [world.ids[i] for i in indices] == expected, f"{sentence['sent']!r} in image {ref['image_id']}"
         assert (ref["ann_id"] == [-1] and ref["category_id"] == [-1]) == ref["no_target"]
     assert min(counts.values()) > 1.5 * IMAGES
 
@@ -318,7 +319,7 @@ def test_masks_agree_with_the_annotations_and_the_objects(instances, known):
         assert thing["visible_share"] >= 0.4 and mask.mean() >= 0.0015
         assert isinstance(annotation["segmentation"]["counts"], str)
         total[annotation["image_id"]] += mask
-    assert max(one.max() for one in total.values()) == 1, "masks of one image overlap"
+    assert max(count.max() for count in total.values()) == 1, "masks of one image overlap"
 
 
 def test_masks_lie_on_the_objects(folder, instances, known):
@@ -428,29 +429,27 @@ def test_formats(folder, refs, grefs, instances):
     assert (folder / "refcoco/refs(unc).p").read_bytes()[:2] == b"\x80\x02"  # pickle protocol 2
     assert (folder / "grefcoco/instances.json").read_bytes() == (folder / "refcoco/instances.json").read_bytes()
     for image in instances["images"]:
-        with Image.open(folder / "images/train2014" / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"]) and max(picture.size) == LONG_SIDE
-            assert picture.format == "JPEG" and picture.mode == "RGB"
+        with Image.open(folder / "images/train2014" / image["file_name"]) as stored:
+            assert stored.size == (image["width"], image["height"]) and max(stored.size) == LONG_SIDE
+            assert stored.format == "JPEG" and stored.mode == "RGB"
 
 
-def _tool(*args):
-    command = [sys.executable, str(ROOT / "tools/prepare_data.py"), "scenes", *map(str, args)]
-    path = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=path, timeout=300)
+def test_tool_reuses_refuses_and_overwrites(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", "scenes", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "tools/prepare_data.py"), run_name="__main__")
+        return capsys.readouterr().out
 
-
-def test_tool_reuses_refuses_and_overwrites(tmp_path):
     out = tmp_path / "scenes"
     request = ("--out", out, "--images", 3, "--long-side", 96, "--workers", 1)
-    assert _tool(*request).returncode == 0
+    assert "wrote 3 images" in run(*request)
     before = (out / "scenes.json").stat().st_mtime_ns
-    again = _tool(*request)
-    assert again.returncode == 0 and "reused" in again.stdout and (out / "scenes.json").stat().st_mtime_ns == before
+    assert "reused" in run(*request) and (out / "scenes.json").stat().st_mtime_ns == before
     scenes.generate(out, 3, 0, 96, workers=1)
-    assert (out / "scenes.json").stat().st_mtime_ns == before, "made again for nothing"
-    other = _tool(*request, "--seed", 9)
-    assert other.returncode == 1 and "--overwrite" in other.stderr and "Traceback" not in other.stderr
-    assert _tool(*request, "--seed", 9, "--overwrite").returncode == 0
+    assert (out / "scenes.json").stat().st_mtime_ns == before, "drawn again although nothing changed"
+    with pytest.raises(SystemExit, match="^error: .*--overwrite"):
+        run(*request, "--seed", 9)
+    run(*request, "--seed", 9, "--overwrite")
     assert json.loads((out / "scenes.json").read_text())["request"]["seed"] == 9
     assert [p.name for p in tmp_path.iterdir()] == ["scenes"], "a temporary folder was left"
 
@@ -464,7 +463,7 @@ def test_a_foreign_folder_is_never_touched(tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes, "write_annotations", lambda *_: 1 / 0)
+    monkeypatch.setattr(dataset, "write_annotations", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         scenes.generate(tmp_path / "out", 2, 0, 96, workers=1)
     assert list(tmp_path.iterdir()) == []

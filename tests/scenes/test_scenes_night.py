@@ -1,4 +1,4 @@
-"""The night style: other images of the very same things, and nothing of the default style changes."""
+"""The night style: the same things in other images; the default style does not change."""
 
 import json
 
@@ -38,13 +38,13 @@ def test_the_same_things_in_other_light(folders):
 
 
 def test_things_can_still_be_told_from_the_ground(folders):
-    """As in an image that one can look at: colours inside a mask and around it differ, for nearly all things."""
+    """Colours inside a mask and around it differ, for nearly all things."""
     night = folders[1]
     images, seen = _images(night), []
-    for one in _read(night, "refcoco/instances.json")["annotations"]:
-        image = images[one["image_id"] - 1]
-        mask = coco_mask.decode(one["segmentation"]).astype(bool)
-        x, y, w, h = (int(v) for v in one["bbox"])
+    for annotation in _read(night, "refcoco/instances.json")["annotations"]:
+        image = images[annotation["image_id"] - 1]
+        mask = coco_mask.decode(annotation["segmentation"]).astype(bool)
+        x, y, w, h = (int(v) for v in annotation["bbox"])
         ring = np.zeros_like(mask)
         ring[max(0, y - 6) : y + h + 6, max(0, x - 6) : x + w + 6] = True
         ring &= ~mask
@@ -60,7 +60,9 @@ def test_the_same_request_gives_the_same_bytes(folders, tmp_path):
 
 
 def test_styles_are_not_taken_for_each_other(folders, tmp_path):
-    assert "style" not in scenes.stored_request(folders[0])  # a default folder of before is found again
+    assert "style" not in scenes.stored_request(
+        folders[0]
+    )  # folders from before there were styles are still recognised
     assert scenes.stored_request(folders[1])["style"] == "night"
     with pytest.raises(FileExistsError, match="holds scenes of another request"):
         scenes.generate(folders[0], IMAGES, SEED, SIDE, workers=1, style="night")

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from test_scenes import COLOUR_WORDS, COUNT_WORDS, KIND_WORDS, TEXTURE_WORDS, Wo
 
 from pixel_sail import scenes
 from pixel_sail.scenes import write_regions
-from pixel_sail.scenes.queries import resolve as resolve_query
+from pixel_sail.scenes.resolver import resolve as resolve_query
+from pixel_sail.scenes.types import Filter, Query, SceneObject
 
 IMAGES, SEED, LONG_SIDE = 150, 3, 112
 BENCHMARKS = ("perbench", "perbench_train")
@@ -77,8 +79,8 @@ class Masks:
         far = [np.hypot(*(self.centres_px[k] - self.centres_px[anchor])) for k in (i, j)]
         return far[0] > 1.2 * far[1]
 
-    def nearest(self, found, anchor):
-        best, *others = sorted(found, key=lambda i: np.hypot(*(self.centres_px[i] - self.centres_px[anchor])))
+    def nearest(self, indices, anchor):
+        best, *others = sorted(indices, key=lambda i: np.hypot(*(self.centres_px[i] - self.centres_px[anchor])))
         return best if all(self._further(i, best, anchor) for i in others) else None
 
     def larger(self, i, j):
@@ -222,17 +224,17 @@ def test_panoptic_segments_are_the_masks_and_the_rest(split, read, folder, image
     names = {image["id"]: image["file_name"] for image in data["images"]}
     big = 0
     for annotation, captioned in zip(data["annotations"], described["annotations"], strict=True):
-        picture = images[names[annotation["image_id"]]]
+        image = images[names[annotation["image_id"]]]
         png = Image.open(folder / f"annotations/panoptic_{split}2017" / annotation["file_name"])
-        assert png.mode == "RGB" and png.size == tuple(picture.world.size)
+        assert png.mode == "RGB" and png.size == tuple(image.world.size)
         rgb = np.asarray(png).astype(int)
         ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
         big = max(big, ids.max())
         assert set(np.unique(ids)) == {s["id"] for s in annotation["segments_info"]} and ids.min() > 0
         *things, rest = annotation["segments_info"]
         for i, segment in enumerate(things):
-            assert categories[segment["category_id"]] == (picture.things[i]["kind"], 1)
-            assert np.array_equal(ids == segment["id"], coco_mask.decode(picture.rles[i]).astype(bool))
+            assert categories[segment["category_id"]] == (image.things[i]["kind"], 1)
+            assert np.array_equal(ids == segment["id"], coco_mask.decode(image.rles[i]).astype(bool))
         assert categories[rest["category_id"]] == ("background", 0)
         for segment in annotation["segments_info"]:
             ys, xs = np.nonzero(ids == segment["id"])
@@ -241,7 +243,7 @@ def test_panoptic_segments_are_the_masks_and_the_rest(split, read, folder, image
         *texts, none = [segment.pop("description", None) for segment in captioned["segments_info"]]
         assert none is None and captioned == annotation
         for i, text in enumerate(texts):
-            check_description(text, picture, i)
+            check_description(text, image, i)
     assert big > 65536  # all of R, G and B are needed
 
 
@@ -256,8 +258,8 @@ def test_refcocog_sentences_are_longer_and_name_exactly_their_object(read, folde
         assert ref["split"] == {"testA": "test", "testB": "test"}.get(image["split"], image["split"])
         assert 1 <= len(ref["sentences"]) <= 2
         for sentence in ref["sentences"]:
-            found = [world.ids[i] for i in resolve(world, sentence["sent"])]
-            assert found == [ref["ann_id"]], sentence["sent"]
+            named = [world.ids[i] for i in resolve(world, sentence["sent"])]
+            assert named == [ref["ann_id"]], sentence["sent"]
             assert known["queries"]["refcocog"][sentence["sent_id"]]["type"] in ("relation", "position")
             words.append(len(sentence["tokens"]))
     short = pickle.loads((folder / "refcoco/refs(unc).p").read_bytes())
@@ -282,11 +284,11 @@ def _truth(question, option, image, i):
     if "art of the picture is <Prompt0>" in question or question.startswith("Where in the picture"):
         return image.at(i, option)
     if beside:
-        found = image.beside(i, beside[1])
-        return None if found is None else found in image.having(option)
+        target = image.beside(i, beside[1])
+        return None if target is None else target in image.having(option)
     if question in ("What is nearest to <Prompt0>?", "Which thing is closest to <Prompt0>?"):
-        found = image.nearest([j for j in image.all if j != i], i)
-        return None if found is None else found in image.having(option)
+        target = image.nearest([j for j in image.all if j != i], i)
+        return None if target is None else target in image.having(option)
     if rank:
         steps = [image.larger(j, i) for j in image.all if j != i]
         return None if None in steps else COUNTS[option] == steps.count(rank[1] == "larger")
@@ -378,26 +380,26 @@ def _meant(text, image, prompts):
         )
     extreme = re.fullmatch(r"(largest|smallest) (.+?) (?:except|not) <obj0>", text)
     if extreme:
-        found = [i for i in image.having(extreme[2]) if i not in prompts]
-        best, *rest = sorted(found, key=lambda i: image.world.areas[i], reverse=extreme[1] == "largest")
+        indices = [i for i in image.having(extreme[2]) if i not in prompts]
+        best, *rest = sorted(indices, key=lambda i: image.world.areas[i], reverse=extreme[1] == "largest")
         clear = all(image.larger(best, i) == (extreme[1] == "largest") for i in rest)
         return {best} if clear else None
     near = re.fullmatch(r"(.+) (?:nearest|closest) to <obj0>", text)
     if near:
-        found = [i for i in image.having(near[1]) if i not in prompts]
-        best = image.nearest(found, prompts[0]) if found else None
+        indices = [i for i in image.having(near[1]) if i not in prompts]
+        best = image.nearest(indices, prompts[0]) if indices else None
         return None if best is None else {best}
     beside = re.fullmatch(rf"(?:object|thing) directly ({RELATION}) <obj0>", text)
     if beside:
-        found = image.beside(prompts[0], beside[1])
-        return None if found is None else {found}
+        target = image.beside(prompts[0], beside[1])
+        return None if target is None else {target}
     related = re.fullmatch(rf"(.+?) ({RELATION}) <obj0>", text)
-    found = [i for i in image.having(related[1]) if i not in prompts]
-    return _clear_set(found, [image.is_ahead(i, prompts[0], related[2]) for i in found])
+    indices = [i for i in image.having(related[1]) if i not in prompts]
+    return _clear_set(indices, [image.is_ahead(i, prompts[0], related[2]) for i in indices])
 
 
-def _clear_set(found, truths):
-    return None if None in truths else {i for i, true in zip(found, truths, strict=True) if true}
+def _clear_set(indices, truths):
+    return None if None in truths else {i for i, true in zip(indices, truths, strict=True) if true}
 
 
 @pytest.fixture(scope="module")
@@ -435,7 +437,7 @@ def test_another_prompt_mostly_means_another_answer(requests):
     for image, question, prompts, targets in requests:
         others = [j for j in image.all if j not in prompts]
         swapped = [_meant(question, image, [j, *prompts[1:]]) for j in others]
-        same.append(np.mean([found == set(targets) for found in swapped]))
+        same.append(np.mean([meant == set(targets) for meant in swapped]))
     assert np.mean(same) < 0.2 and np.mean(np.array(same) > 0.5) < 0.08
 
 
@@ -444,8 +446,47 @@ def test_stored_queries_give_the_targets(known):
     for image, regions in zip(known["images"], known["regions"], strict=True):
         assert len(regions["facts"]) == len(image["objects"])
         for item in regions["vres"]:
-            matches = resolve_query(item["query"], image["objects"], image["width"], image["height"])
+            matches = resolve_query(query_of(item["query"]), objects_of(image), image["width"], image["height"])
             assert matches.clear and matches.sure == set(item["targets"]), item
+
+
+def test_stored_queries_of_references_give_their_objects(known, folder, read):
+    """The same for the references of all three datasets."""
+    refs = {
+        "refcoco": pickle.loads((folder / "refcoco/refs(unc).p").read_bytes()),
+        "refcocog": pickle.loads((folder / "refcocog/refs(umd).p").read_bytes()),
+        "grefcoco": read("grefcoco/grefs(unc).json"),
+    }
+    images, types = {image["id"]: image for image in known["images"]}, Counter()
+    for name, ref in ((name, ref) for name, references in refs.items() for ref in references):
+        image = images[ref["image_id"]]
+        expected = ref["ann_id"] if name == "grefcoco" else [ref["ann_id"]]
+        for query in (known["queries"][name][sent_id] for sent_id in ref["sent_ids"]):
+            objects = objects_of(image)
+            matches = resolve_query(query_of(query), objects, image["width"], image["height"])
+            assert matches.clear and sorted(objects[i].ann_id for i in matches.sure) == [i for i in expected if i > 0]
+            types[query["type"]] += 1
+    assert set(types) == {"attribute", "position", "relation", "ordinal", "size", "all", "pair"}
+
+
+def objects_of(image):
+    return [SceneObject(**values, segmentation=None) for values in image["objects"]]
+
+
+def query_of(values):
+    """A query of scenes.json as the resolver takes it."""
+    (query,) = [query for query in get_args(Query) if query.type == values["type"]]
+    names = {"from": "side", "class": "size_class"}
+    return query(**{names.get(key, key): _field_of(value) for key, value in values.items() if key != "type"})
+
+
+def _field_of(value):
+    if isinstance(value, list):
+        return tuple(_field_of(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    attributes = {key: text for key, text in value.items() if key not in ("is", "except")}
+    return Filter(attributes, value.get("is"), tuple(value.get("except", ())))
 
 
 def _turns(entry):
@@ -497,7 +538,7 @@ def test_answers_about_regions_are_true(name, read, images, splits):
         image = images[entry["file_name"]]
         assert [entry["width"], entry["height"]] == list(image.world.size)
         assert splits[entry["file_name"]] == "train"
-        objects = [image.object(one["segmentation"]) for one in entry["annotation"]]
+        objects = [image.object(region["segmentation"]) for region in entry["annotation"]]
         for question, answer in _turns(entry):
             if question.startswith("Where"):
                 assert image.at(objects[int(question[-3]) - 1], answer), question
@@ -526,8 +567,8 @@ def test_parts_are_the_named_half_of_an_object(read, images):
     halves = Counter()
     for entry in entries:
         image = images[entry["file_name"]]
-        (one,) = entry["annotation"]
-        part = coco_mask.decode(one["segmentation"]).astype(bool)
+        (region,) = entry["annotation"]
+        part = coco_mask.decode(region["segmentation"]).astype(bool)
         i = next(i for i in image.all if (part & (coco_mask.decode(image.rles[i]) > 0)).any())
         whole = coco_mask.decode(image.rles[i]).astype(bool)
         assert not (part & ~whole).any()
@@ -634,7 +675,7 @@ def _texts(value):
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return [text for one in value for text in _texts(one)]
+        return [text for item in value for text in _texts(item)]
     return [value] if isinstance(value, str) and " " in value else []
 
 

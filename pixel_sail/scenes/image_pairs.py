@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixel_sail.scenes.describe import COUNTS
+from pixel_sail.scenes.descriptions import COUNTS
 from pixel_sail.scenes.kinds import KINDS
 from pixel_sail.scenes.layout import (
     MIN_AREA_SHARE,
@@ -18,18 +18,19 @@ from pixel_sail.scenes.layout import (
 from pixel_sail.scenes.outline import coco_polygons
 from pixel_sail.scenes.render import render
 from pixel_sail.scenes.sprite import Sprite, draw_sprite
-from pixel_sail.scenes.two_options import (
+from pixel_sail.scenes.two_option_questions import (
     TOPICS,
     TOTAL,
-    Choice,
+    Claim,
+    TwoOptions,
     other_colour,
     other_kind,
     other_texture,
     question_about,
     side_of,
 )
+from pixel_sail.scenes.types import Rng
 
-Rng = np.random.Generator
 Polygons = list[list[float]]  # [[x, y, x, y, ...], ...] in pixels
 
 _CYCLE = (*TOPICS * 3, TOTAL, "colour")  # the topics of the pairs: of every 20 one is about no object
@@ -38,7 +39,7 @@ _TRIES = 200
 
 
 @dataclass(frozen=True)
-class Member:
+class PairImage:
     pixels: np.ndarray  # (height, width, 3) uint8
     polygons: Polygons  # of all that the expression names
     area_px: int
@@ -49,16 +50,16 @@ class Pair:
     topic: str
     question: str
     options: tuple[str, str]
-    rights: tuple[int, int]  # index of the right option for each member
-    expression: str | None
-    members: tuple[Member, Member]
+    rights: tuple[int, int]  # index of the right option for each image
+    expression: str | None  # None where the question is about no object
+    images: tuple[PairImage, PairImage]
 
 
 @dataclass(frozen=True)
 class _Change:
     """The things of the two images, from back to front, and which of them the expression names."""
 
-    name: str  # as `question_about` wants it
+    name: str  # as in a Claim
     values: tuple[str, str]
     expression: str | None
     things: tuple[list[Thing], list[Thing]]
@@ -74,34 +75,34 @@ def draw_pair(number: int, seed: int, long_side_px: int, style: str = "day") -> 
         scenes = [_scene(scene, things) for things in change.things] if change else []
         if change is None or not all(map(_visible, scenes)):
             continue
-        masks = [np.isin(one.owner, found) for one, found in zip(scenes, change.targets, strict=True)]
+        masks = [np.isin(variant.owner, indices) for variant, indices in zip(scenes, change.targets, strict=True)]
         polygons = [coco_polygons(mask) if mask.any() else [] for mask in masks]
-        if None in polygons:  # a hole, which polygons cannot say
+        if None in polygons:  # a mask with a hole, which polygons cannot describe
             continue
-        choice = question_about(topic, change.name, *change.values, rng)
-        look = int(rng.integers(2**32))  # one background, one light
-        members = tuple(
-            Member(render(one, np.random.default_rng(look), style), outline or [], int(mask.sum()))
-            for one, outline, mask in zip(scenes, polygons, masks, strict=True)
-        )
-        return _pair(topic, choice, change.expression, members, swap=bool(rng.integers(2)))
+        question = question_about(topic, Claim(change.name, *change.values), rng)
+        render_seed = int(rng.integers(2**32))  # the same background and light in both images
+        images = [
+            PairImage(render(variant, np.random.default_rng(render_seed), style), outline or [], int(mask.sum()))
+            for variant, outline, mask in zip(scenes, polygons, masks, strict=True)
+        ]
+        return _pair(topic, question, change.expression, images, swap=bool(rng.integers(2)))
 
 
-def _pair(topic: str, choice: Choice, expression: str | None, members: tuple[Member, ...], swap: bool) -> Pair:
-    rights = (choice.right, 1 - choice.right)
-    order = (1, 0) if swap else (0, 1)
-    first, second = (members[i] for i in order)
-    return Pair(
-        topic, choice.question, choice.options, (rights[order[0]], rights[order[1]]), expression, (first, second)
-    )
+def _pair(topic: str, question: TwoOptions, expression: str | None, images: list[PairImage], swap: bool) -> Pair:
+    rights = (question.right, 1 - question.right)
+    i, j = (1, 0) if swap else (0, 1)
+    return Pair(topic, question.question, question.options, (rights[i], rights[j]), expression, (images[i], images[j]))
 
 
 def _change(topic: str, scene: Scene, rng: Rng) -> _Change | None:
-    """One change of a thing that only its kind (or, for the topic kind, its colour) names; None where none can be."""
+    """Change one thing that its kind alone names (for the topic kind: its colour alone).
+
+    None where that is impossible.
+    """
     kinds = [thing.kind for thing in scene.things]
     colours = [thing.colour for thing in scene.things]
     for i in rng.permutation(len(kinds)).tolist():
-        thing, others = scene.things[i], [one for j, one in enumerate(scene.things) if j != i]
+        thing, others = scene.things[i], [other for j, other in enumerate(scene.things) if j != i]
         last, kind, colour = len(others), thing.kind, thing.colour
         single = (colours.count(colour) if topic == "kind" else kinds.count(kind)) == 1
         if topic in ("colour", "texture", "kind", "side"):
@@ -116,7 +117,7 @@ def _change(topic: str, scene: Scene, rng: Rng) -> _Change | None:
         if topic == "presence" and single and last >= 2:
             return _Change(kind, ("yes", "no"), f"the {kind}", gone, ([last], []))
         if topic == "count" and kinds.count(kind) == 2:
-            twin = next(j for j, one in enumerate(others) if one.kind == kind)
+            twin = next(j for j, other in enumerate(others) if other.kind == kind)
             return _Change(kind, ("two", "one"), f"every {kind}", gone, ([twin, last], [twin]))
         if topic == TOTAL and last >= 2:
             return _Change("", (COUNTS[last + 1], COUNTS[last]), None, gone, ([], []))
@@ -124,7 +125,7 @@ def _change(topic: str, scene: Scene, rng: Rng) -> _Change | None:
 
 
 def _changed(topic: str, thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
-    """The thing with another colour, texture, kind or place; None where that cannot be."""
+    """The thing with another colour, texture, kind or place; None where that is impossible."""
     if topic == "colour":
         return replace(thing, colour=other_colour(thing.kind, thing.colour, rng))
     if topic == "texture":
@@ -133,28 +134,28 @@ def _changed(topic: str, thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
     if topic == "side":
         return _moved(thing, scene, rng)
     kind = other_kind(thing.kind, thing.colour, rng)
-    if kind in [one.kind for one in scene.things] or (thing.texture != "plain" and not KINDS[kind].solid):
+    if kind in [other.kind for other in scene.things] or (thing.texture != "plain" and not KINDS[kind].solid):
         return None
     sprite = draw_sprite(kind, thing.size_px, rng)
     return replace(_widened(thing, sprite), kind=kind, sprite=_padded(sprite, thing.sprite))
 
 
 def _gone(thing: Thing) -> Thing:
-    """What is painted without a trace, and with as many random numbers: all else looks the same as with the thing."""
+    """An invisible thing that is painted with as many random numbers: the rest looks the same as with the thing."""
     shape = thing.sprite.cover.shape
     nothing = Sprite(np.zeros(shape, bool), np.zeros(shape, np.float32), np.ones(shape, np.float32))
     return replace(thing, sprite=nothing)
 
 
 def _widened(thing: Thing, other: Sprite) -> Thing:
-    """The thing where it was, its sprite at least as large as the other: painting one takes numbers for every pixel."""
+    """The thing where it was, its sprite padded to the size of the other: painting draws numbers for every pixel."""
     sprite = _padded(thing.sprite, other)
     more_y, more_x = ((new - old) // 2 for new, old in zip(sprite.cover.shape, thing.sprite.cover.shape, strict=True))
     return replace(thing, sprite=sprite, top=thing.top - more_y, left=thing.left - more_x)
 
 
 def _padded(sprite: Sprite, other: Sprite) -> Sprite:
-    """With empty margins, at least as large as the other. All sides of sprites are even."""
+    """The sprite with empty margins, at least as large as the other. All sides of sprites are even."""
     sizes = zip(sprite.cover.shape, other.cover.shape, strict=True)
     margins = [(max(0, theirs - mine) // 2,) * 2 for mine, theirs in sizes]
     cover, alpha = np.pad(sprite.cover, margins), np.pad(sprite.alpha, margins)
@@ -162,7 +163,7 @@ def _padded(sprite: Sprite, other: Sprite) -> Sprite:
 
 
 def _moved(thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
-    """On the other side, wholly inside."""
+    """The thing on the other side of the image, wholly inside; None where no such place was drawn."""
     height, width = thing.sprite.cover.shape
     side = side_of(_centre_x(thing) / scene.width)
     if side is None or width > scene.width or height > scene.height:
@@ -177,27 +178,27 @@ def _moved(thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
 
 def _values(topic: str, first: Thing, second: Thing, scene: Scene) -> tuple[str, str]:
     if topic == "side":
-        one, other = (side_of(_centre_x(thing) / scene.width) or "" for thing in (first, second))
-        return one, other
+        before, after = (side_of(_centre_x(thing) / scene.width) or "" for thing in (first, second))
+        return before, after
     return getattr(first, topic), getattr(second, topic)
 
 
 def _centre_x(thing: Thing) -> float:
-    """Of its pixels, also those outside the image."""
+    """Mean x of its pixels, those outside the image included."""
     return thing.left + float(np.nonzero(thing.sprite.cover)[1].mean()) + 0.5
 
 
 def _scene(scene: Scene, things: list[Thing]) -> Scene:
     """The same image with other things, from back to front."""
-    found = Scene(scene.width, scene.height, scene.split, things, np.full_like(scene.owner, -1))
+    changed = Scene(scene.width, scene.height, scene.split, things, np.full_like(scene.owner, -1))
     for i, thing in enumerate(things):
-        there, here = windows(found, thing)
-        found.owner[there][thing.sprite.cover[here]] = i
-    return found
+        in_image, in_sprite = windows(changed, thing)
+        changed.owner[in_image][thing.sprite.cover[in_sprite]] = i
+    return changed
 
 
 def _visible(scene: Scene) -> bool:
-    """Everything stays visible as much as `draw_scene` wants it."""
+    """Whether every object is as visible as `draw_scene` requires."""
     for i, thing in enumerate(scene.things):
         seen, full = int((scene.owner == i).sum()), int(thing.sprite.cover.sum())
         if full and seen < max(MIN_VISIBLE_SHARE * full, MIN_AREA_SHARE * scene.owner.size):
