@@ -10,8 +10,8 @@ from pixel_sail.scenes.layout import (
     MIN_AREA_SHARE,
     MIN_VISIBLE_SHARE,
     SPLIT_CYCLE,
+    PlacedObject,
     Scene,
-    Thing,
     draw_scene,
     windows,
 )
@@ -22,7 +22,6 @@ from pixel_sail.scenes.two_option_questions import (
     TOPICS,
     TOTAL,
     Claim,
-    TwoOptions,
     other_colour,
     other_kind,
     other_texture,
@@ -41,13 +40,11 @@ _TRIES = 200
 @dataclass(frozen=True)
 class PairImage:
     pixels: np.ndarray  # (height, width, 3) uint8
-    polygons: Polygons  # of all that the expression names
-    area_px: int
+    polygons: Polygons  # of all objects that the expression names
 
 
 @dataclass(frozen=True)
 class Pair:
-    topic: str
     question: str
     options: tuple[str, str]
     rights: tuple[int, int]  # index of the right option for each image
@@ -59,10 +56,9 @@ class Pair:
 class _Change:
     """The things of the two images, from back to front, and which of them the expression names."""
 
-    name: str  # as in a Claim
-    values: tuple[str, str]
+    claim: Claim  # right in the first image, wrong in the second
     expression: str | None
-    things: tuple[list[Thing], list[Thing]]
+    things: tuple[list[PlacedObject], list[PlacedObject]]
     targets: tuple[list[int], list[int]]
 
 
@@ -79,19 +75,17 @@ def draw_pair(number: int, seed: int, long_side_px: int, style: str = "day") -> 
         polygons = [coco_polygons(mask) if mask.any() else [] for mask in masks]
         if None in polygons:  # a mask with a hole, which polygons cannot describe
             continue
-        question = question_about(topic, Claim(change.name, *change.values), rng)
+        question = question_about(topic, change.claim, rng)
         render_seed = int(rng.integers(2**32))  # the same background and light in both images
         images = [
-            PairImage(render(variant, np.random.default_rng(render_seed), style), outline or [], int(mask.sum()))
-            for variant, outline, mask in zip(scenes, polygons, masks, strict=True)
+            PairImage(render(variant, np.random.default_rng(render_seed), style), outline or [])
+            for variant, outline in zip(scenes, polygons, strict=True)
         ]
-        return _pair(topic, question, change.expression, images, swap=bool(rng.integers(2)))
-
-
-def _pair(topic: str, question: TwoOptions, expression: str | None, images: list[PairImage], swap: bool) -> Pair:
-    rights = (question.right, 1 - question.right)
-    i, j = (1, 0) if swap else (0, 1)
-    return Pair(topic, question.question, question.options, (rights[i], rights[j]), expression, (images[i], images[j]))
+        rights = (question.right, 1 - question.right)
+        i, j = (1, 0) if rng.integers(2) else (0, 1)
+        return Pair(
+            question.question, question.options, (rights[i], rights[j]), change.expression, (images[i], images[j])
+        )
 
 
 def _change(topic: str, scene: Scene, rng: Rng) -> _Change | None:
@@ -110,21 +104,21 @@ def _change(topic: str, scene: Scene, rng: Rng) -> _Change | None:
             if changed is None:
                 continue
             name, noun = (colour, f"{colour} thing") if topic == "kind" else (kind, kind)
-            values = _values(topic, thing, changed, scene)
+            claim = Claim(name, *_values(topic, thing, changed, scene))
             thing = _widened(thing, changed.sprite)
-            return _Change(name, values, f"the {noun}", ([*others, thing], [*others, changed]), ([last], [last]))
+            return _Change(claim, f"the {noun}", ([*others, thing], [*others, changed]), ([last], [last]))
         gone = ([*others, thing], [*others, _gone(thing)])
         if topic == "presence" and single and last >= 2:
-            return _Change(kind, ("yes", "no"), f"the {kind}", gone, ([last], []))
+            return _Change(Claim(kind, "yes", "no"), f"the {kind}", gone, ([last], []))
         if topic == "count" and kinds.count(kind) == 2:
             twin = next(j for j, other in enumerate(others) if other.kind == kind)
-            return _Change(kind, ("two", "one"), f"every {kind}", gone, ([twin, last], [twin]))
+            return _Change(Claim(kind, "two", "one"), f"every {kind}", gone, ([twin, last], [twin]))
         if topic == TOTAL and last >= 2:
-            return _Change("", (COUNTS[last + 1], COUNTS[last]), None, gone, ([], []))
+            return _Change(Claim("", COUNTS[last + 1], COUNTS[last]), None, gone, ([], []))
     return None
 
 
-def _changed(topic: str, thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
+def _changed(topic: str, thing: PlacedObject, scene: Scene, rng: Rng) -> PlacedObject | None:
     """The thing with another colour, texture, kind or place; None where that is impossible."""
     if topic == "colour":
         return replace(thing, colour=other_colour(thing.kind, thing.colour, rng))
@@ -140,14 +134,14 @@ def _changed(topic: str, thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
     return replace(_widened(thing, sprite), kind=kind, sprite=_padded(sprite, thing.sprite))
 
 
-def _gone(thing: Thing) -> Thing:
+def _gone(thing: PlacedObject) -> PlacedObject:
     """An invisible thing that is painted with as many random numbers: the rest looks the same as with the thing."""
     shape = thing.sprite.cover.shape
     nothing = Sprite(np.zeros(shape, bool), np.zeros(shape, np.float32), np.ones(shape, np.float32))
     return replace(thing, sprite=nothing)
 
 
-def _widened(thing: Thing, other: Sprite) -> Thing:
+def _widened(thing: PlacedObject, other: Sprite) -> PlacedObject:
     """The thing where it was, its sprite padded to the size of the other: painting draws numbers for every pixel."""
     sprite = _padded(thing.sprite, other)
     more_y, more_x = ((new - old) // 2 for new, old in zip(sprite.cover.shape, thing.sprite.cover.shape, strict=True))
@@ -162,7 +156,7 @@ def _padded(sprite: Sprite, other: Sprite) -> Sprite:
     return Sprite(cover, alpha, np.pad(sprite.shade, margins, constant_values=1.0))
 
 
-def _moved(thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
+def _moved(thing: PlacedObject, scene: Scene, rng: Rng) -> PlacedObject | None:
     """The thing on the other side of the image, wholly inside; None where no such place was drawn."""
     height, width = thing.sprite.cover.shape
     side = side_of(_centre_x(thing) / scene.width)
@@ -176,19 +170,19 @@ def _moved(thing: Thing, scene: Scene, rng: Rng) -> Thing | None:
     return None
 
 
-def _values(topic: str, first: Thing, second: Thing, scene: Scene) -> tuple[str, str]:
+def _values(topic: str, first: PlacedObject, second: PlacedObject, scene: Scene) -> tuple[str, str]:
     if topic == "side":
         before, after = (side_of(_centre_x(thing) / scene.width) or "" for thing in (first, second))
         return before, after
     return getattr(first, topic), getattr(second, topic)
 
 
-def _centre_x(thing: Thing) -> float:
+def _centre_x(thing: PlacedObject) -> float:
     """Mean x of its pixels, those outside the image included."""
     return thing.left + float(np.nonzero(thing.sprite.cover)[1].mean()) + 0.5
 
 
-def _scene(scene: Scene, things: list[Thing]) -> Scene:
+def _scene(scene: Scene, things: list[PlacedObject]) -> Scene:
     """The same image with other things, from back to front."""
     changed = Scene(scene.width, scene.height, scene.split, things, np.full_like(scene.owner, -1))
     for i, thing in enumerate(things):

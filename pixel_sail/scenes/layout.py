@@ -25,7 +25,7 @@ _ALLOWED = [(kind, colour) for kind in _KINDS for colour in _COLOURS if (kind, c
 
 
 @dataclass
-class Thing:
+class PlacedObject:
     """One placed object. `top`, `left`: the pixel of the sprite's corner; may be negative."""
 
     kind: str
@@ -45,7 +45,7 @@ class Scene:
     width: int
     height: int
     split: str
-    things: list[Thing]
+    things: list[PlacedObject]
     owner: np.ndarray
 
 
@@ -62,7 +62,7 @@ def draw_scene(index: int, long_side_px: int, rng: Rng) -> Scene:
     width, height = round(across * unit), round(down * unit)
     while True:
         owner = np.full((height, width), -1, np.int8)
-        things: list[Thing] = []
+        things: list[PlacedObject] = []
         for kind, colour in _choose_pairs(split, rng):
             _add(things, owner, kind, colour, rng)
         least = 4 if split == "testA" else 3
@@ -70,12 +70,12 @@ def draw_scene(index: int, long_side_px: int, rng: Rng) -> Scene:
             return Scene(width, height, split, things, owner)
 
 
-def _crowded(things: list[Thing]) -> bool:
+def _crowded(things: list[PlacedObject]) -> bool:
     kinds = [thing.kind for thing in things]
     return max(kinds.count(kind) for kind in kinds) >= 3
 
 
-def _has_new(things: list[Thing]) -> bool:
+def _has_new(things: list[PlacedObject]) -> bool:
     return any((thing.kind, thing.colour) in HELD_OUT for thing in things)
 
 
@@ -96,7 +96,7 @@ def _choose_pairs(split: str, rng: Rng) -> list[tuple[str, str]]:
     return [pairs[i] for i in rng.permutation(count)]
 
 
-def _add(things: list[Thing], owner: np.ndarray, kind: str, colour: str, rng: Rng) -> None:
+def _add(things: list[PlacedObject], owner: np.ndarray, kind: str, colour: str, rng: Rng) -> None:
     """Place one more object over the others. Tries smaller sizes where there is no room, and then gives up."""
     short = min(owner.shape)
     first = int(rng.choice(3, p=SIZE_ODDS))
@@ -106,12 +106,12 @@ def _add(things: list[Thing], owner: np.ndarray, kind: str, colour: str, rng: Rn
         textured = KINDS[kind].solid and size_class != "small" and rng.random() < 0.55
         texture = TEXTURES[rng.integers(1, 4)] if textured else "plain"
         size_px = rng.uniform(*SIZES[size_class]) * short
-        thing = Thing(kind, colour, texture, size_class, size_px, draw_sprite(kind, size_px, rng))
+        thing = PlacedObject(kind, colour, texture, size_class, size_px, draw_sprite(kind, size_px, rng))
         if _place(thing, things, owner, rng):
             return
 
 
-def _place(thing: Thing, things: list[Thing], owner: np.ndarray, rng: Rng) -> bool:
+def _place(thing: PlacedObject, things: list[PlacedObject], owner: np.ndarray, rng: Rng) -> bool:
     """Try random places until every object stays visible enough; on success write `owner` and append the thing."""
     height, width = owner.shape
     cover = thing.sprite.cover
@@ -148,6 +148,6 @@ def _windows(outer: tuple[int, int], inner: tuple[int, int], top: int, left: int
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
-def windows(scene: Scene, thing: Thing) -> tuple[tuple, tuple]:
+def windows(scene: Scene, thing: PlacedObject) -> tuple[tuple, tuple]:
     """The slices of the image that a thing covers, and the slices of its sprite that lie there."""
     return _windows(scene.owner.shape, thing.sprite.cover.shape, thing.top, thing.left)

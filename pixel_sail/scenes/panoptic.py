@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pixel_sail.scenes.kinds import KINDS
-from pixel_sail.scenes.types import ImageRecord
+from pixel_sail.scenes.types import ImageRecord, Segment
 
 CATEGORY = {kind: i + 1 for i, kind in enumerate(KINDS)}
 BACKGROUND = len(CATEGORY) + 1
@@ -33,7 +33,7 @@ def segment_id(category: int, i: int) -> int:
     return category * _STEP + i
 
 
-def write_png(path: Path, owner: np.ndarray, kinds: list[str]) -> dict[str, Any]:
+def write_png(path: Path, owner: np.ndarray, kinds: list[str]) -> Segment:
     """Write the ids as R + 256 G + 65536 B; return the segment of the background (area in pixels, bbox xywh)."""
     background = segment_id(BACKGROUND, 0)
     ids = [*(segment_id(CATEGORY[kind], i) for i, kind in enumerate(kinds)), background]  # owner -1: the last
@@ -42,17 +42,24 @@ def write_png(path: Path, owner: np.ndarray, kinds: list[str]) -> dict[str, Any]
     free = owner < 0
     xs, ys = (np.flatnonzero(free.any(axis=axis)) for axis in (0, 1))
     left, top = int(xs[0]), int(ys[0])
-    box = [left, top, int(xs[-1]) - left + 1, int(ys[-1]) - top + 1]
+    box = (left, top, int(xs[-1]) - left + 1, int(ys[-1]) - top + 1)
     return {"id": background, "category_id": BACKGROUND, "area": int(free.sum()), "bbox": box, "iscrowd": 0}
 
 
 def annotation(record: ImageRecord, descriptions: list[str] | None = None) -> dict[str, Any]:
     """One entry of `annotations`; with `descriptions`, one an object, as Pix2Cap has it."""
-    segments = []
+    segments: list[Segment] = []
     for i, thing in enumerate(record.objects):
         category = CATEGORY[thing.kind]
-        segment = {"id": segment_id(category, i), "category_id": category, "area": thing.area, "bbox": thing.bbox}
-        described = {"description": descriptions[i]} if descriptions else {}
-        segments.append({**segment, "iscrowd": 0, **described})
+        segment: Segment = {
+            "id": segment_id(category, i),
+            "category_id": category,
+            "area": thing.area,
+            "bbox": thing.bbox,
+            "iscrowd": 0,
+        }
+        if descriptions:
+            segment["description"] = descriptions[i]
+        segments.append(segment)
     name = record.image["file_name"].replace(".jpg", ".png")
     return {"image_id": record.image["id"], "file_name": name, "segments_info": [*segments, record.background]}

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from pixel_sail.scenes.colours import draw_colour, second_colour
-from pixel_sail.scenes.layout import Scene, Thing, windows
+from pixel_sail.scenes.layout import PlacedObject, Scene, windows
 from pixel_sail.scenes.night import night_background, night_camera
 from pixel_sail.scenes.types import Rng
 
@@ -91,7 +91,7 @@ def _blur(plane: np.ndarray, radius_px: float) -> np.ndarray:
     return np.asarray(image, np.float32) / 255
 
 
-def _shadow(canvas: np.ndarray, scene: Scene, thing: Thing, light: np.ndarray) -> None:
+def _shadow(canvas: np.ndarray, scene: Scene, thing: PlacedObject, light: np.ndarray) -> None:
     """Draw a soft shadow on what lies behind, away from the light by a small share of the object's size."""
     reach = 1 + 0.045 * thing.size_px
     pad = int(3 * reach) + 2
@@ -121,7 +121,7 @@ def _pattern(texture: str, shape: tuple[int, int], size_px: float, rng: Rng) -> 
     return np.clip(0.5 + edge, 0, 1).astype(np.float32)
 
 
-def _paint(canvas: np.ndarray, scene: Scene, thing: Thing, light: np.ndarray, rng: Rng) -> None:
+def _paint(canvas: np.ndarray, scene: Scene, thing: PlacedObject, light: np.ndarray, rng: Rng) -> None:
     """Draw one object over the canvas: colour x parts x texture x light, darker towards its edge."""
     sprite = thing.sprite
     first = draw_colour(thing.colour, rng)

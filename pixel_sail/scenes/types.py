@@ -7,7 +7,7 @@ by its index in the image, counted from back to front. `knowledge.py` turns thes
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -36,6 +36,17 @@ class ImageEntry(TypedDict):
     width: int
     height: int
     file_name: str
+
+
+class Segment(TypedDict):
+    """A segment in COCO's panoptic files."""
+
+    id: int
+    category_id: int
+    area: int
+    bbox: tuple[int, int, int, int]
+    iscrowd: int
+    description: NotRequired[str]  # only in Pix2Cap
 
 
 @dataclass(frozen=True)
@@ -325,4 +336,4 @@ class ImageRecord:
     regions: RegionItems
     grounded: GroundedTexts
     polygons: list[ObjectPolygons]  # of each object
-    background: dict[str, Any]  # its segment in COCO's panoptic format
+    background: Segment
