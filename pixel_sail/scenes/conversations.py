@@ -78,7 +78,7 @@ def _others_like(image: ImageFacts, i: int, tag: str, rng: Rng) -> Turn:
 
 
 def part_turns(image: ImageFacts, i: int, half: str, rng: Rng) -> list[Turn]:
-    """Two turns about a part: the region is `half` of what is visible of an object, cut by its bounding box."""
+    """Two turns about a region that is `half` of the visible part of an object, cut by its bounding box."""
     name, kind = name_phrase(image.names[i]), image.objects[i].kind
     options = [
         (f"Which part of which thing is {region(0)}?", f"the {half} part of {name}"),

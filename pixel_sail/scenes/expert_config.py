@@ -28,7 +28,7 @@ class ExpertTraining(Section):
     size_px: int = Field(ge=2 * STRIDE_PX, multiple_of=STRIDE_PX)
     widths: list[int] = Field(min_length=4, max_length=4)  # channels of the stages of a ResNet, at stride 4 to 32
     blocks: list[int] = Field(min_length=4, max_length=4)  # residual blocks of each stage
-    feature_size: int = Field(ge=32, multiple_of=32)  # channels of the pixel decoder: what is distilled
+    feature_size: int = Field(ge=32, multiple_of=32)  # channels of the pixel decoder, whose features are distilled
     encoder_layers: int = Field(ge=1)  # of deformable attention in the pixel decoder
     decoder_layers: int = Field(ge=2)  # each but the last is supervised too
     queries: int = Field(ge=1)  # at least as many as an image has segments

@@ -79,7 +79,7 @@ class PanopticImages:
         return Target(pixels, masks, torch.tensor([truth.classes[k - 1] for k in shown]), labels)
 
 
-def order(images: int, batch_size: int, seed: int, first: int, steps: int, flip: bool) -> Iterator[list]:
+def batch_order(images: int, batch_size: int, seed: int, first: int, steps: int, flip: bool) -> Iterator[list]:
     """Batches of (index, mirrored) for steps `first` to `steps`: a function of seed and step alone, in epochs."""
     drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for step in range(first, steps):

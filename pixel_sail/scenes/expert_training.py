@@ -28,7 +28,7 @@ from transformers import (
 from pixel_sail.config import ConfigError
 from pixel_sail.durable import append_json_line, fingerprint, replaced_file, replaced_folder, write_json
 from pixel_sail.scenes.expert_config import ExpertTraining, changes
-from pixel_sail.scenes.expert_data import PanopticImages, Target, order
+from pixel_sail.scenes.expert_data import PanopticImages, Target, batch_order
 from pixel_sail.scenes.expert_quality import score
 from pixel_sail.train.log import forget_after, format_seconds
 from pixel_sail.train.muon import MuonAdamW, is_matrix
@@ -53,7 +53,7 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
     torch.manual_seed(config.seed)
     learner = Learner(config, images.classes).to(device).train()
     optimizer = MuonAdamW(_groups(learner, config), betas=(0.9, 0.98))
-    run = Run(config, images, learner, optimizer)
+    run = RunFolder(config, images, learner, optimizer)
     first = run.resume()
     if first == config.steps and (config.dir / QUALITY).exists():
         print(f"{config.dir} is finished: {first} steps")
@@ -62,7 +62,7 @@ def train_expert(config: ExpertTraining) -> dict[str, float]:
     print(f"{parameters / 1e6:.1f} M parameters, {len(images)} images, step {first} of {config.steps}")
     batches = DataLoader(
         images,
-        batch_sampler=order(len(images), config.batch_size, config.seed, first, config.steps, config.flip),
+        batch_sampler=batch_order(len(images), config.batch_size, config.seed, first, config.steps, config.flip),
         num_workers=config.workers,
         collate_fn=list,
     )
@@ -172,7 +172,7 @@ def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
     return Mask2FormerImageProcessor(size={"height": config.size_px, "width": config.size_px})
 
 
-class Run:
+class RunFolder:
     """The run folder: checkpoint and log, and resuming from them."""
 
     def __init__(self, config: ExpertTraining, images: PanopticImages, model: nn.Module, optimizer: MuonAdamW):

@@ -20,7 +20,7 @@ from pixel_sail.scenes.types import (
 
 DIRECTIONS = ("left of", "right of", "above", "below")
 WHERES = ("top left", "top right", "bottom left", "bottom right", "middle", "left", "right", "top", "bottom")
-# the longer side of what is visible, as a share of the image's short side; between the spans no size is said
+# longer side of the visible part, as a share of the image's short side; no size is said between the spans
 _SIZES = {"small": (0, 0.235), "medium": (0.245, 0.39), "large": (0.42, 9)}
 
 

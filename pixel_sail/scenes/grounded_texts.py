@@ -28,9 +28,8 @@ from pixel_sail.scenes.types import (
     Rng,
 )
 
-Part = tuple[
-    str, list[int]
-]  # a piece of a caption and the objects that it names; no objects: the words between phrases
+# a piece of a caption and the objects that it names; the words between phrases name no objects
+Part = tuple[str, list[int]]
 
 MAX_PHRASES = 5
 _WHERE = {
@@ -81,23 +80,23 @@ def choose_grounded_texts(image: ImageFacts, rng: Rng) -> GroundedTexts:
 def _caption(image: ImageFacts, rng: Rng) -> GroundedCaption:
     """Sentences about relations, about a place, and about what else the image shows."""
     names = shuffled(rng, list(dict.fromkeys(image.names)))[:MAX_PHRASES]
-    left = [_meant(image, name) for name in names]
+    remaining = [_meant(image, name) for name in names]
     sentences: list[list[Part]] = []
-    for objects in list(left):
-        others = left if objects in left and len(sentences) < 2 else []
+    for objects in list(remaining):
+        others = remaining if objects in remaining and len(sentences) < 2 else []
         partner = next((group for group in others if group != objects and _direction(image, objects, group)), None)
         if partner:
             words = f" is {DIRECTION_PHRASES[_direction(image, objects, partner)]} "
             sentences.append([_phrase(image, objects, rng), (words, []), _phrase(image, partner, rng), (".", [])])
-            left = [group for group in left if group not in (objects, partner)]
-    placed = next((group for group in left if len(group) == 1 and image.where(group[0]) in _WHERE), None)
+            remaining = [group for group in remaining if group not in (objects, partner)]
+    placed = next((group for group in remaining if len(group) == 1 and image.where(group[0]) in _WHERE), None)
     if placed:
         words = f" {_WHERE[image.where(placed[0])]} of the picture."
         sentences.append([("there is ", []), _phrase(image, placed, rng), (words, [])])
-        left.remove(placed)
-    if left:
+        remaining.remove(placed)
+    if remaining:
         start = pick(rng, ("the picture also shows ", "one can also see ")) if sentences else "the picture shows "
-        sentences.append([(start, []), *_enumerated([_phrase(image, group, rng) for group in left]), (".", [])])
+        sentences.append([(start, []), *_enumerated([_phrase(image, group, rng) for group in remaining]), (".", [])])
     return _joined(sentences)
 
 

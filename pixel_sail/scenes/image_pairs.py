@@ -137,8 +137,8 @@ def _changed(topic: str, thing: PlacedObject, scene: Scene, rng: Rng) -> PlacedO
 def _gone(thing: PlacedObject) -> PlacedObject:
     """An invisible thing that is painted with as many random numbers: the rest looks the same as with the thing."""
     shape = thing.sprite.cover.shape
-    nothing = Sprite(np.zeros(shape, bool), np.zeros(shape, np.float32), np.ones(shape, np.float32))
-    return replace(thing, sprite=nothing)
+    invisible = Sprite(np.zeros(shape, bool), np.zeros(shape, np.float32), np.ones(shape, np.float32))
+    return replace(thing, sprite=invisible)
 
 
 def _widened(thing: PlacedObject, other: Sprite) -> PlacedObject:

@@ -10,11 +10,8 @@ from pixel_sail.scenes.sprite import Sprite, draw_sprite
 from pixel_sail.scenes.types import Rng
 
 ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9))
-SIZES = {
-    "small": (0.14, 0.22),
-    "medium": (0.27, 0.36),
-    "large": (0.45, 0.64),
-}  # longer side / short side of the image
+# longer side of the object as a share of the image's short side
+SIZES = {"small": (0.14, 0.22), "medium": (0.27, 0.36), "large": (0.45, 0.64)}
 SIZE_ODDS = (0.16, 0.4, 0.44)
 MIN_VISIBLE_SHARE = 0.5  # of the pixels of an object, those outside the image included
 MIN_AREA_SHARE = 0.0016  # of the image
@@ -26,7 +23,7 @@ _ALLOWED = [(kind, colour) for kind in _KINDS for colour in _COLOURS if (kind, c
 
 @dataclass
 class PlacedObject:
-    """One placed object. `top`, `left`: the pixel of the sprite's corner; may be negative."""
+    """An object as it is drawn. `top`, `left`: pixel of the image at the sprite's corner; may be negative."""
 
     kind: str
     colour: str

@@ -1,4 +1,4 @@
-"""The longer expressions of RefCOCOg: attributes plus a relation or a position, as far as they are unambiguous."""
+"""The longer expressions of RefCOCOg: attributes plus a relation or a position, where they are unambiguous."""
 
 from pixel_sail.scenes.facts import DIRECTIONS, WHERES, ImageFacts
 from pixel_sail.scenes.language import phrase, shuffled

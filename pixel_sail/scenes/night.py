@@ -1,4 +1,4 @@
-"""The second style of the drawn dataset: the same objects at night, lit by lamps, with a noisy camera.
+"""The second style of the embedded dataset: the same objects at night, lit by lamps, with a noisy camera.
 
 Backgrounds, light, colour balance and noise differ; objects, masks, texts and formats are the same. A model trained by
 day has a good start here, but must adapt.

@@ -18,7 +18,7 @@ from pixel_sail.durable import read_json_lines
 from pixel_sail.experts import open_expert
 from pixel_sail.scenes import expert_training as expert
 from pixel_sail.scenes.expert_config import ExpertTraining, load_expert_training
-from pixel_sail.scenes.expert_data import PanopticImages, Segmentation, order
+from pixel_sail.scenes.expert_data import PanopticImages, Segmentation, batch_order
 from pixel_sail.scenes.expert_quality import PanopticQuality, _dense, score
 
 CATEGORIES = [("box", 1), ("disc", 1), ("floor", 0)]
@@ -81,17 +81,17 @@ def test_an_image_and_its_segments(root: Path) -> None:
 
 
 def test_order_is_a_function_of_the_step() -> None:
-    whole = list(order(images=10, batch_size=4, seed=3, first=0, steps=10, flip=True))
-    assert list(order(10, 4, 3, 7, 10, True)) == whole[7:]
+    whole = list(batch_order(images=10, batch_size=4, seed=3, first=0, steps=10, flip=True))
+    assert list(batch_order(10, 4, 3, 7, 10, True)) == whole[7:]
     assert [len(batch) for batch in whole] == [4] * 10
     epochs = np.array([index for batch in whole for index, _ in batch]).reshape(4, 10)
     assert (np.sort(epochs) == np.arange(10)).all() and len({tuple(epoch) for epoch in epochs}) == 4
     assert 10 < sum(mirrored for batch in whole for _, mirrored in batch) < 30
-    assert not any(mirrored for batch in order(10, 4, 3, 0, 10, False) for _, mirrored in batch)
+    assert not any(mirrored for batch in batch_order(10, 4, 3, 0, 10, False) for _, mirrored in batch)
 
 
 def test_panoptic_quality_closed_form() -> None:
-    """Ten pixels; class 0: IoU 3/4 of one, another missed; class 1: named 0 by the prediction; pixel 9 is nobody's."""
+    """Ten pixels; class 0: IoU 3/4 of one, another missed; class 1: predicted as 0; pixel 9 is unannotated."""
     truth = Segmentation(np.array([[1, 1, 1, 2, 2, 3, 3, 3, 3, 0]]), (0, 0, 1))
     predicted = Segmentation(np.array([[1, 1, 1, 1, 0, 2, 2, 2, 2, 2]]), (0, 0))
     quality = PanopticQuality(2)
@@ -105,8 +105,8 @@ def test_panoptic_quality_closed_form() -> None:
     assert scores["miou"] == pytest.approx(100 * (4 / 9 + 0) / 2)
 
 
-def test_what_nobody_has_annotated_is_no_false_alarm() -> None:
-    """One true segment; a second prediction lies mostly where nobody has drawn, then wholly on the segment."""
+def test_unannotated_pixels_are_no_false_positive() -> None:
+    """One true segment; a second prediction lies mostly on unannotated pixels, then wholly on the segment."""
     truth = Segmentation(np.array([[1, 1, 1, 1, 0, 0, 0]]), (0,))
     quality = PanopticQuality(1)
     quality.add(Segmentation(np.array([[1, 1, 1, 2, 2, 2, 2]]), (0, 0)), truth)
@@ -177,7 +177,9 @@ def test_fused_segments_are_one() -> None:
 def test_two_and_two_steps_are_four(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_stages = {"log_every": 1, "feature_steps": 1}
     expert.train_expert(config_of(root, tmp_path / "whole", **two_stages))
-    cut = config_of(root, tmp_path / "cut", evaluate_every=1, **two_stages)  # scoring draws nothing from the training
+    cut = config_of(
+        root, tmp_path / "cut", evaluate_every=1, **two_stages
+    )  # scoring does not touch the training's randomness
     step = expert._step
 
     def killed(*arguments) -> float:
@@ -203,10 +205,10 @@ def test_two_and_two_steps_are_four(root: Path, tmp_path: Path, monkeypatch: pyt
 def test_another_run_is_refused(root: Path, tmp_path: Path) -> None:
     first = expert.train_expert(config_of(root, tmp_path, steps=1))
     written = (tmp_path / "expert" / "model.safetensors").stat()
-    assert expert.train_expert(config_of(root, tmp_path, steps=1)) == first  # a finished one is left as it is
+    assert expert.train_expert(config_of(root, tmp_path, steps=1)) == first  # a finished run is left unchanged
     assert (tmp_path / "expert" / "model.safetensors").stat() == written
     (tmp_path / "quality.json").unlink()
-    assert expert.train_expert(config_of(root, tmp_path, steps=1)) == first  # killed while it was scored
+    assert expert.train_expert(config_of(root, tmp_path, steps=1)) == first  # a kill during scoring
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".new", ".partial")]
     with pytest.raises(ConfigError, match=r"cannot resume from .*: lr was 0.003, is 0.1. Choose another dir"):
         expert.train_expert(config_of(root, tmp_path, steps=1, lr=0.1))
@@ -256,7 +258,7 @@ def test_quality_of_features(root: Path, tmp_path: Path) -> None:
 
 
 def test_it_learns(root: Path, tmp_path: Path) -> None:
-    """From nothing to the images it has seen, in seconds; what is written is what was scored."""
+    """It learns its training images in seconds; the written expert is the scored one."""
     config = config_of(root, tmp_path, steps=120, feature_steps=40, lr=6e-3, save_every=1000, flip=False)
     held_out = PanopticImages(root, "val", config.size_px)
     untrained = expert.build_model(config, held_out.classes).eval()

@@ -1,5 +1,5 @@
-"""The embedded dataset, proven from what is on disk: sentences are parsed from their text and resolved on the masks by
-code that shares nothing with the generator but the words."""
+"""The embedded dataset, checked by its files: sentences are parsed from their text and resolved on the masks. This code
+shares only the words with the generator."""
 
 import hashlib
 import json
@@ -329,7 +329,7 @@ def test_masks_lie_on_the_objects(folder, instances, known):
     spans |= {"purple": (260, 295), "pink": (318, 348), "brown": (5, 40)}
     images = {i["id"]: Image.open(folder / "images/train2014" / i["file_name"]) for i in instances["images"]}
     hsv = {i: np.asarray(p.convert("HSV"), float) for i, p in images.items()}
-    thin = ("bicycle", "ladder", "key")  # mostly edges, which mix with what is behind
+    thin = ("bicycle", "ladder", "key")  # mostly edges, which mix with the background
     tried = 0
     for annotation in instances["annotations"]:
         thing = objects[annotation["id"]]
@@ -390,7 +390,7 @@ def test_new_combinations_are_in_test_b_only(known, refs, grefs):
         assert any(pair in held_out for pair in pairs) == (image["split"] == "testB"), image["id"]
         new |= {o["ann_id"]: pair in held_out for o, pair in zip(image["objects"], pairs, strict=True)}
     assert np.mean([new[ref["ann_id"]] for ref in refs if ref["split"] == "testB"]) > 0.55
-    for ref in grefs:  # nor is such a pair ever said, even of nothing
+    for ref in grefs:  # and no sentence says such a pair, even of an absent object
         for sentence in ref["sentences"] if ref["split"] != "testB" else []:
             for phrase in re.split(r" (?:and|of|than|above|below|to) ", sentence["sent"]):
                 words = set(phrase.split())

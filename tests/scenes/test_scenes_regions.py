@@ -1,5 +1,5 @@
-"""What the embedded dataset says about regions, proven from the files: every text is parsed and checked on the masks by
-code that shares nothing with the generator but the words."""
+"""Texts of the embedded dataset about regions: every text is parsed from the files and checked on the masks. This code
+shares only the words with the generator."""
 
 import json
 import pickle
