@@ -1,4 +1,4 @@
-"""Losses as pure functions that return sums; the division by the global count of a step happens once, in the loop."""
+"""Losses as pure functions that return sums; the training loop divides once by the global count of a step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from pixel_sail.config import Config, ExpertConfig, LossConfig
 from pixel_sail.experts.expert import resize_features
 from pixel_sail.types import Batch, Output
 
-LOSS_COUNTS = {"lm": "lm", "bce": "mask", "dice": "mask"}  # loss -> its denominator in Batch.counts(); in every run
+LOSS_COUNTS = {
+    "lm": "lm",
+    "bce": "mask",
+    "dice": "mask",
+}  # loss -> its denominator in Batch.counts(); losses of every run
 
-# PointRend's (arXiv 1912.08193): of three candidates for each point the most uncertain ones make up three quarters.
+# PointRend (arXiv 1912.08193): three candidates per point; three quarters of the points are the most uncertain ones.
 OVERSAMPLE, IMPORTANT_SHARE = 3, 0.75
 
 
 def loss_counts(config: Config) -> dict[str, str]:
-    """The denominator of every loss of a run, in Batch.counts(): distill_<expert> is a mean over images."""
+    """The denominator of every loss of a run, a key of Batch.counts(). distill_<expert> is a mean over images."""
     return LOSS_COUNTS | {f"distill_{expert.name}": "image" for expert in config.experts}
 
 
@@ -30,18 +34,18 @@ def loss_weights(config: Config) -> dict[str, float]:
 
 
 def compute_losses(output: Output, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
-    """Unweighted sums {"lm", "bce", "dice"}, float32 scalars; divide by the counts named in LOSS_COUNTS."""
+    """Unweighted sums {"lm", "bce", "dice"}, float32 scalars; divide them by the counts that LOSS_COUNTS names."""
     bce, dice = mask_losses(output, batch, config)
     return {"lm": next_token_loss(output.logits, batch.labels, batch.label_weights), "bce": bce, "dice": dice}
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Sum of weighted cross entropies; logits (M, V), labels (M,) int64, weights (M,)."""
+    """Sum of weighted cross entropies. logits (M, V), labels (M,) int64, weights (M,)."""
     return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
 def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """Sums over all masks of the point-sampled BCE and Dice losses (SPEC section 1)."""
+    """Sums over all masks of the BCE and Dice losses at sampled points (Pixel-SAIL, arXiv 2504.10465)."""
     bce = dice = sum(logits.float().sum() * 0 for logits in output.mask_logits)  # the head stays in the graph
     for group in _same_size(output.mask_logits, batch.masks):
         logits = torch.cat([output.mask_logits[i] for i in group]).float()  # (K, h', w')
@@ -65,7 +69,7 @@ def dice_loss(logits: Tensor, targets: Tensor, eps: float = 1.0) -> Tensor:
 def distillation_losses(
     students: dict[str, list[Tensor]], batch: Batch, experts: Sequence[ExpertConfig]
 ) -> dict[str, Tensor]:
-    """Unweighted sums {"distill_<expert>"} over the images of the batch; `students` as student_features gives them."""
+    """Unweighted sums {"distill_<expert>"} over the images of the batch. `students`: see `student_features`."""
     images = [i for i, (h, w) in enumerate(batch.grids_hw) if h * w]
     sums = {}
     for expert in experts:
@@ -79,10 +83,11 @@ def distillation_losses(
 
 
 def distillation_loss(students: Sequence[Tensor], expert_features: Sequence[Tensor], kind: str) -> Tensor:
-    """Sum over images of the distance between student and expert features, a mean over the student's grid; float32.
+    """Sum over images of the distance between student and expert features, averaged over the student's grid; float32.
 
-    `students`: (h, w, C) of each image; `experts`: (C, h', w'), resized bilinearly (align_corners False) to (h, w).
-    `kind` "mse": squared difference, a mean over channels too; "cosine": 1 - cos of the two vectors of a place.
+    `students`: (h, w, C) for each image. `expert_features`: (C, h', w') for each image, resized bilinearly to (h, w)
+    with align_corners False. `kind` "mse": squared difference, averaged over channels too; "cosine": 1 - cosine of the
+    two feature vectors at a position.
     """
     distances = []
     for student, expert in zip(students, expert_features, strict=True):
@@ -95,9 +100,9 @@ def distillation_loss(students: Sequence[Tensor], expert_features: Sequence[Tens
 
 
 def choose_points(logits: Tensor, candidates: Tensor, config: LossConfig) -> Tensor:
-    """(K, points, 2) coordinates x, y in 0..1: the most uncertain of the oversampled candidates, the rest at random.
+    """(K, points, 2) coordinates x, y in 0..1: the most uncertain candidates, and further random points.
 
-    PointRend's rule, uncertainty -|logit|. `logits` (K, h', w'), `candidates` (K, c, 2) with c from `_counts(config)`.
+    PointRend's rule, with uncertainty -|logit|. `logits` (K, h', w'), `candidates` (K, c, 2), c from `_counts(config)`.
     """
     oversampled, important, _ = _counts(config)
     pool, rest = candidates[:, :oversampled], candidates[:, oversampled:]
@@ -112,20 +117,20 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def _counts(config: LossConfig) -> tuple[int, int, int]:
-    """Candidates drawn for importance, how many of them are kept, and further random points."""
+    """The number of candidates, of those of them that are kept, and of further random points."""
     important = int(IMPORTANT_SHARE * config.points)
     return OVERSAMPLE * config.points, important, config.points - important
 
 
 def _candidates(seed: int, masks: int, config: LossConfig) -> Tensor:
-    """Random coordinates (masks, candidates, 2) that depend on the sequence alone, not on how it is packed."""
+    """Random coordinates (masks, candidates, 2) that depend on the sequence only, not on packing."""
     oversampled, _, rest = _counts(config)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(masks, oversampled + rest, 2, generator=generator)
 
 
 def _same_size(logits: Sequence[Tensor], masks: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the sequences that own masks, grouped by the sizes of their logits and targets."""
+    """Indices of the sequences that own masks, grouped by the sizes of their logits and their targets."""
     groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
     for i, (logit, mask) in enumerate(zip(logits, masks, strict=True)):
         if mask.shape[0]:

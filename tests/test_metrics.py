@@ -1,10 +1,8 @@
-import json
-
 import numpy as np
 import pytest
 
 from pixel_sail.data.masks import encode_mask
-from pixel_sail.metrics import GeneralizedScore, ReferringScore
+from pixel_sail.metrics import GeneralizedScore, ReferringScore, iou
 
 
 def _box(left, top, width, height, size=(20, 30)):
@@ -34,9 +32,9 @@ def test_referring_scores_of_a_shifted_and_a_right_box_by_hand():
 
 def test_generalized_scores_by_hand():
     score = GeneralizedScore()
-    score.update(None, None, image_id=1)  # absent and said so: gIoU 1, nothing in cIoU
+    score.update(None, None, image_id=1)  # absent, and predicted so: gIoU 1, nothing in cIoU
     score.update(LARGE, None, image_id=1)  # absent, 200 pixels predicted: gIoU 0, union 200
-    score.update(None, TARGET, image_id=2)  # there and not seen
+    score.update(None, TARGET, image_id=2)  # present, and missed
     score.update(SHIFTED, TARGET, image_id=3)
     result = score.result()
     assert result["giou"] == pytest.approx(100 * (1 + 0 + 0 + 1 / 3) / 4)
@@ -53,29 +51,20 @@ def test_a_prediction_under_the_limit_counts_as_empty_and_the_limit_is_reported(
         score.update(at, None, 1)
         assert score.result()["n_acc"] == expected and score.result()["min_pixels"] == min_pixels
     small = GeneralizedScore()
-    small.update(below, below, 1)  # there, right, and too small to count
+    small.update(below, below, 1)  # present, right, and too small to count
     assert small.result()["t_acc"] == 0 and small.result()["ciou"] == 0 and small.result()["n_acc"] is None
     empty = GeneralizedScore(min_pixels=0)
     empty.update(_box(0, 0, 0, 0), None, 1)  # a mask without a pixel is empty whatever the limit
     assert empty.result()["n_acc"] == 100
 
 
-@pytest.mark.parametrize("kind", [ReferringScore, GeneralizedScore])
-def test_merging_states_is_scoring_everything_at_once(kind):
-    rng = np.random.default_rng(0)
-    cases = [(encode_mask(a), encode_mask(b), i // 3) for i, (a, b) in enumerate(rng.random((12, 2, 20, 30)) > 0.4)]
-    whole, parts = kind(), [kind(), kind()]
-    for i, case in enumerate(cases):
-        whole.update(*case)
-        parts[i % 2].update(*case)
-    sent = [kind(**json.loads(json.dumps(part.state()))) for part in parts]
-    sent[0].merge(sent[1])
-    assert sent[0].result() == pytest.approx(whole.result()) and whole.result()["images"] == 4
-
-
-def test_misuse_is_refused():
+def test_a_referring_case_needs_a_target():
     with pytest.raises(ValueError, match="image 3: a referring case has a target"):
         ReferringScore().update(TARGET, None, image_id=3)
-    with pytest.raises(ValueError, match="cannot merge scores of min_pixels 50 and 0"):
-        GeneralizedScore().merge(GeneralizedScore(min_pixels=0))
     assert ReferringScore().result()["ciou"] is None
+
+
+def test_iou_by_hand():
+    empty = _box(0, 0, 0, 0)
+    assert iou(SHIFTED, TARGET) == iou(TARGET, SHIFTED) == pytest.approx(1 / 3)
+    assert iou(TARGET, TARGET) == 1 and iou(None, TARGET) == iou(empty, TARGET) == iou(empty, empty) == 0
