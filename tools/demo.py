@@ -1,9 +1,9 @@
-"""A page in the browser: paint regions on an image, write what to segment or ask, see masks and words.
+"""A page in the browser: paint regions on an image, write what to segment or ask a question, see masks and words.
 
     pip install -e '.[demo]'
     python tools/demo.py runs/quickstart/export --example data/scenes/images/train2014/scenes_000000000005.jpg
 
-Strokes of one colour are one region; the page says which colour is which <PromptK>.
+Strokes of one colour are one region; the page shows which colour is which <PromptK>.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import importlib.util
 from pathlib import Path
 
 from pixel_sail.data.image import load_image
-from pixel_sail.serve.demo import build
+from pixel_sail.serve.demo import build_page
 from pixel_sail.serve.predictor import Predictor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="an export folder")
-    parser.add_argument("--example", action="append", default=[], type=Path, help="an image to begin with; repeatable")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may use it")
+    parser.add_argument(
+        "--example", action="append", default=[], type=Path, help="an image that the page offers; may be repeated"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0: everybody who can reach this machine can use the page"
+    )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
@@ -34,7 +38,7 @@ def main() -> None:
         predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
-    page = build(predictor, [str(example) for example in arguments.example])
+    page = build_page(predictor, [str(example) for example in arguments.example])
     try:
         page.launch(server_name=arguments.host, server_port=arguments.port)
     except OSError as error:  # the port is taken

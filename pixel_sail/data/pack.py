@@ -52,15 +52,21 @@ def split_into_micro_batches(sequences: Sequence[Encoded], budget_tokens: int) -
 
     A sequence longer than the budget goes alone.
     """
-    groups: list[list[Encoded]] = []
+    groups = consecutive_groups([len(sequence) for sequence in sequences], budget_tokens)
+    return [[sequences[i] for i in group] for group in groups]
+
+
+def consecutive_groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices of `sizes` in order, cut into groups of at most `limit` together; a larger size stands alone."""
+    groups: list[list[int]] = []
     used = 0
-    for sequence in sequences:
-        if groups and used + len(sequence) <= budget_tokens:
-            groups[-1].append(sequence)
-            used += len(sequence)
+    for i, size in enumerate(sizes):
+        if groups and used + size <= limit:
+            groups[-1].append(i)
+            used += size
         else:
-            groups.append([sequence])
-            used = len(sequence)
+            groups.append([i])
+            used = size
     return groups
 
 

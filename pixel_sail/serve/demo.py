@@ -1,4 +1,4 @@
-"""The demo: a page with an image to paint regions on, a line to write, and what the model says to it."""
+"""The demo: a page to paint regions on an image, ask about them, and see the answer."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from PIL import Image, ImageColor
 
 from pixel_sail.data.image import to_rgb
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import answered
+from pixel_sail.serve.visualize import draw_answers
 
-# A colour of the brush is a region: strokes of one colour are one, wherever they are.
+# Each colour of the brush is a region: all strokes of one colour belong to it.
 COLOURS = {"red": "#e6194b", "green": "#3cb44b", "blue": "#4363d8", "orange": "#f58231", "purple": "#911eb4"}
-PAINTED = 128  # alpha from which a pixel counts: the edge of a stroke is soft
+PAINTED = 128  # least alpha of a painted pixel: the edge of a stroke is soft
 HELP = (
-    "Write what to segment, one thing a line, or ask a question. To point at something paint it: "
+    "Write what to segment, one object per line, or ask a question. To point at something, paint it: "
     + ", ".join(f"{name} is `<Prompt{k}>`" for k, name in enumerate(COLOURS))
     + "."
 )
 
 
 def painted_regions(layers: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
-    """Regions (H, W) bool by the K of their <PromptK>, from layers (H, W, 4) of uint8 RGBA, later ones on top.
+    """K of <PromptK> -> region (H, W) bool, from layers (H, W, 4) of uint8 RGBA, later layers on top.
 
-    A pixel belongs to the colour of COLOURS that is nearest to its own, and to the uppermost layer that covers it.
+    A pixel belongs to the uppermost layer that covers it, and there to the nearest colour of COLOURS.
     """
     palette = np.array([ImageColor.getrgb(code) for code in COLOURS.values()])
-    names: np.ndarray | None = None  # of each pixel its K, -1 for none
+    prompt_ids: np.ndarray | None = None  # (H, W): K of each pixel, -1 for unpainted ones
     for layer in layers:
-        names = np.full(layer.shape[:2], -1) if names is None else names
+        prompt_ids = np.full(layer.shape[:2], -1) if prompt_ids is None else prompt_ids
         ys, xs = np.nonzero(layer[..., 3] >= PAINTED)
-        away = np.abs(layer[ys, xs, None, :3].astype(int) - palette).sum(axis=2)  # (pixels, colours)
-        names[ys, xs] = away.argmin(axis=1)
-    if names is None:
+        distances = np.abs(layer[ys, xs, None, :3].astype(int) - palette).sum(axis=2)  # (pixels, colours)
+        prompt_ids[ys, xs] = distances.argmin(axis=1)
+    if prompt_ids is None:
         return {}
-    return {int(k): names == k for k in np.unique(names[names >= 0])}
+    return {int(k): prompt_ids == k for k in np.unique(prompt_ids[prompt_ids >= 0])}
 
 
 def respond(predictor: Predictor, painting: dict[str, Any] | None, text: str, ask: bool) -> tuple[Image.Image, str]:
-    """The overlay and the words that answer `text`: a question if `ask`, else things to segment, one a line.
+    """The overlay and the words that answer `text`: a question if `ask`, else objects to segment, one per line.
 
-    `painting`: gradio's editor value, {"background": (H, W, 4) uint8 or None, "layers": [(H, W, 4) uint8, ...]}.
-    Raises ValueError without an image or a text, and for what the predictor refuses.
+    `painting`: the value of gradio's editor, {"background": (H, W, 4) uint8 or None, "layers": [(H, W, 4) uint8, ...]}.
+    Raises ValueError without an image or a text, and for input that the predictor refuses.
     """
     if painting is None or painting["background"] is None:
         raise ValueError("there is no image: drop one on the left, or choose an example")
     lines = [line.strip() for line in ([text] if ask else text.splitlines()) if line.strip()]
     if not lines:
-        raise ValueError("there is nothing to answer: write a question, or what is to be segmented")
+        raise ValueError("there is nothing to answer: write a question, or what to segment")
     image = to_rgb(Image.fromarray(painting["background"]))
     regions = painted_regions(painting["layers"])
     answers = predictor.chat(image, lines, regions) if ask else predictor.segment(image, lines, regions)
     captions = [f"{line}: {answer.text}" for line, answer in zip(lines, answers, strict=True)]
-    return answered(image, regions, captions, [answer.masks for answer in answers]), "\n".join(captions)
+    return draw_answers(image, regions, captions, [answer.masks for answer in answers]), "\n".join(captions)
 
 
-def build(predictor: Predictor, examples: Sequence[str] = ()) -> Any:
-    """The page, a gradio.Blocks to `launch()`; `examples` are files of images to begin with."""
+def build_page(predictor: Predictor, examples: Sequence[str] = ()) -> Any:
+    """The page, a gradio.Blocks to `launch()`. `examples`: image files that the page offers."""
     import gradio as gr
 
     def answer(ask: bool, painting: dict[str, Any] | None, text: str) -> tuple[Image.Image, str]:
@@ -74,10 +74,10 @@ def build(predictor: Predictor, examples: Sequence[str] = ()) -> Any:
             brush = gr.Brush(colors=list(COLOURS.values()), color_mode="fixed", default_size=8)
             painting = gr.ImageEditor(type="numpy", image_mode="RGBA", brush=brush, layers=False, label="image")
             shown = gr.Image(label="answer", format="png")
-        text = gr.Textbox(label="what to segment, one thing a line, or a question", lines=2)
+        text = gr.Textbox(label="what to segment, one object per line, or a question", lines=2)
         with gr.Row():
             segment, ask = gr.Button("Segment", variant="primary"), gr.Button("Ask")
-        words = gr.Textbox(label="what the model says", interactive=False)
+        words = gr.Textbox(label="answer in words", interactive=False)
         if examples:
             gr.Examples([[file] for file in examples], inputs=[painting])
         segment.click(partial(answer, False), [painting, text], [shown, words], api_name="segment")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.image import load_image
-from pixel_sail.data.pack import pack
+from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
@@ -22,13 +22,13 @@ from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
 
-MAX_ROWS = 32  # questions answered in one batch; more go in several
-MAX_IMAGE_TOKENS = 16_384  # images read in one forward pass: as many as have no more tokens together
+MAX_ROWS = 32  # questions in one batch at most; more are answered in several batches
+MAX_IMAGE_TOKENS = 16_384  # of the images that are encoded in one forward pass; a larger image goes alone
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the image's size."""
+    """An answer of the model: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the image's size."""
 
     text: str
     masks: list[np.ndarray]
@@ -36,11 +36,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chat:
-    """Questions about one image (or none) with the same regions drawn on it.
+    """Questions about one image (or no image), with the same regions drawn on it.
 
-    `image`: a path is opened as a user's photo, turned as its EXIF says. `regions`: masks (H, W) bool, boxes, points
-    or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question names them `<Prompt0>`, ..., or
-    has a `<region>` for each, or, where it does neither, gets their names put in front.
+    `image`: a path is loaded and turned as its EXIF orientation says. `regions`: masks (H, W) bool, boxes, points or
+    scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question names them `<Prompt0>`, ..., or has a
+    `<region>` for each; if it does neither, their names are put in front of it.
     """
 
     image: Image.Image | Path | str | None
@@ -49,7 +49,7 @@ class Chat:
 
 
 class Predictor:
-    """A model, its tokenizer and the encoding of its training. `images_encoded` counts the images that were read."""
+    """A model, its tokenizer and the encoding it was trained with. `images_encoded`: how many images it has encoded."""
 
     def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase):
         self.model = model
@@ -69,17 +69,17 @@ class Predictor:
     def segment(
         self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()
     ) -> list[Answer]:
-        """Segments what each expression names: one answer each. The image is encoded once for all of them.
+        """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
 
         An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`.
         """
         expressions = [expressions] if isinstance(expressions, str) else expressions
         for expression in expressions:
             if not expression.strip():
-                raise ValueError("the expression is empty; say what is to be segmented")
+                raise ValueError("the expression is empty; say what to segment")
         hidden = self.model.config.hide == "text"
-        asked = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
-        return self.chat(image, [question(expression, self.model.config.question) for expression in asked], regions)
+        shown = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
+        return self.chat(image, [question(expression, self.model.config.question) for expression in shown], regions)
 
     def chat(
         self,
@@ -90,26 +90,24 @@ class Predictor:
     ) -> list[Answer]:
         """One answer to each question about one image; see `Chat`.
 
-        A question about a `<PromptK>` that is not drawn is answered as such, without the model. Raises ValueError
-        (BadSample is one) for an unreadable image, a bad region, or an empty question.
+        If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises ValueError
+        (or its subclass BadSample) for an unreadable image, a bad region, or an empty question.
         """
         questions = [questions] if isinstance(questions, str) else questions
         return self.chat_many([Chat(image, questions, regions)], sampling)[0]
 
     def chat_many(self, chats: Sequence[Chat], sampling: Sampling | None = None) -> list[list[Answer]]:
-        """The answers of several chats, each image (with its regions) read once and all questions in batches."""
+        """The answers of several chats. Each image is encoded once with its regions; questions are batched."""
         prepared = [self._prepare(chat) for chat in chats]
-        found: list[list[Answer]] = [[] for _ in chats]
-        for group in _groups([len(one.prefix) for one in prepared]):
-            for i, answers in zip(group, self._answer([prepared[i] for i in group], sampling), strict=True):
-                found[i] = answers
-        return found
+        groups = consecutive_groups([len(chat.prefix) for chat in prepared], MAX_IMAGE_TOKENS)
+        return [answers for group in groups for answers in self._answer([prepared[i] for i in group], sampling)]
 
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
             raise ValueError("there is an empty question; ask something")
-        given = chat.image
-        image = load_image(Path(given), orient=True) if isinstance(given, str | Path) else given
+        image = chat.image
+        if isinstance(image, str | Path):
+            image = load_image(Path(image), orient=True)
         if image is None and len(chat.regions):
             raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no image")
         size = (image.height, image.width) if image is not None else (1, 1)
@@ -120,7 +118,7 @@ class Predictor:
         return _Prepared(prefix, questions, [undrawn(text, drawn) for text in questions], size)
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
-        """Answers of chats whose images are read together."""
+        """The answers of chats whose images are encoded in one forward pass."""
         sampling, tokens = sampling or Sampling(), self.encoder.tokens
         with_image = [i for i, chat in enumerate(chats) if len(chat.prefix)]
         prefixes = None
@@ -128,22 +126,22 @@ class Predictor:
             prefixes = pack([chats[i].prefix for i in with_image], tokens.seg, tokens.vision_patch).to(
                 self.model.device
             )
-        requests, places = [], []
+        requests, positions = [], []  # positions: (chat, question) of each request
         for i, chat in enumerate(chats):
             for j, text in enumerate(chat.questions):
                 if not chat.undrawn[j]:
                     image = with_image.index(i) if i in with_image else None
                     requests.append(GenerationRequest(self.encoder.question_ids(text), image))
-                    places.append((i, j))
+                    positions.append((i, j))
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
         stops = (self.encoder.end_ids[0],)
         generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
-        given = dict(zip(places, generated, strict=True))
+        by_position = dict(zip(positions, generated, strict=True))
         return [
             [
                 Answer(_not_drawn(chat.undrawn[j]), [])
                 if chat.undrawn[j]
-                else self._read(given[i, j], chat.size_hw, sampling.stop_strings)
+                else self._read(by_position[i, j], chat.size_hw, sampling.stop_strings)
                 for j in range(len(chat.questions))
             ]
             for i, chat in enumerate(chats)
@@ -166,27 +164,13 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chat as the model takes it: the image block (empty without an image), the questions with regions named."""
+    """A chat, encoded: the image block (empty without an image), and the questions, which name their regions."""
 
     prefix: Encoded
     questions: list[str]
-    undrawn: list[list[int]]  # of each question, the regions that it names and nobody drew
+    undrawn: list[list[int]]  # for each question, the K of the regions that it names and that are not drawn
     size_hw: tuple[int, int]
 
 
 def _not_drawn(ks: list[int]) -> str:
     return " ".join(NOT_DRAWN.format(prompt=PROMPTS[k] if k < MAX_PROMPTS else f"<Prompt{k}>") for k in ks)
-
-
-def _groups(lengths: list[int]) -> list[list[int]]:
-    """Runs of indices whose lengths sum to at most MAX_IMAGE_TOKENS, or single ones."""
-    groups: list[list[int]] = []
-    used = 0
-    for i, length in enumerate(lengths):
-        if groups and used + length <= MAX_IMAGE_TOKENS:
-            groups[-1].append(i)
-            used += length
-        else:
-            groups.append([i])
-            used = length
-    return groups

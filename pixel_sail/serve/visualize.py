@@ -1,18 +1,22 @@
-"""Images of what the model says: an overlay for one image, a contact sheet for many."""
+"""Images of a model's answers: an overlay for one image, a contact sheet or cards for many."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
 
-_SHOWN_LONG_PX = 640  # smaller images are enlarged to it, so that the captions are readable
+from pixel_sail.durable import replaced_file
+
+_SHOWN_LONG_PX = 640  # smaller images are enlarged to about this size, so that captions are readable
 _FILL = 0.45  # opacity of a mask
 _PAPER, _INK, _PALE, _MARK = (255, 255, 255), (34, 34, 34), (120, 120, 120), (235, 0, 90)
-_GOLDEN = 0.61803398875  # steps of the hue by which neighbouring colours differ most
+_GOLDEN = 0.61803398875  # step of the hue by which neighbouring colours differ most
 
 
 def colour(index: int) -> tuple[int, int, int]:
@@ -32,16 +36,15 @@ def paint(image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0
         pixels[mask] = (1 - _FILL) * pixels[mask] + _FILL * tint
         inside = _erode(mask, width_px)
         pixels[mask & ~inside] = tint
-        pixels[inside & ~_erode(inside, max(1, width_px // 2))] = (
-            255  # a white line keeps the contour visible on its hue
-        )
+        white_line = inside & ~_erode(inside, max(1, width_px // 2))  # keeps the contour visible on its own hue
+        pixels[white_line] = 255
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[str]) -> Image.Image:
-    """The painted image above a strip with one caption a label: label i in the colour of mask i.
+    """The painted image above a strip of captions; label i has a dot in the colour of mask i.
 
-    Labels may be more than the masks (an answer without a mask): the further ones are grey.
+    There may be more labels than masks, for answers without a mask: their dots are grey.
     """
     shown, (large,) = _enlarged(image, [np.asarray(masks, dtype=bool).reshape(-1, image.height, image.width)])
     painted = paint(shown, list(large))
@@ -61,9 +64,9 @@ def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[st
 
 
 def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image.Image:
-    """The image with the outline of each prompted region (H, W) bool, and a plate with its number; same size, RGB.
+    """The image with the outline of each prompted region (H, W) bool and its number; same size, RGB.
 
-    A region of a few pixels, a point say, gets a ring around it, so that it is seen.
+    A region of a few pixels, such as a point, gets a ring around it, so that it is visible.
     """
     marked = image.convert("RGB")
     draw, line_px = ImageDraw.Draw(marked), max(1, round(max(image.size) / 200))
@@ -85,15 +88,15 @@ def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image
     return marked
 
 
-def answered(
+def draw_answers(
     image: Image.Image,
     regions: Mapping[int, np.ndarray],
     captions: Sequence[str],
     masks: Sequence[Sequence[np.ndarray]],
 ) -> Image.Image:
-    """The overlay of one call: the prompted regions outlined, caption i in the colour of `masks[i]`, taken together."""
-    nothing = np.zeros((image.height, image.width), dtype=bool)
-    united = [np.logical_or.reduce([nothing, *those]) for those in masks]
+    """The overlay of answers about an image, with outlined regions. Caption i belongs to the union of `masks[i]`."""
+    empty = np.zeros((image.height, image.width), dtype=bool)
+    united = [np.logical_or.reduce([empty, *answer_masks]) for answer_masks in masks]
     return overlay(mark_regions(image, regions), united, captions)
 
 
@@ -106,7 +109,7 @@ class Card:
 
 
 def cards(rows: Sequence[Card], across: int = 2, cell_px: int = 240, text_px: int = 360) -> Image.Image:
-    """A page for docs: each image with its texts to the right, `across` cards side by side."""
+    """A page of images with their texts to the right, `across` cards side by side."""
     font, gap = ImageFont.load_default(14), 8
     tiles = []
     for row in rows:
@@ -124,7 +127,7 @@ def cards(rows: Sequence[Card], across: int = 2, cell_px: int = 240, text_px: in
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One expression of a contact sheet. Masks are (H, W) bool; None: there is none."""
+    """One expression of a contact sheet. Masks are (H, W) bool; None: no mask."""
 
     image: Image.Image
     title: str
@@ -133,15 +136,21 @@ class SheetRow:
 
 
 def contact_sheet(rows: Sequence[SheetRow], across: int = 2, cell_px: int = 240) -> Image.Image:
-    """A page for docs: each row as image | ground truth | prediction under its title, `across` rows side by side."""
+    """A page of rows image | ground truth | prediction under their titles, `across` rows side by side."""
     font = ImageFont.load_default(15)
     return _page([_sheet_tile(row, cell_px, font) for row in rows], across, gap=8)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Replaces the file at once."""
+    with replaced_file(path, "wb") as file:
+        image.save(file, "PNG")
 
 
 def _page(tiles: Sequence[Image.Image], across: int, gap: int) -> Image.Image:
     """Tiles of one width, `across` of them side by side."""
     if not tiles:
-        raise ValueError("a page of no images")
+        raise ValueError("a page needs at least one image; there are no images")
     lines = [tiles[i : i + across] for i in range(0, len(tiles), across)]
     width = min(across, len(tiles)) * (tiles[0].width + 2 * gap)
     page = Image.new("RGB", (width, sum(max(t.height for t in line) + 2 * gap for line in lines)), _PAPER)
@@ -189,18 +198,14 @@ def _enlarged(image: Image.Image, stacks: Sequence[np.ndarray]) -> tuple[Image.I
 
 
 def _resized(mask: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
-    """Area average, half or more: thin parts do not crumble as they do with the nearest pixel."""
+    """True where at least half of the area is: thin parts do not crumble as they do with the nearest pixel."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size_wh, Image.Resampling.BOX)
     return np.asarray(grey) >= 128
 
 
 def _erode(mask: np.ndarray, by_px: int) -> np.ndarray:
-    """The mask without its outermost `by_px` pixels; beyond the image's edge counts as inside."""
-    inside = mask
-    for _ in range(by_px):
-        padded = np.pad(inside, 1, constant_values=True)
-        inside = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return inside
+    """The mask without its outermost `by_px` pixels; the edge of the image is no contour."""
+    return binary_erosion(mask, iterations=by_px, border_value=1)
 
 
 def _line_px(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:

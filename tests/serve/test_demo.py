@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageColor
+from tiny_predictor import tiny_predictor
 
-from pixel_sail.architecture import Architecture
-from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.serve.demo import COLOURS, build, painted_regions, respond
+from pixel_sail.serve.demo import COLOURS, build_page, painted_regions, respond
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import answered
-from pixel_sail.weights.convert.scratch import from_scratch
+from pixel_sail.serve.visualize import draw_answers
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
 RED, GREEN, BLUE = (ImageColor.getrgb(COLOURS[name]) for name in ("red", "green", "blue"))
@@ -24,16 +21,7 @@ RED, GREEN, BLUE = (ImageColor.getrgb(COLOURS[name]) for name in ("red", "green"
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=300)
-    section, architecture = (
-        ModelSection(scratch=scratch),
-        Architecture(patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64),
-    )
-    model, tokenizer = from_scratch(
-        section, architecture, ["Segment the red mug.", "[SEG]"] * 3, "Segment {expression}."
-    )
-    return Predictor(model.eval(), tokenizer)
+    return tiny_predictor()
 
 
 def layer(*strokes: tuple[slice, slice, tuple[int, ...], int], size_hw: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -58,7 +46,7 @@ def rectangle(rows: slice, columns: slice) -> np.ndarray:
 
 def test_a_colour_is_a_region() -> None:
     almost_red = (RED[0] - 20, RED[1] + 15, RED[2] + 9)
-    found = painted_regions(
+    regions = painted_regions(
         [
             layer(
                 (slice(0, 4), slice(0, 6), RED, 255),
@@ -66,15 +54,15 @@ def test_a_colour_is_a_region() -> None:
                 (slice(10, 20), slice(10, 30), BLUE, 255),
                 (slice(36, 40), slice(0, 9), BLUE, 90),  # the soft edge of a stroke
             ),
-            layer((slice(10, 20), slice(20, 40), GREEN, 255)),  # over half of the blue one
+            layer((slice(10, 20), slice(20, 40), GREEN, 255)),  # over half of the blue region
         ]
     )
-    assert sorted(found) == [0, 1, 2]  # red, green, blue are <Prompt0>, <Prompt1>, <Prompt2>
+    assert sorted(regions) == [0, 1, 2]  # red, green, blue are <Prompt0>, <Prompt1>, <Prompt2>
     red = rectangle(slice(0, 4), slice(0, 6)) | rectangle(slice(30, 34), slice(50, 60))
     for k, expected in enumerate(
         (red, rectangle(slice(10, 20), slice(20, 40)), rectangle(slice(10, 20), slice(10, 20)))
     ):
-        assert (found[k] == expected).all(), k
+        assert (regions[k] == expected).all(), k
     assert painted_regions([]) == {} and painted_regions([layer()]) == {}
 
 
@@ -91,17 +79,17 @@ def test_it_answers_as_the_python_api_does(predictor: Predictor, ask: bool) -> N
         shown, words = respond(predictor, painting(), "\n the red mug\n\nwhat is left of <Prompt1> ", ask)
     captions = [f"{line}: {answer.text}" for line, answer in zip(lines, expected, strict=True)]
     assert words == "\n".join(captions)
-    assert shown.tobytes() == answered(image, regions, captions, [answer.masks for answer in expected]).tobytes()
+    assert shown.tobytes() == draw_answers(image, regions, captions, [answer.masks for answer in expected]).tobytes()
 
 
-def test_a_see_through_image_lies_on_white(predictor: Predictor) -> None:
+def test_a_transparent_image_is_put_on_white(predictor: Predictor) -> None:
     clear = painting() | {"background": np.zeros((40, 60, 4), dtype=np.uint8), "layers": []}
     white = painting() | {"background": np.full((40, 60, 4), 255, dtype=np.uint8), "layers": []}
     assert respond(predictor, clear, "mug", False)[0].tobytes() == respond(predictor, white, "mug", False)[0].tobytes()
 
 
 @pytest.mark.parametrize(
-    ("given", "text", "message"),
+    ("painted", "text", "message"),
     [
         (None, "mug", "there is no image"),
         ({"background": None, "layers": [], "composite": None}, "mug", "there is no image"),
@@ -109,10 +97,10 @@ def test_a_see_through_image_lies_on_white(predictor: Predictor) -> None:
         (painting(), "<region> and <region>", "the question has 2 <region> and 1 regions"),
     ],
 )
-def test_what_is_wrong_is_said(predictor: Predictor, given: dict | None, text: str, message: str) -> None:
+def test_errors_say_what_is_wrong(predictor: Predictor, painted: dict | None, text: str, message: str) -> None:
     for ask in (False, True):
         with pytest.raises(ValueError, match=message):
-            respond(predictor, given, text, ask)
+            respond(predictor, painted, text, ask)
 
 
 def test_the_page_over_http(predictor: Predictor, tmp_path: Path, monkeypatch) -> None:
@@ -125,7 +113,7 @@ def test_the_page_over_http(predictor: Predictor, tmp_path: Path, monkeypatch) -
     for name, pixels in (("background", painting()["background"]), ("layer", painting()["layers"][0])):
         files[name] = tmp_path / f"{name}.png"
         Image.fromarray(pixels).save(files[name])
-    page = build(predictor, [str(files["background"])])
+    page = build_page(predictor, [str(files["background"])])
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
     try:
         client = Client(url, verbose=False, download_files=str(tmp_path))
@@ -136,8 +124,8 @@ def test_the_page_over_http(predictor: Predictor, tmp_path: Path, monkeypatch) -
         }
         for name, ask in (("/segment", False), ("/ask", True)):
             shown, words = client.predict(sent, "what is <Prompt1>", api_name=name)
-            expected, said = respond(predictor, painting(), "what is <Prompt1>", ask)
-            assert words == said
+            expected, expected_words = respond(predictor, painting(), "what is <Prompt1>", ask)
+            assert words == expected_words
             assert Image.open(shown).convert("RGB").tobytes() == expected.tobytes()
         with pytest.raises(AppError, match="nothing to answer"):
             client.predict(sent, " ", api_name="/ask")

@@ -6,28 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_predictor import tiny_predictor
 
-from pixel_sail.architecture import Architecture
-from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box, Points
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.serve.predictor import MAX_ROWS, Chat, Predictor
-from pixel_sail.weights.convert.scratch import from_scratch
-
-TEXTS = ["Segment the red mug.", "Segment the ball on the left.", "[SEG]", "There is none."] * 3
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=400)
-    section, architecture = (
-        ModelSection(scratch=scratch),
-        Architecture(patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64),
-    )
-    model, tokenizer = from_scratch(section, architecture, TEXTS, "Segment {expression}.")
-    return Predictor(model.eval(), tokenizer)
+    return tiny_predictor()
 
 
 @pytest.fixture
@@ -35,8 +24,8 @@ def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
 
 
-def says(predictor: Predictor, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the model answer `ids` to everything: the states and masks stay its own."""
+def force_answer(ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the model answer `ids` to every question; hidden states and masks stay its own."""
     steps: list[int] = []
 
     def choose(logits: torch.Tensor, sampling: Sampling) -> list[int]:
@@ -48,7 +37,7 @@ def says(predictor: Predictor, ids: list[int], monkeypatch: pytest.MonkeyPatch) 
 
 def test_many_expressions_one_encoding(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     seg, stop = predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]
-    says(predictor, [seg, stop], monkeypatch)
+    force_answer([seg, stop], monkeypatch)
     before = predictor.images_encoded
     answers = predictor.segment(image, [f"mug {i}" for i in range(10)])
     assert predictor.images_encoded == before + 1
@@ -56,15 +45,15 @@ def test_many_expressions_one_encoding(predictor: Predictor, image: Image.Image,
     assert all(a.masks[0].shape == (50, 70) and a.masks[0].dtype == bool for a in answers)
 
 
-def test_together_is_as_one_by_one(predictor: Predictor, image: Image.Image) -> None:
+def test_many_rows_answer_as_single_ones(predictor: Predictor, image: Image.Image) -> None:
     prefix = pack([predictor.encoder.image_prefix(image, {}, "x")], *_ids(predictor))
-    begun = predictor.encoder.text_ids("it is [SEG] or [SEG]")
+    start = predictor.encoder.text_ids("it is [SEG] or [SEG]")
     questions = [predictor.encoder.question_ids("Segment the " + "red " * i + "mug.") for i in range(MAX_ROWS + 3)]
 
-    def answer(asked: list[list[int]]) -> list:
+    def answer(rows: list[list[int]]) -> list:
         seg = predictor.encoder.tokens.seg
-        rows = [GenerationRequest(question, 0, tuple(begun)) for question in asked]
-        return generate(predictor.model, prefix, rows, seg, (), Sampling(6), max_rows=MAX_ROWS)
+        requests = [GenerationRequest(question, 0, tuple(start)) for question in rows]
+        return generate(predictor.model, prefix, requests, seg, (), Sampling(6), max_rows=MAX_ROWS)
 
     together = answer(questions)
     for question, expected in list(zip(questions, together, strict=True))[::7]:
@@ -75,29 +64,29 @@ def test_together_is_as_one_by_one(predictor: Predictor, image: Image.Image) -> 
 
 def test_the_limit_never_loses_the_last_mask(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     seg = predictor.encoder.tokens.seg
-    says(predictor, [seg], monkeypatch)
+    force_answer([seg], monkeypatch)
     for limit in (1, 2, 3):
         (answer,) = predictor.chat(image, "what?", sampling=Sampling(max_new_tokens=limit))
         assert answer.text == "[SEG]" * limit and len(answer.masks) == limit
 
 
 def test_a_seg_in_the_question_is_not_an_answer(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
-    says(predictor, [predictor.encoder.end_ids[0]], monkeypatch)
+    force_answer([predictor.encoder.end_ids[0]], monkeypatch)
     (answer,) = predictor.chat(image, "is [SEG] a word?")
     assert answer.text == "" and answer.masks == []
 
 
 def test_no_image(predictor: Predictor, monkeypatch) -> None:
-    says(predictor, [predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+    force_answer([predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
     before = predictor.images_encoded
     (answer,) = predictor.chat(None, "hello?")
     assert answer.text == "[SEG]" and answer.masks == [] and predictor.images_encoded == before
 
 
-def test_a_photo_is_taken_as_it_is_seen(predictor: Predictor, tmp_path, monkeypatch) -> None:
-    says(predictor, [predictor.encoder.tokens.seg], monkeypatch)
+def test_a_photo_is_turned_as_its_exif_says(predictor: Predictor, tmp_path, monkeypatch) -> None:
+    force_answer([predictor.encoder.tokens.seg], monkeypatch)
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying, to be turned by a quarter
+    exif[0x0112] = 6  # stored on its side, to be turned by a quarter
     Image.new("RGB", (70, 50)).save(tmp_path / "photo.jpg", exif=exif)
     assert predictor.segment(tmp_path / "photo.jpg", "mug")[0].masks[0].shape == (70, 50)
     assert predictor.segment(Image.new("RGB", (70, 50)), "mug")[0].masks[0].shape == (50, 70)
@@ -118,7 +107,7 @@ def test_prompts_reach_the_model(predictor: Predictor, image: Image.Image) -> No
     assert 0 < changed.sum() < len(plain) and not torch.equal(first, second)
 
 
-def test_batched_is_as_one_by_one(predictor: Predictor, image: Image.Image) -> None:
+def test_batched_chats_answer_as_single_ones(predictor: Predictor, image: Image.Image) -> None:
     """Images of different sizes, with and without regions, and no image, all in one batch."""
     other = image.resize((30, 90))
     chats = [
@@ -136,17 +125,17 @@ def test_batched_is_as_one_by_one(predictor: Predictor, image: Image.Image) -> N
             assert all(np.array_equal(a, b) for a, b in zip(alone.masks, answer.masks, strict=True))
 
 
-def test_batched_masks_are_as_one_by_one(predictor: Predictor, image: Image.Image) -> None:
+def test_batched_masks_equal_single_ones(predictor: Predictor, image: Image.Image) -> None:
     tokens, encoder = predictor.encoder.tokens, predictor.encoder
     images = [image, image.resize((30, 90)), image.rotate(180)]
-    prefixes = [encoder.image_prefix(one, {}, "x") for one in images]
-    begun = tuple(encoder.text_ids("it is [SEG] or [SEG]"))
-    asked = [GenerationRequest(encoder.question_ids("what" + " red" * i + "?"), i % 3, begun) for i in range(7)]
-    together = generate(predictor.model, pack(prefixes, *_ids(predictor)), asked, tokens.seg, (), Sampling(4))
-    for row, expected in zip(asked, together, strict=True):
+    prefixes = [encoder.image_prefix(image, {}, "x") for image in images]
+    start = tuple(encoder.text_ids("it is [SEG] or [SEG]"))
+    requests = [GenerationRequest(encoder.question_ids("what" + " red" * i + "?"), i % 3, start) for i in range(7)]
+    together = generate(predictor.model, pack(prefixes, *_ids(predictor)), requests, tokens.seg, (), Sampling(4))
+    for row, expected in zip(requests, together, strict=True):
         prefix = pack([prefixes[row.image]], *_ids(predictor))
         (alone,) = generate(
-            predictor.model, prefix, [GenerationRequest(row.question_ids, 0, begun)], tokens.seg, (), Sampling(4)
+            predictor.model, prefix, [GenerationRequest(row.question_ids, 0, start)], tokens.seg, (), Sampling(4)
         )
         assert alone.token_ids == expected.token_ids and alone.mask_logits.shape[0] >= 2
         torch.testing.assert_close(alone.mask_logits, expected.mask_logits, atol=1e-5, rtol=1e-5)
@@ -154,7 +143,7 @@ def test_batched_masks_are_as_one_by_one(predictor: Predictor, image: Image.Imag
 
 def test_stop_strings_end_an_answer_with_its_masks(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
     ids = predictor.encoder.text_ids("a [SEG] red mug [SEG]")
-    says(predictor, ids, monkeypatch)
+    force_answer(ids, monkeypatch)
     (answer,) = predictor.chat(image, "?", sampling=Sampling(max_new_tokens=20, stop_strings=("mug",)))
     assert answer.text == "a [SEG] red " and len(answer.masks) == 1
 

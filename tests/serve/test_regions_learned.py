@@ -1,20 +1,21 @@
-"""A tiny model that has learned to name the colour of a region: its answers follow the region and nothing else."""
+"""A tiny model that has learned to name the colour of a region: its answers depend on the region alone."""
 
 from __future__ import annotations
+
+import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_predictor import tiny_predictor
 
-from pixel_sail.architecture import Architecture
-from pixel_sail.config import LossConfig, ModelSection, ScratchConfig
+from pixel_sail.config import LossConfig
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.losses import compute_losses
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import Sample, Turn
-from pixel_sail.weights.convert.scratch import from_scratch
 
 STEPS = 320
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230)}
@@ -33,19 +34,15 @@ def cell(i: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory) -> Predictor:
-    torch.manual_seed(0)
+def predictor() -> Predictor:
     rng = np.random.default_rng(0)
-    scratch = ScratchConfig(
-        hidden_size=48, layers=2, heads=4, kv_heads=4, mlp_size=96, vocab_size=300, rope_theta=100.0
+    predictor = tiny_predictor(
+        ["red green blue ?"] * 3,
+        "{expression}?",
+        scratch={"hidden_size": 48, "kv_heads": 4, "mlp_size": 96, "vocab_size": 300, "rope_theta": 100.0},
+        architecture={"mask_stride": 8, "max_side_px": 32, "small_images": {"rope_layout": "interleaved"}},
     )
-    section, architecture = (
-        ModelSection(scratch=scratch),
-        Architecture(patch_size=8, mask_stride=8, mask_dim=16, max_side_px=32),
-    )
-    section = section.model_copy(update={"rope_layout": "interleaved"})
-    model, tokenizer = from_scratch(section, architecture, ["red green blue ?"] * 9, "{expression}?")
-    predictor = Predictor(model, tokenizer)
+    model = predictor.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     tokens = predictor.encoder.tokens
     for step in range(STEPS):
@@ -62,15 +59,13 @@ def predictor(tmp_path_factory) -> Predictor:
 
 
 def draw(rng: np.random.Generator) -> Sample:
-    """Two random cells of a random image are prompted, one of them is asked about."""
-    import io
-
+    """Two random cells of a random image are prompted; the question is about one of them."""
     colours = [list(COLOURS)[i] for i in rng.integers(3, size=4)]
     buffer = io.BytesIO()
     draw_image(colours).save(buffer, "PNG")
     cells = rng.permutation(4)[:2].tolist()
-    asked = int(rng.integers(2))
-    turns = (Turn(f"<Prompt{asked}>?", colours[cells[asked]]),)
+    k = int(rng.integers(2))
+    turns = (Turn(f"<Prompt{k}>?", colours[cells[k]]),)
     prompts = {k: encode_mask(cell(c)) for k, c in enumerate(cells)}
     return Sample("cells", buffer.getvalue(), turns, prompts=prompts)
 

@@ -28,11 +28,11 @@ def test_neighbouring_colours_are_far_apart():
 
 def test_overlay_adds_a_strip_that_grows_with_the_captions():
     masks = [_box(10, 10, 60, 60), _box(200, 100, 300, 250)]
-    one = overlay(GREY, masks[:1], ["the cup"])
-    two = overlay(GREY, masks, ["the cup", "a caption so long that it cannot stand on one line " * 2])
-    assert one.width == two.width and one.width % 400 == 0 and two.height > one.height
-    assert overlay(GREY, [], []).size == (one.width, one.width * 3 // 4)
-    painted = np.asarray(two)[: one.width * 3 // 4]
+    short = overlay(GREY, masks[:1], ["the cup"])
+    long = overlay(GREY, masks, ["the cup", "a caption so long that it cannot stand on one line " * 2])
+    assert short.width == long.width and short.width % 400 == 0 and long.height > short.height
+    assert overlay(GREY, [], []).size == (short.width, short.width * 3 // 4)
+    painted = np.asarray(long)[: short.width * 3 // 4]
     assert not (painted == 100).all() and overlay(Image.new("RGB", (3, 1)), [], ["tiny"]).height > 1
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail.data.pack import consecutive_groups
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 
@@ -203,16 +204,8 @@ def write_shards(
 
 def cut(sizes: dict[str, int], limit: int) -> list[list[str]]:
     """Runs of names, in order, whose sizes sum to at most `limit`, or single ones."""
-    shards: list[list[str]] = []
-    used = 0
-    for name, size in sizes.items():
-        if shards and used + size <= limit:
-            shards[-1].append(name)
-            used += size
-        else:
-            shards.append([name])
-            used = size
-    return shards
+    names = list(sizes)
+    return [[names[i] for i in group] for group in consecutive_groups(list(sizes.values()), limit)]
 
 
 def expected_shapes(config: PixelSailConfig) -> dict[str, tuple[int, ...]]:
