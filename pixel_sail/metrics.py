@@ -121,34 +121,27 @@ class DetailScore:
 
     boundary_iou_sum: float = 0.0
     cases: int = 0
-    small_intersection_px: int = 0
-    small_union_px: int = 0
-    small_iou_sum: float = 0.0
-    small_cases: int = 0
+    small: ReferringScore = field(default_factory=ReferringScore)  # of the cases with a small target
 
     def update(self, prediction: RLE | None, target: RLE) -> None:
         """One case; both masks at the size of the stored image."""
         self.cases += 1
         self.boundary_iou_sum += 0.0 if prediction is None else boundary_iou(prediction, target)
         height, width = target["size"]
-        if area_px(target) >= SMALL_SHARE * height * width:
-            return
-        intersection, union = overlap(prediction, target)
-        self.small_cases += 1
-        self.small_intersection_px += intersection
-        self.small_union_px += union
-        self.small_iou_sum += intersection / union if union else 0.0
+        if area_px(target) < SMALL_SHARE * height * width:
+            self.small.update(prediction, target, image_id=0)  # images are not counted here
 
     def result(self) -> dict[str, Any]:
         """boundary_iou (mean over cases), small_ciou and small_giou in percent; small_cases as a count.
 
         `small_below`: the percentage of the image's pixels below which a target is small.
         """
+        small = self.small.result()
         return {
             "boundary_iou": _percent(self.boundary_iou_sum, self.cases),
-            "small_ciou": _percent(self.small_intersection_px, self.small_union_px),
-            "small_giou": _percent(self.small_iou_sum, self.small_cases),
-            "small_cases": self.small_cases,
+            "small_ciou": small["ciou"],
+            "small_giou": small["giou"],
+            "small_cases": small["cases"],
             "small_below": 100 * SMALL_SHARE,
         }
 

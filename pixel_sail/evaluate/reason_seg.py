@@ -1,6 +1,6 @@
-"""ReasonSeg (LISA, arXiv 2308.00692): the first text of each image is asked; gIoU, cIoU and the scores of RES.
+"""ReasonSeg (LISA, arXiv 2308.00692): the model is asked the first text of each image; the scores are those of RES.
 
-As in LISA, pixels that the annotators marked to be ignored count neither for the prediction nor for the target.
+As in LISA, pixels that the annotators marked as ignored belong neither to the prediction nor to the target.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.data.masks import check_rle, decode_mask, encode_mask
+from pixel_sail.data.image import load_image
+from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, QUESTIONS_REASON, question
-from pixel_sail.evaluate.benchmark import Line, with_unusable
-from pixel_sail.evaluate.referring import open_image, united
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
+from pixel_sail.evaluate.show import mask_row
 from pixel_sail.metrics import ReferringScore
 from pixel_sail.serve.predictor import Predictor
+from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.types import RLE, BadSample
 
 KIND = "reasonseg"
@@ -26,7 +29,7 @@ KIND = "reasonseg"
 class ReasonCase:
     id: str  # name of the image without .jpg
     sentence: str
-    is_sentence: bool  # else a phrase, asked for as in referring segmentation
+    is_sentence: bool  # else a phrase, segmented as in referring segmentation
     image: Path
     size_hw: tuple[int, int]  # pixels
     mask: RLE
@@ -35,7 +38,7 @@ class ReasonCase:
 
 @dataclass(frozen=True)
 class ReasonSegBenchmark:
-    """reasonseg[:split], val by default. A line: id, segmentation."""
+    """A split of ReasonSeg. A line: id, segmentation."""
 
     name: str
     cases: tuple[ReasonCase, ...]
@@ -45,11 +48,12 @@ class ReasonSegBenchmark:
     images_per_call: int = 1
 
     @classmethod
-    def read(cls, root: Path, split: str) -> ReasonSegBenchmark:
-        """Raises DatasetError for an unknown or unreadable split."""
+    def read(cls, root: Path, name: str) -> ReasonSegBenchmark:
+        """`name`: see BENCHMARK. Raises DatasetError for an unknown or unreadable split."""
+        split = name.partition(":")[2] or "val"
         problems: list[str] = []
         cases = []
-        for image in read_reason_seg(root, split or "val", problems):
+        for image in read_reason_seg(root, split, problems):
             try:
                 target, ignored = target_and_ignored(image)
             except BadSample as error:
@@ -58,25 +62,24 @@ class ReasonSegBenchmark:
             size = (target["size"][0], target["size"][1])
             text = image.texts[0]
             cases.append(ReasonCase(image.path.stem, text, image.is_sentence, image.path, size, target, ignored))
-        return cls(f"{KIND}:{split or 'val'}", tuple(cases), tuple(problems))
+        return cls(f"{KIND}:{split}", tuple(cases), tuple(problems))
 
     def predict(self, predictor: Predictor, cases: Sequence[ReasonCase]) -> list[Line]:
-        """The masks of an answer are united."""
+        """A line a case; the masks of an answer are united."""
         lines = []
         for case in cases:
             image = open_image(case.image, case.size_hw)
             if case.is_sentence:
-                asked = HIDDEN_EXPRESSION if predictor.model.config.hide == "text" else case.sentence
-                (answer,) = predictor.chat(image, [question(asked, QUESTIONS_REASON[0])])
+                sentence = HIDDEN_EXPRESSION if predictor.model.config.hide == "text" else case.sentence
+                (answer,) = predictor.chat(image, [question(sentence, QUESTIONS_REASON[0])])
             else:
                 (answer,) = predictor.segment(image, [case.sentence])
-            mask = united(answer.masks, case.size_hw)
+            mask = union_mask(answer.masks, case.size_hw)
             lines.append(Line(id=case.id, sentence=case.sentence, text=answer.text, segmentation=mask))
         return lines
 
     def check(self, line: Line, case: ReasonCase, where: str) -> None:
-        if line["segmentation"] is not None:
-            check_rle(line["segmentation"], case.size_hw, where)
+        check_mask(line["segmentation"], case.size_hw, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
         """See `pixel_sail.metrics.ReferringScore`."""
@@ -87,3 +90,14 @@ class ReasonSegBenchmark:
                 predicted = encode_mask(decode_mask(predicted) & ~decode_mask(case.ignored))
             score.update(predicted, case.mask, number)
         return with_unusable(score.result(), self.problems)
+
+    def show(self, case: ReasonCase, line: Line) -> SheetRow:
+        return mask_row(load_image(case.image), case.sentence, case.mask, line["segmentation"])
+
+
+BENCHMARK = BenchmarkKind(
+    prefixes=(KIND,),
+    form=f"{KIND}[:SPLIT]",
+    help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU, Pr@X; SPLIT: val by default",
+    open=lambda root, name, options: ReasonSegBenchmark.read(root, name),
+)

@@ -1,44 +1,31 @@
-"""Questions about regions; and region captioning: a region of RefCOCOg is described, its expressions are references."""
+"""Questions about regions, and region captioning: the references of a region are its referring expressions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import refer
 from pixel_sail.data.templates import TELL_APART, about
-from pixel_sail.evaluate.benchmark import Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, RegionQuestion, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
 from pixel_sail.evaluate.referring import open_image
+from pixel_sail.evaluate.show import answer_card
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat, Predictor
+from pixel_sail.serve.visualize import Card
 from pixel_sail.types import RLE, BadSample
 
 KIND = "region_caption"
 QUESTION = about("<Prompt0>", TELL_APART[0])
 
 
-class AboutRegions(Protocol):
-    """A question with regions drawn by the K of their <PromptK>, and what is right, in words."""
-
-    @property
-    def image(self) -> Path: ...
-    @property
-    def size_hw(self) -> tuple[int, int]: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def prompts(self) -> Mapping[int, RLE]: ...
-    @property
-    def reply(self) -> str: ...
-
-
-def ask_about_regions(predictor: Predictor, cases: Sequence[AboutRegions], max_new_tokens: int) -> list[Answer]:
-    """Each question is asked alone, with its own regions drawn; they are answered in batches."""
+def ask_about_regions(predictor: Predictor, cases: Sequence[RegionQuestion], max_new_tokens: int) -> list[Answer]:
+    """One answer a case. Each question is a chat of its own with its own regions; chats are answered in batches."""
     sizes = {case.image: case.size_hw for case in cases}
     images = {path: open_image(path, size_hw) for path, size_hw in sizes.items()}
     chats = [
@@ -49,7 +36,7 @@ def ask_about_regions(predictor: Predictor, cases: Sequence[AboutRegions], max_n
 
 
 def check_text(line: Line, where: str) -> None:
-    """Raises BadSample."""
+    """Raises BadSample if `text` is no text."""
     if not isinstance(line["text"], str):
         raise BadSample(f"{where}: the text is {line['text']!r}")
 
@@ -74,7 +61,7 @@ class RegionCase:
 
 @dataclass(frozen=True)
 class RegionCaptions:
-    """region_caption:<REFER dataset>[:split], val by default. A line: ref_id, text."""
+    """Descriptions of the regions of a REFER dataset. A line: ref_id, text."""
 
     name: str
     cases: tuple[RegionCase, ...]
@@ -84,18 +71,20 @@ class RegionCaptions:
     images_per_call: int = 16
 
     @classmethod
-    def read(cls, root: Path, part: str) -> RegionCaptions:
-        """`part`: dataset or dataset:split. Raises DatasetError for an unknown or unreadable one."""
-        dataset, _, split = part.partition(":")
+    def read(cls, root: Path, name: str) -> RegionCaptions:
+        """`name`: see BENCHMARK. Raises DatasetError for an unknown or unreadable dataset or split."""
+        dataset, _, split = name.partition(":")[2].partition(":")
         if dataset not in refer.NAMES:
-            raise DatasetError(f"unknown benchmark {KIND}:{part}; the datasets are {', '.join(refer.NAMES)}")
+            raise DatasetError(f"unknown benchmark {name}; the datasets are {', '.join(refer.NAMES)}")
         referring = refer.read_refer(root, dataset, split or "val")
         cases = tuple(
-            RegionCase(found.ref_id, image.path, image.size_hw, found.mask, tuple(text for _, text in found.sentences))
+            RegionCase(
+                referent.ref_id, image.path, image.size_hw, referent.mask, tuple(text for _, text in referent.sentences)
+            )
             for image in referring.images
-            for found in image.referents
+            for referent in image.referents
         )
-        return cls(f"{KIND}:{part}", cases, referring.problems)
+        return cls(name, cases, referring.problems)
 
     def predict(self, predictor: Predictor, cases: Sequence[RegionCase]) -> list[Line]:
         answers = ask_about_regions(predictor, cases, max_new_tokens=64)
@@ -109,3 +98,14 @@ class RegionCaptions:
         texts, references = [line["text"] for line in lines], [case.references for case in self.cases]
         scores = caption_scores(texts, references, ("meteor", "cider"))
         return with_unusable(scores | {"cases": len(self.cases)}, self.problems)
+
+    def show(self, case: RegionCase, line: Line) -> Card:
+        return answer_card(case, line)
+
+
+BENCHMARK = BenchmarkKind(
+    prefixes=(KIND,),
+    form=f"{KIND}:DATASET[:SPLIT]",
+    help=f"descriptions of regions: METEOR, CIDEr; DATASET: {', '.join(refer.NAMES)}; SPLIT: val by default",
+    open=lambda root, name, options: RegionCaptions.read(root, name),
+)

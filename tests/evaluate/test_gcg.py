@@ -13,8 +13,9 @@ from PIL import Image
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.templates import GROUNDED_CAPTION
+from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import gcg, runner
-from pixel_sail.evaluate.gallery import write_page
+from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Answer
 from pixel_sail.types import BadSample
@@ -29,8 +30,8 @@ def box(left: int, top: int, width: int = 10, height: int = 10):
 
 
 @pytest.fixture(autouse=True)
-def said(monkeypatch) -> list:
-    """Caption scores start Java, and are tested in test_perbench.py: here only what they are given."""
+def caption_calls(monkeypatch) -> list:
+    """Caption scores start Java, and are tested in test_perbench.py: here only their arguments."""
     calls: list = []
 
     def record(predictions, references, names):
@@ -64,7 +65,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def write_lines(path: Path, lines: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(path, lines)
     return path
 
 
@@ -82,10 +83,10 @@ RIGHT = "<p> A red mug </p> [SEG] with <p> two blue balls </p> [SEG]."
 def test_perfect_captions(root: Path, tmp_path: Path) -> None:
     both = encode_mask(decode_mask(box(20, 0)) | decode_mask(box(40, 0)))
     perfect = [line(0, RIGHT, box(0, 0), both), line(1, "<p> A kite </p> [SEG] in the sky.", box(0, 20))]
-    found = score(root, tmp_path, *perfect)
-    assert found["recall"] == found["mask_recall"] == found["miou"] == 100
-    assert found["ap50"] == pytest.approx(100)
-    assert (found["cases"], found["phrases"], found["masks"]) == (2, 3, 3)
+    scores = score(root, tmp_path, *perfect)
+    assert scores["recall"] == scores["mask_recall"] == scores["miou"] == 100
+    assert scores["ap50"] == pytest.approx(100)
+    assert (scores["cases"], scores["phrases"], scores["masks"]) == (2, 3, 3)
     # a mask each for the balls, which are one phrase: united
     apart = line(0, "<p>a red mug</p> [SEG], <p>two blue balls</p> [SEG] and [SEG]", *map(box, (0, 20, 40), (0, 0, 0)))
     assert score(root, tmp_path, apart, perfect[1])["recall"] == 100
@@ -95,14 +96,14 @@ def test_recall_by_hand(root: Path, tmp_path: Path) -> None:
     """Three phrases: right mask and words; right mask, wrong words; right words, IoU 1/3."""
     first = line(0, "<p> the red mug </p> [SEG] <p> a zebra </p> [SEG]", box(0, 0), box(20, 0, 20))
     second = line(1, "<p> a kite </p> [SEG]", box(5, 20))
-    found = score(root, tmp_path, first, second)
+    scores = score(root, tmp_path, first, second)
     # box(20, 0, 20) shares 100 of 300 pixels with the balls, box(5, 20) 50 of 150 with the kite
-    assert found["recall"] == found["mask_recall"] == pytest.approx(100 / 3)
-    assert found["miou"] == pytest.approx(100 * ((1 + 1 / 3) / 2 + 1 / 3) / 2)
+    assert scores["recall"] == scores["mask_recall"] == pytest.approx(100 / 3)
+    assert scores["miou"] == pytest.approx(100 * ((1 + 1 / 3) / 2 + 1 / 3) / 2)
     first["segmentations"][1] = encode_mask(decode_mask(box(20, 0)) | decode_mask(box(40, 0)))
     second["segmentations"] = [box(0, 20, 10, 20)]  # IoU exactly 0.5 counts
-    found = score(root, tmp_path, first, second)
-    assert found["mask_recall"] == pytest.approx(100) and found["recall"] == pytest.approx(200 / 3)
+    scores = score(root, tmp_path, first, second)
+    assert scores["mask_recall"] == pytest.approx(100) and scores["recall"] == pytest.approx(200 / 3)
     nothing = score(root, tmp_path, line(0, "A mug."), line(1, ""))
     assert (nothing["recall"], nothing["ap50"], nothing["miou"], nothing["masks"]) == (0, 0, 0, 0)
 
@@ -113,13 +114,13 @@ def test_ap50_by_hand(root: Path, tmp_path: Path) -> None:
     Interpolated: 1 up to recall 1/3, 2/3 up to 2/3, 0 beyond; at the 101 recalls 0, 0.01, ...: 34 and 33 of them.
     """
     first = line(0, "[SEG] <p> b </p> [SEG]", box(0, 0), box(50, 30))
-    found = score(root, tmp_path, first, line(1, "[SEG]", box(0, 20)))
-    assert found["ap50"] == pytest.approx(100 * (34 + 33 * 2 / 3) / 101)
-    assert found["mask_recall"] == pytest.approx(200 / 3) and found["recall"] == 0  # masks without words
+    scores = score(root, tmp_path, first, line(1, "[SEG]", box(0, 20)))
+    assert scores["ap50"] == pytest.approx(100 * (34 + 33 * 2 / 3) / 101)
+    assert scores["mask_recall"] == pytest.approx(200 / 3) and scores["recall"] == 0  # masks without words
     twice = line(0, "[SEG] <p> b </p> [SEG]", box(0, 0), box(0, 0))  # the same mask again is wrong
-    assert score(root, tmp_path, twice, line(1, "[SEG]", box(0, 20)))["ap50"] == found["ap50"]
+    assert score(root, tmp_path, twice, line(1, "[SEG]", box(0, 20)))["ap50"] == scores["ap50"]
     half = box(0, 20, 10, 20)  # IoU 0.5 is right, 1/3 is wrong
-    assert score(root, tmp_path, twice, line(1, "[SEG]", half))["ap50"] == found["ap50"]
+    assert score(root, tmp_path, twice, line(1, "[SEG]", half))["ap50"] == scores["ap50"]
     assert score(root, tmp_path, twice, line(1, "[SEG]", box(5, 20)))["ap50"] == pytest.approx(100 * 34 / 101)
 
 
@@ -138,7 +139,7 @@ def test_similar_words() -> None:
     assert gcg.similarity("a", "the") == gcg.similarity("mug", "kite") == gcg.similarity("", "mug") == 0
 
 
-def test_what_belongs_to_a_phrase_and_what_is_said() -> None:
+def test_the_masks_of_a_phrase_and_the_plain_caption() -> None:
     a, b, c = box(0, 0), box(20, 0), box(40, 0)
     text = "[SEG] lies <p> by a mug </p> [SEG], [SEG]; <p> red </p> and <p> kite"
     (before, mug) = gcg.grounded_phrases(text, [a, b, c])
@@ -171,7 +172,11 @@ def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
         ("gcg", "no file .*GranDf/annotations/val_test/val_gcg_coco_caption_gt.json"),
         ("gcg:refcocog_gcg:test", "refcocog_gcg has the splits train, val, got 'test'"),
         ("reasonseg", "no folder .*reason_seg/ReasonSeg/val"),
-        ("gcgs", "unknown benchmark 'gcgs': .*gcg.:dataset.:split.. or reasonseg"),
+        (
+            "gcgs",
+            r"unknown benchmark 'gcgs'; known are refcoco.*, gcg\[:DATASET\[:SPLIT\]\], reasonseg\[:SPLIT\], pixmmvp",
+        ),
+        ("pixmmvp:val", "unknown benchmark pixmmvp:val; known are pixmmvp, pixcvbench"),
     ],
 )
 def test_unknown_benchmarks(root: Path, name: str, message: str) -> None:
@@ -179,43 +184,43 @@ def test_unknown_benchmarks(root: Path, name: str, message: str) -> None:
         runner.open_benchmark(name, root)
 
 
-class Says:
-    """Answers what is given, and remembers what it was asked."""
+class Prepared:
+    """Gives prepared answers, and records the questions."""
 
     def __init__(self, *answers: Answer) -> None:
-        self.answers, self.asked = list(answers), []
+        self.answers, self.questions = list(answers), []
         self.model = SimpleNamespace(config=SimpleNamespace(hide="none"))
 
     def chat_many(self, chats, sampling) -> list[list[Answer]]:
-        self.asked += [chat.questions for chat in chats]
+        self.questions += [chat.questions for chat in chats]
         return [[self.answers.pop(0)] for _ in chats]
 
     def chat(self, image, questions) -> list[Answer]:
-        self.asked += [questions]
+        self.questions += [questions]
         return [self.answers.pop(0)]
 
     def segment(self, image, expressions) -> list[Answer]:
-        self.asked += [("segment", *expressions)]
+        self.questions += [("segment", *expressions)]
         return [self.answers.pop(0)]
 
 
-def test_a_model_is_asked_once_an_image(root: Path, tmp_path: Path) -> None:
+def test_one_question_an_image(root: Path, tmp_path: Path) -> None:
     benchmark = runner.open_benchmark("gcg:open_psg:val", root)
     both = decode_mask(box(20, 0)) | decode_mask(box(40, 0))
-    predictor = Says(Answer(RIGHT, [decode_mask(box(0, 0)), both]), Answer("Nothing.", []))
+    predictor = Prepared(Answer(RIGHT, [decode_mask(box(0, 0)), both]), Answer("Nothing.", []))
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
-    assert predictor.asked == [[GROUNDED_CAPTION[0]]] * 2
+    assert predictor.questions == [[GROUNDED_CAPTION[0]]] * 2
     assert scores["recall"] == pytest.approx(200 / 3) and scores["cases"] == 2
     lines = read_lines(tmp_path / "out/predictions/gcg:open_psg:val.jsonl", benchmark)
     assert runner.score_file(write_lines(tmp_path / "p", lines), "gcg:open_psg:val", root) == scores
-    page = np.asarray(Image.open(write_page(benchmark, tmp_path / "out", 2)))
+    page = np.asarray(Image.open(write_gallery(benchmark, tmp_path / "out", 2)))
     coloured = np.ptp(page.astype(int), axis=-1) > 60
     assert 0.01 < coloured.mean() < 0.2  # two masks on the first of two grey images
 
 
-def test_captions_are_scored_without_their_tags(root: Path, tmp_path: Path, said: list) -> None:
+def test_captions_are_scored_without_their_tags(root: Path, tmp_path: Path, caption_calls: list) -> None:
     scores = score(root, tmp_path, line(0, RIGHT, box(0, 0), box(20, 0)), line(1, "A <p>dog</p> [SEG] .", box(0, 20)))
-    assert said == [
+    assert caption_calls == [
         (["A red mug with two blue balls.", "A dog."], [["A red mug with two blue balls."], ["A kite in the sky."]])
     ]
     assert scores["meteor"] is None is scores["cider"]
@@ -242,7 +247,7 @@ def reasons(tmp_path: Path) -> Path:
 
 
 def test_reason_seg_by_hand(reasons: Path, tmp_path: Path) -> None:
-    """The target of the first is box(0, 0); what is said of its right half is not looked at."""
+    """The target of the first is box(0, 0); the prediction in its right half is ignored."""
     first = {"id": "a", "segmentation": box(5, 0, 25)}  # 5 right columns, 10 ignored, 10 wrong: 50 of 200 pixels
     second = {"id": "b", "segmentation": box(0, 20, 10, 5)}  # 50 of 100
     scores = runner.score_file(write_lines(tmp_path / "p", [first, second]), "reasonseg", reasons)
@@ -256,8 +261,8 @@ def test_reason_seg_by_hand(reasons: Path, tmp_path: Path) -> None:
 def test_sentences_are_asked_and_phrases_segmented(reasons: Path, tmp_path: Path) -> None:
     benchmark = runner.open_benchmark("reasonseg:val", reasons)
     right = Answer("[SEG]", [decode_mask(box(0, 0))]), Answer("[SEG]", [decode_mask(box(0, 20))])
-    predictor = Says(*right)
+    predictor = Prepared(*right)
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
-    assert predictor.asked == [["Who? Please answer with a segmentation mask."], ("segment", "the mug")]
+    assert predictor.questions == [["Who? Please answer with a segmentation mask."], ("segment", "the mug")]
     assert scores["giou"] == scores["pr@0.9"] == 100
-    write_page(benchmark, tmp_path / "out", 2)
+    write_gallery(benchmark, tmp_path / "out", 2)

@@ -19,8 +19,9 @@ from PIL import Image
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.options import chosen_letter
+from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import captions, runner
-from pixel_sail.evaluate.gallery import write_page
+from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.perbench import TASKS, overall
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Answer, Chat
@@ -28,7 +29,7 @@ from pixel_sail.types import BadSample
 
 SIZE = (40, 60)  # height, width
 CAPTIONS = ("a large red mug on the left", "a small blue ball above the mug", "a green kite in the sky")
-needs_java = pytest.mark.skipif(captions.why_not() is not None, reason=str(captions.why_not()))
+needs_java = pytest.mark.skipif(captions.missing_requirement() is not None, reason=str(captions.missing_requirement()))
 
 
 def box(left: int, top: int, side: int = 10):
@@ -51,7 +52,7 @@ def root(tmp_path: Path) -> Path:
     ]
     options = "\nA. red\nB. dark red\nC. blue\nD. no colour"
     mcqs = [{"object": box(5, 5), "question": "What colour is <Prompt0>?" + options, "answer": a} for a in "ABCD"]
-    asked = [
+    requests = [
         {
             "image_name": "a.png",
             "question": "Segment what is right of <obj0>.",
@@ -68,14 +69,14 @@ def root(tmp_path: Path) -> Path:
     for name, values in (
         ("Detailed_Caption", described),
         ("MCQ", [{"image_name": "a.png", "mcqs": mcqs}]),
-        ("VRES", asked),
+        ("VRES", requests),
     ):
         (tmp_path / "perbench" / f"STBench_{name}.json").write_text(json.dumps(values))
     return tmp_path
 
 
 def write_lines(path: Path, lines: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(path, lines)
     return path
 
 
@@ -106,16 +107,16 @@ def test_meteor_is_that_of_pycocoevalcap_called_directly(root: Path, tmp_path: P
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    said = ["a red mug", "a ball above the mug, and small", "nothing"]
+    texts = ["a red mug", "a ball above the mug, and small", "nothing"]
     lines = [
-        {"id": f"caption/{i}/{j}", "text": text} for (i, j), text in zip([(0, 0), (0, 1), (1, 0)], said, strict=True)
+        {"id": f"caption/{i}/{j}", "text": text} for (i, j), text in zip([(0, 0), (0, 1), (1, 0)], texts, strict=True)
     ]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
     with captions._java(), contextlib.redirect_stdout(io.StringIO()):
         tokenizer = PTBTokenizer()
-        spoken = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(said)})
+        predicted = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
         true = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(CAPTIONS)})
-        expected, _ = Meteor().compute_score(true, spoken)
+        expected, _ = Meteor().compute_score(true, predicted)
     assert scores["meteor"] == pytest.approx(100 * expected, abs=1e-9) and 5 < scores["meteor"] < 90
 
 
@@ -135,9 +136,9 @@ def test_the_java_of_the_wheel_is_enough(monkeypatch) -> None:
     assert captions.caption_scores(["a red mug"], [["a red mug"]])["meteor"] > 90
 
 
-def test_without_java_it_is_said_and_the_rest_is_scored(root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_without_java_the_other_scores_remain(root: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(captions, "_java_folder", lambda: None)
-    assert "need Java" in captions.why_not() or "pycocoevalcap" in captions.why_not()
+    assert "need Java" in captions.missing_requirement() or "pycocoevalcap" in captions.missing_requirement()
     lines = [{"id": f"caption/{i}/{j}", "text": "a"} for i, j in [(0, 0), (0, 1), (1, 0)]]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
     assert scores == {"meteor": None, "cases": 3}
@@ -156,7 +157,7 @@ def test_the_overall_score_is_the_mean_of_the_three_tasks() -> None:
 
 
 class Echo:
-    """Says what it was asked about: the number of prompted pixels; marks them when asked to segment."""
+    """Answers with the number of prompted pixels, and with the prompted region moved down as a mask."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -177,8 +178,8 @@ def test_every_task_is_predicted_once(root, tmp_path, name, cases, calls) -> Non
     if name == "perbench:vtres":
         assert scores["ciou"] == pytest.approx(100 * 100 / (300 + 100))  # box(0, 20) is right, the pair is missed
     again = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
-    assert again == scores and predictor.calls == calls  # nothing is asked twice
-    page = Image.open(write_page(benchmark, tmp_path / "out", 4))
+    assert again == scores and predictor.calls == calls  # no question is repeated
+    page = Image.open(write_gallery(benchmark, tmp_path / "out", 4))
     assert page.width > 200 and len(np.unique(np.asarray(page))) > 10
 
 
@@ -195,7 +196,7 @@ def test_region_captions_of_refcocog(tmp_path: Path) -> None:
     lines = [{"ref_id": case.ref_id, "text": case.references[1]} for case in benchmark.cases]
     perfect = runner.score_file(write_lines(tmp_path / "p", lines), "region_caption:refcocog:val", root)
     assert perfect["meteor"] > 90 > scores["meteor"]
-    write_page(benchmark, tmp_path / "out", 2)
+    write_gallery(benchmark, tmp_path / "out", 2)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_region_captions_of_refcocog(tmp_path: Path) -> None:
         ("C. blue", "C"),
         ("blue (C)", "C"),
         ("blue", "C"),
-        ("It is dark red.", "B"),  # and not "red", which that contains
+        ("It is dark red.", "B"),  # and not "red", which it contains
         ("The answer is (D).", "D"),
         ("The answer is D", "D"),
         ("A cup that is blue", "C"),  # an article, not an option

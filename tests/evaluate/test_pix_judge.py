@@ -1,4 +1,4 @@
-"""The judge: asked only where no option was chosen, its verdicts kept in a file, over HTTP and from a local model."""
+"""The judge: asked only if an answer chooses no option, with verdicts in a file; over HTTP and as a local model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
+from pixel_sail.evaluate.benchmark import Options
 from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, endpoint, local_model
-from pixel_sail.evaluate.predictions import write_lines
 
 QUESTION, OPTIONS = "Are the wings open or closed?", ("Open", "Closed")
 ANSWERS = ["Open (a)", "They are spread.", "(a)", "I see a butterfly."]  # right: a, b, a, b
@@ -37,15 +38,15 @@ def root(tmp_path: Path) -> Path:
     for i in range(1, 5):
         Image.new("RGB", (8, 8)).save(folder / f"MMVP Images/{i}.jpg")
     lines = [{"index": i, "answers": [text], "segmentations": []} for i, text in enumerate(ANSWERS, start=1)]
-    write_lines(tmp_path / "mine.jsonl", lines)
+    write_json_lines(tmp_path / "mine.jsonl", lines)
     return tmp_path
 
 
 class Server(HTTPServer):
-    """Answers chat completions with `replies` in turn (a number: that HTTP error) and keeps what it was asked."""
+    """Answers chat completions with `replies` in turn (a number: that HTTP error) and records the requests."""
 
     replies: list[str | int]
-    asked: list[tuple[str, str | None, dict]]
+    requests: list[tuple[str, str | None, dict]]
 
 
 @pytest.fixture
@@ -55,12 +56,12 @@ def server() -> Iterator[Server]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.server.asked.append((self.path, self.headers.get("Authorization"), body))
-            said = self.server.replies.pop(0)
+            self.server.requests.append((self.path, self.headers.get("Authorization"), body))
+            reply = self.server.replies.pop(0)
             content = (
-                b"{}" if isinstance(said, int) else json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+                b"{}" if isinstance(reply, int) else json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
             )
-            self.send_response(said if isinstance(said, int) else 200)
+            self.send_response(reply if isinstance(reply, int) else 200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -69,7 +70,7 @@ def server() -> Iterator[Server]:
             pass
 
     with Server(("127.0.0.1", 0), Handler) as running:
-        running.replies, running.asked = [], []
+        running.replies, running.requests = [], []
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -82,10 +83,10 @@ def url_of(server: Server) -> str:
 
 
 def test_only_undecided_answers_are_asked_and_only_once(root: Path) -> None:
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def reply(prompt: str) -> str:
-        asked.append(prompt)
+        prompts.append(prompt)
         return "(b)" if "spread" in prompt else "(none)"
 
     alone = runner.score_file(root / "mine.jsonl", "pixmmvp", root)
@@ -93,15 +94,15 @@ def test_only_undecided_answers_are_asked_and_only_once(root: Path) -> None:
     assert alone["wordings"]["vqa"][0]["undecided"] == [{"index": i, "answer": ANSWERS[i - 1]} for i in (2, 4)]
     for _ in range(2):
         judge = Judge("fake", reply, root / "verdicts.jsonl")
-        found = runner.score_file(root / "mine.jsonl", "pixmmvp", root, judge=judge)
-        assert (found["accuracy"], found["accuracy_single"], found["undecided"], found["judged"]) == (50, 75, 1, 1)
-    assert len(asked) == 2 and QUESTION in asked[0] and "(a) Open (b) Closed" in asked[0] and ANSWERS[1] in asked[0]
+        judged = runner.score_file(root / "mine.jsonl", "pixmmvp", root, options=Options(judge=judge))
+        assert (judged["accuracy"], judged["accuracy_single"], judged["undecided"], judged["judged"]) == (50, 75, 1, 1)
+    assert len(prompts) == 2 and all(part in prompts[0] for part in (QUESTION, "(a) Open (b) Closed", ANSWERS[1]))
     lines = [json.loads(row) for row in (root / "verdicts.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["b", "none"]
-    assert lines[0] == {"judge": "fake", "prompt": asked[0], "reply": "(b)", "verdict": "b"}
+    assert lines[0] == {"judge": "fake", "prompt": prompts[0], "reply": "(b)", "verdict": "b"}
     other = Judge("another", reply, root / "verdicts.jsonl")
-    assert other.verdict(QUESTION, OPTIONS, ANSWERS[1]) == "b" and len(asked) == 3, (
-        "verdicts of another judge are not its"
+    assert other.verdict(QUESTION, OPTIONS, ANSWERS[1]) == "b" and len(prompts) == 3, (
+        "a judge does not use the verdicts of another one"
     )
 
 
@@ -122,8 +123,8 @@ def test_an_endpoint_is_asked_and_retried(server: Server) -> None:
     reply = endpoint(url_of(server), "grader", "secret", wait_s=0.01)
     server.replies = [429, 503, "(b)"]
     assert reply("Which one?") == "(b)"
-    path, key, body = server.asked[-1]
-    assert (path, key, len(server.asked)) == ("/v1/chat/completions", "Bearer secret", 3)
+    path, key, body = server.requests[-1]
+    assert (path, key, len(server.requests)) == ("/v1/chat/completions", "Bearer secret", 3)
     assert body == {"model": "grader", "messages": [{"role": "user", "content": "Which one?"}], "temperature": 0}
     server.replies = [401]
     with pytest.raises(JudgeError, match="failed after 1 tries: HTTP 401"):
@@ -147,10 +148,10 @@ def tool(root: Path, *options: str, key: str) -> subprocess.CompletedProcess[str
 def test_the_tool_with_an_endpoint(root: Path, server: Server) -> None:
     options = ("--judge-url", url_of(server), "--judge-model", "grader", "--judge-key-env", "JUDGE_KEY")
     server.replies = ["(b)", "it is neither"]
-    found = tool(root, *options, key="k1")
-    assert found.returncode == 0, found.stderr
-    assert [key for _, key, _ in server.asked] == ["Bearer k1"] * 2
-    assert "1 answers choose no option; they count as wrong" in found.stdout
+    done = tool(root, *options, key="k1")
+    assert done.returncode == 0, done.stderr
+    assert [key for _, key, _ in server.requests] == ["Bearer k1"] * 2
+    assert "1 answers choose no option; they count as wrong" in done.stdout
     metrics = json.loads((root / "out/metrics.json").read_text())["benchmarks"]["pixmmvp"]
     assert (metrics["accuracy"], metrics["judged"], metrics["undecided"]) == (50, 1, 1)
     assert metrics["wordings"]["vqa"][0]["undecided"] == [{"index": 4, "answer": ANSWERS[3]}]
@@ -163,7 +164,7 @@ def test_the_tool_with_an_endpoint(root: Path, server: Server) -> None:
 
 
 def test_a_local_model_is_asked(tmp_path: Path) -> None:
-    """A tiny language model: what it says is what greedy generation says, the same every time."""
+    """A tiny language model: its reply is that of greedy generation."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -178,7 +179,7 @@ def test_a_local_model_is_asked(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = "{% for m in messages %}<s> user {{ m['content'] }}{% endfor %}"
     torch.manual_seed(0)
-    # wide weights: what it says depends on every token of the prompt
+    # large weights: the reply depends on every token of the prompt
     config = LlamaConfig(
         vocab_size=12,
         hidden_size=16,
@@ -191,9 +192,9 @@ def test_a_local_model_is_asked(tmp_path: Path) -> None:
     model = LlamaForCausalLM(config).eval()
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    said = local_model(tmp_path / "model", "cpu")("it is open")
+    reply = local_model(tmp_path / "model", "cpu")("it is open")
     ids = torch.tensor([[1, 3, 4, 5, 6]])
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-    assert said == tokenizer.decode(expected[0, 5:], skip_special_tokens=True) and said
+    assert reply == tokenizer.decode(expected[0, 5:], skip_special_tokens=True) and reply
     with pytest.raises(JudgeError, match="no folder .*nowhere"):
         local_model(tmp_path / "nowhere", "cpu")("x")

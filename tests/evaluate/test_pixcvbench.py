@@ -13,9 +13,9 @@ from pycocotools import mask as coco_mask
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
+from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation import pixcvbench
-from pixel_sail.evaluate.predictions import write_lines
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def raw(shared: Path) -> dict[str, list[np.ndarray]]:
     """File name -> the masks of its annotations, in their own sizes."""
     values = json.loads((shared / "data/pixcvbench/COCO/FinalSegmentations.json").read_text())
     names = {image["id"]: image["file_name"] for image in values["images"]}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names.values()}
+    masks: dict[str, list[np.ndarray]] = {name: [] for name in names.values()}
     for annotation in values["annotations"]:
-        found[names[annotation["image_id"]]].append(coco_mask.decode(annotation["segmentation"]).astype(bool))
-    return found
+        masks[names[annotation["image_id"]]].append(coco_mask.decode(annotation["segmentation"]).astype(bool))
+    return masks
 
 
 def copied(shared: Path, root: Path) -> Path:
@@ -38,39 +38,39 @@ def copied(shared: Path, root: Path) -> Path:
 
 def test_published_masks_at_the_size_of_their_images(shared: Path, raw) -> None:
     objects = pixcvbench.read_objects(shared / "data")
-    assert len(objects) == 37 and [one.index for one in objects] == sorted(one.index for one in objects)
-    assert [one.expression for one in objects if one.index in (643, 1288)] == ["elephant", "tv and suitcase"]
-    there = [one for one in objects if one.image.is_file()]
-    assert len(there) == 18
+    assert len(objects) == 37 and [case.index for case in objects] == sorted(case.index for case in objects)
+    assert [case.expression for case in objects if case.index in (643, 1288)] == ["elephant", "tv and suitcase"]
+    present = [case for case in objects if case.image.is_file()]
+    assert len(present) == 18
     resized = 0
-    for one in there:
-        with Image.open(one.image) as image:
+    for case in present:
+        with Image.open(case.image) as image:
             width, height = image.size
-        own = np.any(raw[one.image.name], axis=0)
+        own = np.any(raw[case.image.name], axis=0)
         resized += own.shape != (height, width)
         # Pillow's nearest takes the pixel under the centre as well
         expected = np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.NEAREST))
-        assert one.size_hw == (height, width) and (decode_mask(one.mask_rle) == expected).all(), one.image.name
+        assert case.size_hw == (height, width) and (decode_mask(case.mask_rle) == expected).all(), case.image.name
     assert resized == 3
 
 
 def test_masks_alone_are_scored_without_questions(shared: Path, tmp_path: Path) -> None:
-    objects = [one for one in pixcvbench.read_objects(shared / "data") if one.image.is_file()]
+    objects = [case for case in pixcvbench.read_objects(shared / "data") if case.image.is_file()]
     for wrong, expected in ((0, 100.0), (9, 50.0)):
         lines = [
-            {"index": one.index, "answers": [], "segmentations": [None if i < wrong else one.mask_rle]}
-            for i, one in enumerate(objects)
+            {"index": case.index, "answers": [], "segmentations": [None if i < wrong else case.mask_rle]}
+            for i, case in enumerate(objects)
         ]
-        write_lines(tmp_path / "lines.jsonl", lines)
-        found = runner.score_file(tmp_path / "lines.jsonl", "pixcvbench", shared / "data")
-        assert found["miou"] == found["miou_present"] == expected and found["unusable"] == 19
-        assert found["accuracy"] is None and found["score"] is None and found["pairs"] == 18
+        write_json_lines(tmp_path / "lines.jsonl", lines)
+        scores = runner.score_file(tmp_path / "lines.jsonl", "pixcvbench", shared / "data")
+        assert scores["miou"] == scores["miou_present"] == expected and scores["unusable"] == 19
+        assert scores["accuracy"] is None and scores["score"] is None and scores["pairs"] == 18
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_questions_as_cv_bench_publishes_them(shared: Path, tmp_path: Path, form: str) -> None:
     root = copied(shared, tmp_path)
-    known = {one.index: one for one in pixcvbench.read_objects(root)}
+    known = {case.index: case for case in pixcvbench.read_objects(root)}
     rows = [
         {"idx": index, "task": "Count", "question": "How many are there?", "choices": ["0", "2", "3"], "answer": "(B)"}
         for index in [5, *known]
@@ -83,20 +83,20 @@ def test_questions_as_cv_bench_publishes_them(shared: Path, tmp_path: Path, form
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
-    objects = [one for one in pixcvbench.read_objects(root) if one.image.is_file()]
-    assert {(one.question, one.options, one.answer) for one in objects} == {
+    objects = [case for case in pixcvbench.read_objects(root) if case.image.is_file()]
+    assert {(case.question, case.options, case.answer) for case in objects} == {
         ("How many are there?", ("0", "2", "3"), "b")
     }
-    said = ["There are 2.", "(B)", "b", *["(a)"] * 15]
+    answers = ["There are 2.", "(B)", "b", *["(a)"] * 15]
     lines = [
-        {"index": one.index, "answers": [text], "segmentations": [one.mask_rle]}
-        for one, text in zip(objects, said, strict=True)
+        {"index": case.index, "answers": [text], "segmentations": [case.mask_rle]}
+        for case, text in zip(objects, answers, strict=True)
     ]
-    write_lines(tmp_path / "lines.jsonl", lines)
-    found = runner.score_file(tmp_path / "lines.jsonl", "pixcvbench", root)
-    assert found["accuracy"] == found["accuracy_single"] == pytest.approx(100 * 3 / 18)
-    assert found["failures"]["both_right"] == [[one.index] for one in objects[:3]]
-    assert found["only_vqa_wrong"] == 15 and found["score"] == pytest.approx(2 * (100 / 6) * 100 / (100 / 6 + 100))
+    write_json_lines(tmp_path / "lines.jsonl", lines)
+    scores = runner.score_file(tmp_path / "lines.jsonl", "pixcvbench", root)
+    assert scores["accuracy"] == scores["accuracy_single"] == pytest.approx(100 * 3 / 18)
+    assert scores["failures"]["both_right"] == [[case.index] for case in objects[:3]]
+    assert scores["only_vqa_wrong"] == 15 and scores["score"] == pytest.approx(2 * (100 / 6) * 100 / (100 / 6 + 100))
 
 
 def test_rows_of_one_image_are_joined_in_order(shared: Path, tmp_path: Path) -> None:

@@ -10,25 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny_predictor import tiny_predictor
 
-from pixel_sail.architecture import Architecture
-from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
+from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
-from pixel_sail.evaluate.gallery import write_page
+from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.pixfoundation import pixmmvp
 from pixel_sail.evaluate.pixfoundation.failures import mask_right
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.templates import VQA
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
-from pixel_sail.evaluate.predictions import read_lines, write_lines
-from pixel_sail.serve.predictor import Predictor
+from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.types import BadSample
-from pixel_sail.weights.convert.scratch import from_scratch
 
 SIDE = 224
 YES_NO, OPEN = ("Yes", "No"), ("Open", "Closed")
@@ -36,7 +33,7 @@ YES_NO, OPEN = ("Yes", "No"), ("Open", "Closed")
 
 @pytest.fixture(scope="module")
 def raw(shared: Path) -> tuple[list[list[str]], dict[int, list]]:
-    """Answers (rows of Questions.csv) and polygons by image, read by other means than the package's."""
+    """Answers (rows of Questions.csv) and polygons by image, read without the package."""
     with (shared / "data/pixmmvp/Questions.csv").open() as file:
         rows = list(csv.reader(file))[1:]
     values = json.loads((shared / "data/pixmmvp/Segmentations.json").read_text())
@@ -58,7 +55,7 @@ def masks(raw) -> dict[int, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def full(shared: Path, tmp_path_factory) -> Path:
-    """The published annotations with 300 grey images in place of those that we do not have."""
+    """The published annotations, with a grey image in place of each of the 300 images, which we do not have."""
     root = tmp_path_factory.mktemp("pixmmvp")
     (root / "pixmmvp/MMVP Images").mkdir(parents=True)
     for name in ("Questions.csv", "Objects.csv", "Segmentations.json"):
@@ -71,7 +68,7 @@ def full(shared: Path, tmp_path_factory) -> Path:
 
 def score(root: Path, lines: list[dict], name: str = "pixmmvp") -> dict:
     path = root / "lines.jsonl"
-    write_lines(path, lines)
+    write_json_lines(path, lines)
     return runner.score_file(path, name, root)
 
 
@@ -81,16 +78,16 @@ def rle(mask: np.ndarray) -> dict | None:
 
 def test_the_published_annotation(shared: Path, raw, masks) -> None:
     objects = pixmmvp.read_objects(shared / "data")
-    assert [one.index for one in objects] == list(range(1, 301))
+    assert [row.index for row in objects] == list(range(1, 301))
     assert sum(len(polygons) for polygons in raw[1].values()) == 384
-    assert sum(one.mask_rle is not None for one in objects) == 247
+    assert sum(row.mask_rle is not None for row in objects) == 247
     absent = [int(name.partition(".")[0]) for name in (shared / "data/pixmmvp/meta_none.txt").read_text().split()]
-    assert [one.index for one in objects if one.expression is None] == absent and len(absent) == 14
-    for one, row in zip(objects, raw[0], strict=True):
-        assert (one.mask_rle is None) == (not masks[one.index].any())
-        assert one.mask_rle is None or (decode_mask(one.mask_rle) == masks[one.index]).all(), one.index
-        assert f"({one.answer})" == row[3] and one.question == row[1]
-        assert " ".join(f"({'ab'[i]}) {text}" for i, text in enumerate(one.options)) == row[2].strip()
+    assert [row.index for row in objects if row.expression is None] == absent and len(absent) == 14
+    for case, row in zip(objects, raw[0], strict=True):
+        assert (case.mask_rle is None) == (not masks[case.index].any())
+        assert case.mask_rle is None or (decode_mask(case.mask_rle) == masks[case.index]).all(), case.index
+        assert f"({case.answer})" == row[3] and case.question == row[1]
+        assert " ".join(f"({'ab'[i]}) {text}" for i, text in enumerate(case.options)) == row[2].strip()
     several = [index for index, polygons in raw[1].items() if len(polygons) > 1]
     assert several and any(  # united, and not added
         area_px(objects[i - 1].mask_rle)
@@ -98,15 +95,15 @@ def test_the_published_annotation(shared: Path, raw, masks) -> None:
         for i in several
     )
     assert objects[8].expression == 'the key "Z"' and objects[62].options == ("Correct", "Incorrect")
-    assert [one.pair for one in objects[:5]] == [0, 0, 1, 1, 2]
+    assert [row.pair for row in objects[:5]] == [0, 0, 1, 1, 2]
 
 
 def test_perfect_empty_and_shifted_masks(full: Path, raw, masks) -> None:
     right = [row[3] for row in raw[0]]
     shifted = {index: np.roll(mask, 7, axis=1) for index, mask in masks.items()}
 
-    def lines(said: list[str], drawn: dict[int, np.ndarray]) -> list[dict]:
-        return [{"index": i, "answers": [said[i - 1]], "segmentations": [rle(drawn[i])]} for i in range(1, 301)]
+    def lines(answers: list[str], drawn: dict[int, np.ndarray]) -> list[dict]:
+        return [{"index": i, "answers": [answers[i - 1]], "segmentations": [rle(drawn[i])]} for i in range(1, 301)]
 
     perfect = score(full, lines(right, masks))
     assert {perfect[name] for name in ("score", "accuracy", "miou", "miou_no_absent", "miou_present")} == {100.0}
@@ -122,23 +119,23 @@ def test_perfect_empty_and_shifted_masks(full: Path, raw, masks) -> None:
 
     ious = {i: (masks[i] & shifted[i]).sum() / max(1, (masks[i] | shifted[i]).sum()) for i in masks}
     ious |= {i: 1.0 for i in masks if not masks[i].any()}
-    found = score(full, lines(["(a)"] * 300, shifted))
-    assert found["miou"] == pytest.approx(100 * np.mean(list(ious.values())))
-    assert found["accuracy"] == 0 and found["accuracy_single"] == 50 and found["score"] == 0
+    scores = score(full, lines(["(a)"] * 300, shifted))
+    assert scores["miou"] == pytest.approx(100 * np.mean(list(ious.values())))
+    assert scores["accuracy"] == 0 and scores["accuracy_single"] == 50 and scores["score"] == 0
     good = [[i, i + 1] for i in range(1, 300, 2) if min(ious[i], ious[i + 1]) > 0.5]
-    assert 0 < len(good) < 150 and found["failures"]["only_vqa_wrong"] == good
-    assert found["both_wrong"] == 150 - len(good)
+    assert 0 < len(good) < 150 and scores["failures"]["only_vqa_wrong"] == good
+    assert scores["both_wrong"] == 150 - len(good)
 
 
 def test_a_pair_counts_when_both_are_right(full: Path, raw) -> None:
     right = [row[3] for row in raw[0]]
-    said = [answer if i < 20 or i % 2 else "hard to say" for i, answer in enumerate(right)]
-    found = score(full, [{"index": i + 1, "answers": [text], "segmentations": []} for i, text in enumerate(said)])
-    assert found["accuracy"] == pytest.approx(100 * 10 / 150)
-    assert found["accuracy_single"] == pytest.approx(100 * (20 + 140) / 300)
-    assert found["score"] is None and found["miou"] is None and found["failures"] is None
-    assert found["undecided"] == 140
-    assert found["wordings"]["vqa"][0]["undecided"][0] == {"index": 21, "answer": "hard to say"}
+    answers = [answer if i < 20 or i % 2 else "hard to say" for i, answer in enumerate(right)]
+    scores = score(full, [{"index": i + 1, "answers": [text], "segmentations": []} for i, text in enumerate(answers)])
+    assert scores["accuracy"] == pytest.approx(100 * 10 / 150)
+    assert scores["accuracy_single"] == pytest.approx(100 * (20 + 140) / 300)
+    assert scores["score"] is None and scores["miou"] is None and scores["failures"] is None
+    assert scores["undecided"] == 140
+    assert scores["wordings"]["vqa"][0]["undecided"][0] == {"index": 21, "answer": "hard to say"}
 
 
 def test_wordings_best_mean_and_spread(full: Path, raw, masks) -> None:
@@ -152,12 +149,14 @@ def test_wordings_best_mean_and_spread(full: Path, raw, masks) -> None:
         }
         for i in range(1, 301)
     ]
-    found, floor = score(full, lines), 100 * 53 / 300
-    assert (found["accuracy"], found["accuracy_mean"], found["accuracy_spread"]) == (50, 25, 50)
-    assert found["miou"] == 100 and found["miou_mean"] == pytest.approx((100 + 2 * floor) / 3)
-    assert found["miou_spread"] == pytest.approx(100 - floor)
-    assert found["score"] == pytest.approx(2 * 50 * 100 / 150) and found["both_right"] == found["only_vqa_wrong"] == 75
-    assert [one["miou"] for one in found["wordings"]["grounding"]] == pytest.approx([floor, 100, floor])
+    scores, floor = score(full, lines), 100 * 53 / 300
+    assert (scores["accuracy"], scores["accuracy_mean"], scores["accuracy_spread"]) == (50, 25, 50)
+    assert scores["miou"] == 100 and scores["miou_mean"] == pytest.approx((100 + 2 * floor) / 3)
+    assert scores["miou_spread"] == pytest.approx(100 - floor)
+    assert (
+        scores["score"] == pytest.approx(2 * 50 * 100 / 150) and scores["both_right"] == scores["only_vqa_wrong"] == 75
+    )
+    assert [wording["miou"] for wording in scores["wordings"]["grounding"]] == pytest.approx([floor, 100, floor])
     tied = [line | {"answers": ["it is", "(a)"]} for line in lines]  # no pair is right in either
     assert score(full, tied)["accuracy"] == 0 and score(full, tied)["accuracy_single"] == 50
     lines[3]["answers"] = ["(a)"]
@@ -174,13 +173,13 @@ def test_wordings_best_mean_and_spread(full: Path, raw, masks) -> None:
 def test_a_mask_is_right_above_a_half() -> None:
     half, whole = np.zeros((4, 4), bool), np.ones((4, 4), bool)
     half[:2] = True
-    there = PixObject(1, Path("x"), (4, 4), "it", encode_mask(whole), "", (), "", 0)
+    present = PixObject(1, Path("x"), (4, 4), "it", encode_mask(whole), "", (), "", 0)
     absent = PixObject(1, Path("x"), (4, 4), "it", None, "", (), "", 0)
-    assert not mask_right(encode_mask(half), there) and mask_right(encode_mask(whole), there)  # 0.5 is not above
-    assert not mask_right(None, there) and mask_right(None, absent)
+    assert not mask_right(encode_mask(half), present) and mask_right(encode_mask(whole), present)  # 0.5 is not above
+    assert not mask_right(None, present) and mask_right(None, absent)
     assert not mask_right(encode_mask(half), absent)  # a half is not below
     half[1, 3] = False
-    assert mask_right(encode_mask(half), absent) and mask_right(encode_mask(~half), there)
+    assert mask_right(encode_mask(half), absent) and mask_right(encode_mask(~half), present)
 
 
 @pytest.mark.parametrize(
@@ -235,32 +234,24 @@ def test_bad_files_say_what_is_wrong(full: Path, tmp_path: Path) -> None:
     refused("Segmentations.json", lambda text: text.replace('"image_id":1,', '"image_id":999,'), "image 999")
     refused("Segmentations.json", lambda text: text.replace("[[109,77,", "[[109,77"), "no polygon")
     shutil.copytree(full / "pixmmvp", tmp_path / "none/pixmmvp", ignore=shutil.ignore_patterns("*.jpg"))
-    with pytest.raises(DatasetError, match="none of the 300 images of pixmmvp is there"):
+    with pytest.raises(DatasetError, match="all 300 images of pixmmvp are missing"):
         runner.open_benchmark("pixmmvp", tmp_path / "none")
     with pytest.raises(DatasetError, match=r"no file .*pixmmvp/Questions.csv"):
         pixmmvp.read_objects(tmp_path)
 
 
 def test_the_four_real_images_end_to_end(shared: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    scratch = ScratchConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocab_size=400)
-    section, architecture = (
-        ModelSection(scratch=scratch),
-        Architecture(patch_size=16, mask_stride=4, mask_dim=16, max_side_px=64),
-    )
-    model, tokenizer = from_scratch(
-        section, architecture, ["Segment the red mug.", "It is [SEG]. (a) (b)"] * 3, "Find {expression}."
-    )
-    predictor = Predictor(model.eval(), tokenizer)
+    texts = ["Segment the red mug.", "It is [SEG]. (a) (b)"]
+    predictor = tiny_predictor(texts, "Find {expression}.", architecture={"patch_size": 16})
     benchmark = runner.open_benchmark("pixmmvp", shared / "data")
     assert [case.index for case in benchmark.cases] == [1, 3, 6, 161] and len(benchmark.problems) == 296
-    found = runner.run_benchmark(predictor, benchmark, tmp_path, {"test": 1})
-    assert predictor.images_encoded == 4, "an image is read once for all its questions"
+    scores = runner.run_benchmark(predictor, benchmark, tmp_path, {"test": 1})
+    assert predictor.images_encoded == 4, "an image is encoded once for all its prompts"
     lines = read_lines(tmp_path / "predictions/pixmmvp.jsonl", benchmark)
     assert Counter(len(line["answers"]) for line in lines) == {len(VQA): 4}
     assert all(len(line["segmentations"]) == len(line["replies"]) == 3 for line in lines)
     assert lines[0]["requests"][0] == "Find the butterfly's wings." and len(set(lines[0]["requests"])) == 3
     assert lines[1]["questions"][0] == "Is the flame of the match more round or thin? (a) Round (b) Thin"
-    assert found["cases"] == 4 and found["pairs"] == 0 and found["accuracy"] is None and found["unusable"] == 296
-    assert 0 <= found["miou"] <= 100 and "failures" not in runner.table({"pixmmvp": found})
-    assert write_page(benchmark, tmp_path, 4).is_file()
+    assert scores["cases"] == 4 and scores["pairs"] == 0 and scores["accuracy"] is None and scores["unusable"] == 296
+    assert 0 <= scores["miou"] <= 100 and "failures" not in runner.table({"pixmmvp": scores})
+    assert write_gallery(benchmark, tmp_path, 4).is_file()

@@ -16,14 +16,14 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.benchmark import Benchmark, by_image
-from pixel_sail.evaluate.predictions import read_lines
+from pixel_sail.evaluate.predictions import PredictionFiles, read_lines
 from pixel_sail.types import BadSample
 
 MADE_WITH = {"checkpoint": "a"}
 
 
 @dataclass
-class Said:
+class Answer:
     text: str
     masks: list[np.ndarray]
 
@@ -35,17 +35,17 @@ class Colours:
         self.calls: list[list[str]] = []
         self.fail_after = fail_after
 
-    def segment(self, image: Image.Image, expressions: list[str]) -> list[Said]:
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Answer]:
         if len(self.calls) == self.fail_after:
             raise KeyboardInterrupt
         self.calls.append(list(expressions))
         pixels = np.asarray(image)
-        return [Said("It is [SEG].", [pixels[..., len(text) % 3] > 128]) for text in expressions]
+        return [Answer("It is [SEG].", [pixels[..., len(text) % 3] > 128]) for text in expressions]
 
 
 @dataclass
 class Knowing:
-    """Answers with the ground truth, moved right by `shift` pixels; in two pieces, which are to be united."""
+    """Answers with the ground truth, moved right by `shift` pixels, in two pieces."""
 
     benchmark: Benchmark
     shift: int = 0
@@ -55,19 +55,19 @@ class Knowing:
         for case in self.benchmark.cases:
             self.known[Image.open(case.image).convert("RGB").tobytes(), case.sentence] = case.mask
 
-    def segment(self, image: Image.Image, expressions: list[str]) -> list[Said]:
-        return [self._say(self.known[image.tobytes(), text]) for text in expressions]
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Answer]:
+        return [self._answer(self.known[image.tobytes(), text]) for text in expressions]
 
-    def _say(self, rle):
+    def _answer(self, rle):
         if rle is None:
-            return Said("No.", [])
+            return Answer("No.", [])
         mask, upper = np.roll(decode_mask(rle), self.shift, axis=1), np.arange(rle["size"][0])[:, None] < 20
-        return Said("[SEG] [SEG]", [mask & upper, mask & ~upper])
+        return Answer("[SEG] [SEG]", [mask & upper, mask & ~upper])
 
 
 class Silent:
-    def segment(self, image: Image.Image, expressions: list[str]) -> list[Said]:
-        return [Said("Nothing.", []) for _ in expressions]
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Answer]:
+        return [Answer("Nothing.", []) for _ in expressions]
 
 
 def _boxes_only(root):
@@ -92,15 +92,15 @@ def test_ground_truth_gives_100(dataset, tmp_path, name):
     assert scores["images"] == 3 and scores["cases"] == len(benchmark.cases)
 
 
-def test_silence_gives_0_and_finds_every_absent_object(dataset, tmp_path):
+def test_silence_scores_0_and_recognizes_every_absent_object(dataset, tmp_path):
     for name in ("refcoco:val", "grefcoco:val"):
         benchmark = runner.open_benchmark(name, dataset)
         scores = runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
         assert scores["ciou"] == 0
     assert scores["n_acc"] == 100 and scores["t_acc"] == 0
     assert scores["giou"] == pytest.approx(100 / 3)  # of three cases an image one is absent
-    found = read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl", benchmark)
-    assert all(line["segmentation"] is None for line in found)
+    lines = read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl", benchmark)
+    assert all(line["segmentation"] is None for line in lines)
 
 
 def test_a_shifted_box_gives_the_value_computed_by_hand(tmp_path):
@@ -114,7 +114,7 @@ def test_each_image_is_seen_once_with_all_its_expressions(dataset, tmp_path):
     segmenter, benchmark = Colours(), runner.open_benchmark("refcoco:val", dataset)
     runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
     assert [len(expressions) for expressions in segmenter.calls] == [6, 6, 6]
-    runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)  # all is there: nothing is predicted again
+    runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)  # complete: nothing is predicted again
     assert len(segmenter.calls) == 3
 
 
@@ -141,7 +141,7 @@ def _interrupted(benchmark, out, after):
     return out / "predictions" / f"{benchmark.name}.rank0.jsonl"
 
 
-def test_an_interrupted_run_goes_on_behind_its_last_whole_image(dataset, tmp_path):
+def test_an_interrupted_run_continues_after_its_last_complete_image(dataset, tmp_path):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     expected = runner.run_benchmark(Colours(), benchmark, tmp_path / "whole", MADE_WITH)
     part = _interrupted(benchmark, tmp_path / "torn", after=2)
@@ -173,10 +173,36 @@ def test_predictions_made_with_anything_else_are_not_continued(dataset, tmp_path
     segmenter = Colours()
     runner.run_benchmark(segmenter, benchmark, tmp_path, made_with)
     assert len(segmenter.calls) == 3
-    assert "made with another checkpoint, settings or data; they are replaced" in capsys.readouterr().out
+    expected = {
+        "checkpoint": 'checkpoint was "a", is "b"; the cases differ',
+        "data": "are replaced: the cases differ (other data, or another --max-images)",
+    }
+    message = capsys.readouterr().out
+    assert "the earlier predictions of refcoco:val are replaced" in message and expected[other] in message
 
 
-def test_a_checkpoint_is_known_by_its_files(tmp_path):
+def test_predictions_without_a_readable_manifest_are_replaced(dataset, tmp_path, capsys):
+    benchmark = runner.open_benchmark("refcoco:val", dataset)
+    runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
+    (tmp_path / "predictions" / "refcoco:val.manifest.json").write_text('{"made_')
+    segmenter = Colours()
+    runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
+    assert len(segmenter.calls) == 3 and "does not say what they were made with" in capsys.readouterr().out
+
+
+def test_names_and_help_come_from_one_list(dataset):
+    """A benchmark of every kind is named in the error for an unknown name and in the help of tools/test.py."""
+    with pytest.raises(DatasetError) as error:
+        runner.open_benchmark("coco:val", dataset)
+    for kind in runner.BENCHMARKS:
+        assert kind.form in str(error.value) and f"  {kind.form}\n      {kind.help}" in runner.benchmark_help()
+    prefixes = [prefix for kind in runner.BENCHMARKS for prefix in kind.prefixes]
+    assert len(set(prefixes)) == len(prefixes)
+    assert runner.tasks_of("perbench") == ("perbench:caption", "perbench:mcq", "perbench:vtres")
+    assert runner.tasks_of("perbench:mcq") == ("perbench:mcq",) and runner.tasks_of("gcg") == ("gcg",)
+
+
+def test_a_fingerprint_depends_on_files_and_settings(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1")
     before = runner.fingerprint(tmp_path, precision="fp32")
@@ -206,8 +232,8 @@ def test_two_ranks_share_the_images_and_give_the_result_of_one(dataset, tmp_path
     for name in ("refcoco:val", "grefcoco:val"):
         scores = runner.run_benchmark(Colours(), runner.open_benchmark(name, dataset), tmp_path, MADE_WITH)
         assert json.loads((two / f"{name}.json").read_text()) == scores
-        one, other = (out / "predictions" / f"{name}.jsonl" for out in (tmp_path, two))
-        assert one.read_bytes() == other.read_bytes()
+        single, shared = (out / "predictions" / f"{name}.jsonl" for out in (tmp_path, two))
+        assert single.read_bytes() == shared.read_bytes()
 
 
 def _perfect_file(root, path, name="refcoco:val"):
@@ -268,14 +294,14 @@ def test_annotations_left_out_are_counted_in_the_scores(dataset):
     assert len(lines) == 16 and benchmark.score(lines)["unusable"] == 1
 
 
-def test_what_is_left_out_is_listed_whole_and_shown_in_part(dataset, tmp_path):
+def test_all_problems_are_listed_and_the_first_are_shown(dataset, tmp_path):
     problems = tuple(f"{index}: no image {index}.jpg" for index in range(300))
     benchmark = replace(runner.open_benchmark("refcoco:val", dataset), problems=problems)
-    shown = runner.list_problems(benchmark, tmp_path).splitlines()
+    shown = PredictionFiles(tmp_path, benchmark).list_problems().splitlines()
     listed = tmp_path / "predictions" / "refcoco:val.left_out.txt"
     assert shown == [f"300 left out of refcoco:val, listed in {listed}; the first:", *(f"  {p}" for p in problems[:5])]
     assert tuple(listed.read_text().splitlines()) == problems
-    assert runner.list_problems(replace(benchmark, problems=()), tmp_path) is None
+    assert PredictionFiles(tmp_path, replace(benchmark, problems=())).list_problems() is None
     assert not listed.exists(), "the list of an earlier run"
 
 

@@ -38,11 +38,7 @@ def read_benchmark(root: Path, name: str) -> Cases:
     dataset, colon, split = name.partition(":")
     known = (*refer.NAMES, grefer.NAME)
     if dataset not in known or not colon:
-        raise DatasetError(
-            f"unknown benchmark {name!r}: write dataset:split with one of {', '.join(known)}, or perbench, "
-            "perbench:caption, perbench:mcq, perbench:vtres, region_caption:refcocog, gcg[:dataset[:split]] or "
-            "reasonseg[:split]"
-        )
+        raise DatasetError(f"unknown benchmark {name!r}: write dataset:split with one of {', '.join(known)}")
     referring = refer.read_refer(root, dataset, split) if dataset in refer.NAMES else grefer.read_grefer(root, split)
     cases = tuple(
         Case(referent.ref_id, sent_id, sentence, image.path, image.image_id, image.size_hw, referent.mask)

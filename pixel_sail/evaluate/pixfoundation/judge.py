@@ -1,7 +1,7 @@
-"""A judge reads free answers that choose no option: a local model, or an endpoint that speaks OpenAI's protocol.
+"""A judge reads free answers that choose no option: a local model, or an endpoint of OpenAI's protocol.
 
-It sees the question, the options and the answer, and not which option is right. Every verdict is a line of a file
-beside the predictions: {judge, prompt, reply, verdict}. What is there is not asked again.
+It sees the question, the options and the answer, but not which option is right. Every verdict is a line of a file
+beside the predictions: {judge, prompt, reply, verdict}. A question with a verdict is not asked again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from string import ascii_lowercase
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.durable import append_json_line, whole_lines, write_json_lines
 from pixel_sail.evaluate.pixfoundation.templates import judge_prompt
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
 
-Reply = Callable[[str], str]  # prompt -> what the judge says
+Reply = Callable[[str], str]  # prompt -> reply of the judge
 
 _TRIES = 4
 _TIMEOUT_S = 120
@@ -26,11 +27,11 @@ _NONE = "none"
 
 
 class JudgeError(RuntimeError):
-    """The judge cannot be asked; the message says why. Verdicts given before are in the file."""
+    """The judge cannot be asked; the message says why. Earlier verdicts stay in the file."""
 
 
 class Judge:
-    """Verdicts of one judge, kept in `file`. `name` tells judges apart: those of another are not taken over."""
+    """Verdicts of the judge `name`, kept in `file`. Verdicts of other judges in the file are not used."""
 
     def __init__(self, name: str, reply: Reply, file: Path) -> None:
         self.name = name
@@ -39,23 +40,21 @@ class Judge:
         self._known = {line["prompt"]: line["verdict"] for line in _read(file) if line["judge"] == name}
 
     def verdict(self, question: str, options: Sequence[str], answer: str) -> str | None:
-        """The letter of the option that the answer means; None where it means none. Raises JudgeError."""
+        """The letter ("a", "b", ...) of the option that the answer means; None if it means no option. JudgeError."""
         prompt = judge_prompt(question, options, answer)
         if prompt not in self._known:
-            said = self._reply(prompt)
-            letter = chosen_option(said, options)
-            verdict = _NONE if letter is None else letter
-            line = {"judge": self.name, "prompt": prompt, "reply": said, "verdict": verdict}
+            reply = self._reply(prompt)
+            verdict = chosen_option(reply, options) or _NONE
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            line = {"judge": self.name, "prompt": prompt, "reply": reply, "verdict": verdict}
+            append_json_line(self._file, line)
             self._known[prompt] = verdict
-        known = self._known[prompt]
-        return known if known in ascii_lowercase[: len(options)] else None
+        verdict = self._known[prompt]
+        return verdict if verdict in ascii_lowercase[: len(options)] else None
 
 
 def endpoint(url: str, model: str, key: str | None, wait_s: float = 2.0) -> Reply:
-    """Asks `<url>/chat/completions`; `url` as in "https://host/v1". Too many requests and server errors are retried."""
+    """Asks `<url>/chat/completions`; `url` as in "https://host/v1". Retries after status 429 and server errors."""
 
     def reply(prompt: str) -> str:
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
@@ -80,9 +79,9 @@ def endpoint(url: str, model: str, key: str | None, wait_s: float = 2.0) -> Repl
 
 
 def local_model(folder: Path, device: str) -> Reply:
-    """Asks a Hugging Face model, text only; a language model or a multimodal one. It is loaded at the first question.
+    """Asks a Hugging Face model in text: a language model, or a multimodal one. It is loaded at the first question.
 
-    Greedy, so that the same answer gets the same verdict.
+    Decoding is greedy: the same answer gets the same verdict.
     """
     loaded: list[Reply] = []
 
@@ -125,17 +124,17 @@ def _load(folder: Path, device: str) -> Reply:
 
 
 def _read(file: Path) -> list[dict[str, str]]:
-    """The verdicts of a file; a last line that a kill has torn is dropped, anything else that is none is an error."""
-    if not file.is_file():
-        return []
-    rows = file.read_text(encoding="utf-8").split("\n")
-    if rows[-1]:  # no newline: torn; cut it off, so that the next verdict starts a line of its own
-        file.write_text("".join(row + "\n" for row in rows[:-1]), encoding="utf-8")
-    found = []
-    for number, row in enumerate(rows[:-1], start=1):
-        try:
-            line = json.loads(row)
-            found.append({name: str(line[name]) for name in ("judge", "prompt", "reply", "verdict")})
-        except (ValueError, TypeError, KeyError):
-            raise DatasetError(f"{file}, line {number}: {row[:60]!r} is no verdict; move the file away") from None
-    return found
+    """The verdicts of a file, from which a torn last line is cut off. Raises DatasetError for any other bad line."""
+    rows = whole_lines(file)
+    lines = [_parse(row, f"{file}, line {number}") for number, row in enumerate(rows, start=1)]
+    if file.is_file() and not file.read_bytes().endswith(b"\n"):  # the next verdict must start a line of its own
+        write_json_lines(file, lines)
+    return lines
+
+
+def _parse(row: str, where: str) -> dict[str, str]:
+    try:
+        line = json.loads(row)
+        return {name: str(line[name]) for name in ("judge", "prompt", "reply", "verdict")}
+    except (ValueError, TypeError, KeyError):
+        raise DatasetError(f"{where}: {row[:60]!r} is no verdict; move the file away") from None

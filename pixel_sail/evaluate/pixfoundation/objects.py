@@ -1,4 +1,4 @@
-"""The noun of PixFoundation: an image, a question with options about it, and the object that the question is about."""
+"""The case of PixFoundation: an image, a multiple-choice question, and the object that the question is about."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pixel_sail.types import RLE
 
 @dataclass(frozen=True)
 class PixObject:
-    """One row of an annotation. Two rows of the same `pair` ask the same about two images that differ in the answer.
+    """One row of an annotation. Rows of the same `pair` ask the same about images that differ in the answer.
 
-    `question` is "" and `options` empty where the file with the questions is not there: then only masks are scored.
+    Without the file of questions, `question` is "" and `options` is empty: then only masks are scored.
     """
 
     index: int  # as published, from 1
     image: Path
     size_hw: tuple[int, int]  # pixels of the stored image
-    expression: str | None  # what refers to the object; None where there is nothing to refer to
+    expression: str | None  # refers to the object; None if there is nothing to refer to
     mask_rle: RLE | None  # the united mask, of size_hw; None: the object is absent
     question: str
     options: tuple[str, ...]  # texts without their letters

@@ -7,7 +7,7 @@
     <root>/pixcvbench/ADE20K/FinalSegmentations.json       or in validation/
     <root>/pixcvbench/ADE20K/validation/images/*.jpg
 
-Without a file of questions only masks are scored. test.parquet needs pyarrow.
+Without a file of questions, only masks are scored. test.parquet needs pyarrow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_ne
 from pixel_sail.data.sources.coco import read_json
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
-from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, united_or_none
+from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, union_or_none
 from pixel_sail.types import RLE, BadSample
 
 KIND = "pixcvbench"
@@ -38,9 +38,9 @@ _COLUMNS = ["idx", "question", "choices", "answer"]
 
 
 def read_objects(root: Path) -> list[PixObject]:
-    """All rows of the sources that are there, by Id. Raises DatasetError, BadSample.
+    """All rows of the sources whose masks exist, by Id. Raises DatasetError, BadSample.
 
-    Masks get the size of the image; where that is missing, they keep the largest of their own sizes.
+    Masks get the size of their image; if the image is missing, the largest of their own sizes.
     """
     folder = root / KIND
     rows = read_table(folder / "CV-Bench" / "Objects.csv", ("Id", "file", "Objects"))
@@ -59,7 +59,7 @@ def read_objects(root: Path) -> list[PixObject]:
         raise DatasetError(
             f"no FinalSegmentations.json under {folder}: expected {folder / 'COCO'} or {folder / 'ADE20K'}"
         )
-    return sorted(objects, key=lambda one: one.index)
+    return sorted(objects, key=lambda row: row.index)
 
 
 def expression_of(objects: str) -> str:
@@ -76,28 +76,28 @@ def _object(row: dict[str, str], segmentations: list[Any], images: Path, questio
     path, index = images / Path(row["file"]).name, int(row["Id"])
     where = f"{KIND}: {path.name}"
     size = _image_size(path) or max(
-        (tuple(one["size"]) for one in segmentations if isinstance(one, dict)), default=(1, 1)
+        (tuple(mask["size"]) for mask in segmentations if isinstance(mask, dict)), default=(1, 1)
     )
-    asked: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
+    question: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
     if questions is not None:
         if index not in questions:
             raise DatasetError(f"{where}: its Id {index} is no idx of the file of questions")
-        asked = questions[index]
+        question = questions[index]
     return PixObject(
         index=index,
         image=path,
         size_hw=size,
         expression=expression_of(row["Objects"]),
-        mask_rle=united_or_none([_resized(one, size, where) for one in segmentations], size),
-        question=asked["question"],
-        options=tuple(asked["choices"]),
-        answer=asked["answer"].strip("() ").lower(),
+        mask_rle=union_or_none([_resized(mask, size, where) for mask in segmentations], size),
+        question=question["question"],
+        options=tuple(question["choices"]),
+        answer=question["answer"].strip("() ").lower(),
         pair=index,
     )
 
 
 def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
-    """Those of each row. An image that several rows show is listed as often; the rows and the list have one order."""
+    """The masks of each row. An image of several rows is listed once a row; its smaller Id has the smaller image id."""
     values = read_json(path)
     try:
         listed_ids: dict[str, list[int]] = defaultdict(list)
@@ -114,22 +114,22 @@ def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
         by_name[Path(row["file"]).name].append(row)
     ids: dict[str, int] = {}
     for name, same in by_name.items():
-        found = sorted(listed_ids.get(name, ()))
-        if len(found) != len(same):
-            raise DatasetError(f"{path} lists {name} {len(found)} times; Objects.csv has {len(same)} rows about it")
-        ids |= {row["Id"]: image_id for row, image_id in zip(same, found, strict=True)}
+        image_ids = sorted(listed_ids.get(name, ()))
+        if len(image_ids) != len(same):
+            raise DatasetError(f"{path} lists {name} {len(image_ids)} times; Objects.csv has {len(same)} rows about it")
+        ids |= {row["Id"]: image_id for row, image_id in zip(same, image_ids, strict=True)}
     return [of_image[ids[row["Id"]]] for row in rows]
 
 
 def _resized(segmentation: Any, size_hw: tuple[int, int], where: str) -> RLE:
-    """A mask at the size of the image: each pixel takes the one under its centre."""
+    """A mask at the size of the image: each pixel takes the value of the mask's pixel under its centre."""
     own = tuple(segmentation["size"]) if isinstance(segmentation, dict) else size_hw
     mask = from_coco(segmentation, *own, where)
     return mask if own == size_hw else encode_mask(resize_nearest(decode_mask(mask), size_hw))
 
 
 def _image_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) from the head of the file; None where it is not there."""
+    """(height, width) from the header of the file; None if it does not exist."""
     if not path.is_file():
         return None
     try:
@@ -140,7 +140,7 @@ def _image_size(path: Path) -> tuple[int, int] | None:
 
 
 def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
-    """idx -> {question, choices, answer}; None where there is no file of questions."""
+    """idx -> {question, choices, answer}; None without a file of questions."""
     lines, table = folder / "test.jsonl", folder / "test.parquet"
     if lines.is_file():
         rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -159,6 +159,6 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         from pyarrow import parquet
     except ImportError:
         raise DatasetError(
-            f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put CV-Bench's test.jsonl beside it"
+            f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put test.jsonl into its folder"
         ) from None
-    return parquet.read_table(path, columns=_COLUMNS).to_pylist()  # not the images, which are most of the file
+    return parquet.read_table(path, columns=_COLUMNS).to_pylist()  # without the images, which are most of the file

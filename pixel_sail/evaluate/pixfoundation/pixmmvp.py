@@ -1,8 +1,8 @@
-"""PixMMVP: 300 images of MMVP in pairs that differ in what is asked, with the object that the question is about.
+"""PixMMVP: 300 images of MMVP in pairs with the same question and different answers, and the object of each question.
 
 <root>/pixmmvp/Questions.csv       Index, Question, Options "(a) Open (b) Closed", Correct Answer "(a)"
 <root>/pixmmvp/Objects.csv         Index, Object: the referring expression, or None
-<root>/pixmmvp/Segmentations.json  COCO: none, one or several polygons an image
+<root>/pixmmvp/Segmentations.json  COCO: any number of polygons an image, also 0
 <root>/pixmmvp/MMVP Images/<index>.jpg
 """
 
@@ -26,7 +26,7 @@ IMAGES = "MMVP Images"
 
 
 def read_objects(root: Path) -> list[PixObject]:
-    """All rows, in order; whether their images are there is not looked at. Raises DatasetError, BadSample."""
+    """All rows, in order; their images may be missing. Raises DatasetError, BadSample."""
     folder = root / KIND
     questions = read_table(folder / "Questions.csv", ("Index", "Question", "Options", "Correct Answer"))
     expressions = read_table(folder / "Objects.csv", ("Index", "Object"))
@@ -42,15 +42,15 @@ def read_objects(root: Path) -> list[PixObject]:
         if index not in images:
             raise DatasetError(f"{folder / 'Segmentations.json'} has no image with id {index}")
         size = (images[index]["height"], images[index]["width"])
-        pieces = [from_coco(one, *size, where) for one in segmentations[index]]
-        options, letter = choices(question["Options"], question["Correct Answer"], where)
+        pieces = [from_coco(polygons, *size, where) for polygons in segmentations[index]]
+        options, letter = read_choices(question["Options"], question["Correct Answer"], where)
         objects.append(
             PixObject(
                 index=index,
                 image=folder / IMAGES / images[index]["file_name"],
                 size_hw=size,
-                expression=said(expression["Object"]),
-                mask_rle=united_or_none(pieces, size),
+                expression=read_expression(expression["Object"]),
+                mask_rle=union_or_none(pieces, size),
                 question=question["Question"],
                 options=options,
                 answer=letter,
@@ -61,7 +61,7 @@ def read_objects(root: Path) -> list[PixObject]:
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows of a CSV file by column; spaces around names and values do not count. DatasetError."""
+    """The rows of a CSV file, as values by column; spaces around names and values are ignored. Raises DatasetError."""
     if not path.is_file():
         raise DatasetError(f"no file {path}")
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -76,13 +76,13 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return [dict(zip(names, (value.strip() for value in row), strict=True)) for row in rows if row]
 
 
-def said(expression: str) -> str | None:
-    """An expression as it is spoken; None for "None". The file doubles quotes in fields that are not quoted."""
+def read_expression(expression: str) -> str | None:
+    """The expression, or None for "None". The file doubles quotes even in fields that are not quoted."""
     text = expression.replace('""', '"')
     return None if text.casefold() in ("", "none") else text
 
 
-def choices(options: str, answer: str, where: str) -> tuple[tuple[str, ...], str]:
+def read_choices(options: str, answer: str, where: str) -> tuple[tuple[str, ...], str]:
     """("(a) Open (b) Closed", "(a)") -> (("Open", "Closed"), "a"). Raises DatasetError."""
     texts, letter = parse_options(options), answer.strip().strip("()").lower()
     if not texts or letter not in list("abcdefghijklmnopqrstuvwxyz"[: len(texts)]):
@@ -92,24 +92,24 @@ def choices(options: str, answer: str, where: str) -> tuple[tuple[str, ...], str
     return texts, letter
 
 
-def united_or_none(pieces: list[RLE], size_hw: tuple[int, int]) -> RLE | None:
-    """The pieces as one mask; None where they have no pixel."""
+def union_or_none(pieces: list[RLE], size_hw: tuple[int, int]) -> RLE | None:
+    """The union of the pieces; None if it has no pixel."""
     mask = unite(pieces, size_hw)
     return mask if area_px(mask) else None
 
 
 def _read_segmentations(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Any]]]:
     """id -> image; image id -> its segmentations."""
-    values, found = read_json(path), defaultdict(list)
+    values, segmentations = read_json(path), defaultdict(list)
     try:
         for annotation in values["annotations"]:
-            found[annotation["image_id"]].append(annotation["segmentation"])
+            segmentations[annotation["image_id"]].append(annotation["segmentation"])
         images = {
             image["id"]: {name: image[name] for name in ("file_name", "height", "width")} for image in values["images"]
         }
     except (TypeError, KeyError) as error:
         raise DatasetError(f"{path} is no COCO file: no {error}") from None
-    strange = sorted(set(found) - set(images), key=str)
-    if strange:
-        raise BadSample(f"{path}: an annotation is of image {strange[0]!r}, which is not listed")
-    return images, found
+    unknown = sorted(set(segmentations) - set(images), key=str)
+    if unknown:
+        raise BadSample(f"{path}: an annotation is of image {unknown[0]!r}, which is not listed")
+    return images, segmentations

@@ -1,9 +1,11 @@
-"""The scores of PixFoundation: VQA accuracy A over pairs, grounding mIoU M, and S, their harmonic mean.
+"""The scores of PixFoundation: VQA accuracy A over pairs, grounding mIoU M, and their harmonic mean S.
 
-With several wordings A and M are the best of them, as in the paper; the mean and the spread (largest minus smallest)
-say how much the wording matters. M has three readings: of all images, where neither a mask nor an object is 1;
-without those that have no expression (`None`, the absent-object images that the published scripts can leave out);
-and of those only whose object has a mask.
+A and M are those of the best wording, as in the paper. The mean and the spread (largest minus smallest) over wordings
+show how much the wording matters. M has three variants:
+
+    miou             all images; for an absent object, 1 if the mask is empty, else 0
+    miou_no_absent   without images whose expression is `None`, which the published scripts can leave out
+    miou_present     only images whose object has a mask
 """
 
 from __future__ import annotations
@@ -20,56 +22,56 @@ from pixel_sail.evaluate.pixfoundation.vqa import chosen_option, pairs_of, perce
 
 @dataclass(frozen=True)
 class VqaScore:
-    """Of one wording."""
+    """The VQA scores of one wording."""
 
     right: list[bool]  # one an image
     accuracy: float | None  # percent of pairs answered right
     accuracy_single: float | None  # percent of images
-    undecided: list[dict[str, Any]]  # index, answer: they choose no option and count as wrong
-    judged: int  # decided by the judge
+    undecided: list[dict[str, Any]]  # index, answer: answers that choose no option; they count as wrong
+    judged: int  # number of answers that the judge decided
 
 
 def pix_scores(
-    objects: Sequence[PixObject], lines: Sequence[dict[str, Any]], pair_size: int, judge: Judge | None
+    cases: Sequence[PixObject], lines: Sequence[dict[str, Any]], pair_size: int, judge: Judge | None
 ) -> dict[str, Any]:
     """Percentages as floats, None where undefined; `failures`: cell -> pairs of indices; `wordings`: scores of each.
 
-    The cells are of the best wordings of question and request, and are counted where there are both.
+    The cells are those of the best wordings of question and request, and None unless there are both.
     """
-    pairs = pairs_of(objects, pair_size)
+    pairs = pairs_of(cases, pair_size)
     vqa = [
-        _vqa([line["answers"][t] for line in lines], objects, pairs, judge)
+        _vqa([line["answers"][t] for line in lines], cases, pairs, judge)
         for t in range(len(lines[0]["answers"]) if lines else 0)
     ]
     grounding = [
-        _grounding([line["segmentations"][t] for line in lines], objects)
+        _grounding([line["segmentations"][t] for line in lines], cases)
         for t in range(len(lines[0]["segmentations"]) if lines else 0)
     ]
-    best_vqa = _best([(one.accuracy, one.accuracy_single) for one in vqa])  # pairs, and where they tie single images
-    best_mask = _best([(one["miou"],) for one in grounding])
+    best_vqa = _best([(score.accuracy, score.accuracy_single) for score in vqa])  # single images decide a tie
+    best_mask = _best([(score["miou"],) for score in grounding])
     cells: dict[str, list[list[int]]] | None = None
     if vqa and grounding:
-        masks = [mask_right(line["segmentations"][best_mask], one) for line, one in zip(lines, objects, strict=True)]
-        cells = failure_cells(objects, pairs, vqa[best_vqa].right, masks)
+        masks = [mask_right(line["segmentations"][best_mask], case) for line, case in zip(lines, cases, strict=True)]
+        cells = failure_cells(cases, pairs, vqa[best_vqa].right, masks)
     accuracy = vqa[best_vqa].accuracy if vqa else None
-    of_masks = grounding[best_mask] if grounding else dict.fromkeys(("miou", "miou_no_absent", "miou_present"))
+    mious = grounding[best_mask] if grounding else dict.fromkeys(("miou", "miou_no_absent", "miou_present"))
     return {
-        "score": harmonic(accuracy, of_masks["miou"]),
+        "score": harmonic(accuracy, mious["miou"]),
         "accuracy": accuracy,
-        **_sensitivity("accuracy", [one.accuracy for one in vqa]),
+        **_sensitivity("accuracy", [score.accuracy for score in vqa]),
         "accuracy_single": vqa[best_vqa].accuracy_single if vqa else None,
-        **of_masks,
-        **_sensitivity("miou", [one["miou"] for one in grounding]),
+        **mious,
+        **_sensitivity("miou", [score["miou"] for score in grounding]),
         **{cell: None if cells is None else len(cells[cell]) for cell in CELLS},
-        "undecided": sum(len(one.undecided) for one in vqa),
-        "judged": sum(one.judged for one in vqa),
+        "undecided": sum(len(score.undecided) for score in vqa),
+        "judged": sum(score.judged for score in vqa),
         "pairs": len(pairs),
-        "cases": len(objects),
+        "cases": len(cases),
         "failures": cells,
         "wordings": {
             "vqa": [
-                {"accuracy": one.accuracy, "accuracy_single": one.accuracy_single, "undecided": one.undecided}
-                for one in vqa
+                {"accuracy": score.accuracy, "accuracy_single": score.accuracy_single, "undecided": score.undecided}
+                for score in vqa
             ],
             "grounding": grounding,
         },
@@ -77,33 +79,33 @@ def pix_scores(
 
 
 def harmonic(a: float | None, b: float | None) -> float | None:
-    """2ab / (a + b); 0 where both are."""
+    """2ab / (a + b); 0 if both are 0, None if one is undefined."""
     if a is None or b is None:
         return None
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def _vqa(
-    answers: Sequence[str], objects: Sequence[PixObject], pairs: Sequence[Sequence[int]], judge: Judge | None
+    answers: Sequence[str], cases: Sequence[PixObject], pairs: Sequence[Sequence[int]], judge: Judge | None
 ) -> VqaScore:
     letters, undecided, judged = [], [], 0
-    for answer, one in zip(answers, objects, strict=True):
-        letter = chosen_option(answer, one.options)
+    for answer, case in zip(answers, cases, strict=True):
+        letter = chosen_option(answer, case.options)
         if letter is None and judge is not None:
-            letter = judge.verdict(one.question, one.options, answer)
+            letter = judge.verdict(case.question, case.options, answer)
             judged += letter is not None
         if letter is None:
-            undecided.append({"index": one.index, "answer": answer})
+            undecided.append({"index": case.index, "answer": answer})
         letters.append(letter)
-    right = [letter == one.answer for letter, one in zip(letters, objects, strict=True)]
-    of_pairs = [all(right[i] for i in members) for members in pairs]
-    return VqaScore(right, percent(of_pairs), percent(right), undecided, judged)
+    right = [letter == case.answer for letter, case in zip(letters, cases, strict=True)]
+    right_pairs = [all(right[i] for i in members) for members in pairs]
+    return VqaScore(right, percent(right_pairs), percent(right), undecided, judged)
 
 
-def _grounding(masks: Sequence[Any], objects: Sequence[PixObject]) -> dict[str, float | None]:
-    ious = [mask_iou(mask, one) for mask, one in zip(masks, objects, strict=True)]
-    named = [iou for iou, one in zip(ious, objects, strict=True) if one.expression is not None]
-    present = [iou for iou, one in zip(ious, objects, strict=True) if one.mask_rle is not None]
+def _grounding(masks: Sequence[Any], cases: Sequence[PixObject]) -> dict[str, float | None]:
+    ious = [mask_iou(mask, case) for mask, case in zip(masks, cases, strict=True)]
+    named = [iou for iou, case in zip(ious, cases, strict=True) if case.expression is not None]
+    present = [iou for iou, case in zip(ious, cases, strict=True) if case.mask_rle is not None]
     return {name: _mean(part) for name, part in (("miou", ious), ("miou_no_absent", named), ("miou_present", present))}
 
 
@@ -112,7 +114,7 @@ def _mean(ious: Sequence[float]) -> float | None:
 
 
 def _best(values: Sequence[tuple[float | None, ...]]) -> int:
-    """Index of the largest, the first of equal ones; what is not defined is the smallest."""
+    """Index of the largest value; the first of equal values. None counts as the smallest."""
     known = [tuple(-1.0 if part is None else part for part in value) for value in values]
     return max(range(len(known)), key=known.__getitem__, default=0)
 

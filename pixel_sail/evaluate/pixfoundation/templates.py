@@ -1,4 +1,4 @@
-"""How PixFoundation's questions are put to a model: several wordings each, since scores depend on them."""
+"""The prompts of PixFoundation: several wordings of each question and request, since scores depend on the wording."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pixel_sail.evaluate.pixfoundation.objects import PixObject
 
 VQA = CHOOSE
 _GROUNDING = QUESTIONS[:4]
-NO_EXPRESSION = "None"  # said in place of an expression, as the annotation has it and the published scripts do
+NO_EXPRESSION = "None"  # stands for a missing expression, as in the annotation and the published scripts
 
 JUDGE = (
     "Somebody was asked a question about a picture that you do not see, and answered in free words. Tell which of the "
@@ -19,13 +19,13 @@ JUDGE = (
 )
 
 
-def vqa_prompts(one: PixObject) -> list[str]:
-    """One prompt for each of `VQA`; none where there is no question."""
-    return [choose(one.question, one.options, template) for template in VQA] if one.question else []
+def vqa_prompts(case: PixObject) -> list[str]:
+    """One prompt for each template of `VQA`; empty if the case has no question."""
+    return [choose(case.question, case.options, template) for template in VQA] if case.question else []
 
 
 def grounding_templates(own: str) -> tuple[str, ...]:
-    """Three: `own`, the wording that a model was tested with so far, and the first others."""
+    """Three templates: `own`, the template of the model's config, and the first two others."""
     return (own, *(template for template in _GROUNDING if template != own))[:3]
 
 
@@ -34,6 +34,6 @@ def grounding_prompts(expression: str, templates: Sequence[str]) -> list[str]:
     return [question(expression, template) for template in templates]
 
 
-def judge_prompt(asked: str, options: Sequence[str], answer: str) -> str:
-    """What a judge is asked: it is not told which option is right."""
-    return JUDGE.format(question=asked, options=choose("", options).strip(), answer=answer)
+def judge_prompt(question_text: str, options: Sequence[str], answer: str) -> str:
+    """The prompt of a judge, which does not say which option is right."""
+    return JUDGE.format(question=question_text, options=choose("", options).strip(), answer=answer)

@@ -1,4 +1,4 @@
-"""From a free answer to the option that it chooses, and from the options to accuracy over pairs."""
+"""From a free answer to the option that it chooses, and from options to accuracy over pairs."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ _MARKED = re.compile(r"\(([a-z])\)|^\s*([a-z])[.):]")  # "(b)" anywhere, "b.", "
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str | None:
-    """The letter ("a", "b", ...) of the option that a free answer chooses; None where it names none or several.
+    """The letter ("a", "b", ...) of the option that a free answer chooses; None if it names none or several.
 
-    The rules of `pixel_sail.data.options.chosen_letter` (a letter, then the text of an option), with small letters as
-    well. An option's text in an answer that also denies something ("they are not closed") decides nothing, unless the
-    answer begins with it ("No, they are not.").
+    The rules are those of `pixel_sail.data.options.chosen_letter` (a letter, then the text of an option), and small
+    letters count too. In an answer that denies something ("they are not closed"), an option's text decides nothing,
+    unless the answer begins with it ("No, they are not.").
     """
     lettered = dict(zip(ascii_uppercase, options, strict=False))
-    said = _MARKED.sub(lambda match: f"({(match[1] or match[2]).upper()})", answer.replace(SEG, " ")).strip()
+    text = _MARKED.sub(lambda match: f"({(match[1] or match[2]).upper()})", answer.replace(SEG, " ")).strip()
     if not any(map(_NO_ANSWER.search, options)):
-        said = _NO_ANSWER.sub(" ", said).strip()
-    letter = stated_letter(said.rstrip("."), lettered) or chosen_letter(said, lettered)
-    if letter is None or f"({letter})" in said or not _NEGATION.search(said):
+        text = _NO_ANSWER.sub(" ", text).strip()
+    letter = stated_letter(text.rstrip("."), lettered) or chosen_letter(text, lettered)
+    if letter is None or f"({letter})" in text or not _NEGATION.search(text):
         return letter and letter.lower()
     first = re.compile(rf"{re.escape(lettered[letter])}(?!\w)", re.IGNORECASE)
-    denied = _NEGATION.search(lettered[letter]) is None and not first.match(said)
+    denied = _NEGATION.search(lettered[letter]) is None and not first.match(text)
     return None if denied else letter.lower()
 
 
 def parse_options(text: str) -> tuple[str, ...]:
-    """ " (a) Open (b) Closed" -> ("Open", "Closed"); empty where the letters do not run a, b, ... from the start."""
+    """ " (a) Open (b) Closed" -> ("Open", "Closed"); empty unless the letters run a, b, ... from the start."""
     pieces = re.split(r"\(([a-z])\)", text)
     letters, texts = pieces[1::2], tuple(piece.strip() for piece in pieces[2::2])
     in_order = "".join(letters) == ascii_lowercase[: len(letters)]
     return texts if in_order and len(texts) > 1 and all(texts) and not pieces[0].strip() else ()
 
 
-def pairs_of(objects: Sequence[PixObject], pair_size: int) -> list[list[int]]:
-    """Positions in `objects` of the members of each pair of which all `pair_size` are there."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for position, one in enumerate(objects):
-        found[one.pair].append(position)
-    return [members for members in found.values() if len(members) == pair_size]
+def pairs_of(cases: Sequence[PixObject], pair_size: int) -> list[list[int]]:
+    """Positions in `cases` of the members of each complete pair: one with `pair_size` members."""
+    pairs: dict[int, list[int]] = defaultdict(list)
+    for position, case in enumerate(cases):
+        pairs[case.pair].append(position)
+    return [members for members in pairs.values() if len(members) == pair_size]
 
 
 def percent(right: Sequence[bool]) -> float | None:
-    """Share of what is true, in percent; None of nothing."""
+    """The share of True, in percent; None of an empty sequence."""
     return 100 * sum(right) / len(right) if right else None

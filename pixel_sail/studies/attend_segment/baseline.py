@@ -20,11 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.durable import write_json_lines as write_lines
 from pixel_sail.evaluate.benchmark import Line
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.templates import NO_EXPRESSION, vqa_prompts
-from pixel_sail.evaluate.predictions import in_case_order, write_lines
+from pixel_sail.evaluate.predictions import in_case_order
 from pixel_sail.evaluate.referring import open_image
 from pixel_sail.studies.attend_segment import select
 from pixel_sail.studies.attend_segment.generate import Adapter
