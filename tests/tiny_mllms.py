@@ -1,4 +1,4 @@
-"""Tiny models of each family with random weights, their processors built from nothing."""
+"""Tiny models of each family with random weights, and processors that need no files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ALL = (*HUGGING_FACE, "pixel_sail")
 
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """A word a token; `special`: names of tokens as processors look for them, for example image_token."""
+    """One token for each word. `special`: special tokens by the name that processors use, for example image_token."""
     words = ["<unk>", "<s>", "</s>", *WORDS.split()]
     inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
@@ -65,7 +65,7 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 
 def tiny(model_type: str, seed: int = 0) -> HuggingFaceAdapter | PixelSailAdapter:
-    """The adapter of a family on a model of two or three layers; the same weights for the same seed."""
+    """The adapter of a family with a model of two to four layers; the same weights for the same seed."""
     torch.manual_seed(seed)
     if model_type == "pixel_sail":
         return PixelSailAdapter(_pixel_sail())
@@ -74,7 +74,7 @@ def tiny(model_type: str, seed: int = 0) -> HuggingFaceAdapter | PixelSailAdapte
     for parameter in model.parameters():  # transformers' 0.02 would make every attention row flat
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    # Words only: a model of random weights also says image tokens and its stop token.
+    # Words only: a model with random weights would also generate image tokens and its stop token.
     model.generation_config.suppress_tokens = list(processor.tokenizer.all_special_ids)
     return MODEL_TYPES[model_type](model, processor)
 
@@ -162,7 +162,7 @@ def _internvl():
 def _gemma3():
     tokens = tokenizer(image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>")
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    # Every other layer sees the last 24 tokens only: the image leaves their window while the model answers.
+    # Every other layer sees only the last 24 tokens: during the answer the image leaves their window.
     window = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim": 8}
     config = Gemma3Config(
         text_config=_text(tokens, "gemma3_text", layers=4, query_pre_attn_scalar=8, **window),

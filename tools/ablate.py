@@ -2,12 +2,12 @@
 
     python tools/ablate.py configs/ablation.yaml
     python tools/ablate.py configs/ablation.yaml --only plain --only upsampling
-    python tools/ablate.py configs/ablation.yaml --table          # of what is finished, and nothing is run
+    python tools/ablate.py configs/ablation.yaml --table          # of the finished runs; starts no run
 
-Each run is one call of tools/train.py and one of tools/test.py in its own folder. Repeated, the command goes on where
-it stopped and leaves finished runs alone. Started several times at once (one for each GPU, say, with
-CUDA_VISIBLE_DEVICES), each takes the runs that nobody works on. Results: ablation.md, ablation.json and ablation_*.png
-in the folder that the config names, written anew after every run. See docs/ablation.md.
+Each run is one call of tools/train.py and one of tools/test.py in its own folder. Repeat the command to continue:
+finished runs are not done again. Start it several times at once (for example once for each GPU, with
+CUDA_VISIBLE_DEVICES), and each process takes the runs that no other process works on. Results: ablation.md,
+ablation.json and ablation_*.png in the `dir` of the config, updated after every run. See docs/ablation.md.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 
 from pixel_sail.config import ConfigError
 from pixel_sail.studies.ablation.plan import Plan, Run, load_plan
-from pixel_sail.studies.ablation.plots import why_no_plots, write_plots
+from pixel_sail.studies.ablation.plots import write_plots
 from pixel_sail.studies.ablation.runs import RunFailed, execute, finished_scores
 from pixel_sail.studies.ablation.table import markdown, results_of, write_results
+from pixel_sail.studies.plotting import why_no_plots
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="an ablation file, see configs/ablation.yaml")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="may be repeated")
-    parser.add_argument("--table", action="store_true", help="write the results of what is finished and run nothing")
+    parser.add_argument("--table", action="store_true", help="write the results of the finished runs and start no run")
     arguments = parser.parse_args()
     try:
         plan = load_plan(arguments.config)
@@ -41,9 +42,9 @@ def main() -> None:
 
 
 def run_all(chosen: Plan, plan: Plan) -> None:
-    """All runs of `chosen`, those that other processes work on last. `plan` has the runs of the table.
+    """Do all runs of `chosen`; runs that other processes work on come last. `plan` has the runs of the table.
 
-    A run that fails does not keep the others from being done; RunFailed says at the end what the failed ones said.
+    A failed run does not stop the others. RunFailed is raised at the end, with the messages of all failed runs.
     """
     todo = [run for run in chosen.runs if finished_scores(run, plan.config) is None]
     print(f"{plan.config.dir}: {len(chosen.runs) - len(todo)} of {len(chosen.runs)} runs are finished", flush=True)
@@ -55,7 +56,7 @@ def run_all(chosen: Plan, plan: Plan) -> None:
 
 
 def attempt(run: Run, plan: Plan, wait: bool, failures: list[str]) -> bool:
-    """Whether the run is settled: finished by us or another, or failed. False when another process works on it."""
+    """Do one run. Returns True if it is finished or has failed, False if another process works on it."""
     started = time.monotonic()
     print(f"{run.name}: {run.folder}/log.txt", flush=True)
     try:
@@ -73,7 +74,7 @@ def attempt(run: Run, plan: Plan, wait: bool, failures: list[str]) -> bool:
 
 
 def write(plan: Plan) -> str:
-    """Writes table and plots of what is finished; the table, and where they are."""
+    """Write the table and plots of the finished runs. Returns the table and the paths as text."""
     results, folder = results_of(plan), plan.config.dir
     write_results(results, folder)
     finished = [run for run in plan.runs if finished_scores(run, plan.config) is not None]

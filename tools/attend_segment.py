@@ -6,10 +6,12 @@
         --benchmark pixmmvp --data-root data/scenes --out outputs/attend
     python tools/test.py --predictions outputs/attend/predictions/oracle.jsonl --benchmark pixmmvp --data-root data
 
+Needs spaCy and an English model of it (pip install 'pixel_sail[phrases]'; python -m spacy download en_core_web_sm).
+
 Families: our own models, llava (1.5), qwen_vl (Qwen2-VL, Qwen2.5-VL), internvl (the -hf checkpoints), gemma3. The
 model also answers the benchmark's questions. A model that was trained to answer with masks may say nothing but [SEG],
-which has no phrase: then give it a --prompt that it answers in words. Written: phrases.jsonl, predictions/ of the
-oracle and of the automatic choice, metrics.json. An interrupted call goes on where it stopped when repeated.
+which contains no noun phrase: then give a --prompt that it answers in words. Written: phrases.jsonl, predictions/ of
+the oracle and of the automatic choice, metrics.json. Repeat an interrupted call to continue it.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    chunker = phrases.open_chunker()  # first: without spaCy nothing else needs to be loaded
     benchmark = runner.open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
     if benchmark.problems:
-        print(f"{len(benchmark.problems)} rows of {benchmark.name} are left out; the first: {benchmark.problems[0]}")
-    chunker = phrases.open_chunker(arguments.phrases)
+        print(f"{len(benchmark.problems)} rows of {benchmark.name} are left out, the first: {benchmark.problems[0]}")
     adapter = open_adapter(arguments.model, arguments.family, arguments.device, arguments.precision)
     parts = baseline.Baseline(
         adapter,
@@ -55,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     made_with = {
         "model": runner.fingerprint(Path(arguments.model), family=adapter.family, precision=arguments.precision),
         "segmenter": runner.fingerprint(Path(segmenter_path), spec=arguments.segmenter),
-        "phrases": phrases.used(arguments.phrases),
+        "phrases": phrases.spacy_model(),
         "settings": [arguments.benchmark, arguments.prompt, arguments.max_new_tokens, arguments.select],
     }
     records = baseline.collect(benchmark.cases, parts, arguments.out, made_with)
@@ -71,11 +73,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--max-images", type=int, help="only the first N images")
-    parser.add_argument("--prompt", default=baseline.PROMPT, help=f"may have {', '.join(baseline.FIELDS)}")
+    parser.add_argument("--prompt", default=baseline.PROMPT, help=f"may contain {', '.join(baseline.FIELDS)}")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--phrases", default="auto", choices=phrases.CHUNKERS, help="auto: spaCy if installed")
     parser.add_argument(
-        "--select", default="words", choices=("words", "model"), help="the automatic choice: by words, or ask the model"
+        "--select", default="words", choices=("words", "model"), help="automatic choice: by words, or ask the model"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))

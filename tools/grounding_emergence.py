@@ -4,9 +4,9 @@
     python tools/grounding_emergence.py llava-1.5-7b-hf --segmenter sam:sam-vit-huge --data-root data --out out
     python tools/grounding_emergence.py --phrases outputs/attend/phrases.jsonl --data-root data --out out
 
-With a MODEL it first runs tools/attend_segment.py in <out>/attend, which goes on where it stopped; --phrases takes its
-phrases.jsonl. Written: when.json and, where matplotlib is installed, when.png; when_<concept>.png with examples. What
-they show: docs/pixfoundation.md.
+With a MODEL it first runs tools/attend_segment.py in <out>/attend, which continues an interrupted call and needs spaCy.
+--phrases takes the phrases.jsonl of an earlier run. Written: emergence.json; emergence.png, if matplotlib is installed;
+emergence_<concept>.png with examples. docs/pixfoundation.md explains them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from pixel_sail.config import REPOSITORY
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
-from pixel_sail.studies.ablation.plots import why_no_plots
-from pixel_sail.studies.emergence.best_phrase import read_answers, table, when, write_results
+from pixel_sail.studies.emergence.best_phrase import read_answers, summarize, table, write_results
 from pixel_sail.studies.emergence.figures import write_examples, write_histograms
+from pixel_sail.studies.plotting import why_no_plots
 from pixel_sail.types import BadSample
 
 READERS = {pixmmvp.KIND: pixmmvp.read_objects, pixcvbench.KIND: pixcvbench.read_objects}
@@ -30,9 +30,9 @@ READERS = {pixmmvp.KIND: pixmmvp.read_objects, pixcvbench.KIND: pixcvbench.read_
 def main() -> None:
     arguments = _parse()
     try:
-        objects = {one.index: one for one in READERS[arguments.benchmark](arguments.data_root)}
+        objects = {target.index: target for target in READERS[arguments.benchmark](arguments.data_root)}
         answers = read_answers(arguments.phrases or _attend(arguments), objects)
-        results = when(answers, objects)
+        results = summarize(answers, objects)
         written = [write_results(results, arguments.out)]
         if not why_no_plots():
             written.append(write_histograms(results, arguments.out))
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _attend(arguments: argparse.Namespace) -> Path:
-    """Runs attend-and-segment on the model; where its phrases are. SystemExit where it fails: it has said why."""
+    """Run attend-and-segment on the model and return the path of its phrases. SystemExit if it fails; it says why."""
     out = arguments.out / "attend"
     command = [sys.executable, str(REPOSITORY / "tools/attend_segment.py"), arguments.model]
     command += ["--family", arguments.family, "--segmenter", arguments.segmenter or f"pixel_sail:{arguments.model}"]
@@ -60,7 +60,7 @@ def _attend(arguments: argparse.Namespace) -> Path:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="a folder or hub name; left out with --phrases")
+    parser.add_argument("model", nargs="?", help="a folder or hub name; omit it with --phrases")
     parser.add_argument("--phrases", type=Path, help="a phrases.jsonl of tools/attend_segment.py")
     parser.add_argument("--benchmark", choices=tuple(READERS), default=pixmmvp.KIND)
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))

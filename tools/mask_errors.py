@@ -1,9 +1,9 @@
-"""Where do masks lose? cIoU of referring expressions, taken apart: another object, edges, neighbours, ground, holes.
+"""Why is cIoU low? The loss of referring masks by cause: another object, edges, neighbours, background, holes.
 
     python tools/mask_errors.py runs/quickstart/scores/predictions/refcoco:val.jsonl --benchmark refcoco:val
 
-Takes a predictions file of tools/test.py, or of any model in that form. Prints a table, on the embedded dataset by kind
-of expression as well; what the columns mean is in pixel_sail/studies/mask_errors.py.
+Takes a predictions file of tools/test.py, or of any model in that format. Prints a table; for the embedded dataset also
+by kind of expression. pixel_sail/studies/mask_errors.py explains the columns.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def main() -> None:
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--benchmark", required=True, help="refcoco, refcoco+ or refcocog, a colon and a split")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
-    parser.add_argument("--max-images", type=int, help="only the first N images, as it was given to tools/test.py")
+    parser.add_argument("--max-images", type=int, help="only the first N images, as given to tools/test.py")
     arguments = parser.parse_args()
     try:
         benchmark = open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
         lines = read_lines(arguments.predictions, benchmark)
         lines = in_case_order(benchmark, lines, str(arguments.predictions))
-        found = mask_errors(benchmark.cases, lines, arguments.data_root, arguments.benchmark)
+        errors = mask_errors(benchmark.cases, lines, arguments.data_root, arguments.benchmark)
     except (BadSample, DatasetError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(table(found))
+    print(table(errors))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Where masks of referring expressions lose: on another object, at the edge, beside it. cIoU taken apart, additively.
+"""Why cIoU of referring expressions is low: another object, an inexact edge, pixels beside it. The shares add up.
 
-Every pixel of a union that is not in the intersection has one cause, so that cIoU and the shares add up to 100:
+Every pixel of a union that is not in the intersection has exactly one cause, so cIoU and the shares add up to 100:
 
-    other     the mask fits another annotated object of the image better, or there is no mask: the whole case
-    edge      within `BOUNDARY_SHARE` of the diagonal of the target's contour, on either side of it
+    other     the mask fits another annotated object of the image better, or there is no mask: all pixels of the case
+    edge      within `BOUNDARY_SHARE` of the image's diagonal from the target's contour, on either side of it
     also      further out, on other annotated objects
-    ground    further out, on none
-    inside    missing within the target
+    ground    further out, on no annotated object
+    inside    missing pixels inside the target
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CAUSES = ("other", "edge", "also", "ground", "inside")
 
 @dataclass
 class MaskErrors:
-    """Pixels over cases; `right` are those whose mask fits no other object of the image better."""
+    """Pixels summed over cases. `right`: cases whose mask fits no other object of the image better than the target."""
 
     cases: int = 0
     right: int = 0
@@ -43,12 +43,12 @@ class MaskErrors:
     lost_px: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0))
 
     def update(self, prediction: RLE | None, target: RLE, objects: Sequence[RLE]) -> None:
-        """One case; `objects`: those of its image, the target among them. All masks are at the stored size."""
+        """Add one case. `objects`: those of its image, including the target. All masks have the stored image's size."""
         if prediction is None or area_px(prediction) == 0:
             intersection, union, right = 0, area_px(target), False
         else:
             intersection, union = overlap_px(prediction, target)
-            right = intersection > 0 and all(_iou(prediction, one) <= intersection / union for one in objects)
+            right = intersection > 0 and all(_iou(prediction, mask) <= intersection / union for mask in objects)
         self.cases += 1
         self.intersection_px += intersection
         self.union_px += union
@@ -62,7 +62,7 @@ class MaskErrors:
             self.lost_px[cause] += pixels
 
     def result(self) -> dict[str, float | int]:
-        """Percentages: cIoU, cases with the right object and cIoU of these, and the share lost to each cause."""
+        """Percentages: cIoU, cases with the right object, cIoU of these, and the share lost to each cause."""
         lost = {cause: 100 * pixels / self.union_px for cause, pixels in self.lost_px.items()}
         return {
             "cases": self.cases,
@@ -74,26 +74,28 @@ class MaskErrors:
 
 
 def mask_errors(cases: Sequence[Case], lines: Sequence[Line], root: Path, name: str) -> dict[str, MaskErrors]:
-    """Of all cases and, on the embedded dataset, of each kind of expression. `lines` are checked, in case order.
+    """The errors by group: "all" and, for the embedded dataset, each kind of expression.
 
-    Raises DatasetError for a benchmark that is not of one object a case.
+    `lines`: already checked, in the order of the cases. Raises DatasetError for a benchmark whose expressions do not
+    mean exactly one object.
     """
     dataset = name.partition(":")[0]
     if dataset not in refer.NAMES:
-        raise DatasetError(f"{name}: mask errors are of {', '.join(refer.NAMES)}, where an expression means one object")
+        known = " or ".join(refer.NAMES)
+        raise DatasetError(f"{name}: mask errors need {known}, where an expression means exactly one object")
     objects, kinds = _objects(CocoInstances.read(root / dataset / "instances.json"), cases), _kinds(root, dataset)
-    found: dict[str, MaskErrors] = defaultdict(MaskErrors)
+    errors: dict[str, MaskErrors] = defaultdict(MaskErrors)
     for case, line in zip(cases, lines, strict=True):
         for group in ("all", *([kinds[case.sent_id]] if kinds else [])):
-            found[group].update(line["segmentation"], case.mask, objects[case.image_id])
-    return dict(found)
+            errors[group].update(line["segmentation"], case.mask, objects[case.image_id])
+    return dict(errors)
 
 
-def table(found: dict[str, MaskErrors]) -> str:
-    """One line a group, in Markdown; what is lost is a share of all unions."""
+def table(errors_by_group: dict[str, MaskErrors]) -> str:
+    """A Markdown table with one line for each group. Losses are shares of all unions."""
     heads = ("expression", "cases", "cIoU", "right object", "cIoU of these", *(f"lost: {cause}" for cause in CAUSES))
     rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for group, errors in found.items():
+    for group, errors in errors_by_group.items():
         values = errors.result()
         numbers = [f"{values[key]:.1f}" for key in ("ciou", "right", "right_ciou", *CAUSES)]
         rows.append(f"| {group} | {values['cases']:,} | {' | '.join(numbers)} |")
@@ -101,23 +103,23 @@ def table(found: dict[str, MaskErrors]) -> str:
 
 
 def _objects(coco: CocoInstances, cases: Iterable[Case]) -> dict[int, list[RLE]]:
-    """The masks of the annotated objects of every image in question."""
-    wanted = {case.image_id for case in cases}
-    found: dict[int, list[RLE]] = {image_id: [] for image_id in wanted}
+    """The masks of all annotated objects, by image, for the images of the cases."""
+    masks: dict[int, list[RLE]] = {case.image_id: [] for case in cases}
     for annotation_id, annotation in coco.annotations.items():
-        if annotation.get("image_id") in wanted:
-            found[annotation["image_id"]].append(coco.mask(annotation_id, annotation["image_id"]))
-    return found
+        image_id = annotation.get("image_id")
+        if image_id in masks:
+            masks[image_id].append(coco.mask(annotation_id, image_id))
+    return masks
 
 
 def _kinds(root: Path, dataset: str) -> list[str]:
-    """The kind of each expression by its sent_id, which only the embedded dataset knows; empty for others."""
+    """The kind of each expression, indexed by sent_id. Empty except for the embedded dataset."""
     path = root / "scenes.json"
     return [query["type"] for query in read_json(path)["queries"][dataset]] if path.is_file() else []
 
 
 def _causes(prediction: RLE, target: RLE, objects: Sequence[RLE]) -> dict[str, int]:
-    """Pixels of each cause but `other`."""
+    """Pixels of each cause except `other`."""
     drawn, truth = decode_mask(prediction), decode_mask(target)
     wrong, edge = drawn ^ truth, contour(truth)
     beyond = wrong & ~edge
@@ -131,7 +133,7 @@ def _causes(prediction: RLE, target: RLE, objects: Sequence[RLE]) -> dict[str, i
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool -> its pixels and those around it that are near its contour; the image's own edge is none."""
+    """(H, W) bool -> the pixels near its contour, inside and outside. The image's border is not a contour."""
     distance = boundary_distance_px(mask.shape)
     padded = np.pad(mask, distance + 1, mode="edge")
     near = boundary(padded, distance) | boundary(~padded, distance)

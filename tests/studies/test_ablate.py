@@ -1,4 +1,4 @@
-"""tools/ablate.py: through the real tools, killed in between and continued; and what it calls when, with stand-ins."""
+"""tools/ablate.py: with the real tools, killed and continued; and the order of its calls, with stand-ins."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def call(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_killed_and_continued(tmp_path: Path) -> None:
-    """Killed while the second run is being trained: that training goes on by itself and is not started twice."""
+    """Killed during the training of the second run: that training continues and is not started twice."""
     config, out = write(tmp_path, write_refer_dataset(tmp_path / "root")), tmp_path / "out"
     process, deadline = start(config), time.monotonic() + 400
     while not (out / "upsampling/seed_0/log.txt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    said, _ = process.communicate()
-    assert process.returncode == -9 and "plain, seed 0: done" in said, said
+    printed, _ = process.communicate()
+    assert process.returncode == -9 and "plain, seed 0: done" in printed, printed
     first = (out / "plain/seed_0/scores.json").stat()
 
-    status, said = call(config)
-    assert status == 0 and "1 of 4 runs are finished" in said, said
+    status, printed = call(config)
+    assert status == 0 and "1 of 4 runs are finished" in printed, printed
     assert (out / "plain/seed_0/scores.json").stat() == first
     for folder in (out / name / f"seed_{seed}" for name in ("plain", "upsampling") for seed in (0, 1)):
         assert (folder / "log.txt").read_text().count("tools/train.py") == 1, folder
@@ -79,11 +79,11 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     assert values["upsampling"]["1"] == scored["ciou"] and {"boundary_iou", "small_giou"} <= scored.keys()
     blocks = {name: _upsample_blocks(out / name / "seed_0/run/export/config.json") for name in ("plain", "upsampling")}
     assert blocks == {"plain": 0, "upsampling": 2}
-    assert (out / "ablation.md").read_text() in said
+    assert (out / "ablation.md").read_text() in printed
 
     write(tmp_path, tmp_path / "root", changes={"train.steps": 3})
-    status, said = call(config, "--table")
-    assert status == 1 and "train.steps was 2, is 3" in said and "Traceback" not in said
+    status, printed = call(config, "--table")
+    assert status == 1 and "train.steps was 2, is 3" in printed and "Traceback" not in printed
 
 
 def _upsample_blocks(path: Path) -> int:
@@ -92,7 +92,7 @@ def _upsample_blocks(path: Path) -> int:
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch) -> Path:
-    """Stand-ins for the tools that write what the real ones leave, and a line in this file for each call."""
+    """Stand-ins for the tools: they write the files of the real ones, and a line in this file for each call."""
     (tmp_path / "tools").mkdir()
     written = tmp_path / "calls.txt"
     body = f"import sys, json, pathlib\nopen({str(written)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
@@ -126,21 +126,21 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, calls: Path) -> None:
     run, config = one_run(tmp_path, benchmarks=["refcoco:val", "perbench:mcq"], max_images=5)
     assert finished_scores(run, config) is None and execute(run, config, wait=False)
     *_, last = calls.read_text().splitlines()
-    assert len(calls.read_text().splitlines()) == 3  # scored again on more, not trained again
+    assert len(calls.read_text().splitlines()) == 3  # scored on more benchmarks, not trained again
     assert "--benchmark perbench:mcq" in last and last.endswith("--max-images 5")
     assert set(finished_scores(run, config)) == {"refcoco:val", "perbench:mcq"}
     run, config = one_run(tmp_path, max_images=6)
-    assert finished_scores(run, config) is None  # scores of other images are not these
+    assert finished_scores(run, config) is None  # scores of another number of images do not count
 
 
 def test_caches_are_filled_before_training(tmp_path: Path, calls: Path) -> None:
     expert = {"kind": "mask2former", "path": "x", "at": "patches", "size_px": 64}
-    cached, online = expert | {"name": "one", "cache": str(tmp_path / "caches/one")}, expert | {"name": "two"}
-    also = cached | {"name": "also", "cache": str(tmp_path / "caches/also")}
-    run, config = one_run(tmp_path, changes={"experts": [cached, online, also]})
+    cached, uncached = expert | {"name": "first", "cache": str(tmp_path / "caches/first")}, expert | {"name": "second"}
+    also_cached = cached | {"name": "third", "cache": str(tmp_path / "caches/third")}
+    run, config = one_run(tmp_path, changes={"experts": [cached, uncached, also_cached]})
     execute(run, config, wait=False)
-    first, second, third = calls.read_text().splitlines()
-    assert first == f"{run.folder}/config.yaml --expert one --expert also" and second == f"{run.folder}/config.yaml"
+    cache, train, _ = calls.read_text().splitlines()
+    assert cache == f"{run.folder}/config.yaml --expert first --expert third" and train == f"{run.folder}/config.yaml"
 
 
 def test_a_failed_run_says_why_and_can_be_repeated(tmp_path: Path, calls: Path) -> None:
@@ -153,9 +153,9 @@ def test_a_failed_run_says_why_and_can_be_repeated(tmp_path: Path, calls: Path) 
     assert execute(run, config, wait=False) and len(calls.read_text().splitlines()) == 3
 
 
-def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path, calls: Path) -> None:
+def test_a_run_of_another_process_is_skipped(tmp_path: Path, calls: Path) -> None:
     run, config = one_run(tmp_path)
-    with runs._alone(run.folder / "lock", wait=False) as ours:
-        assert ours is not None
+    with runs._locked(run.folder / "lock", wait=False) as lock:
+        assert lock is not None
         assert not execute(run, config, wait=False) and not calls.exists()
     assert execute(run, config, wait=True) and calls.exists()

@@ -1,9 +1,11 @@
-"""Attend-and-segment from end to end: segmenters, the choice of a mask, files that go on where they stopped."""
+"""Attend-and-segment from end to end: segmenters, the choice of a mask, files that continue after a kill."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from needs_spacy import needs_spacy
 from PIL import Image, ImageDraw
 from tiny_mllms import HUGGING_FACE, PROMPT, tiny
 from transformers import (
@@ -30,12 +33,11 @@ from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.regions import Points
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
-from pixel_sail.studies.attend_segment import baseline, select
+from pixel_sail.studies.attend_segment import baseline, phrases, select
 from pixel_sail.studies.attend_segment.adapters import HuggingFaceAdapter, open_adapter
-from pixel_sail.studies.attend_segment.baseline import Baseline, collect, filled, score
-from pixel_sail.studies.attend_segment.generate import Watched
-from pixel_sail.studies.attend_segment.phrases import by_rules
-from pixel_sail.studies.attend_segment.segmenters import Found, PixelSailSegmenter, Sam, open_segmenter
+from pixel_sail.studies.attend_segment.baseline import Baseline, collect, fill_prompt, score
+from pixel_sail.studies.attend_segment.generate import AttendedAnswer
+from pixel_sail.studies.attend_segment.segmenters import PixelSailSegmenter, PointMasks, Sam, open_segmenter
 
 SIZE = (120, 80)
 
@@ -97,7 +99,7 @@ def tiny_sam2() -> Sam:
 
 
 def _strong(model: torch.nn.Module) -> torch.nn.Module:
-    """transformers' N(0, 0.02) would give every point the same masks."""
+    """Larger weights: with transformers' N(0, 0.02) every point would get the same masks."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -107,23 +109,23 @@ def _strong(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
 def test_sam_gives_three_masks_a_point(kind: str, image: Image.Image, tmp_path: Path) -> None:
     sam = {"sam": tiny_sam, "sam2": tiny_sam2}[kind]()
-    points = [(7.0 * i + 0.5, 4.0 * i + 0.5) for i in range(17)]  # one more than go into a call
-    found = sam.segment(image, points)
-    assert len(found) == 17
-    for i in (0, 15, 16):  # each point as transformers does it alone, encoding the image again
+    points = [(7.0 * i + 0.5, 4.0 * i + 0.5) for i in range(17)]  # one more than fit into a call
+    results = sam.segment(image, points)
+    assert len(results) == 17
+    for i in (0, 15, 16):  # transformers' result for this point alone, with the image encoded again
         inputs = sam.processor(image, input_points=[[[list(points[i])]]], input_labels=[[[1]]], return_tensors="pt")
         with torch.inference_mode():
             output = sam.model(**inputs, multimask_output=True)
         sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
         (masks,) = sam.processor.post_process_masks(output.pred_masks, *sizes)
-        assert np.array_equal(np.stack(found[i].masks), masks[0].numpy())
-        assert found[i].scores == pytest.approx(output.iou_scores[0, 0].tolist(), abs=1e-5)
-        assert found[i].masks[0].shape == (80, 120) and found[i].masks[0].dtype == bool and len(found[i].masks) == 3
-    assert found[0].scores != found[16].scores  # points matter
+        assert np.array_equal(np.stack(results[i].masks), masks[0].numpy())
+        assert results[i].scores == pytest.approx(output.iou_scores[0, 0].tolist(), abs=1e-5)
+        assert [(mask.shape, mask.dtype) for mask in results[i].masks] == [((80, 120), bool)] * 3
+    assert results[0].scores != results[16].scores  # points matter
     sam.model.save_pretrained(tmp_path / "saved")
     sam.processor.save_pretrained(tmp_path / "saved")
     (again,) = open_segmenter(f"{kind}:{tmp_path / 'saved'}").segment(image, points[:1])
-    assert np.array_equal(np.stack(again.masks), np.stack(found[0].masks))
+    assert np.array_equal(np.stack(again.masks), np.stack(results[0].masks))
 
 
 def test_our_model_as_segmenter(image: Image.Image, monkeypatch) -> None:
@@ -131,27 +133,27 @@ def test_our_model_as_segmenter(image: Image.Image, monkeypatch) -> None:
     seg = predictor.encoder.tokens.seg
     monkeypatch.setattr(
         "pixel_sail.model.generation._choose", lambda logits, sampling: [seg] * len(logits)
-    )  # random weights never say [SEG] on their own
+    )  # random weights never generate [SEG]
     points = [(10.5, 10.5), (100.5, 60.5)]
-    found = PixelSailSegmenter(predictor).segment(image, points)
-    for point, one in zip(points, found, strict=True):
+    results = PixelSailSegmenter(predictor).segment(image, points)
+    for point, point_masks in zip(points, results, strict=True):
         (answer,) = predictor.segment(image, "<Prompt0>", [Points((point,))])
-        # asked together and alone; where a logit is 0 but for rounding, a pixel may turn
-        assert np.mean(np.stack(one.masks) != np.stack(answer.masks)) < 1e-4
-        assert one.scores == [1.0] * len(one.masks)
-    assert not np.array_equal(found[0].masks[0], found[1].masks[0])
+        # in a batch and alone; a pixel may differ where a logit is 0 up to rounding
+        assert np.mean(np.stack(point_masks.masks) != np.stack(answer.masks)) < 1e-4
+        assert point_masks.scores == [1.0] * len(point_masks.masks)
+    assert not np.array_equal(results[0].masks[0], results[1].masks[0])
 
 
-def test_a_segmenter_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none of sam:PATH"):
+def test_messages_for_segmenters_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown segmenter 'clip:/x'; give one of sam:PATH"):
         open_segmenter("clip:/x")
-    with pytest.raises(ConfigError, match="is not there, and no hub answers"):
+    with pytest.raises(ConfigError, match="does not exist, and no hub answers"):
         open_segmenter(f"sam:{tmp_path / 'nowhere'}")
     sam = tiny_sam()
     del sam.model.mask_decoder.iou_token
     sam.model.save_pretrained(tmp_path / "torn")
     sam.processor.save_pretrained(tmp_path / "torn")
-    with pytest.raises(ConfigError, match="1 weights are missing, first mask_decoder.iou_token.weight"):
+    with pytest.raises(ConfigError, match="1 weights are missing, the first is mask_decoder.iou_token.weight"):
         open_segmenter(f"sam:{tmp_path / 'torn'}")
 
 
@@ -162,8 +164,8 @@ def test_a_saved_model_finds_its_adapter(model_type: str, image: Image.Image, tm
     adapter.processor.save_pretrained(tmp_path)
     opened = open_adapter(tmp_path)
     assert isinstance(opened, HuggingFaceAdapter) and type(opened) is type(adapter)
-    said, expected = (one.answer(image, PROMPT, 6) for one in (opened, adapter))
-    assert said.text == expected.text and torch.equal(said.maps, expected.maps)
+    answer, expected = (model.answer(image, PROMPT, 6) for model in (opened, adapter))
+    assert answer.text == expected.text and torch.equal(answer.maps, expected.maps)
 
 
 def test_tiles_are_refused(image: Image.Image, monkeypatch) -> None:
@@ -173,9 +175,9 @@ def test_tiles_are_refused(image: Image.Image, monkeypatch) -> None:
         adapter.answer(image, PROMPT, 2)
 
 
-def test_a_model_that_no_adapter_knows(tmp_path: Path) -> None:
+def test_models_without_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match="a 'llama' model, which no adapter knows"):
+    with pytest.raises(ConfigError, match="a 'llama' model, which has no adapter"):
         open_adapter(tmp_path)
     with pytest.raises(ConfigError, match="unknown family 'llama'"):
         open_adapter(tmp_path, "llama")
@@ -213,7 +215,7 @@ def test_the_oracle_takes_the_best_of_all_masks() -> None:
     assert np.array_equal(decode_mask(select.oracle(record, pix_object(box(10, 52)))), box(10, 50))
     assert np.array_equal(decode_mask(select.oracle(record, pix_object(box(70, 120)))), box(60, 120))
     assert select.oracle({"phrases": [phrase("dog")]}, pix_object(box(0, 9))) is None
-    assert select.oracle(record, pix_object(None)) is not None  # it does not know that there is none
+    assert select.oracle(record, pix_object(None)) is not None  # it does not know that the object is absent
     assert select.oracle(record, pix_object(None, None)) is None
 
 
@@ -232,41 +234,41 @@ def test_words_choose_the_phrase_and_scores_the_mask(image: Image.Image) -> None
     assert select.automatic({"phrases": phrases[2:]}, image, "the dog", select.by_words) == (None, False)
 
 
-class Says:
-    """A model that replies with what it was given, and remembers what it was asked."""
+class Scripted:
+    """A model that gives prepared replies, and records what it was asked."""
 
     family = "fake"
 
     def __init__(self, *replies: str):
-        self.replies, self.asked = list(replies), []
+        self.replies, self.prompts = list(replies), []
 
-    def answer(self, image: Image.Image, prompt: str, max_new_tokens: int) -> Watched:
+    def answer(self, image: Image.Image, prompt: str, max_new_tokens: int) -> AttendedAnswer:
         text = self.replies.pop(0)
-        self.asked.append((image, prompt))
+        self.prompts.append((image, prompt))
         words = text.split()
         ends = np.cumsum([len(word) + 1 for word in words]).tolist()
         spans = [(end - len(word) - 1, end - 1) for word, end in zip(words, ends, strict=True)]
         maps = torch.zeros(len(words), 2, 3)
         for i in range(len(words)):
             maps[i].view(-1)[i % 6] = 1.0
-        return Watched(text, spans, maps, (0.0, 0.0, float(image.width), float(image.height)))
+        return AttendedAnswer(text, spans, maps, (0.0, 0.0, float(image.width), float(image.height)))
 
 
-def test_a_model_is_asked_for_the_number(image: Image.Image) -> None:
+def test_a_model_chooses_by_number(image: Image.Image) -> None:
     phrases = [phrase("sky", (0, 60)), phrase("dog", (60, 120)), phrase("cat", (0, 120))]
-    model = Says("It is number 2.", "1 or 2", "7", "none")
+    model = Scripted("It is number 2.", "1 or 2", "7", "none")
     choose = select.AskModel(model)
     assert [choose(image, "the dog", phrases) for _ in range(4)] == [1, None, None, None]
-    sheet, prompt = model.asked[0]
+    copies, prompt = model.prompts[0]
     assert "3 numbered copies" in prompt and "the dog" in prompt
-    assert sheet.size == (2 * 336, 2 * 224)
+    assert copies.size == (2 * 336, 2 * 224)
     plain = np.asarray(image.resize((336, 224)), dtype=float)
-    tiles = np.asarray(sheet, dtype=float)
+    tiles = np.asarray(copies, dtype=float)
     # the second copy, right of the first, is painted in its right half only
     second = np.abs(tiles[:224, 336:] - plain).mean(axis=(0, 2))
     assert second[190:330].min() > 5 * second[60:150].max()
-    assert choose(image, "the dog", phrases[:1]) == 0 and len(model.asked) == 4  # one candidate: nothing to ask
-    undecided = select.automatic({"phrases": phrases}, image, "the cat", select.AskModel(Says("?")))
+    assert choose(image, "the dog", phrases[:1]) == 0 and len(model.prompts) == 4  # one candidate: nothing to ask
+    undecided = select.automatic({"phrases": phrases}, image, "the cat", select.AskModel(Scripted("?")))
     assert undecided == (phrases[2]["masks"][0], True)  # the words decide
 
 
@@ -274,7 +276,7 @@ def test_a_model_is_asked_for_the_number(image: Image.Image) -> None:
 
 
 def write_pixmmvp(root: Path) -> Path:
-    """Two pairs; a red box, at another place in each image; none in the fourth."""
+    """Two pairs of images with a red box, at another place in each; the fourth has no box."""
     folder = root / "pixmmvp"
     (folder / "MMVP Images").mkdir(parents=True)
     rows = [f"{i},Is the box left or right?,(a) Left (b) Right,({'ab'[i % 2]})" for i in range(1, 5)]
@@ -296,24 +298,29 @@ def write_pixmmvp(root: Path) -> Path:
 
 
 class Squares:
-    """Gives the 20 px around a point, and the whole image."""
+    """Returns the 20 px around a point, and the whole image."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
 
-    def segment(self, image: Image.Image, points_xy) -> list[Found]:
+    def segment(self, image: Image.Image, points_xy) -> list[PointMasks]:
         self.points += points_xy
         rows, columns = np.mgrid[: image.height, : image.width]
         near = [(abs(columns - x) < 20) & (abs(rows - y) < 20) for x, y in points_xy]
-        return [Found([mask, np.ones_like(mask)], [0.9, 0.1]) for mask in near]
+        return [PointMasks([mask, np.ones_like(mask)], [0.9, 0.1]) for mask in near]
+
+
+def the_phrases(text: str) -> list[tuple[int, int]]:
+    """A chunker without spaCy: "the" with its noun, and "red" between them."""
+    return [match.span() for match in re.finditer(r"\bthe (?:red )?[a-z]+", text)]
 
 
 def fake_baseline(replies: list[str]) -> Baseline:
-    return Baseline(Says(*replies), Squares(), by_rules, select.by_words)
+    return Baseline(Scripted(*replies), Squares(), the_phrases, select.by_words)
 
 
 def replies(images: int) -> list[str]:
-    """For each image: the description, then an answer to each of three wordings."""
+    """For each image: the description, then an answer to each of the three wordings."""
     return [text for _ in range(images) for text in ("the wall behind the red box", "(a)", "(b) Right", "I see")]
 
 
@@ -330,7 +337,7 @@ def test_records_predictions_and_scores(tmp_path: Path) -> None:
     assert [len(p["masks"]) for p in first["phrases"]] == [2, 2] and first["phrases"][0]["scores"] == [0.9, 0.1]
     assert first["answers"] == ["(a)", "(b) Right", "I see"]
     x, y = first["phrases"][1]["point_xy"]
-    assert 0 < x < 120 and 40 < y < 80  # tokens 3 to 5 look at the lower row of the grid
+    assert 0 < x < 120 and 40 < y < 80  # tokens 3 to 5 attend to the lower row of the grid
     results = score(benchmark, records, tmp_path / "out")
     for name in baseline.CHOICES:
         file = tmp_path / f"out/predictions/{name}.jsonl"
@@ -338,65 +345,90 @@ def test_records_predictions_and_scores(tmp_path: Path) -> None:
         assert scored == {key: value for key, value in results[name].items() if key != "undecided_choices"}
     assert results["oracle"]["miou"] >= results["automatic"]["miou"]
     automatic = [json.loads(line) for line in (tmp_path / "out/predictions/automatic.jsonl").read_text().splitlines()]
-    assert automatic[3]["segmentations"] == [None]  # nothing to refer to
+    assert automatic[3]["segmentations"] == [None]  # no expression
     assert area_px(automatic[0]["segmentations"][0]) == area_px(first["phrases"][1]["masks"][0])
 
 
-def test_goes_on_where_it_stopped(tmp_path: Path, capsys) -> None:
+def test_continues_after_a_kill(tmp_path: Path, capsys) -> None:
     benchmark = runner.open_benchmark("pixmmvp", write_pixmmvp(tmp_path))
     whole = collect(benchmark.cases, fake_baseline(replies(4)), tmp_path / "whole", {"model": "x"})
     out = tmp_path / "out"
     collect(benchmark.cases[:2], fake_baseline(replies(2)), out, {"model": "x"})
     with (out / "phrases.jsonl").open("a") as file:
-        file.write('{"index": 3, "ima')  # killed while it wrote
-    resumed = collect(benchmark.cases, fake_baseline(replies(2)), out, {"model": "x"})  # more would be asked in vain
+        file.write('{"index": 3, "ima')  # killed while writing
+    # there are replies for two images only: another one would raise IndexError
+    resumed = collect(benchmark.cases, fake_baseline(replies(2)), out, {"model": "x"})
     assert json.dumps(resumed) == json.dumps(whole)
     assert (out / "phrases.jsonl").read_bytes() == (tmp_path / "whole/phrases.jsonl").read_bytes()
     collect(benchmark.cases, fake_baseline(replies(4)), out, {"model": "another"})
-    assert "made with another model or other settings" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "made with another model or other settings" in printed and 'model was "x", is "another"' in printed
 
 
 def test_prompts_are_filled() -> None:
-    one = pix_object(None, "the {odd} dog")
-    assert filled("{question} {options} {expression}", one) == "Is it red? (a) Yes (b) No the {odd} dog"
-    assert filled("{expression}", pix_object(None, None)) == "None"
+    target = pix_object(None, "the {odd} dog")
+    assert fill_prompt("{question} {options} {expression}", target) == "Is it red? (a) Yes (b) No the {odd} dog"
+    assert fill_prompt("{expression}", pix_object(None, None)) == "None"
 
 
-def test_the_tool_on_a_foreign_model(tmp_path: Path) -> None:
-    root = write_pixmmvp(tmp_path)
+def save_parts(folder: Path) -> list[object]:
+    """A tiny Qwen2.5-VL and a tiny SAM as folders, two images of PixMMVP; the arguments of the tool for them."""
+    root = write_pixmmvp(folder)
     model, sam = tiny("qwen2_5_vl"), tiny_sam()
     for part in (model.model, model.processor):
-        part.save_pretrained(tmp_path / "model")
+        part.save_pretrained(folder / "model")
     for part in (sam.model, sam.processor):
-        part.save_pretrained(tmp_path / "sam")
-    out = tmp_path / "out"
-    options = [tmp_path / "model", "--segmenter", f"sam:{tmp_path / 'sam'}", "--data-root", root, "--out", out]
-    options += [
-        "--max-images",
-        "2",
-        "--max-new-tokens",
-        "24",
-        "--phrases",
-        "rules",
-        "--select",
-        "model",
-        "--device",
-        "cpu",
-    ]
-    printed = _run("attend_segment.py", *options)
+        part.save_pretrained(folder / "sam")
+    arguments = [folder / "model", "--segmenter", f"sam:{folder / 'sam'}", "--data-root", root, "--out", folder / "out"]
+    return arguments + ["--max-images", "2", "--max-new-tokens", "24", "--select", "model", "--device", "cpu"]
+
+
+def tool_main(monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> None:
+    """tools/attend_segment.py in this process."""
+    path = REPOSITORY / "tools/attend_segment.py"
+    spec = importlib.util.spec_from_file_location("attend_segment_tool", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+    tool.main()
+
+
+def check_outputs(folder: Path, printed: str) -> None:
+    out = folder / "out"
     assert "oracle" in printed and "automatic" in printed
     records = [json.loads(line) for line in (out / "phrases.jsonl").read_text().splitlines()]
     assert [record["index"] for record in records] == [1, 2]
     assert sum(len(p["masks"]) == 3 for record in records for p in record["phrases"]) > 2
     metrics = json.loads((out / "metrics.json").read_text())["benchmarks"]
     assert metrics["oracle"]["cases"] == 2 and 0 < metrics["oracle"]["miou"] >= metrics["automatic"]["miou"]
-    scored = runner.score_file(out / "predictions/oracle.jsonl", "pixmmvp", root, max_images=2)
+    scored = runner.score_file(out / "predictions/oracle.jsonl", "pixmmvp", folder, max_images=2)
     assert json.loads(json.dumps(scored)) == metrics["oracle"]
 
 
-def _run(tool: str, *arguments: object) -> str:
-    command = [sys.executable, str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+def test_the_tool_on_a_foreign_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """With a chunker that needs no spaCy; the model with random weights says little, so every word is a phrase."""
+    monkeypatch.setattr(phrases, "spacy_model", lambda: "words")
+    monkeypatch.setattr(
+        phrases, "open_chunker", lambda: lambda text: [match.span() for match in re.finditer(r"[a-z]+", text)]
+    )
+    arguments = save_parts(tmp_path)
+    tool_main(monkeypatch, arguments)
+    check_outputs(tmp_path, capsys.readouterr().out)
+    assert json.loads((tmp_path / "out/phrases.manifest.json").read_text())["phrases"] == "words"
+
+
+@needs_spacy
+def test_the_tool_as_a_process_with_spacy(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "tools/attend_segment.py"), *map(str, save_parts(tmp_path))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    check_outputs(tmp_path, done.stdout)
+
+
+def test_without_spacy_the_tool_stops_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phrases, "spacy_model", lambda: None)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(SystemExit, match=r"^error: noun phrases need spaCy and an English model of it: pip install"):
+        tool_main(monkeypatch, [nowhere, "--segmenter", f"sam:{nowhere}", "--data-root", nowhere, "--out", nowhere])
+    assert not nowhere.exists()

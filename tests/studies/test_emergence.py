@@ -1,7 +1,8 @@
-"""When grounding emerges: which phrase is the best, where it stands, what it is about; and the tool."""
+"""When grounding emerges: the best phrase, its place and its concept; and the tool."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs_spacy import needs_spacy
 from PIL import Image
 
 from pixel_sail.architecture import Architecture
@@ -18,7 +20,7 @@ from pixel_sail.config import REPOSITORY, ModelSection
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
-from pixel_sail.studies.emergence.best_phrase import Answered, Phrase, best_phrase, bin_of, read_answers, table, when
+from pixel_sail.studies.emergence.best_phrase import Answer, Phrase, best_phrase, bin_of, read_answers, summarize, table
 from pixel_sail.studies.emergence.concepts import CONCEPTS, concept_of, neighbours
 from pixel_sail.studies.emergence.figures import marked
 from pixel_sail.types import RLE, BadSample
@@ -46,27 +48,27 @@ OBJECT = columns(0, 4)
 OUTPUT = "A red mug is on the table, and its handle is to the left of the box."
 
 
-def answer(index: int, *phrases: Phrase) -> Answered:
-    return Answered(index, "Describe.", OUTPUT, 20, phrases)
+def answer(index: int, *phrases: Phrase) -> Answer:
+    return Answer(index, "Describe.", OUTPUT, 20, phrases)
 
 
 def test_the_best_phrase_by_hand() -> None:
-    """IoU 2/4 of the first, 4/5 of the second mask of the second, and as much of the third, which comes later."""
-    said = answer(
+    """IoU 2/4 of the first phrase, 4/5 of the second mask of the second, and 4/5 of the third, which comes later."""
+    phrases = answer(
         1,
         phrase("A red mug", 0, 3, columns(0, 2)),
         phrase("its handle", 9, 11, columns(5, 9), columns(0, 5)),
         phrase("the box", 17, 19, columns(0, 5)),
     )
-    best = best_phrase(said, target(1, OBJECT))
+    best = best_phrase(phrases, target(1, OBJECT))
     assert (best.phrase, best.tokens, best.mask) == ("its handle", (9, 11), columns(0, 5))
     assert best.iou == pytest.approx(0.8) and best.place == pytest.approx(0.5) and best.bin == 5
-    assert (best.concept, best.judged) == ("part", False)
+    assert best.concept == "part"
     assert marked(best) == "A red mug is on the table, and »its handle« is to the left of the box."
 
 
 def test_counts_by_hand() -> None:
-    """Right are those above 0.5, not at it; chance is every phrase with a mask, by its share of its image."""
+    """Right means above 0.5, not equal to it. For chance, each phrase with a mask counts by its share of its image."""
     objects = {i: target(i, None if i == 3 else OBJECT) for i in range(1, 6)}
     answers = [
         answer(1, phrase("A red mug", 0, 3, columns(0, 5)), phrase("the table", 5, 7, columns(8, 9))),
@@ -77,7 +79,7 @@ def test_counts_by_hand() -> None:
         answer(4, phrase("its handle", 9, 11)),  # no mask
         answer(5, phrase("the box", 17, 19, OBJECT)),
     ]
-    results = when(answers, objects)
+    results = summarize(answers, objects)
     assert (results.images, results.right, results.absent, results.speechless) == (3, 2, (3,), (4,))
     assert results.miou == pytest.approx(100 * (0.8 + 0.5 + 1) / 3)
     assert results.places["best"] == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
@@ -94,23 +96,8 @@ def test_bins_are_tenths_of_the_output() -> None:
         for first in range(tokens):
             for end in range(first + 1, tokens + 1):
                 middle = Fraction(first + end, 2) / tokens
-                said = Answered(1, "", "", tokens, ())
-                assert bin_of(phrase("x", first, end), said) == int(10 * middle) in range(10)
-
-
-def test_a_judge_names_concepts_and_the_rules_decide_where_it_does_not() -> None:
-    asked = []
-
-    def judge(text: str, output: str) -> str | None:
-        asked.append((text, output))
-        return {"A red mug": "state", "the box": "a box, I think"}.get(text)
-
-    objects = {i: target(i, OBJECT) for i in (1, 2)}
-    answers = [answer(1, phrase("A red mug", 0, 3, OBJECT)), answer(2, phrase("the box", 17, 19, OBJECT))]
-    results = when(answers, objects, judge)
-    assert [(one.concept, one.judged) for one in results.best] == [("state", True), ("object", False)]
-    assert asked == [("A red mug", OUTPUT), ("the box", OUTPUT)]
-    assert results.concepts["chance"] is None and results.places["chance"] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+                output = Answer(1, "", "", tokens, ())
+                assert bin_of(phrase("x", first, end), output) == int(10 * middle) in range(10)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +134,7 @@ def test_concepts(text: str, output: str, concept: str) -> None:
     assert concept_of(text, output) == concept
 
 
-def test_of_two_places_the_nearer_one_is_meant() -> None:
+def test_of_two_occurrences_the_nearer_counts() -> None:
     output = "The mug is red. There is a box, and a lamp; the mug on the left."
     assert neighbours("the mug", output, 0.0) == ["is", "red"] and neighbours("the mug", output, 0.9)[0] == "on"
     assert concept_of("the mug", output, 0.0) == "appearance" and concept_of("the mug", output, 0.9) == "location"
@@ -161,9 +148,9 @@ def write(folder: Path, *lines: dict) -> Path:
 
 
 def line(index: int, **changes) -> dict:
-    one = {"text": "A red mug", "tokens": [0, 3], "point_xy": [2.5, 3.5], "masks": [OBJECT], "scores": [0.5]}
+    mug = {"text": "A red mug", "tokens": [0, 3], "point_xy": [2.5, 3.5], "masks": [OBJECT], "scores": [0.5]}
     values = {"index": index, "image": f"{index}.jpg", "prompt": "Describe.", "output": OUTPUT, "tokens": 20}
-    return values | {"phrases": [one | changes]}
+    return values | {"phrases": [mug | changes]}
 
 
 def test_phrases_that_cannot_be_used(tmp_path: Path) -> None:
@@ -171,10 +158,10 @@ def test_phrases_that_cannot_be_used(tmp_path: Path) -> None:
     assert read_answers(write(tmp_path, line(1)), objects) == [answer(1, phrase("A red mug", 0, 3, OBJECT))]
     for lines, message in (
         ([line(1), line(1)], "line 2: image 1 is in the file twice"),
-        ([line(7)], "line 1: image 7 is not of the benchmark"),
+        ([line(7)], "line 1: image 7 is not in the benchmark"),
         ([line(1, tokens=[18, 21])], "'A red mug' has tokens 18 to 21 of 20"),
         ([line(1, tokens=[3, 3])], "tokens 3 to 3"),
-        ([{"index": 1}], "is no answer with phrases"),
+        ([{"index": 1}], "is not an answer with phrases"),
     ):
         with pytest.raises(DatasetError, match=message):
             read_answers(write(tmp_path, *lines), objects)
@@ -185,7 +172,7 @@ def test_phrases_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def write_pixmmvp(root: Path) -> None:
-    """Two images; the object is the left part of the first, and absent in the second."""
+    """Two images. The object is the left part of the first and absent from the second."""
     folder = root / "pixmmvp"
     (folder / "MMVP Images").mkdir(parents=True)
     rows = ["Index,Question,Options,Correct Answer", "1,Open?,(a) Yes (b) No,(a)", "2,Open?,(a) Yes (b) No,(b)"]
@@ -210,23 +197,61 @@ def call(*arguments: str | Path) -> tuple[int, str]:
 def test_the_tool(tmp_path: Path) -> None:
     write_pixmmvp(tmp_path / "data")
     file, out = write(tmp_path, line(1), line(2)), tmp_path / "out"
-    status, said = call("--phrases", file, "--data-root", tmp_path / "data", "--out", out)
-    assert status == 0 and "1 images, mIoU of the best phrases 100.0, 1 right; left out: 1 without" in said, said
-    results = json.loads((out / "when.json").read_text())
+    status, printed = call("--phrases", file, "--data-root", tmp_path / "data", "--out", out)
+    assert status == 0 and "1 images, mIoU of the best phrases 100.0, 1 right; left out: 1 without" in printed, printed
+    results = json.loads((out / "emergence.json").read_text())
     (best,) = results["best"]
     assert (best["index"], best["phrase"], best["iou"], best["bin"], best["mask"]) == (1, "A red mug", 1.0, 0, OBJECT)
     assert results["places"]["best"] == [1] + 9 * [0] and results["absent"] == [2]
-    sheet = np.asarray(Image.open(out / "when_appearance.png"))
-    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 10
-    assert not (out / "when_part.png").exists()
+    examples = np.asarray(Image.open(out / "emergence_appearance.png"))
+    assert len(np.unique(examples.reshape(-1, 3), axis=0)) > 10
+    assert not (out / "emergence_part.png").exists()
     pytest.importorskip("matplotlib")
-    assert (out / "when.png").exists()
-    status, said = call("--phrases", write(tmp_path, line(9)), "--data-root", tmp_path / "data", "--out", out)
-    assert status == 1 and said.startswith("error:") and "image 9 is not of the benchmark" in said
+    assert (out / "emergence.png").exists()
+    status, printed = call("--phrases", write(tmp_path, line(9)), "--data-root", tmp_path / "data", "--out", out)
+    assert status == 1 and printed.startswith("error:") and "image 9 is not in the benchmark" in printed
 
 
+def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """In this process, with a stand-in for tools/attend_segment.py that writes phrases; and one that fails."""
+    write_pixmmvp(tmp_path / "data")
+    path = REPOSITORY / "tools/grounding_emergence.py"
+    spec = importlib.util.spec_from_file_location("grounding_emergence_tool", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess:
+        commands.append(command[2:])
+        (tmp_path / "out/attend").mkdir(parents=True)
+        write(tmp_path / "out/attend", line(1))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    options = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--family", "llava"]
+    options += ["--segmenter", "sam:s", "--prompt", "What?", "--max-images", "2"]
+    monkeypatch.setattr(sys, "argv", [str(path), "m", *options])
+    tool.main()
+    assert "1 images, mIoU of the best phrases 100.0" in capsys.readouterr().out
+    (command,) = commands
+    assert command[0] == "m" and dict(zip(command[1::2], command[2::2], strict=True)) == {
+        "--family": "llava",
+        "--segmenter": "sam:s",
+        "--benchmark": "pixmmvp",
+        "--data-root": str(tmp_path / "data"),
+        "--out": str(tmp_path / "out/attend"),
+        "--max-images": "2",
+        "--prompt": "What?",
+    }
+    monkeypatch.setattr(tool.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 3))
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    assert stopped.value.code == 3
+
+
+@needs_spacy
 def test_the_tool_runs_attend_and_segment_on_a_model(tmp_path: Path) -> None:
-    """With what it was given: an untrained model says anything, but about the first image only, asked our way."""
+    """An untrained model says anything, but only about the first image, and the prompt is ours."""
     write_pixmmvp(tmp_path / "data")
     scratch = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_size": 64, "vocab_size": 300}
     section, architecture = ModelSection(scratch=scratch), Architecture(patch_size=4, max_side_px=32, mask_dim=16)
@@ -234,11 +259,11 @@ def test_the_tool_runs_attend_and_segment_on_a_model(tmp_path: Path) -> None:
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
     arguments = ("--data-root", tmp_path / "data", "--out", tmp_path / "out", "--max-images", 1)
-    status, said = call(tmp_path / "model", *arguments, "--prompt", "Describe {expression}.")
-    assert status == 0 and "left out: 0 without an object" in said, said
+    status, printed = call(tmp_path / "model", *arguments, "--prompt", "Describe {expression}.")
+    assert status == 0 and "left out: 0 without an object" in printed, printed
     (line,) = (tmp_path / "out/attend/phrases.jsonl").read_text().splitlines()
     assert (json.loads(line)["index"], json.loads(line)["prompt"]) == (1, "Describe the mug.")
-    results = json.loads((tmp_path / "out/when.json").read_text())
-    assert [one["index"] for one in results["best"]] + results["speechless"] == [1]
-    status, said = call(tmp_path / "nowhere", *arguments)
-    assert status == 1 and "nowhere" in said and "Traceback" not in said
+    results = json.loads((tmp_path / "out/emergence.json").read_text())
+    assert [best["index"] for best in results["best"]] + results["speechless"] == [1]
+    status, printed = call(tmp_path / "nowhere", *arguments)
+    assert status == 1 and "nowhere" in printed and "Traceback" not in printed

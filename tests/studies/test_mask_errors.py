@@ -1,4 +1,4 @@
-"""cIoU taken apart: every cause in closed form, the parts adding up, and the tool on datasets."""
+"""The loss of cIoU by cause: every cause in closed form, shares that add up, and the tool on datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pixel_sail.data.masks import encode_mask
 from pixel_sail.evaluate.referring import ReferringBenchmark
 from pixel_sail.studies.mask_errors import CAUSES, MaskErrors, contour, mask_errors, table
 
-SIZE = (100, 100)  # its diagonal is 141 px, of which an edge is 2 %: 3 px on either side of a contour
+SIZE = (100, 100)  # the diagonal is 141 px; an edge is 2 % of it: 3 px on either side of a contour
 TARGET, NEIGHBOUR = (slice(20, 60), slice(20, 60)), (slice(70, 90), slice(60, 90))
 
 
@@ -37,35 +37,36 @@ def lost(**pixels: int) -> dict[str, int]:
 
 
 def test_every_cause_in_closed_form() -> None:
-    shifted = errors_of(np.roll(drawn(TARGET), 2, axis=1))  # two columns of 40 px too many, two missing
+    shifted = errors_of(np.roll(drawn(TARGET), 2, axis=1))  # two extra columns of 40 px, two missing
     assert (shifted.right, shifted.lost_px) == (1, lost(edge=160))
     assert shifted.result()["ciou"] == shifted.result()["right_ciou"] == pytest.approx(100 * 1520 / 1680)
-    # of five columns on each side three are near the contour; of the other two, missing, three rows above and below
+    # Of five columns on each side, three are near the contour. Of the other two, on the side where they are missing,
+    # so are the three rows at the top and at the bottom.
     further = errors_of(np.roll(drawn(TARGET), 5, axis=1))
     assert further.lost_px == lost(edge=240 + 12, ground=80, inside=80 - 12)
-    beside = drawn(TARGET, (slice(75, 85), slice(65, 75)), (slice(5, 10), slice(80, 85)))  # 100 px and 25 px too many
+    beside = drawn(TARGET, (slice(75, 85), slice(65, 75)), (slice(5, 10), slice(80, 85)))  # 100 px and 25 px extra
     beside[36:42, 36:42] = False
     assert errors_of(beside).lost_px == lost(also=100, ground=25, inside=36)
     assert errors_of(drawn(TARGET)).lost_px == lost()
 
 
-def test_another_object_or_none_is_the_whole_case() -> None:
+def test_another_object_or_no_mask_loses_the_whole_case() -> None:
     half = drawn(NEIGHBOUR, (slice(20, 30), slice(20, 60)))  # all of the neighbour and a quarter of the target
     wrong = errors_of(half)
     assert (wrong.cases, wrong.right, wrong.lost_px) == (1, 0, lost(other=1600 + 600 - 400))
     for nothing in (None, drawn()):
         assert (errors_of(nothing).right, errors_of(nothing).lost_px) == (0, lost(other=1600))
-    assert errors_of(drawn((slice(0, 4), slice(0, 4)))).lost_px == lost(other=1616)  # it fits none of the two
+    assert errors_of(drawn((slice(0, 4), slice(0, 4)))).lost_px == lost(other=1616)  # it overlaps neither object
 
 
-def test_the_edge_of_the_image_is_no_contour() -> None:
+def test_the_border_of_the_image_is_not_a_contour() -> None:
     columns = np.flatnonzero(contour(drawn((slice(0, 100), slice(0, 50)))).all(axis=0))
     assert columns.tolist() == [47, 48, 49, 50, 51, 52]
     assert contour(drawn((slice(0, 100), slice(0, 50)))).sum() == 600
     assert not contour(np.ones(SIZE, dtype=bool)).any()
 
 
-def test_what_is_lost_and_ciou_add_up() -> None:
+def test_losses_and_ciou_add_up_to_100() -> None:
     rng, errors = np.random.default_rng(0), MaskErrors()
     for _ in range(40):
         masks = [drawn(*(_box(rng) for _ in range(2))) for _ in range(4)]
@@ -87,19 +88,19 @@ def test_the_tool_on_a_refer_dataset(tmp_path: Path) -> None:
     benchmark = ReferringBenchmark.read(root, "refcoco:val")
     moved = {case.ref_id: case.mask for case in benchmark.cases}
     first, *rest = dict.fromkeys(moved)
-    moved[first] = moved[rest[0]]  # its two sentences mean the second object to this model
+    moved[first] = moved[rest[0]]  # for this model its two sentences mean the second object
     lines = [
         {"ref_id": c.ref_id, "sent_id": c.sent_id, "text": "[SEG]", "segmentation": moved[c.ref_id]}
         for c in benchmark.cases
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scores, found = benchmark.score(lines), mask_errors(benchmark.cases, lines, root, "refcoco:val")
-    assert set(found) == {"all"}  # no kinds without scenes.json
-    errors = found["all"]
+    scores, by_group = benchmark.score(lines), mask_errors(benchmark.cases, lines, root, "refcoco:val")
+    assert set(by_group) == {"all"}  # no kinds without scenes.json
+    errors = by_group["all"]
     assert errors.result()["ciou"] == pytest.approx(scores["ciou"]) and errors.cases == scores["cases"] == 18
     assert (errors.right, set(c for c, pixels in errors.lost_px.items() if pixels)) == (16, {"other"})
-    said = _tool(tmp_path / "p.jsonl", "--benchmark", "refcoco:val", "--data-root", str(root))
-    assert said.stdout == table(found) + "\n" and said.returncode == 0
+    done = _tool(tmp_path / "p.jsonl", "--benchmark", "refcoco:val", "--data-root", str(root))
+    assert done.stdout == table(by_group) + "\n" and done.returncode == 0
 
 
 def test_kinds_of_expressions_and_messages(tmp_path: Path) -> None:
@@ -107,14 +108,14 @@ def test_kinds_of_expressions_and_messages(tmp_path: Path) -> None:
     subprocess.run([*make, "--images", "20", "--seed", "0", "--long-side", "64"], check=True, capture_output=True)
     benchmark = ReferringBenchmark.read(tmp_path / "scenes", "refcoco:val")
     lines = [{"ref_id": c.ref_id, "sent_id": c.sent_id, "segmentation": c.mask} for c in benchmark.cases]
-    found = mask_errors(benchmark.cases, lines, tmp_path / "scenes", "refcoco:val")
+    by_group = mask_errors(benchmark.cases, lines, tmp_path / "scenes", "refcoco:val")
     queries = json.loads((tmp_path / "scenes/scenes.json").read_text())["queries"]["refcoco"]
     kinds = [queries[case.sent_id]["type"] for case in benchmark.cases]
-    assert {name: errors.cases for name, errors in found.items()} == {
+    assert {name: errors.cases for name, errors in by_group.items()} == {
         "all": len(kinds),
         **{kind: kinds.count(kind) for kind in kinds},
     }
-    assert all(errors.result()["ciou"] == 100 for errors in found.values())
+    assert all(errors.result()["ciou"] == 100 for errors in by_group.values())
     root = ["--data-root", str(tmp_path / "scenes")]
     assert "no predictions file" in _tool(tmp_path / "none.jsonl", "--benchmark", "refcoco:val", *root).stderr
     (tmp_path / "empty.jsonl").write_text("")
@@ -123,7 +124,7 @@ def test_kinds_of_expressions_and_messages(tmp_path: Path) -> None:
     lines = [{"ref_id": c.ref_id, "sent_id": c.sent_id, "segmentation": c.mask} for c in general.cases]
     (tmp_path / "g.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     refused = _tool(tmp_path / "g.jsonl", "--benchmark", "grefcoco:val", *root)
-    assert "mask errors are of refcoco, refcoco+, refcocog" in refused.stderr and refused.returncode == 1
+    assert "mask errors need refcoco or refcoco+ or refcocog" in refused.stderr and refused.returncode == 1
 
 
 def _tool(predictions: Path, *options: str) -> subprocess.CompletedProcess[str]:

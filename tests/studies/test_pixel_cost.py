@@ -17,7 +17,7 @@ from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.scores import pix_scores
 from pixel_sail.studies.ablation.plan import load_plan
 from pixel_sail.studies.ablation.plots import write_plots
-from pixel_sail.studies.ablation.table import counted, markdown, results_of, shown_scores
+from pixel_sail.studies.ablation.table import markdown, results_of, shown_counts, shown_scores
 from pixel_sail.train.build import build_model
 
 SCRATCH = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_size": 64, "vocab_size": 400}
@@ -57,7 +57,7 @@ def test_each_variant_has_its_own_changes_alone(tmp_path: Path) -> None:
     assert seen(together) == [("refcoco", 1e-3, 0.75), ("grefcoco", 1e-3, 0.75), ("grefcoco", 1e-3, 0.25)]
 
 
-def test_steps_that_cannot_be_taken(tmp_path: Path) -> None:
+def test_invalid_steps(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no variant 'four'; its variants are one, two, three"):
         load_plan(write(tmp_path, tmp_path, steps=[["one", "two"], ["one", "four"]]))
     with pytest.raises(ConfigError, match="steps"):
@@ -69,24 +69,24 @@ def test_one_base_whatever_the_mixture(tmp_path: Path) -> None:
     root = write_refer_dataset(tmp_path / "root")
     path = write(tmp_path, root, changes={"model.scratch.text_from": ["refcoco", "grefcoco"]})
     configs = configs_of(path)
-    (one, words), (two, other_words) = (build_model(configs[name]) for name in ("one", "two"))
+    (model, words), (other_model, other_words) = (build_model(configs[name]) for name in ("one", "two"))
     assert words.get_vocab() == other_words.get_vocab()
-    assert _equal(one, two)
-    assert not _equal(
-        one,
-        build_model(configs["one"].model_copy(update={"run": configs["one"].run.model_copy(update={"seed": 7})}))[0],
-    )
+    assert _equal(model, other_model)
+    another_seed = configs["one"].run.model_copy(update={"seed": 7})
+    assert not _equal(model, build_model(configs["one"].model_copy(update={"run": another_seed}))[0])
     alone = configs_of(write(tmp_path, root))
-    assert build_model(alone["one"])[1].get_vocab() != build_model(alone["two"])[1].get_vocab()  # what it is there for
+    assert (
+        build_model(alone["one"])[1].get_vocab() != build_model(alone["two"])[1].get_vocab()
+    )  # which is why text_from exists
 
 
-def _equal(one: torch.nn.Module, two: torch.nn.Module) -> bool:
-    first, second = one.state_dict(), two.state_dict()
+def _equal(model: torch.nn.Module, other_model: torch.nn.Module) -> bool:
+    first, second = model.state_dict(), other_model.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_shipped_experiment() -> None:
-    """Questions, masks, both, both with both experts; as many samples and one base for all; two seeds or more."""
+    """Questions, masks, both, both with two experts; equally many samples and one base for all; at least two seeds."""
     plan = load_plan(REPOSITORY / "configs/pixel_cost.yaml")
     configs = {run.variant: run.config for run in plan.runs}
     assert list(configs) == ["qa", "qa_half", "masks", "both", "both_distilled"] and len(plan.config.seeds) >= 2
@@ -105,7 +105,7 @@ def test_the_shipped_experiment() -> None:
         assert sum(entry.weight for entry in config.data.mixture) == pytest.approx(1)
     without = {"run": True, "experts": True, "data": {"mixture"}, "train": {"steps"}}
     kept = [config.model_dump(exclude=without) for config in configs.values()]
-    assert all(one == kept[0] for one in kept)  # batch size, model, losses: nothing else differs
+    assert all(config == kept[0] for config in kept)  # batch size, model, losses: nothing else differs
     assert [expert.at for expert in configs["both_distilled"].experts] == ["mask_features", "patches"]
     assert not any(configs[name].experts for name in configs if name != "both_distilled")
     expert = yaml.safe_load((REPOSITORY / "configs/expert_scenes.yaml").read_text())
@@ -115,7 +115,7 @@ def test_the_shipped_experiment() -> None:
 
 
 def test_the_base_of_the_shipped_experiment() -> None:
-    """It has the architecture that the variants name, and words for all that they say."""
+    """It has the architecture of the variants, and a tokenizer for all their texts."""
     base = load_config(REPOSITORY / "configs/perbench_scenes.yaml")
     words = load_config(REPOSITORY / "configs/words_scenes.yaml")
     assert base.train.init_from == words.run.dir / "export"
@@ -126,8 +126,8 @@ def test_the_base_of_the_shipped_experiment() -> None:
         assert {entry.source for entry in run.config.data.mixture} <= {*words.model.scratch.text_from}
 
 
-def test_the_table_has_the_pairs_asked_for_and_the_failure_cells(tmp_path: Path) -> None:
-    """Cells are shown with their spread over seeds; they are no steps, because more of them is not better."""
+def test_the_table_has_the_configured_pairs_and_the_failure_cells(tmp_path: Path) -> None:
+    """Cells are shown with their spread over seeds. They have no steps, because more of them is not better."""
     pairs = [("one", "three"), ("two", "three")]
     plan = load_plan(write(tmp_path, tmp_path, benchmarks=["pixmmvp"], steps=[list(pair) for pair in pairs]))
     accuracy = {"one": 40.0, "two": 20.0, "three": 30.0}
@@ -138,8 +138,8 @@ def test_the_table_has_the_pairs_asked_for_and_the_failure_cells(tmp_path: Path)
         (run.folder / "scores.json").write_text(json.dumps({"max_images": None, "benchmarks": {"pixmmvp": scores}}))
     results = results_of(plan)
     assert results.scores == ("pixmmvp accuracy", "pixmmvp both_right")
-    found = [(step.before, step.after, step.score, step.mean, step.differences) for step in results.steps]
-    assert found == [
+    steps = [(step.before, step.after, step.score, step.mean, step.differences) for step in results.steps]
+    assert steps == [
         ("one", "three", "pixmmvp accuracy", -10.0, {0: -10.0, 1: -10.0}),
         ("two", "three", "pixmmvp accuracy", 10.0, {0: 10.0, 1: 10.0}),
     ]
@@ -152,12 +152,12 @@ def test_the_table_has_the_pairs_asked_for_and_the_failure_cells(tmp_path: Path)
 
 
 def test_scores_of_the_table_are_those_of_the_benchmark() -> None:
-    """A score that the table names and the benchmark does not give would be left out in silence."""
+    """The table would silently omit a score that the benchmark does not have."""
     mask = encode_mask(np.eye(4, dtype=bool))
     rows = [PixObject(i, Path("x"), (4, 4), "it", mask, "Which?", ("Open", "Shut"), "a", 0) for i in (1, 2)]
-    given = pix_scores(rows, [{"answers": ["(a)"], "segmentations": [mask]}] * 2, pair_size=2, judge=None)
-    names = (*shown_scores("pixmmvp"), *counted("pixmmvp"))
-    assert {name: given[name] for name in names} == dict.fromkeys(names, 100.0) | {
+    scores = pix_scores(rows, [{"answers": ["(a)"], "segmentations": [mask]}] * 2, pair_size=2, judge=None)
+    names = (*shown_scores("pixmmvp"), *shown_counts("pixmmvp"))
+    assert {name: scores[name] for name in names} == dict.fromkeys(names, 100.0) | {
         "both_right": 1,
         "only_grounding_wrong": 0,
         "only_vqa_wrong": 0,

@@ -1,4 +1,4 @@
-"""What an ablation runs: one training for each variant and seed, all from one config; and where each of them lies."""
+"""The runs of an ablation: one training for each variant and seed, all from one config; and their folders."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from pixel_sail import durable
 from pixel_sail.config import Config, ConfigError, Section, load_config, save_config
 
-# Keys that may change between two calls without making a finished or begun run another one.
+# Keys that may change between two calls. With any other change it is another run.
 FREE_KEYS = ("run.dir", "data.workers", "train.save_every", "train.keep_checkpoints")
 
 
@@ -22,15 +23,15 @@ class Variant(Section):
 
 
 class AblationConfig(Section):
-    """configs/ablation.yaml, where variants add up, or configs/pixel_cost.yaml, where each stands for itself."""
+    """An ablation file: configs/ablation.yaml, where variants add up, or configs/pixel_cost.yaml, where they do not."""
 
-    base: Path  # config of the run that all variants change; relative to the file
+    base: Path  # config of the run that all variants change; relative to the ablation file
     dir: Path  # of all runs, tables and plots
     seeds: list[int] = Field(min_length=1)
     benchmarks: list[str] = Field(min_length=1)  # as tools/test.py names them
     max_images: int | None = None  # of each benchmark; None: all
     changes: dict[str, Any] = {}  # dotted key -> value, for every variant
-    variants_add_up: bool = True  # a variant has the changes of all before it too; False: its own alone
+    variants_add_up: bool = True  # a variant also has the changes of all variants before it; False: only its own
     variants: list[Variant] = Field(min_length=1)
     # (before, after) of each step, the variants that the table compares; None: each with the one before it
     steps: list[tuple[str, str]] | None = Field(None, min_length=1)
@@ -45,8 +46,8 @@ class AblationConfig(Section):
 class Run:
     """One training and its scoring, in `folder`:
 
-    config.yaml  what tools/train.py is called with     run/     its folder     log.txt  what the tools said
-    scores.json  there when the run is finished         scores/  of tools/test.py
+    config.yaml  the config for tools/train.py      run/     its run folder             log.txt  output of the tools
+    scores.json  exists when the run is finished    scores/  written by tools/test.py
     """
 
     variant: str
@@ -59,48 +60,45 @@ class Run:
         return f"{self.variant}, seed {self.seed}"
 
     def check_same(self) -> None:
-        """Raises ConfigError, naming what differs, when another config has begun or finished a run in the folder."""
+        """Raises ConfigError with the differences if the folder has a run of another config, begun or finished."""
         path = self.folder / "config.yaml"
         if not path.exists():
             return
-        before, now = flat(load_config(path).model_dump(mode="json")), flat(self.config.model_dump(mode="json"))
-        changed = [
-            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-            for key in dict.fromkeys((*before, *now))
-            if before.get(key) != now.get(key) and key not in FREE_KEYS
-        ]
-        if changed:
+        before, now = (config.model_dump(mode="json") for config in (load_config(path), self.config))
+        changes = durable.differences(before, now, FREE_KEYS.__contains__)
+        if changes:
             raise ConfigError(
-                f"{self.folder} holds a run of another config: {'; '.join(changed)}. Delete that folder to do the run "
+                f"{self.folder} has a run of another config: {'; '.join(changes)}. Delete that folder to do the run "
                 "again, or give another dir"
             )
 
     def write_config(self) -> Path:
-        """`config.yaml`, whole or not at all."""
+        """Write `config.yaml` at once and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.yaml"
-        temporary = path.with_name(path.name + ".tmp")
-        save_config(self.config, temporary)
-        temporary.replace(path)
+        partial = durable.partial_of(path)
+        save_config(self.config, partial)
+        durable.sync_path(partial)
+        partial.replace(path)
         return path
 
 
 @dataclass(frozen=True)
 class Plan:
     config: AblationConfig
-    runs: tuple[Run, ...]  # seed by seed: the first table is there after one seed
+    runs: tuple[Run, ...]  # seed by seed, so that the first table is complete after one seed
 
 
 def load_plan(path: Path, only: Sequence[str] = ()) -> Plan:
-    """The runs of an ablation file, of the variants named in `only` (none: all).
+    """The runs of an ablation file, limited to the variants in `only`, if it is not empty.
 
-    Raises ConfigError for an unknown key or variant, and for a variant whose training config cannot be used.
+    Raises ConfigError for an unknown key or variant, and for a variant with an invalid training config.
     """
     config = _read(path)
     names = [variant.name for variant in config.variants]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or len(set(config.seeds)) < len(config.seeds):
-        raise ConfigError(f"{path}: variants {twice or names} and seeds {config.seeds} must each be named once")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"{path}: variants {repeated or names} and seeds {config.seeds} must each be listed once")
     named = [*only, *(name for pair in config.steps or () for name in pair)]
     unknown = [name for name in named if name not in names]
     if unknown:
@@ -113,18 +111,7 @@ def load_plan(path: Path, only: Sequence[str] = ()) -> Plan:
     )
 
 
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one of dotted keys; lists stay whole."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    return {
-        dotted: leaf
-        for key, value in values.items()
-        for dotted, leaf in flat(value, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _run(config: AblationConfig, place: Path, name: str, seed: int) -> Run:
+def _run(config: AblationConfig, config_folder: Path, name: str, seed: int) -> Run:
     folder = config.dir / name / f"seed_{seed}"
     changes = dict(config.changes)
     for variant in config.variants:
@@ -136,7 +123,7 @@ def _run(config: AblationConfig, place: Path, name: str, seed: int) -> Run:
     try:
         # YAML on one line, as on a command line
         overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in changes.items()]
-        return Run(name, seed, folder, load_config(place / config.base, overrides))
+        return Run(name, seed, folder, load_config(config_folder / config.base, overrides))
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from None
 
@@ -145,7 +132,7 @@ def _read(path: Path) -> AblationConfig:
     try:
         return AblationConfig.model_validate(yaml.safe_load(path.read_text()))
     except FileNotFoundError:
-        raise ConfigError(f"no ablation file {path}") from None
+        raise ConfigError(f"ablation file {path} does not exist") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     except ValidationError as error:

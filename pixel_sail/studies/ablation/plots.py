@@ -1,18 +1,17 @@
-"""The ablation as images: scores of every seed, steps with their intervals, training losses. Needs matplotlib."""
+"""Figures of the ablation: scores of every seed, steps with their intervals, training losses. Needs matplotlib."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixel_sail import durable
 from pixel_sail.studies.ablation.plan import Run
 from pixel_sail.studies.ablation.table import Results, Step
+from pixel_sail.studies.plotting import new_panels, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,45 +19,34 @@ if TYPE_CHECKING:
 
 COLUMNS = 3  # panels side by side
 PANEL_INCHES = (4.2, 3.0)
-SMOOTH_LINES = 9  # log lines that one point of a loss curve averages
-LOSSES = ("lm", "bce", "dice")  # those that every variant has, with the same meaning
+SMOOTH_LINES = 9  # log lines averaged into one point of a loss curve
+LOSSES = ("lm", "bce", "dice")  # every variant has them, with the same meaning
 VERDICT_COLOURS = {"better": "tab:green", "leans better": "yellowgreen", "worse": "tab:red", "leans worse": "salmon"}
 
 
-def why_no_plots() -> str | None:
-    """What is missing and how to get it; None where nothing is."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return "no plots: install matplotlib (pip install 'pixel_sail[plot]')"
-    return None
-
-
 def write_plots(results: Results, runs: Sequence[Run], folder: Path) -> list[Path]:
-    """`ablation_scores.png`, `ablation_steps.png`, `ablation_losses.png`; a plot of nothing yet is left out.
+    """Write `ablation_scores.png`, `ablation_steps.png` and `ablation_losses.png`; plots without data are omitted.
 
-    `runs`: the finished ones.
+    `runs`: the finished ones. Returns the paths.
     """
     figures = {
         "scores": _scores(results) if results.scores else None,
         "steps": _steps(results) if results.steps else None,
         "losses": _losses(results, runs) if runs else None,
     }
-    written = []
-    for name, figure in figures.items():
-        if figure is not None:
-            path = folder / f"ablation_{name}.png"
-            figure.savefig(path, dpi=110)
-            written.append(path)
-    return written
+    return [
+        save_figure(figure, folder / f"ablation_{name}.png") for name, figure in figures.items() if figure is not None
+    ]
 
 
 def _scores(results: Results) -> Figure:
-    """One panel a score: a thin line for each seed, mean and standard deviation over them."""
-    figure, panels = _panels(len(results.scores))
+    """One panel for each score: a thin line for each seed, and their mean and standard deviation."""
+    figure, panels = new_panels(len(results.scores), COLUMNS, PANEL_INCHES)
     places = {variant: i for i, variant in enumerate(results.variants)}
     for panel, score in zip(panels, results.scores, strict=True):
-        by = results.values[score]
-        for seed in sorted({seed for runs in by.values() for seed in runs}):
-            line = [(places[v], runs[seed]) for v, runs in by.items() if seed in runs]
+        by_variant = results.values[score]
+        for seed in sorted({seed for runs in by_variant.values() for seed in runs}):
+            line = [(places[variant], runs[seed]) for variant, runs in by_variant.items() if seed in runs]
             panel.plot(*zip(*line, strict=True), color="0.7", linewidth=0.8, marker=".")
         for variant, spread in results.spreads[score].items():
             panel.errorbar(places[variant], spread.mean, spread.sd or 0.0, fmt="o", color="tab:blue", capsize=4)
@@ -69,9 +57,9 @@ def _scores(results: Results) -> Figure:
 
 
 def _steps(results: Results) -> Figure:
-    """One panel a step: the difference of every score, each seed a dot, the interval of their mean a bar."""
+    """One panel for each step: the difference of every score; seeds are dots, the interval of their mean is a bar."""
     pairs = list(dict.fromkeys((step.before, step.after) for step in results.steps))
-    figure, panels = _panels(len(pairs))
+    figure, panels = new_panels(len(pairs), COLUMNS, PANEL_INCHES)
     for panel, (before, after) in zip(panels, pairs, strict=True):
         steps = [step for step in results.steps if (step.before, step.after) == (before, after)]
         for place, step in enumerate(steps):
@@ -93,10 +81,10 @@ def _draw_step(panel: Axes, place: int, step: Step) -> None:
 
 
 def _losses(results: Results, runs: Sequence[Run]) -> Figure:
-    """One panel a loss: for each variant the running mean over steps, averaged over its seeds, and their range."""
-    figure, panels = _panels(len(LOSSES))
+    """One panel for each loss: each variant's running mean over steps, averaged over its seeds, and their range."""
+    figure, panels = new_panels(len(LOSSES), COLUMNS, PANEL_INCHES)
     for variant in results.variants:
-        logs = [_read_log(run.config.run.dir / "log.jsonl") for run in runs if run.variant == variant]
+        logs = [durable.read_json_lines(run.config.run.dir / "log.jsonl") for run in runs if run.variant == variant]
         steps = [line["step"] for line in logs[0]] if logs else []
         for panel, loss in zip(panels, LOSSES, strict=True):
             if logs:
@@ -110,25 +98,9 @@ def _losses(results: Results, runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure  # not pyplot: no window system, nothing global
-
-    columns = min(count, COLUMNS)
-    rows = math.ceil(count / columns)
-    figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for unused in panels[count:]:
-        unused.remove()
-    return figure, panels[:count]
-
-
 def _smooth(values: Sequence[float]) -> np.ndarray:
-    """Means of the values around each, fewer at the ends."""
+    """The mean of up to `SMOOTH_LINES` values around each value; fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     first, last = np.maximum(ends - 1 - SMOOTH_LINES // 2, 0), np.minimum(ends + SMOOTH_LINES // 2, len(values))
     return (sums[last] - sums[first]) / (last - first)
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

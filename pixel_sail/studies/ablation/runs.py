@@ -1,4 +1,4 @@
-"""Runs of an ablation, each by the same tools as a user's: trained, scored, and never twice."""
+"""Train and score the runs of an ablation with the tools that users call. No run is done twice."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pixel_sail import durable
 from pixel_sail.config import REPOSITORY
 from pixel_sail.studies.ablation.plan import AblationConfig, Run
 
-TAIL_LINES = 15  # of the log, in the message of a failed run
+TAIL_LINES = 15  # of the log, shown when a run fails
 
 
 class RunFailed(RuntimeError):
-    """A tool ended with an error; the message has the end of what it said."""
+    """A tool failed; the message has the end of its output."""
 
 
 def finished_scores(run: Run, config: AblationConfig) -> dict[str, dict[str, Any]] | None:
-    """The scores by benchmark, None while the run is not scored on all that the ablation asks for."""
+    """The scores by benchmark; None until the run is scored on all benchmarks of the ablation."""
     try:
-        found = json.loads((run.folder / "scores.json").read_text())
+        scores = json.loads((run.folder / "scores.json").read_text())
     except FileNotFoundError:
         return None
-    if found["max_images"] != config.max_images or not set(config.benchmarks) <= set(found["benchmarks"]):
+    if scores["max_images"] != config.max_images or not set(config.benchmarks) <= set(scores["benchmarks"]):
         return None
-    return {name: found["benchmarks"][name] for name in config.benchmarks}
+    return {name: scores["benchmarks"][name] for name in config.benchmarks}
 
 
 def execute(run: Run, config: AblationConfig, wait: bool) -> bool:
-    """Does what is not yet done of a run. False, at once, when another process works on it and `wait` is false.
+    """Do the remaining work of a run. Returns False at once if another process works on it and `wait` is false.
 
-    Raises ConfigError for a folder of another config, RunFailed when a tool fails.
+    Raises ConfigError for a folder of another config, RunFailed if a tool fails.
     """
-    with _alone(run.folder / "lock", wait) as lock:
+    with _locked(run.folder / "lock", wait) as lock:
         if lock is None:
             return False
         run.check_same()
@@ -59,44 +60,41 @@ def _score(export: Path, run: Run, config: AblationConfig, lock: int) -> None:
     root = run.config.data.root
     _call(["test.py", export, *names, "--data-root", root, "--out", out, *limit], run, lock)
     scores = json.loads((out / "metrics.json").read_text())["benchmarks"]
-    path = run.folder / "scores.json"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"max_images": config.max_images, "benchmarks": scores}, indent=1) + "\n")
-    temporary.replace(path)
+    durable.write_json(run.folder / "scores.json", {"max_images": config.max_images, "benchmarks": scores})
 
 
 def _fill_caches(config: Path, caches: dict[str, Path], run: Run, lock: int) -> None:
-    """Expert features that are there already are not computed again; no two processes write one cache."""
+    """Compute the expert features that are not cached yet. No two processes write to the same cache."""
     if not caches:
         return
     with contextlib.ExitStack() as stack:
         locks = []
-        for cache in sorted(set(caches.values())):  # always in this order, so that no two processes wait for each other
+        for cache in sorted(set(caches.values())):  # in this order everywhere, so that no two processes deadlock
             cache.parent.mkdir(parents=True, exist_ok=True)
-            locks.append(stack.enter_context(_alone(cache.with_name(cache.name + ".lock"), wait=True)))
+            locks.append(stack.enter_context(_locked(cache.with_name(cache.name + ".lock"), wait=True)))
         names = [part for name in caches for part in ("--expert", name)]
         _call(["cache_expert.py", config, *names], run, lock, *locks)
 
 
 def _call(tool: list[Any], run: Run, *locks: int) -> None:
-    """One tool, to its end; what it says goes to log.txt."""
+    """Run one tool to its end. Its output goes to log.txt."""
     command = [sys.executable, str(REPOSITORY / "tools" / tool[0]), *map(str, tool[1:])]
     log = run.folder / "log.txt"
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        # The tool holds the locks too: it goes on when this process is killed, and nobody else may touch the run.
+        # The tool inherits the locks: if this process is killed, the tool continues and the run stays locked.
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=locks)
     if done.returncode:
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise RunFailed(f"{run.name}: tools/{tool[0]} ended with {done.returncode}; the end of {log}:\n{said}")
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+        raise RunFailed(f"{run.name}: tools/{tool[0]} ended with {done.returncode}; the end of {log}:\n{tail}")
 
 
 @contextlib.contextmanager
-def _alone(path: Path, wait: bool) -> Iterator[int | None]:
-    """A lock of this process and those that it hands the descriptor to; None when others have it and `wait` is false.
+def _locked(path: Path, wait: bool) -> Iterator[int | None]:
+    """Lock a file and yield its descriptor; None if another process has the lock and `wait` is false.
 
-    The lock is the kernel's: it is gone with the last of these processes, however they end.
+    Processes that inherit the descriptor hold the lock too. The kernel releases it when the last of them ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:

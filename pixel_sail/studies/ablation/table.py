@@ -1,4 +1,4 @@
-"""From the scores of the runs to one table: mean, spread over seeds, and each step against that spread."""
+"""One table from the scores of the runs: mean, spread over seeds, and each step compared with that spread."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
+from pixel_sail import durable
 from pixel_sail.evaluate.pixfoundation.failures import CELLS
 from pixel_sail.studies.ablation.plan import Plan
 from pixel_sail.studies.ablation.runs import finished_scores
 
-# Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom; beyond the last it is used: a little too wide.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-# Scores in the table by kind of benchmark (evaluate/runner.py), in this order; more is better for each of them. The
-# scores.json of a run has them all.
-SHOWN = {
+# Scores in the table by kind of benchmark (evaluate/runner.py), in this order. For each of them, higher is better. The
+# scores.json of a run has all scores.
+SHOWN_SCORES = {
     "region_caption": ("meteor", "cider"),
     "perbench:caption": ("meteor",),
     "perbench:mcq": ("accuracy",),
     "perbench:vtres": ("ciou", "giou"),
     "pix": ("score", "accuracy", "accuracy_mean", "accuracy_single", "miou", "miou_present"),
 }
-# Counts that stand in the table and are no steps: of them more is neither better nor worse.
-COUNTED = {"pix": (*CELLS, "undecided", "pairs")}
+# Counts in the table. They have no steps, because a higher count is neither better nor worse.
+SHOWN_COUNTS = {"pix": (*CELLS, "undecided", "pairs")}
 SHOWN_REFERRING = ("ciou", "giou", "boundary_iou", "small_giou")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Over the seeds of one variant; `sd` (n - 1 in the denominator) is None for a single one."""
+    """A score over the seeds of one variant. `sd` (n - 1 in the denominator) is None for a single seed."""
 
     mean: float
     sd: float | None
@@ -43,9 +43,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Step:
-    """One score of a variant minus that of the one it is compared with, seed by seed.
+    """One score of variant `after` minus that of `before`, seed by seed.
 
-    `interval`: of the mean difference, 95 % by Student's t over the seeds; None for a single seed.
+    `interval`: 95 % interval of the mean difference, by Student's t over the seeds; None for a single seed.
     """
 
     before: str
@@ -60,23 +60,23 @@ class Step:
 @dataclass(frozen=True)
 class Results:
     variants: tuple[str, ...]
-    scores: tuple[str, ...]  # "refcoco:val ciou", in table order; those that some run has
+    scores: tuple[str, ...]  # "refcoco:val ciou", in table order; scores that no run has are omitted
     values: dict[str, dict[str, dict[int, float]]]  # score -> variant -> seed -> value
     spreads: dict[str, dict[str, Spread]]  # score -> variant
     steps: tuple[Step, ...]
     unfinished: tuple[str, ...]  # names of runs
-    commits: tuple[str, ...]  # of the code that trained; more than one makes the rows hard to compare
+    commits: tuple[str, ...]  # of the code that trained the runs; with several, rows are hard to compare
 
 
 def results_of(plan: Plan) -> Results:
-    """What the finished runs of a plan say."""
-    found = {run: finished_scores(run, plan.config) for run in plan.runs}
+    """The results of the finished runs of a plan."""
+    scores_by_run = {run: finished_scores(run, plan.config) for run in plan.runs}
     variants = tuple(dict.fromkeys(run.variant for run in plan.runs))
     values: dict[str, dict[str, dict[int, float]]] = {}
     for benchmark in plan.config.benchmarks:
-        for name in (*shown_scores(benchmark), *counted(benchmark)):
+        for name in (*shown_scores(benchmark), *shown_counts(benchmark)):
             score = f"{benchmark} {name}"
-            for run, scores in found.items():
+            for run, scores in scores_by_run.items():
                 value = scores and scores[benchmark].get(name)
                 if value is not None:
                     values.setdefault(score, {v: {} for v in variants})[run.variant][run.seed] = value
@@ -85,12 +85,12 @@ def results_of(plan: Plan) -> Results:
         tuple(values),
         values,
         {
-            score: {v: spread_of(list(seeds.values())) for v, seeds in by.items() if seeds}
-            for score, by in values.items()
+            score: {variant: spread_of(list(seeds.values())) for variant, seeds in by_variant.items() if seeds}
+            for score, by_variant in values.items()
         },
         tuple(_steps(plan, values)),
-        tuple(run.name for run, scores in found.items() if scores is None),
-        tuple(sorted({_commit(run.config.run.dir) for run, scores in found.items() if scores is not None})),
+        tuple(run.name for run, scores in scores_by_run.items() if scores is None),
+        tuple(sorted({_commit(run.config.run.dir) for run, scores in scores_by_run.items() if scores is not None})),
     )
 
 
@@ -98,35 +98,38 @@ def _steps(plan: Plan, values: dict[str, dict[str, dict[int, float]]]) -> Iterat
     """The steps of each score, over the seeds that both variants of a pair have. `values`: score -> variant -> seed."""
     for benchmark in plan.config.benchmarks:
         for name in shown_scores(benchmark):
-            by = values.get(f"{benchmark} {name}", {})
+            score = f"{benchmark} {name}"
+            by_variant = values.get(score, {})
             for before, after in plan.config.pairs():
-                if set(by.get(before, ())) & set(by.get(after, ())):
-                    yield step_of(before, after, f"{benchmark} {name}", by[before], by[after])
+                if set(by_variant.get(before, ())) & set(by_variant.get(after, ())):
+                    yield step_of(before, after, score, by_variant[before], by_variant[after])
 
 
 def shown_scores(benchmark: str) -> tuple[str, ...]:
-    return next((names for kind, names in SHOWN.items() if benchmark.startswith(kind)), SHOWN_REFERRING)
+    """The names of a benchmark's scores in the table."""
+    return next((names for kind, names in SHOWN_SCORES.items() if benchmark.startswith(kind)), SHOWN_REFERRING)
 
 
-def counted(benchmark: str) -> tuple[str, ...]:
-    return next((names for kind, names in COUNTED.items() if benchmark.startswith(kind)), ())
+def shown_counts(benchmark: str) -> tuple[str, ...]:
+    """The names of a benchmark's counts in the table."""
+    return next((names for kind, names in SHOWN_COUNTS.items() if benchmark.startswith(kind)), ())
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Of one value a seed, at least one."""
+    """The spread of the values of at least one seed."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
 
 
 def step_of(before: str, after: str, score: str, old: dict[int, float], new: dict[int, float]) -> Step:
-    """The step between two variants, over the seeds that both have. `old`, `new`: value by seed."""
+    """The step between two variants, over the seeds that both have. `old`, `new`: seed -> value."""
     differences = {seed: new[seed] - old[seed] for seed in old if seed in new}
     spread = spread_of(list(differences.values()))
     interval = None
     if spread.sd is not None:
-        t = T_95[min(spread.seeds - 1, len(T_95)) - 1]
-        half = t * spread.sd / spread.seeds**0.5
-        interval = (spread.mean - half, spread.mean + half)
+        t = float(stats.t.ppf(0.975, df=spread.seeds - 1))  # two-sided 95 %
+        half_width = t * spread.sd / spread.seeds**0.5
+        interval = (spread.mean - half_width, spread.mean + half_width)
     return Step(before, after, score, differences, spread.mean, interval, _verdict(spread, interval))
 
 
@@ -141,18 +144,21 @@ def _verdict(spread: Spread, interval: tuple[float, float] | None) -> str:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """`ablation.json` and `ablation.md`."""
+    """Write `ablation.json` and `ablation.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ablation.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
-    (folder / "ablation.md").write_text(markdown(results))
+    durable.write_json(folder / "ablation.json", asdict(results))
+    durable.write_text(folder / "ablation.md", markdown(results))
 
 
 def markdown(results: Results) -> str:
-    """The scores of every variant, then the steps, as two tables with a line that says how to read each."""
-    seeds = sorted({seed for by in results.values.values() for runs in by.values() for seed in runs})
+    """The scores of every variant, then the steps, as two tables with a note on how to read them."""
+    seeds = sorted({seed for by_variant in results.values.values() for runs in by_variant.values() for seed in runs})
     scores = _grid(
         ["mean ± standard deviation (lowest to highest)", *results.variants],
-        [[score, *(_spread_text(by.get(v)) for v in results.variants)] for score, by in results.spreads.items()],
+        [
+            [score, *(_spread_text(by_variant.get(variant)) for variant in results.variants)]
+            for score, by_variant in results.spreads.items()
+        ],
     )
     pairs = list(dict.fromkeys((step.before, step.after) for step in results.steps))
     cells = {(step.score, step.before, step.after): _step_text(step) for step in results.steps}
@@ -170,14 +176,14 @@ def markdown(results: Results) -> str:
     ]
     reading = (
         "Differences are taken seed by seed. better, worse: the interval of their mean (Student's t over the seeds) is "
-        "on one side of 0. leans: every seed agrees, the interval holds 0. Of twenty differences that are none, one "
-        "will still be called better or worse."
+        "on one side of 0. leans: every seed agrees, but the interval contains 0. Of twenty steps without any effect, "
+        "one is still called better or worse."
     )
     return "\n\n".join([*notes, scores, reading, steps]) + "\n"
 
 
-def _grid(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def _grid(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -195,7 +201,7 @@ def _step_text(step: Step) -> str:
 
 
 def _commit(run_dir: Path) -> str:
-    """The commit that a run was trained with, with a + where the working tree was changed."""
+    """The commit that a run was trained with; with a + if the working tree had changes."""
     try:
         environment: dict[str, Any] = json.loads((run_dir / "environment.json").read_text())
     except FileNotFoundError:

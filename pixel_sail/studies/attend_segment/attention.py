@@ -1,11 +1,11 @@
 """How much each output token attends to the image tokens: added up layer by layer while the model generates.
 
-A model is watched through transformers' attention interface: its attention runs as it does unwatched, and beside it the
-one row of the softmax that is wanted is computed again, the row of the last query of a forward pass, from which the
-next token is predicted. The rows of all heads of all layers are added into one vector.
+Recording goes through transformers' attention interface. The model's own attention runs unchanged. Beside it, one row
+of the softmax is computed again: the row of the last query of a forward pass, which predicts the next token. The rows
+of all heads of all layers are added into one vector.
 
 Memory: while a layer runs, its row of heads x keys float32 and a float32 copy of its keys; over the whole answer
-4 x tokens x image tokens bytes. A LLaVA-1.5-7B that says 300 tokens keeps 0.7 MB (576 image tokens); the stack that
+4 x tokens x image tokens bytes. LLaVA-1.5-7B with an answer of 300 tokens keeps 0.7 MB (576 image tokens). What
 `output_attentions=True` returns for it (32 layers of 32 heads) is 700 MB in bf16 for the 300 rows, and 1 GB more for
 the rows of its 700 question tokens.
 """
@@ -24,19 +24,19 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pixel_sail.model.attention import NAME as MIXED
 
-_WATCHED = "{}_watched"  # an attention implementation that is watched
+_RECORDED = "{}_recorded"  # the name of an attention implementation while it is recorded
 BASES = ("sdpa", MIXED)
-# What a decoder's mask is made for. The mixed attention takes its masks as they come.
-ALL_MASK_ATTENTION_FUNCTIONS.register(_WATCHED.format("sdpa"), sdpa_mask)
+# The masks that transformers makes for it are those of sdpa. The mixed attention takes its masks unchanged.
+ALL_MASK_ATTENTION_FUNCTIONS.register(_RECORDED.format("sdpa"), sdpa_mask)
 
 
 class ImageAttention:
     """The running sum over the layers and heads of each forward pass, for one sequence (batch of 1)."""
 
     def __init__(self, image_tokens: Sequence[int]):
-        """`image_tokens`: their places in the whole sequence."""
+        """`image_tokens`: their positions in the whole sequence."""
         self._image_tokens = torch.as_tensor(image_tokens, dtype=torch.int64)
-        self._rows: list[Tensor] = []  # (N,) float32 each, sums over what `_summed` counts
+        self._rows: list[Tensor] = []  # (N,) float32 each, sums over as many heads as `_summed` says
         self._summed: list[int] = []
         self._first: nn.Module | None = None  # the attention of the first layer: where a forward pass begins
         self._length = 0  # tokens of the sequence so far
@@ -46,10 +46,10 @@ class ImageAttention:
     ) -> None:
         """One layer of a pass: query (1, heads, queries, d), key (1, kv heads, keys, d), mask as attention gets it.
 
-        `unread`: a pass after which no token is predicted; it counts for the places of later tokens only.
+        `unread`: no token is predicted from this pass. It only counts for the positions of later tokens.
         """
         if query.shape[0] != 1:
-            raise ValueError(f"attention is watched for one sequence at a time, got a batch of {query.shape[0]}")
+            raise ValueError(f"attention is recorded for one sequence at a time, got a batch of {query.shape[0]}")
         if self._first is None or self._first is module:
             self._first = module
             self._length += query.shape[2]
@@ -59,21 +59,21 @@ class ImageAttention:
         if unread:
             return
         probabilities = _last_row(query, key, mask, scaling)  # (heads, keys)
-        # A sliding window keeps the last keys only; the image tokens that it has left behind are not seen.
+        # A sliding window keeps only the last keys. Image tokens before it get no attention.
         columns = self._image_tokens.to(query.device) - (self._length - key.shape[2])
         kept = columns >= 0
         self._rows[-1][kept] += probabilities[:, columns[kept]].sum(0)
         self._summed[-1] += query.shape[1]
 
     def mean(self, tokens: int) -> Tensor:
-        """(tokens, N) float32 on the CPU: of each of the first output tokens, the mean over layers and heads.
+        """(tokens, N) float32 on the CPU: for each of the first output tokens, the mean over layers and heads.
 
-        Raises ValueError where fewer rows were seen than there are tokens.
+        Raises ValueError if fewer rows were recorded than there are tokens.
         """
         if tokens > len(self._rows):
             raise ValueError(
-                f"{tokens} tokens were generated and attention was seen for {len(self._rows)}: this model's decoder "
-                "does not go through transformers' attention interface"
+                f"{tokens} tokens were generated and attention was recorded for {len(self._rows)}: this model's "
+                "decoder does not go through transformers' attention interface"
             )
         if not tokens:
             return torch.zeros(0, len(self._image_tokens))
@@ -82,25 +82,25 @@ class ImageAttention:
 
 
 @contextmanager
-def watch(decoder: PreTrainedModel, base: str, recorder: ImageAttention) -> Iterator[None]:
-    """While this lasts, `decoder` runs with the attention `base` ("sdpa" or our mixed one), watched by `recorder`.
+def record_attention(decoder: PreTrainedModel, base: str, recorder: ImageAttention) -> Iterator[None]:
+    """Within the block, `decoder` runs the attention `base` ("sdpa" or our mixed one), and `recorder` gets its rows.
 
-    Only what reads the config of `decoder` is watched, so that a vision tower is left alone. Not to be nested.
+    Only modules that read the config of `decoder` are recorded, so a vision tower is left alone. Must not be nested.
     """
     if base not in BASES:
-        raise ValueError(f"attention is watched with {' or '.join(BASES)}, not with {base!r}")
-    run, name, before = ALL_ATTENTION_FUNCTIONS[base], _WATCHED.format(base), decoder.config._attn_implementation
+        raise ValueError(f"attention is recorded with {' or '.join(BASES)}, not with {base!r}")
+    run, name, before = ALL_ATTENTION_FUNCTIONS[base], _RECORDED.format(base), decoder.config._attn_implementation
 
-    def watched(
+    def recorded(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
     ) -> tuple[Tensor, None]:
         if settings.get("softcap") is not None or settings.get("s_aux") is not None:
-            raise ValueError(f"{type(module).__name__} caps its scores or has attention sinks: not watched so far")
+            raise ValueError(f"{type(module).__name__} caps its scores or has attention sinks, which is not supported")
         packed = settings.get("layout") is not None  # our model reads an image in a pass of its own
         recorder.add(module, query, key, attention_mask, settings.get("scaling"), unread=packed)
         return run(module, query, key, value, attention_mask, **settings)
 
-    ALL_ATTENTION_FUNCTIONS[name] = watched
+    ALL_ATTENTION_FUNCTIONS[name] = recorded
     try:
         decoder.set_attn_implementation(name)
         yield
@@ -110,7 +110,7 @@ def watch(decoder: PreTrainedModel, base: str, recorder: ImageAttention) -> Iter
 
 
 def _last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """(heads, keys) float32: what the last query gives to each key. `mask`: bool (True = sees), or added to scores."""
+    """(heads, keys) float32: the last query's weight of each key. `mask`: bool (True = visible), or added to scores."""
     kv_heads, width = key.shape[1], query.shape[-1]
     grouped = query[0, :, -1].float().view(kv_heads, -1, width)  # the heads that share their keys
     scores = grouped @ key[0].float().transpose(1, 2) * (width**-0.5 if scaling is None else scaling)

@@ -20,35 +20,35 @@ from pixel_sail.tokens import PROMPTS
 
 Point = tuple[float, float]  # x, y in pixels of the stored image
 KINDS = ("sam", "sam2", "pixel_sail")
-_POINTS_PER_CALL = 16  # masks of so many points are scaled up together: 3 a point, float32, up to 1024 px wide
+_POINTS_PER_CALL = 16  # their masks are scaled up together: 3 a point, float32, up to 1024 px wide
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one point gives: masks (H, W) bool of the image's size, and how good the segmenter thinks each is."""
+class PointMasks:
+    """The masks of one point, (H, W) bool of the image's size, and the segmenter's own score of each."""
 
     masks: list[np.ndarray]
     scores: list[float]
 
 
 class Segmenter(Protocol):
-    """Any promptable segmenter."""
+    """A model that returns masks for points."""
 
-    def segment(self, image: Image.Image, points_xy: Sequence[Point]) -> list[Found]:
-        """One `Found` a point; each point is a prompt of its own."""
+    def segment(self, image: Image.Image, points_xy: Sequence[Point]) -> list[PointMasks]:
+        """One `PointMasks` for each point; each point is a prompt of its own."""
         ...
 
 
 class Sam:
-    """SAM or SAM 2: the image is encoded once; three masks a point, with the IoU that the model predicts for each."""
+    """SAM or SAM 2. The image is encoded once. Each point gets three masks, scored by the IoU that SAM predicts."""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
         self.model, self.processor = model.eval(), processor
 
     @torch.inference_mode()
-    def segment(self, image: Image.Image, points_xy: Sequence[Point]) -> list[Found]:
+    def segment(self, image: Image.Image, points_xy: Sequence[Point]) -> list[PointMasks]:
         """See `Segmenter`."""
-        found: list[Found] = []
+        results: list[PointMasks] = []
         embeddings = None
         for first in range(0, len(points_xy), _POINTS_PER_CALL):
             points = points_xy[first : first + _POINTS_PER_CALL]
@@ -67,32 +67,32 @@ class Sam:
             output = self.model(image_embeddings=embeddings, multimask_output=True, **inputs)
             (masks,) = self.processor.post_process_masks(output.pred_masks, *sizes)  # (points, 3, H, W) bool
             scores = output.iou_scores[0].tolist()
-            found += [Found(list(m), s) for m, s in zip(masks.cpu().numpy(), scores, strict=True)]
-        return found
+            results += [PointMasks(list(m), s) for m, s in zip(masks.cpu().numpy(), scores, strict=True)]
+        return results
 
 
 class PixelSailSegmenter:
     """Our own model, asked for the mask of a region that is one point.
 
-    An answer gives as many masks as it has [SEG]s, none where it has none. The model rates no mask: each scores 1.
+    An answer has one mask for each of its [SEG]s, so it may have none. The model scores no masks: each gets 1.
     """
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
 
-    def segment(self, image: Image.Image, points_xy: Sequence[Point]) -> list[Found]:
-        """See `Segmenter`. A point is drawn on the image, which is therefore read once a point."""
-        asked = question(PROMPTS[0], self.predictor.model.config.question)
-        chats = [Chat(image, [asked], [Points((point,))]) for point in points_xy]
+    def segment(self, image: Image.Image, points_xy: Sequence[Point]) -> list[PointMasks]:
+        """See `Segmenter`. Each point is drawn on the image, so the image is read once for each point."""
+        request = question(PROMPTS[0], self.predictor.model.config.question)
+        chats = [Chat(image, [request], [Points((point,))]) for point in points_xy]
         answers = [answer for (answer,) in self.predictor.chat_many(chats)]
-        return [Found(answer.masks, [1.0] * len(answer.masks)) for answer in answers]
+        return [PointMasks(answer.masks, [1.0] * len(answer.masks)) for answer in answers]
 
 
 def open_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> Segmenter:
     """`sam:PATH`, `sam2:PATH` or `pixel_sail:PATH`. SAM runs in float32. Raises ConfigError."""
     kind, _, path = spec.partition(":")
     if kind not in KINDS or not path:
-        raise ConfigError(f"the segmenter {spec!r} is none of {', '.join(f'{kind}:PATH' for kind in KINDS)}")
+        raise ConfigError(f"unknown segmenter {spec!r}; give one of {', '.join(f'{kind}:PATH' for kind in KINDS)}")
     if kind == "pixel_sail":
         return PixelSailSegmenter(Predictor.from_pretrained(path, device, precision))
     if device == "auto":
@@ -102,12 +102,13 @@ def open_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> 
         model, report = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, RuntimeError) as error:
-        local = "is not complete or of another kind" if Path(path).is_dir() else "is not there, and no hub answers"
+        problem = "is incomplete or of another kind" if Path(path).is_dir() else "does not exist, and no hub answers"
         raise ConfigError(
-            f"cannot load the segmenter {spec!r}: {path} {local}. Without hub access, put config.json, "
+            f"cannot load the segmenter {spec!r}: {path} {problem}. Without hub access, put config.json, "
             f"preprocessor_config.json and *.safetensors of its repository into a folder. The cause: {error}"
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ConfigError(f"{path} is no {kind} checkpoint: {len(missing)} weights are missing, first {missing[0]}")
+        problem = f"{len(missing)} weights are missing, the first is {missing[0]}"
+        raise ConfigError(f"{path} is not a {kind} checkpoint: {problem}")
     return Sam(model.to(device), processor)

@@ -1,4 +1,4 @@
-"""Which of the masks of an answer's phrases stands for the object: the oracle's choice, and two automatic ones."""
+"""Choose one of the masks of an answer's phrases for the object: the oracle's choice, and two automatic ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pixel_sail.studies.attend_segment.generate import Adapter
 from pixel_sail.studies.attend_segment.phrase_masks import Record
 from pixel_sail.types import RLE
 
-# (image, expression, phrases that have masks) -> the position of the phrase that names the object; None: cannot tell
+# (image, expression, phrases that have masks) -> the index of the phrase that names the object; None: undecided
 Choose = Callable[[Image.Image, str, Sequence[Record]], int | None]
 
-MAX_SHOWN = 9  # candidates on one sheet
+MAX_SHOWN = 9  # candidates in one image
 _TILE_PX = 336
 _ASK = (
     "The picture shows {n} numbered copies of one photo. In each copy another region is highlighted. In which copy is "
@@ -32,21 +32,21 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def oracle(record: Record, one: PixObject) -> RLE | None:
-    """The mask with the best IoU of all phrases, the first of equals; None where there is no mask or no expression.
+def oracle(record: Record, target: PixObject) -> RLE | None:
+    """The mask with the best IoU over all phrases, the first of equal ones; None without a mask or an expression.
 
-    It knows the object, not that there is none: where an expression refers to nothing it still takes a mask.
+    It knows the object's mask, but not whether the object is present: for an absent object it still takes a mask.
     """
-    if one.expression is None:
+    if target.expression is None:
         return None
     masks = [mask for phrase in record["phrases"] for mask in phrase["masks"]]
-    return max(masks, key=lambda mask: mask_iou(mask, one), default=None)
+    return max(masks, key=lambda mask: mask_iou(mask, target), default=None)
 
 
 def automatic(record: Record, image: Image.Image, expression: str | None, choose: Choose) -> tuple[RLE | None, bool]:
-    """Of the phrase that `choose` takes the mask that the segmenter scores best; and whether `choose` could not tell.
+    """The best scored mask of the phrase that `choose` picks, and whether `choose` was undecided.
 
-    Then the words decide. No mask without an expression or where no phrase has one.
+    If it was, `by_words` picks. The mask is None without an expression, and if no phrase has a mask.
     """
     phrases = [phrase for phrase in record["phrases"] if phrase["masks"]]
     if expression is None or not phrases:
@@ -56,32 +56,32 @@ def automatic(record: Record, image: Image.Image, expression: str | None, choose
 
 
 def best_mask(phrase: Record) -> RLE:
-    """The first of those that the segmenter scores best."""
+    """The mask that the segmenter scores best, the first of equal ones."""
     scores = phrase["scores"]
     return phrase["masks"][scores.index(max(scores))]
 
 
 def by_words(_image: Image.Image, expression: str, phrases: Sequence[Record]) -> int:
-    """The phrase that shares most words with the expression, the same last word counting most; the first of equals.
+    """The phrase that shares most words with the expression; the same last word counts most. The first of equal ones.
 
-    It sees no image, and knows no synonyms: "the animal" is as far from "the dog" as "the sky".
+    It does not use the image and knows no synonyms: "the animal" is as far from "the dog" as "the sky".
     """
-    wanted = _content_words(expression)
+    expression_words = _content_words(expression)
 
     def likeness(phrase: Record) -> float:
         words = _content_words(phrase["text"])
-        if not words or not wanted:
+        if not words or not expression_words:
             return 0.0
-        shared = len(set(words) & set(wanted))
-        return 2 * shared / (len(set(words)) + len(set(wanted))) + (words[-1] == wanted[-1])
+        shared = len(set(words) & set(expression_words))
+        return 2 * shared / (len(set(words)) + len(set(expression_words))) + (words[-1] == expression_words[-1])
 
     return max(range(len(phrases)), key=lambda i: likeness(phrases[i]))
 
 
 class AskModel:
-    """A model sees the candidates, each phrase's best mask, highlighted on numbered copies, and says a number.
+    """Ask a model: it sees numbered copies of the image, each with one phrase's best mask, and replies with a number.
 
-    The first `MAX_SHOWN` phrases of the answer are shown. A reply without one usable number decides nothing.
+    It is shown the first `MAX_SHOWN` phrases. A reply without exactly one valid number is undecided.
     """
 
     def __init__(self, adapter: Adapter):
@@ -93,12 +93,13 @@ class AskModel:
         if len(shown) == 1:
             return 0
         prompt = _ASK.format(n=len(shown), expression=expression)
-        numbers = {int(n) for n in _NUMBER.findall(self._adapter.answer(sheet(image, shown), prompt, 16).text)}
+        reply = self._adapter.answer(numbered_copies(image, shown), prompt, 16).text
+        numbers = {int(n) for n in _NUMBER.findall(reply)}
         number = numbers.pop() if len(numbers) == 1 else 0
         return number - 1 if 1 <= number <= len(shown) else None
 
 
-def sheet(image: Image.Image, phrases: Sequence[Record]) -> Image.Image:
+def numbered_copies(image: Image.Image, phrases: Sequence[Record]) -> Image.Image:
     """Copies of the image in a grid, numbered from 1, each with one phrase's best mask over it."""
     scale = _TILE_PX / max(image.size)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -112,6 +113,6 @@ def sheet(image: Image.Image, phrases: Sequence[Record]) -> Image.Image:
 
 
 def _content_words(text: str) -> list[str]:
-    """Lower case, in order, without a, the, of and the like; a plural as its singular (cats -> cat)."""
+    """The words in lower case and in order, without function words; plurals become singular (cats -> cat)."""
     words = [word for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS]
     return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words]

@@ -1,1 +1,1 @@
-"""When grounding emerges: where in an answer the phrase stands whose mask is best."""
+"""When grounding emerges: the position in an answer of the phrase with the best mask."""

@@ -1,7 +1,7 @@
-"""What a noun phrase of an answer speaks of: one of six concepts, by classes of words in the phrase and after it.
+"""What a noun phrase of an answer is about: one of six concepts, by classes of words in the phrase and after it.
 
-The concepts are those of PixFoundation (arXiv 2502.04192), which asks a language model; the rules are ours, so that the
-same phrase always gets the same concept and a reader can tell why.
+The concepts are those of PixFoundation (arXiv 2502.04192), which asks a language model. We use rules, so that the same
+phrase always gets the same concept and a reader can tell why.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
+from pixel_sail.data.sources.grounded import find_phrase
+
 Concept = Literal["appearance", "location", "part", "context", "object", "state"]
 CONCEPTS: tuple[Concept, ...] = get_args(Concept)
-AFTER = 5  # words that count as the neighbours of a phrase
+MAX_NEIGHBOURS = 5  # words after a phrase that may describe it
 
 
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# A word may be of several classes; the order of the rules in `concept_of` decides.
+# A word may belong to several classes; the order of the rules in `concept_of` decides.
 _PART = _set("""
 arm arms beak bill blade body chest collar ear ears eye eyes face feather feathers feet fin fins finger fingers flame
 foot fur hair handle hand hands head headlight heads hood hull interior knob leg legs lid lip lips mane mouth muzzle
@@ -28,7 +30,7 @@ spout stalk stem strap tail tip tongue tooth teeth trunk tusk tusks tyre windshi
 _PART_OF_SOMETHING = _set("""
 back base bottom branch button corner door edge end frame front half inside label leaf leaves left lens middle outside
 page part parts piece right screen seat section shell side string surface tire top wheel wheels window windows
-""")  # parts where it is said of what; else places or things of their own
+""")  # parts if the phrase says of what ("the top of the mug"); otherwise places or objects
 _LOCATION = _set("""
 above adjacent ahead apart around back behind below beneath beside between bottom center centre corner direction
 distance down edge end far foreground front inside left leftmost lower middle near nearby nearest opposite outside
@@ -74,11 +76,11 @@ _CLAUSE_END = re.compile(r"[.,;:!?\n()\[\]<>]")
 
 
 def concept_of(phrase: str, output: str = "", place: float = 0.5) -> Concept:
-    """The concept of a phrase of `output`; of several occurrences the one nearest to `place` (0: start, 1: end).
+    """The concept of a phrase of `output`. If it occurs several times, the one nearest to `place` (0: start, 1: end).
 
-    First its head: the name of a part ("the mug's handle"), a place, surroundings, a state or a look. Any other head is
-    an object; then what describes it decides: a word of the phrase ("the open door": state), else of its neighbours in
-    the clause ("the mug is red": appearance; "the mug on the left": location). What nothing describes is an object.
+    First by its head: a part ("the mug's handle"), a place, surroundings, a state or a look. Any other head is an
+    object. Then its description decides: a word of the phrase ("the open door": state), else a word that follows it in
+    its clause ("the mug is red": appearance; "the mug on the left": location). Without a description: object.
     """
     words, after = _words(phrase), neighbours(phrase, output, place)
     head, modifiers, rest = _split(words)
@@ -90,22 +92,16 @@ def concept_of(phrase: str, output: str = "", place: float = 0.5) -> Concept:
     return _described_by(modifiers) or _described_by(rest) or _described_by(after) or "object"
 
 
-def find_phrase(phrase: str, output: str, place: float = 0.5) -> int | None:
-    """Where whole words of `output` are the phrase, in characters: of several places the one nearest to `place`."""
-    sought = phrase.strip()
-    if not sought:
-        return None
-    found = re.finditer(rf"(?<!\w){re.escape(sought)}(?!\w)", output, re.IGNORECASE)
-    starts = [match.start() for match in found]
-    return min(starts, key=lambda at: abs((at + len(sought) / 2) / len(output) - place), default=None)
+def phrase_span(phrase: str, output: str, place: float = 0.5) -> tuple[int, int] | None:
+    """Characters [first, end) of the phrase in `output`; the occurrence whose middle is nearest to `place` (0..1)."""
+    stripped = phrase.strip()
+    return find_phrase(output, stripped, place * len(output) - len(stripped) / 2)
 
 
 def neighbours(phrase: str, output: str, place: float = 0.5) -> list[str]:
-    """Up to `AFTER` words that follow the phrase within its clause; none where `output` does not have the phrase."""
-    start = find_phrase(phrase, output, place)
-    if start is None:
-        return []
-    return _words(_CLAUSE_END.split(output[start + len(phrase.strip()) :])[0])[:AFTER]
+    """Up to `MAX_NEIGHBOURS` words that follow the phrase within its clause; [] if it is not in `output`."""
+    span = phrase_span(phrase, output, place)
+    return [] if span is None else _words(_CLAUSE_END.split(output[span[1] :])[0])[:MAX_NEIGHBOURS]
 
 
 def _words(text: str) -> list[str]:
@@ -113,13 +109,13 @@ def _words(text: str) -> list[str]:
 
 
 def _split(words: list[str]) -> tuple[str, list[str], list[str]]:
-    """The noun that a phrase is about (the last word before a preposition), the words before it and those after it."""
+    """The head of a phrase (its last word before a preposition), the words before it, and the words after it."""
     first = next((i for i, word in enumerate(words) if i and word in _PREPOSITIONS), len(words))
     return (words[first - 1], words[: first - 1], words[first:]) if words else ("", [], [])
 
 
 def _has_owner(head: str, modifiers: list[str], after: list[str]) -> bool:
-    """Whether it is said of what: "the dog's left side", "the window on the bus"; of the image it is a place."""
+    """Whether the part has an owner: "the dog's left side", "the window on the bus". A part of the image is a place."""
     if any(word.endswith("'s") for word in modifiers):
         return True
     joined = ("of",) if head in _LOCATION else ("of", "on")
@@ -127,7 +123,7 @@ def _has_owner(head: str, modifiers: list[str], after: list[str]) -> bool:
 
 
 def _described_by(words: list[str]) -> Concept | None:
-    """What the words say of the noun before or after them, up to the next noun phrase."""
+    """The concept of the first describing word, up to the next noun phrase; None without one."""
     for i, word in enumerate(words):
         if word in _TOWARDS and _LOCATION.intersection(words[i + 1 : i + 3]):
             return "location"

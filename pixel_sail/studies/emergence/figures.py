@@ -1,4 +1,4 @@
-"""When grounding emerges, in images: histograms of places and concepts (matplotlib), examples of every concept."""
+"""When grounding emerges, as figures: histograms of places and concepts (matplotlib), and examples of each concept."""
 
 from __future__ import annotations
 
@@ -10,90 +10,88 @@ from PIL import Image, ImageDraw
 
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask
+from pixel_sail.evaluate.pixfoundation.failures import MIN_IOU
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.serve.visualize import Card, cards, paint
-from pixel_sail.studies.emergence.best_phrase import BINS, Emerged, Results
-from pixel_sail.studies.emergence.concepts import CONCEPTS, find_phrase
+from pixel_sail.studies.emergence.best_phrase import BINS, BestPhrase, Results
+from pixel_sail.studies.emergence.concepts import CONCEPTS, phrase_span
+from pixel_sail.studies.plotting import new_panels, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN_CHARACTERS = 160  # of the output, on each side of the phrase
+CONTEXT_CHARACTERS = 160  # of the output, shown on each side of the phrase
 _SERIES = {"best": ("0.75", "best phrase"), "right": ("tab:green", "of these, IoU > 0.5")}
 
 
 def write_histograms(results: Results, out: Path) -> Path:
-    """`when.png`: best phrases by place and by concept, the right ones among them, and chance as a line."""
-    from matplotlib.figure import Figure  # not pyplot: no window system, nothing global
-
-    figure = Figure((10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """`emergence.png`: best phrases by place and by concept, the right ones among them, and chance as a line."""
+    figure, (left, right) = new_panels(2, columns=2, panel_inches=(5.0, 3.6))
     _bars(left, [f"{100 // BINS * i}" for i in range(BINS)], results.places)
     left.set_xlabel("place in the output, % of its tokens, from")
     left.set_ylabel("images")
-    shown = {name: None if by is None else [by[one] for one in CONCEPTS] for name, by in results.concepts.items()}
-    _bars(right, CONCEPTS, shown)
+    _bars(right, CONCEPTS, {name: list(counts.values()) for name, counts in results.concepts.items()})
     left.legend(fontsize=8)
     figure.suptitle(f"{results.images} images, {results.right} with a mask of IoU > 0.5", fontsize=10)
-    path = out / "when.png"
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, out / "emergence.png")
 
 
-def _bars(panel: Axes, names: Sequence[str], values: Mapping[str, Sequence[float] | None]) -> None:
+def _bars(panel: Axes, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
     for series, (colour, label) in _SERIES.items():
         panel.bar(names, values[series], color=colour, label=label)
-    if values["chance"] is not None:
-        panel.plot(names, values["chance"], color="black", marker=".", linewidth=1, label="any phrase of the output")
+    panel.plot(names, values["chance"], color="black", marker=".", linewidth=1, label="any phrase of the output")
     panel.tick_params(labelsize=8)
     panel.grid(axis="y", alpha=0.3)
 
 
 def write_examples(results: Results, objects: Mapping[int, PixObject], out: Path, count: int) -> list[Path]:
-    """`when_<concept>.png` for each concept that occurs: `count` of its images, right ones first, evenly spread."""
+    """`emergence_<concept>.png` for each concept: `count` of its images, right ones first, evenly spaced.
+
+    A concept without images gets no file. Returns the paths.
+    """
     written = []
     for concept in CONCEPTS:
-        found = [one for one in results.best if one.concept == concept]
-        right = [one for one in found if one.iou > 0.5]
-        chosen = _spread(right, count)
-        chosen += _spread([one for one in found if one not in right], count - len(chosen))
+        phrases = [phrase for phrase in results.best if phrase.concept == concept]
+        right = [phrase for phrase in phrases if phrase.iou > MIN_IOU]
+        chosen = _evenly_spaced(right, count)
+        chosen += _evenly_spaced([phrase for phrase in phrases if phrase not in right], count - len(chosen))
         if chosen:
-            path = out / f"when_{concept}.png"
-            cards([_card(one, objects[one.index]) for one in chosen]).save(path)
+            path = out / f"emergence_{concept}.png"
+            cards([_card(phrase, objects[phrase.index]) for phrase in chosen]).save(path)
             written.append(path)
     return written
 
 
-def _spread(found: Sequence[Emerged], count: int) -> list[Emerged]:
-    """Up to `count` of them, evenly spaced."""
+def _evenly_spaced(phrases: Sequence[BestPhrase], count: int) -> list[BestPhrase]:
+    """Up to `count` of the phrases."""
     if count <= 0:
         return []
-    return list(found[:: max(1, -(-len(found) // count))][:count])
+    return list(phrases[:: max(1, -(-len(phrases) // count))][:count])
 
 
-def _card(one: Emerged, target: PixObject) -> Card:
-    """The object and, to its right, the mask of the phrase with the point that it was asked with."""
+def _card(best: BestPhrase, target: PixObject) -> Card:
+    """The object and, to its right, the mask of the phrase with the point that prompted it."""
     image = load_image(target.image)
     truth = paint(image, [decode_mask(target.mask_rle)])
-    found = paint(image, [decode_mask(one.mask)], first_colour=1)
-    (x, y), radius = one.point_xy, max(2, max(image.size) // 60)
-    ImageDraw.Draw(found).ellipse((x - radius, y - radius, x + radius, y + radius), "white", "black")
+    prediction = paint(image, [decode_mask(best.mask)], first_colour=1)
+    (x, y), radius = best.point_xy, max(2, max(image.size) // 60)
+    ImageDraw.Draw(prediction).ellipse((x - radius, y - radius, x + radius, y + radius), "white", "black")
     both = Image.new("RGB", (2 * image.width, image.height))
     both.paste(truth, (0, 0))
-    both.paste(found, (image.width, 0))
-    where = f"{one.concept}{' (judge)' if one.judged else ''}, at {100 * one.place:.0f} %, IoU {100 * one.iou:.0f}"
-    return Card(both, (f"image {one.index}: {target.expression}", where, one.prompt, f"model: {marked(one)}"))
+    both.paste(prediction, (image.width, 0))
+    summary = f"{best.concept}, at {100 * best.place:.0f} %, IoU {100 * best.iou:.0f}"
+    return Card(both, (f"image {best.index}: {target.expression}", summary, best.prompt, f"model: {marked(best)}"))
 
 
-def marked(one: Emerged) -> str:
-    """What the output says around the phrase, and the phrase in »«."""
-    start = find_phrase(one.phrase, one.output, one.place)
-    if start is None:
-        return f"»{one.phrase}« in: {one.output[: 2 * SHOWN_CHARACTERS]}"
-    end = start + len(one.phrase.strip())
-    before, after = one.output[:start], one.output[end:]
-    if len(before) > SHOWN_CHARACTERS:
-        before = f"... {before[-SHOWN_CHARACTERS:]}"
-    if len(after) > SHOWN_CHARACTERS:
-        after = f"{after[:SHOWN_CHARACTERS]} ..."
-    return f"{before}»{one.output[start:end]}«{after}"
+def marked(best: BestPhrase) -> str:
+    """The output around the phrase, with the phrase in »«."""
+    span = phrase_span(best.phrase, best.output, best.place)
+    if span is None:
+        return f"»{best.phrase}« in: {best.output[: 2 * CONTEXT_CHARACTERS]}"
+    start, end = span
+    before, after = best.output[:start], best.output[end:]
+    if len(before) > CONTEXT_CHARACTERS:
+        before = f"... {before[-CONTEXT_CHARACTERS:]}"
+    if len(after) > CONTEXT_CHARACTERS:
+        after = f"{after[:CONTEXT_CHARACTERS]} ..."
+    return f"{before}»{best.output[start:end]}«{after}"

@@ -1,4 +1,4 @@
-"""One small adapter a family of models; `open_adapter` takes a folder and finds out which."""
+"""One small adapter for each family of models. `open_adapter` picks the one that a model needs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FAMILIES = (OURS, *dict.fromkeys(adapter.family for adapter in MODEL_TYPES.value
 
 
 def open_adapter(model: str | Path, family: str = "auto", device: str = "auto", precision: str = "auto") -> Adapter:
-    """The model of a folder (or hub name) in its adapter.
+    """Load the model of a folder (or hub name) into its adapter.
 
-    `family`: auto, by the config's model_type; or one of FAMILIES. `device`: auto | cpu | cuda[:n]; `precision`: auto
-    (bf16 on a GPU) | bf16 | fp32. Raises ConfigError for a model that cannot be had or that no adapter knows.
+    `family`: auto (by the config's model_type) or one of FAMILIES. `device`: auto | cpu | cuda[:n]. `precision`: auto
+    (bf16 on a GPU) | bf16 | fp32. Raises ConfigError for a model that cannot be loaded or has no adapter.
     """
     if family not in ("auto", *FAMILIES):
         raise ConfigError(f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
@@ -50,9 +50,9 @@ def open_adapter(model: str | Path, family: str = "auto", device: str = "auto", 
     chosen = MODEL_TYPES.get(model_type) if family == "auto" else known[family]
     if chosen is None:
         raise ConfigError(
-            f"{model} is a {model_type!r} model, which no adapter knows ({OURS}, {', '.join(MODEL_TYPES)}): name the "
-            "family that places its image tokens alike with --family, or write one "
-            "(pixel_sail/evaluate/pixfoundation/adapters)"
+            f"{model} is a {model_type!r} model, which has no adapter (there are {OURS}, {', '.join(MODEL_TYPES)}). "
+            "Give --family, if one of them orders its image tokens alike, or write an adapter "
+            "(pixel_sail/studies/attend_segment/adapters)"
         )
     return _hugging_face(model, chosen, device, precision)
 

@@ -10,12 +10,12 @@ from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceA
 
 
 class Gemma3(HuggingFaceAdapter):
-    """The image is squashed to a square; pan and scan, which adds crops, stays off."""
+    """The image is squashed to a square. Pan and scan, which adds crops, stays off."""
 
     family = "gemma3"
     processor_settings = {"do_pan_and_scan": False}
 
     def grid_hw(self, inputs: BatchFeature) -> tuple[int, int]:
-        """The square root of the tokens of an image, each way."""
+        """A square grid of all tokens of the image."""
         side = math.isqrt(self.model.config.mm_tokens_per_image)
         return side, side

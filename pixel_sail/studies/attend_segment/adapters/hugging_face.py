@@ -8,11 +8,17 @@ from typing import Any, ClassVar
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from pixel_sail.studies.attend_segment.generate import Box, Place, Watched, character_spans, generate_watched
+from pixel_sail.studies.attend_segment.generate import (
+    AttendedAnswer,
+    Box,
+    ImageTokens,
+    character_spans,
+    generate_with_attention,
+)
 
 
 class HuggingFaceAdapter(ABC):
-    """A family says how it is given an image, on what grid its image tokens lie and what of the image they cover."""
+    """A family defines how it gets an image, the grid of its image tokens, and the part of the image they cover."""
 
     family: ClassVar[str]
     processor_settings: ClassVar[dict[str, Any]] = {}  # for one image as one grid
@@ -25,11 +31,11 @@ class HuggingFaceAdapter(ABC):
         """Rows and columns of the image tokens."""
 
     def prepare(self, image: Image.Image) -> tuple[Image.Image, Box]:
-        """The image as the processor gets it, and the part of the given image that the grid then covers."""
+        """The image for the processor, and the part of the original image that the grid then covers."""
         return image, (0.0, 0.0, float(image.width), float(image.height))
 
     def inputs(self, image: Image.Image, prompt: str) -> BatchFeature:
-        """What the model takes, a batch of 1, on its device; `image` as `prepare` gives it."""
+        """The model's inputs, a batch of 1, on its device. `image` comes from `prepare`."""
         content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -41,21 +47,23 @@ class HuggingFaceAdapter(ABC):
         )
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def place(self, inputs: BatchFeature, box: Box) -> Place:
-        """Where the image tokens lie. ValueError where there are not as many as the grid has cells."""
-        tokens = (inputs["input_ids"][0] == self.model.config.image_token_id).nonzero()[:, 0]
+    def image_tokens(self, inputs: BatchFeature, box: Box) -> ImageTokens:
+        """Where the image tokens lie. Raises ValueError if their number is not that of the grid's cells."""
+        positions = (inputs["input_ids"][0] == self.model.config.image_token_id).nonzero()[:, 0]
         grid_hw = self.grid_hw(inputs)
-        if len(tokens) != grid_hw[0] * grid_hw[1]:
+        if len(positions) != grid_hw[0] * grid_hw[1]:
+            grid = f"{grid_hw[0]} x {grid_hw[1]}"
             raise ValueError(
-                f"{self.family}: {len(tokens)} image tokens in the sequence for a grid of {grid_hw[0]} x {grid_hw[1]}; "
+                f"{self.family}: {len(positions)} image tokens in the sequence for a grid of {grid}; "
                 "the processor does not fit the model, or cuts the image into tiles"
             )
-        return Place(tokens.cpu(), grid_hw, box)
+        return ImageTokens(positions.cpu(), grid_hw, box)
 
-    def answer(self, image: Image.Image, prompt: str, max_new_tokens: int) -> Watched:
+    def answer(self, image: Image.Image, prompt: str, max_new_tokens: int) -> AttendedAnswer:
         """See `Adapter`."""
         prepared, box = self.prepare(image)
         inputs = self.inputs(prepared, prompt)
-        ids, maps = generate_watched(self.model, dict(inputs), self.place(inputs, box), max_new_tokens)
+        image_tokens = self.image_tokens(inputs, box)
+        ids, maps = generate_with_attention(self.model, dict(inputs), image_tokens, max_new_tokens)
         text, spans = character_spans(ids, lambda part: self.processor.tokenizer.decode(part, skip_special_tokens=True))
-        return Watched(text, spans, maps, box)
+        return AttendedAnswer(text, spans, maps, box)

@@ -8,7 +8,7 @@ from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceA
 
 
 class InternVl(HuggingFaceAdapter):
-    """The image goes in as one tile, squashed to a square: of several tiles and a thumbnail there is no one grid."""
+    """The image is one tile, squashed to a square: several tiles and a thumbnail would not form one grid."""
 
     family = "internvl"
     processor_settings = {"crop_to_patches": False}

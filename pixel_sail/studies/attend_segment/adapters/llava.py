@@ -10,12 +10,12 @@ from pixel_sail.studies.attend_segment.generate import Box
 
 
 class Llava(HuggingFaceAdapter):
-    """The image is padded to a square, as LLaVA-1.5 was trained; its processor alone would cut off what is not."""
+    """The image is padded to a square, as in LLaVA-1.5's training. The processor alone would crop it to a square."""
 
     family = "llava"
 
     def prepare(self, image: Image.Image) -> tuple[Image.Image, Box]:
-        """Centred on a square of the mean colour; the box of the grid reaches beyond the image."""
+        """The image centred on a square of the mean colour. The box of the grid reaches beyond the image."""
         width, height = image.size
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
@@ -25,7 +25,7 @@ class Llava(HuggingFaceAdapter):
         return square, (-float(left), -float(top), float(side - left), float(side - top))
 
     def grid_hw(self, inputs: BatchFeature) -> tuple[int, int]:
-        """The patches of the vision tower; its class token is left out of the sequence."""
+        """The patches of the vision tower. Its class token is not in the sequence."""
         patch = self.model.config.vision_config.patch_size
         height, width = inputs["pixel_values"].shape[-2:]
         return height // patch, width // patch

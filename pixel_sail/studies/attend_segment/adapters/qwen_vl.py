@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: the image at about its own size, 28 px a token."""
+"""Qwen2-VL and Qwen2.5-VL: the image at about its own size, one token for 28 x 28 px."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceA
 
 
 class QwenVl(HuggingFaceAdapter):
-    """Both generations place the tokens alike."""
+    """Both generations order the image tokens alike."""
 
     family = "qwen_vl"
 
     def grid_hw(self, inputs: BatchFeature) -> tuple[int, int]:
-        """Patches are merged 2 x 2; the tokens of the merged ones stand row by row, whatever windows saw them."""
+        """Patches are merged 2 x 2. The merged tokens are in row order, also where attention used windows."""
         _, height, width = inputs["image_grid_thw"][0].tolist()
         merge = self.model.config.vision_config.spatial_merge_size
         return height // merge, width // merge
