@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from in_process import call_main, load_tool
 from needs_spacy import needs_spacy
 from PIL import Image, ImageDraw
 from tiny_mllms import HUGGING_FACE, PROMPT, tiny
@@ -371,6 +371,11 @@ def test_prompts_are_filled() -> None:
     assert fill_prompt("{expression}", pix_object(None, None)) == "None"
 
 
+def every_word(text: str) -> list[tuple[int, int]]:
+    """A chunker for models that do not speak in sentences."""
+    return [match.span() for match in re.finditer(r"[a-z]+", text)]
+
+
 def save_parts(folder: Path) -> list[object]:
     """A tiny Qwen2.5-VL and a tiny SAM as folders, two images of PixMMVP; the arguments of the tool for them."""
     root = write_pixmmvp(folder)
@@ -381,16 +386,6 @@ def save_parts(folder: Path) -> list[object]:
         part.save_pretrained(folder / "sam")
     arguments = [folder / "model", "--segmenter", f"sam:{folder / 'sam'}", "--data-root", root, "--out", folder / "out"]
     return arguments + ["--max-images", "2", "--max-new-tokens", "24", "--select", "model", "--device", "cpu"]
-
-
-def tool_main(monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> None:
-    """tools/attend_segment.py in this process."""
-    path = REPOSITORY / "tools/attend_segment.py"
-    spec = importlib.util.spec_from_file_location("attend_segment_tool", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-    tool.main()
 
 
 def check_outputs(folder: Path, printed: str) -> None:
@@ -406,13 +401,11 @@ def check_outputs(folder: Path, printed: str) -> None:
 
 
 def test_the_tool_on_a_foreign_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """With a chunker that needs no spaCy; the model with random weights says little, so every word is a phrase."""
+    """In this process, with a chunker that needs no spaCy."""
     monkeypatch.setattr(phrases, "spacy_model", lambda: "words")
-    monkeypatch.setattr(
-        phrases, "open_chunker", lambda: lambda text: [match.span() for match in re.finditer(r"[a-z]+", text)]
-    )
+    monkeypatch.setattr(phrases, "open_chunker", lambda: every_word)
     arguments = save_parts(tmp_path)
-    tool_main(monkeypatch, arguments)
+    call_main(monkeypatch, load_tool("attend_segment"), *arguments)
     check_outputs(tmp_path, capsys.readouterr().out)
     assert json.loads((tmp_path / "out/phrases.manifest.json").read_text())["phrases"] == "words"
 
@@ -428,7 +421,7 @@ def test_the_tool_as_a_process_with_spacy(tmp_path: Path) -> None:
 
 def test_without_spacy_the_tool_stops_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phrases, "spacy_model", lambda: None)
-    nowhere = tmp_path / "nowhere"
+    tool, nowhere = load_tool("attend_segment"), tmp_path / "nowhere"
     with pytest.raises(SystemExit, match=r"^error: noun phrases need spaCy and an English model of it: pip install"):
-        tool_main(monkeypatch, [nowhere, "--segmenter", f"sam:{nowhere}", "--data-root", nowhere, "--out", nowhere])
+        call_main(monkeypatch, tool, nowhere, "--segmenter", "sam:x", "--data-root", nowhere, "--out", nowhere)
     assert not nowhere.exists()

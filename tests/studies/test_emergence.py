@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import call_main, load_tool
 from needs_spacy import needs_spacy
 from PIL import Image
 
@@ -194,7 +194,7 @@ def call(*arguments: str | Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_the_tool(tmp_path: Path) -> None:
+def test_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pixmmvp(tmp_path / "data")
     file, out = write(tmp_path, line(1), line(2)), tmp_path / "out"
     status, printed = call("--phrases", file, "--data-root", tmp_path / "data", "--out", out)
@@ -206,19 +206,17 @@ def test_the_tool(tmp_path: Path) -> None:
     examples = np.asarray(Image.open(out / "emergence_appearance.png"))
     assert len(np.unique(examples.reshape(-1, 3), axis=0)) > 10
     assert not (out / "emergence_part.png").exists()
+    tool, file = load_tool("grounding_emergence"), write(tmp_path, line(9))
+    with pytest.raises(SystemExit, match="^error: .*image 9 is not in the benchmark"):
+        call_main(monkeypatch, tool, "--phrases", file, "--data-root", tmp_path / "data", "--out", out)
     pytest.importorskip("matplotlib")
     assert (out / "emergence.png").exists()
-    status, printed = call("--phrases", write(tmp_path, line(9)), "--data-root", tmp_path / "data", "--out", out)
-    assert status == 1 and printed.startswith("error:") and "image 9 is not in the benchmark" in printed
 
 
 def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """In this process, with a stand-in for tools/attend_segment.py that writes phrases; and one that fails."""
     write_pixmmvp(tmp_path / "data")
-    path = REPOSITORY / "tools/grounding_emergence.py"
-    spec = importlib.util.spec_from_file_location("grounding_emergence_tool", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("grounding_emergence")
     commands: list[list[str]] = []
 
     def run(command: list[str]) -> subprocess.CompletedProcess:
@@ -230,8 +228,7 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
     monkeypatch.setattr(tool.subprocess, "run", run)
     options = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--family", "llava"]
     options += ["--segmenter", "sam:s", "--prompt", "What?", "--max-images", "2"]
-    monkeypatch.setattr(sys, "argv", [str(path), "m", *options])
-    tool.main()
+    call_main(monkeypatch, tool, "m", *options)
     assert "1 images, mIoU of the best phrases 100.0" in capsys.readouterr().out
     (command,) = commands
     assert command[0] == "m" and dict(zip(command[1::2], command[2::2], strict=True)) == {
@@ -245,7 +242,7 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
     }
     monkeypatch.setattr(tool.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 3))
     with pytest.raises(SystemExit) as stopped:
-        tool.main()
+        call_main(monkeypatch, tool, "m", *options)
     assert stopped.value.code == 3
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, write_refer_dataset
+from in_process import call_main, load_tool
 
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.evaluate.referring import ReferringBenchmark
@@ -99,11 +100,13 @@ def test_the_tool_on_a_refer_dataset(tmp_path: Path) -> None:
     errors = by_group["all"]
     assert errors.result()["ciou"] == pytest.approx(scores["ciou"]) and errors.cases == scores["cases"] == 18
     assert (errors.right, set(c for c, pixels in errors.lost_px.items() if pixels)) == (16, {"other"})
-    done = _tool(tmp_path / "p.jsonl", "--benchmark", "refcoco:val", "--data-root", str(root))
+    command = [sys.executable, str(REPOSITORY / "tools/mask_errors.py"), str(tmp_path / "p.jsonl")]
+    options = ["--benchmark", "refcoco:val", "--data-root", str(root)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.stdout == table(by_group) + "\n" and done.returncode == 0
 
 
-def test_kinds_of_expressions_and_messages(tmp_path: Path) -> None:
+def test_kinds_of_expressions_and_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = [sys.executable, str(REPOSITORY / "tools/prepare_data.py"), "scenes", "--out", str(tmp_path / "scenes")]
     subprocess.run([*make, "--images", "20", "--seed", "0", "--long-side", "64"], check=True, capture_output=True)
     benchmark = ReferringBenchmark.read(tmp_path / "scenes", "refcoco:val")
@@ -116,17 +119,14 @@ def test_kinds_of_expressions_and_messages(tmp_path: Path) -> None:
         **{kind: kinds.count(kind) for kind in kinds},
     }
     assert all(errors.result()["ciou"] == 100 for errors in by_group.values())
-    root = ["--data-root", str(tmp_path / "scenes")]
-    assert "no predictions file" in _tool(tmp_path / "none.jsonl", "--benchmark", "refcoco:val", *root).stderr
+    tool, scenes = load_tool("mask_errors"), tmp_path / "scenes"
+    with pytest.raises(SystemExit, match=r"^error: no predictions file .*none\.jsonl"):
+        call_main(monkeypatch, tool, tmp_path / "none.jsonl", "--benchmark", "refcoco:val", "--data-root", scenes)
     (tmp_path / "empty.jsonl").write_text("")
-    assert "are missing" in _tool(tmp_path / "empty.jsonl", "--benchmark", "refcoco:val", *root).stderr
+    with pytest.raises(SystemExit, match="are missing"):
+        call_main(monkeypatch, tool, tmp_path / "empty.jsonl", "--benchmark", "refcoco:val", "--data-root", scenes)
     general = ReferringBenchmark.read(tmp_path / "scenes", "grefcoco:val")
     lines = [{"ref_id": c.ref_id, "sent_id": c.sent_id, "segmentation": c.mask} for c in general.cases]
     (tmp_path / "g.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    refused = _tool(tmp_path / "g.jsonl", "--benchmark", "grefcoco:val", *root)
-    assert "mask errors need refcoco or refcoco+ or refcocog" in refused.stderr and refused.returncode == 1
-
-
-def _tool(predictions: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "tools/mask_errors.py"), str(predictions), *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    with pytest.raises(SystemExit, match="mask errors need refcoco or refcoco\\+ or refcocog"):
+        call_main(monkeypatch, tool, tmp_path / "g.jsonl", "--benchmark", "grefcoco:val", "--data-root", scenes)
