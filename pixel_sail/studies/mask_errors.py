@@ -24,7 +24,7 @@ from pixel_sail.data.sources import refer
 from pixel_sail.data.sources.cases import Case
 from pixel_sail.data.sources.coco import CocoInstances, read_json
 from pixel_sail.evaluate.benchmark import Line
-from pixel_sail.metrics import boundary, boundary_distance_px
+from pixel_sail.metrics import boundary, boundary_distance_px, iou
 from pixel_sail.types import RLE
 
 CAUSES = ("other", "edge", "also", "ground", "inside")
@@ -48,7 +48,7 @@ class MaskErrors:
             intersection, union, right = 0, area_px(target), False
         else:
             intersection, union = overlap_px(prediction, target)
-            right = intersection > 0 and all(_iou(prediction, mask) <= intersection / union for mask in objects)
+            right = intersection > 0 and all(iou(prediction, mask) <= intersection / union for mask in objects)
         self.cases += 1
         self.intersection_px += intersection
         self.union_px += union
@@ -138,8 +138,3 @@ def contour(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, distance + 1, mode="edge")
     near = boundary(padded, distance) | boundary(~padded, distance)
     return near[distance + 1 : -distance - 1, distance + 1 : -distance - 1]
-
-
-def _iou(first: RLE, second: RLE) -> float:
-    intersection, union = overlap_px(first, second)
-    return intersection / union if union else 0.0

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from pixel_sail import durable
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.durable import write_json_lines as write_lines
 from pixel_sail.evaluate.benchmark import Line
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
