@@ -1,12 +1,12 @@
-"""Draws what the model is given back to images and text: decoded tokens, patches, masks and prompted regions.
+"""Turns the model's input back into images and text: decoded tokens, patches, masks and prompted regions.
 
     python tools/inspect_data.py configs/quickstart.yaml --out outputs/inspect
     python tools/inspect_data.py --source muse --root data/scenes --out outputs/inspect --count 8
 
-Of a config: the first samples of its stream, encoded as it says (its tokenizer is loaded, no weights). Of a source:
-evenly spread samples, with a tokenizer trained on their own text. Writes <name>.png, of each sample the image as the
-patches hold it, plain and with masks filled and prompted patches outlined, and <name>.txt with all of its tokens: what
-has a label, and so is learned, stands between >> and <<.
+With a config: the first samples of its stream, encoded with its settings (it loads the tokenizer, but no weights).
+With a source: evenly spread samples, and a tokenizer trained on their text. Writes <name>.png, which has for each
+sample the image in its patches, plain and with masks filled and prompted patches outlined; and <name>.txt with all
+tokens. Tokens between >> and << have labels: they are what the model learns.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, BadSample, Encoded, Sampl
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 from pixel_sail.weights.start import model_folder, with_start
 
-LOOK = Architecture(
-    patch_size=16, max_side_px=640
-)  # with --source: about what is in the file, and small enough to look at
-TOKENIZER_SAMPLES = 200  # of a stream from scratch
+SOURCE_ARCHITECTURE = Architecture(patch_size=16, max_side_px=640)  # with --source: most images in nearly full size
+TOKENIZER_SAMPLES = 200  # that train the tokenizer of a config from scratch
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,11 @@ class Inspected:
 def main() -> None:
     arguments = _parse()
     try:
-        inspected = _of_config(arguments) if arguments.config else _of_source(arguments)
+        inspected = _from_config(arguments) if arguments.config else _from_source(arguments)
         sheets, texts = [], []
         for sample in inspected.samples:
             encoded = inspected.encoder.encode(sample)
-            text = written(encoded, inspected.encoder.tokenizer)
+            text = token_text(encoded, inspected.encoder.tokenizer)
             size = sum(map(area_px, sample.masks))
             head = f"{sample.key}\n{len(encoded)} tokens, patches {encoded.grid_hw}, {len(sample.masks)} masks"
             head += f" of {size} pixels in all, {len(sample.prompts)} regions, {encoded.dropped_turns} turns dropped"
@@ -70,7 +68,7 @@ def main() -> None:
 
 
 def drawn(encoded: Encoded, patch: int) -> Image.Image:
-    """The image that the patches hold, twice: plain, and with masks and prompted patches. White where it has none."""
+    """The image in the patches, twice: plain, and with masks and prompted patches. White without an image."""
     h, w = encoded.grid_hw
     if not h:
         return Image.new("RGB", (64, 16), "white")
@@ -86,8 +84,8 @@ def drawn(encoded: Encoded, patch: int) -> Image.Image:
     return pair
 
 
-def written(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
-    """All tokens as text, the patches as one; >> and << around what has labels."""
+def token_text(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
+    """All tokens as text, the patches as one token; >> and << around tokens with labels."""
     text, run, patches = "", [], tokenizer.convert_tokens_to_ids(VISION_PATCH)
     learned = (encoded.labels != IGNORE_LABEL).tolist()
     for i, token in enumerate(encoded.input_ids.tolist()):
@@ -98,7 +96,7 @@ def written(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
     return text + tokenizer.decode(run) + ("<<" if learned and learned[-1] else "")
 
 
-def _of_config(arguments: argparse.Namespace) -> Inspected:
+def _from_config(arguments: argparse.Namespace) -> Inspected:
     config = with_start(load_config(arguments.config, arguments.overrides))
     mixture = open_mixture(config)
     samples = [mixture.sample(position) for position in range(arguments.count)]
@@ -111,8 +109,8 @@ def _of_config(arguments: argparse.Namespace) -> Inspected:
             raise ConfigError(f"no tokenizer in {folder}: {error}; give model.base=FOLDER, or use --source") from None
         add_special_tokens(tokenizer)
     else:
-        some = [mixture.annotated(position) for position in range(TOKENIZER_SAMPLES)]
-        tokenizer = _own_tokenizer([*some, *samples])
+        first = [mixture.annotated(position) for position in range(TOKENIZER_SAMPLES)]
+        tokenizer = _own_tokenizer([*first, *samples])
     encoder = Encoder(
         tokenizer,
         config.architecture,
@@ -123,14 +121,14 @@ def _of_config(arguments: argparse.Namespace) -> Inspected:
     return Inspected(arguments.config.stem, samples, encoder)
 
 
-def _of_source(arguments: argparse.Namespace) -> Inspected:
+def _from_source(arguments: argparse.Namespace) -> Inspected:
     entry = MixtureEntry(source=arguments.source, split=arguments.split)
     source = open_source(entry, DataConfig(root=arguments.root, mixture=[entry]))
     for problem in source.problems:
         print(f"left out: {problem}")
     chosen = np.unique(np.linspace(0, len(source) - 1, arguments.count).astype(int)).tolist()
     samples = [source.sample(index, np.random.default_rng(index)) for index in chosen]
-    encoder = Encoder(_own_tokenizer(samples), LOOK, "auto")
+    encoder = Encoder(_own_tokenizer(samples), SOURCE_ARCHITECTURE, "auto")
     return Inspected(f"{arguments.source}_{arguments.split}", samples, encoder)
 
 
@@ -145,18 +143,18 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, nargs="?", help="a training config; or give --source")
     parser.add_argument("overrides", nargs="*", help="values of the config, as key.sub=value")
-    parser.add_argument("--source", help="a source of pixel_sail.data.sources")
+    parser.add_argument("--source", help="a source: a name in data/README.md")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--root", type=Path, help="data root of --source")
+    parser.add_argument("--root", type=Path, help="data root, for --source")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--count", type=int, default=8, help="samples to draw")
+    parser.add_argument("--count", type=int, default=8, help="number of samples")
     arguments = parser.parse_args()
     if (arguments.config is None) == (arguments.source is None):
         parser.error("give either a CONFIG or --source NAME")
     if arguments.source and arguments.root is None:
         parser.error("--source needs --root")
     if arguments.count < 1:
-        parser.error("--count is 1 or more")
+        parser.error("--count must be 1 or more")
     return arguments
 
 

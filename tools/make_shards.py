@@ -1,4 +1,4 @@
-"""Draws the mixture of a config into webdataset shards, or looks whether shards are still what was written.
+"""Draws the mixture of a config into webdataset shards, or verifies the checksums of shards.
 
 python tools/make_shards.py configs/quickstart.yaml --out data/scenes_shards --samples 20000
 python tools/make_shards.py --out data/scenes_shards --verify
@@ -24,21 +24,23 @@ def main() -> None:
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/; its data.mixture and run.seed are drawn")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--samples", type=int, help="how many samples of the mixture's stream")
+    parser.add_argument("--samples", type=int, help="number of samples, from the start of the stream")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; all cores by default")
-    parser.add_argument("--verify", action="store_true", help="recompute the checksums of --out; names what is wrong")
-    a = parser.parse_intermixed_args()
+    parser.add_argument("--verify", action="store_true", help="recompute the checksums of --out")
+    args = parser.parse_intermixed_args()
     try:
-        if a.verify:
-            _verify(a.out)
-        elif a.config is None or a.samples is None:
+        if args.verify:
+            _verify(args.out)
+        elif args.config is None or args.samples is None:
             parser.error("give a config and --samples, or --verify")
         else:
-            config = with_start(load_config(a.config, a.overrides))
+            config = with_start(load_config(args.config, args.overrides))
             features = cached_features(config)
-            index = make_shards(config, a.out, a.samples, a.samples_per_shard, a.workers, True, features)
-            _report(index, a.out)
+            index = make_shards(
+                config, args.out, args.samples, args.samples_per_shard, args.workers, progress=True, features=features
+            )
+            _report(index, args.out)
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
@@ -48,7 +50,7 @@ def _verify(out: Path) -> None:
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         sys.exit(f"{out}: {len(problems)} problems; delete the damaged files and make the shards again:\n{listed}")
-    print(f"{out} is what was written")
+    print(f"{out}: no file has changed since it was written")
 
 
 def _report(index: dict, out: Path) -> None:
@@ -58,7 +60,7 @@ def _report(index: dict, out: Path) -> None:
         print(f"{entry['source']} ({entry['split']}): {samples} samples")
     size = sum(shard["bytes"] for shard in index["shards"])
     mean = size / index["samples"]
-    print(f"{out}: {index['samples']} samples in {len(index['shards'])} shards, {mean:.0f} bytes a sample")
+    print(f"{out}: {index['samples']} samples in {len(index['shards'])} shards, {mean:.0f} bytes per sample")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes data sets, and looks at those that are there.
+"""Draws the embedded dataset, and checks which datasets are under a data root.
 
 python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0
 python tools/prepare_data.py check --root data/coco
@@ -44,11 +44,11 @@ def _scenes(args: argparse.Namespace) -> None:
 
 
 def _add_check(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("check", help="say which data sets are under a data root, and which are missing")
+    parser = commands.add_parser("check", help="list which datasets are under a data root and which are missing")
     parser.add_argument("--root", type=Path, required=True, help="data root, as data.root of a config")
-    parser.add_argument("--source", action="append", choices=check.EXPECTED, help="only this one; may be repeated")
-    parser.add_argument("--decode", type=int, default=3, metavar="N", help="samples of each split to draw and decode")
-    parser.add_argument("--problems", type=int, default=3, metavar="N", help="annotations left out to list of each")
+    parser.add_argument("--source", action="append", choices=check.CHECKED, help="only this one; may be repeated")
+    parser.add_argument("--decode", type=int, default=3, metavar="N", help="samples to decode per split")
+    parser.add_argument("--problems", type=int, default=3, metavar="N", help="unusable annotations to list per split")
     parser.set_defaults(run=_check)
 
 

@@ -1,6 +1,6 @@
-"""How questions and answers are written for a language model: three formats, one rule for the labels.
+"""The text of questions and answers for a language model: three chat formats, one rule for the labels.
 
-Every format turns a conversation into pieces of text that are tokenized one by one: what the user says (no labels), and
+Every format turns a conversation into pieces of text that are tokenized separately: what the user says (no labels), and
 the answer with the token that ends it (labels).
 """
 
@@ -27,9 +27,9 @@ class ChatFormat:
 
     @classmethod
     def of(cls, name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """The format `name`; `auto` is the tokenizer's own chat template where it has one, else research.
+        """The format `name`; `auto` is the tokenizer's own chat template if it has one, else research.
 
-        Raises ValueError for a name it does not know, or a tokenizer that lacks what the format needs.
+        Raises ValueError for an unknown name, or a tokenizer that lacks what the format needs.
         """
         if name == "auto":
             name = "template" if tokenizer.chat_template else "research"
@@ -53,18 +53,18 @@ class ChatFormat:
     def answer(self, text: str) -> str:
         """The text that answers, without its `end`.
 
-        The white space before an answer belongs to it and not to the question, so that its first word is the token that
-        this word is everywhere else. A special token needs none.
+        The white space before an answer belongs to it and not to the question: its first word then gets the same token
+        as anywhere else. A special token needs no white space.
         """
         return text if text.startswith(GROUNDING_TOKENS) else self.lead + text
 
     def read(self, generated: str) -> str:
-        """The answer in what a model has generated after `before`."""
+        """The answer in the text that a model has generated after `before`."""
         return generated.removeprefix(self.lead)
 
 
 def _from_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, str], tuple[str, str], str]:
-    """Takes a chat template apart by writing two turns of marked text with it."""
+    """Takes a chat template apart by applying it to two turns of marked text."""
     marks = ["QUESTION-ONE", "ANSWER-ONE", "QUESTION-TWO", "ANSWER-TWO"]
     roles = ["user", "assistant"] * 2
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
@@ -74,9 +74,9 @@ def _from_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, 
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     pieces, rest = [], whole
     for mark in marks:
-        piece, found, rest = rest.partition(mark)
-        if not found:
-            raise ValueError(f"the tokenizer's chat template does not write the message {mark!r} as it is given")
+        piece, separator, rest = rest.partition(mark)
+        if not separator:
+            raise ValueError(f"the tokenizer's chat template changes the text of the message {mark!r}")
         pieces.append(piece)
     end = rest.rstrip("\n")
     first = (pieces[0], asked.partition(marks[0])[2])

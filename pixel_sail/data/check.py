@@ -1,4 +1,4 @@
-"""What of the datasets lies under a data root: `tools/prepare_data.py check`."""
+"""Which datasets lie under a data root, and whether they can be read: `tools/prepare_data.py check`."""
 
 from __future__ import annotations
 
@@ -9,111 +9,73 @@ from pathlib import Path
 import numpy as np
 
 from pixel_sail.config import DataConfig, MixtureEntry
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.errors import DatasetError, UnknownSplit
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import area_px
-from pixel_sail.data.sources import (
-    choices,
-    coco_instance,
-    coco_panoptic,
-    gcg,
-    grefer,
-    llava,
-    muse,
-    open_source,
-    osprey,
-    panoptic_segments,
-    perbench,
-    pix2cap,
-    reason_seg,
-    region_captions,
-    sam_captions,
-    semantic,
-)
+from pixel_sail.data.sources import RECORDS, Source, open_source, source_record
 from pixel_sail.tokens import SEG
 from pixel_sail.types import BadSample, Sample
 
-_REFER_SPLITS = ("train", "val", "testA", "testB")
-# source -> its splits, and the annotations that it needs of each, relative to the root
-EXPECTED: dict[str, tuple[tuple[str, ...], str]] = {
-    **{name: (_REFER_SPLITS, f"{name}/instances.json") for name in ("refcoco", "refcoco+")},
-    "refcocog": (("train", "val", "test"), "refcocog/instances.json"),
-    grefer.NAME: (_REFER_SPLITS, "grefcoco/grefs(unc).json"),
-    **{name: (("train",), f"{name.removesuffix('_captions')}/instances.json") for name in region_captions.NAMES},
-    reason_seg.NAME: (reason_seg.SPLITS, "reason_seg/ReasonSeg/{split}"),
-    coco_instance.NAME: (("train", "val"), "annotations/instances_{split}2017.json"),
-    **{
-        name: (("train", "val"), "annotations/panoptic_{split}2017.json")
-        for name in (panoptic_segments.NAME, coco_panoptic.NAME, semantic.NAME)
-    },
-    **{name: (gcg.SPLITS[name], "") for name in gcg.NAMES},
-    muse.NAME: (muse.SPLITS, "muse/MUSE_{split}.json"),
-    **{name: (("train", "val"), "pix2cap/pix2cap_coco_{split}.json") for name in pix2cap.NAMES},
-    **{name: (("train",), f"osprey/{name}.json") for name in osprey.NAMES},
-    sam_captions.NAME: (("train", "val"), "sam_captions/{split}.json"),
-    **{
-        name: (("train",), f"perbench_train/{perbench.FILES[name.removeprefix('perbench_')]}")
-        for name in perbench.NAMES
-    },
-    llava.NAME: (("train", "val"), "llava/{split}.json"),
-    choices.NAME: (("train",), "llava/choices.json"),
-}
+CHECKED = tuple(record.name for record in RECORDS if record.files)
 
 
 @dataclass(frozen=True)
 class Finding:
+    """What lies under a root of one split of one source."""
+
     source: str
     split: str
-    path: Path  # of the annotations that are expected
+    expected: str  # the paths of the annotations
     samples: int | None = None  # None: nothing can be read
     decoded: int = 0  # samples that were drawn, with image and masks
     left_out: tuple[str, ...] = ()  # annotations that cannot be used, one line each
-    errors: tuple[str, ...] = ()  # why nothing can be read, or of samples that could not be drawn
-    note: str = ""  # of annotations that are there, but not of this split
+    errors: tuple[str, ...] = ()  # why nothing can be read, or why samples could not be drawn
+    note: str = ""  # for annotations that exist, but do not have this split
 
     @property
     def missing(self) -> bool:
-        """Nothing is there, which is no error."""
+        """The dataset or split is not there, which is not an error."""
         return self.samples is None and not self.errors
 
 
 def check_root(root: Path, decode: int, only: Sequence[str] | None = None) -> Iterator[Finding]:
-    """One finding for each source and split; of each up to `decode` samples, evenly spread, are drawn and decoded."""
-    for source in only or EXPECTED:
-        for split in EXPECTED[source][0]:
-            yield check_source(root, source, split, decode)
+    """One finding per source and split; up to `decode` samples of each, evenly spread, are drawn and decoded."""
+    for name in only or CHECKED:
+        for split in source_record(name).splits:
+            yield check_source(root, name, split, decode)
 
 
 def check_source(root: Path, name: str, split: str, decode: int) -> Finding:
-    path = expected_path(root, name, split)
-    if not path.exists():
-        return Finding(name, split, path)
+    """The finding of one split; up to `decode` samples are drawn and decoded. Raises ConfigError for unknown names."""
+    record = source_record(name)
+    expected = " and ".join(file.where(root, split) for file in record.files_of(split))
+    if not record.files_of(split)[0].path(root, split).exists():
+        return Finding(name, split, expected)
     data = DataConfig(root=root, mixture=[MixtureEntry(source=name, split=split)])
     try:
         source = open_source(data.mixture[0], data)
+    except UnknownSplit as error:  # one file holds all the splits, and some have fewer
+        return Finding(name, split, expected, note=str(error))
     except DatasetError as error:
-        if f"has no split {split!r}" in str(error):  # one file holds all the splits, and some have fewer
-            return Finding(name, split, path, note=str(error))
-        return Finding(name, split, path, errors=(str(error),))
+        return Finding(name, split, expected, errors=(str(error),))
+    decoded, errors = _decode_some(source, decode)
+    return Finding(name, split, expected, len(source), decoded, tuple(source.problems), errors)
+
+
+def _decode_some(source: Source, count: int) -> tuple[int, tuple[str, ...]]:
+    """How many of up to `count` samples, evenly spread, can be decoded, and why the others cannot."""
     errors, decoded = [], 0
-    for index in np.unique(np.linspace(0, len(source) - 1, min(decode, len(source))).astype(int)).tolist():
+    for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist():
         try:
             _decode(source.sample(index, np.random.default_rng(index)))
             decoded += 1
         except BadSample as error:
             errors.append(str(error))
-    return Finding(name, split, path, len(source), decoded, tuple(source.problems), tuple(errors))
-
-
-def expected_path(root: Path, name: str, split: str) -> Path:
-    """The annotations of a source and split."""
-    if name in gcg.NAMES:
-        return gcg.annotation_file(root, name, split)
-    return root / EXPECTED[name][1].format(split=split)
+    return decoded, tuple(errors)
 
 
 def _decode(sample: Sample) -> None:
-    """BadSample, beginning with the key, for what the encoder would refuse."""
+    """Raises BadSample, beginning with the key, for what the encoder would refuse."""
     segs = sum(turn.answer.count(SEG) for turn in sample.turns)
     if segs != len(sample.masks):
         raise BadSample(f"{sample.key}: its answers have {segs} {SEG} and it has {len(sample.masks)} masks")
@@ -123,23 +85,23 @@ def _decode(sample: Sample) -> None:
         image = load_image(sample.image)
     except BadSample as error:
         raise BadSample(f"{sample.key}: {error}") from None
-    for what, rle in [*(("mask", rle) for rle in sample.masks), *(("region", rle) for rle in sample.prompts.values())]:
+    for kind, rle in [*(("mask", rle) for rle in sample.masks), *(("region", rle) for rle in sample.prompts.values())]:
         if tuple(rle["size"]) != (image.height, image.width):
-            raise BadSample(f"{sample.key}: a {what} of {rle['size']} on an image of {[image.height, image.width]}")
-        if what == "region" and area_px(rle) == 0:
+            raise BadSample(f"{sample.key}: a {kind} of {rle['size']} on an image of {[image.height, image.width]}")
+        if kind == "region" and area_px(rle) == 0:
             raise BadSample(f"{sample.key}: an empty region")
 
 
 def report(finding: Finding, problems: int) -> list[str]:
-    """Lines for the console; up to `problems` of what is left out are listed."""
+    """Lines for the console; up to `problems` of the annotations that were left out are listed."""
     name = f"{finding.source}:{finding.split}"
     if finding.missing:
-        return [f"missing  {name:34} {finding.note or f'expected {finding.path}'}"]
+        return [f"missing  {name:34} {finding.note or f'expected {finding.expected}'}"]
     if finding.samples is None:
         return [f"BROKEN   {name:34} {finding.errors[0]}"]
-    out = f", {len(finding.left_out)} problems" if finding.left_out else ""
+    left_out = f", {len(finding.left_out)} problems" if finding.left_out else ""
     state = "BROKEN " if finding.errors else "found  "
-    lines = [f"{state}  {name:34} {finding.samples} samples, {finding.decoded} decoded{out}"]
+    lines = [f"{state}  {name:34} {finding.samples} samples, {finding.decoded} decoded{left_out}"]
     lines += [f"           not decoded: {error}" for error in finding.errors]
     lines += [f"           left out: {problem}" for problem in finding.left_out[:problems]]
     return lines

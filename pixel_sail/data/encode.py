@@ -21,10 +21,10 @@ from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, 
 
 
 class ImageFeatures(Protocol):
-    """What frozen experts give a sample; see pixel_sail/experts/features.py."""
+    """The features that frozen experts give for a sample; see pixel_sail/experts/features.py."""
 
     def of(self, sample: Sample, image: Image.Image) -> dict[str, Tensor]:
-        """Expert -> its features (C, h, w) float16 of the image, or the image (3, H, W) uint8 that it is to see."""
+        """Expert -> its features (C, h, w) float16 of the image, or the image (3, H, W) uint8 to compute them from."""
         ...
 
 
@@ -48,15 +48,15 @@ class Encoder:
         self.patch_size, self.max_side_px = architecture.patch_size, architecture.max_side_px
         self.max_length = max_length
         self.lm_weight_with_masks = lm_weight_with_masks
-        self.hide = hide  # data.hide of the config: image and prompts are blanked here, the text in data/templates.py
+        self.hide = hide  # data.hide: image and prompts are blanked here, the text in data/templates.py
         self.expert_features = expert_features  # in training with experts
 
     def encode(self, sample: Sample, seed: int = 0) -> Encoded:
         """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
 
-        Raises BadSample, beginning with the sample's key: unreadable image, [SEG]s and masks that do not match,
-        a prompt out of range or malformed, special image tokens in the text, not even one turn that fits, no features
-        of the image in an expert's cache.
+        Raises BadSample, beginning with the sample's key, if the image cannot be read, the numbers of [SEG] and masks
+        differ, a prompt is out of range or malformed, the text has special image tokens, the first turn does not fit,
+        or an expert's cache lacks the image.
         """
         self._check_text(sample)
         image = None if sample.image is None else _load(sample)
@@ -85,7 +85,7 @@ class Encoder:
         )
 
     def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:
-        """The image block `<vision>` patches `</vision>` alone, or an empty sequence without an image."""
+        """The image block `<vision>` patches `</vision>` alone. Without an image, an empty sequence."""
         if image is None:
             if prompts:
                 raise BadSample(f"{key}: prompts {sorted(prompts)} are drawn, but there is no image")
@@ -110,7 +110,7 @@ class Encoder:
         )
 
     def question_ids(self, question: str) -> list[int]:
-        """Tokens that ask `question` as the first turn, up to where the answer begins. BadSample for image tokens."""
+        """Tokens that ask `question` as the first turn, up to the answer. Raises BadSample for image tokens in it."""
         _refuse_image_tokens(question, "the question")
         return self.text_ids(self.chat.before(0, question))
 
@@ -118,11 +118,11 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def answer_text(self, token_ids: Sequence[int]) -> str:
-        """The answer that generated tokens say, or its beginning; special tokens stay in it."""
+        """The text of generated tokens, which may be only the beginning of an answer; special tokens stay in it."""
         return self.chat.read(self.tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def _turns(self, sample: Sample, room: int) -> tuple[list[int], list[int], int]:
-        """Token ids and labels of the turns that fit into `room`, and how many they are."""
+        """Token ids and labels of the turns that fit into `room` tokens, and the number of these turns."""
         ids: list[int] = []
         labels: list[int] = []
         for number, turn in enumerate(sample.turns):
@@ -161,7 +161,7 @@ class Encoder:
 
 
 def image_positions(before: int, h: int, w: int, after: int) -> Tensor:
-    """(3, before + h w + after) positions t, h, w of an image among text (SPEC section 1)."""
+    """(3, before + h w + after) positions t, h, w of an image among text (docs/model.md)."""
     head = torch.arange(before).expand(3, -1)
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     patches = before + torch.stack([torch.zeros(h * w, dtype=torch.int64), rows.flatten(), columns.flatten()])
@@ -190,7 +190,7 @@ def _check_masks(sample: Sample, image: Image.Image | None) -> None:
 def _refuse_image_tokens(text: str, where: str) -> None:
     for token in (VISION_START, VISION_PATCH, VISION_END):
         if token in text:
-            raise BadSample(f"{where}: the text contains {token}, which only stands for an image")
+            raise BadSample(f"{where}: the text contains {token}, which is reserved for images")
 
 
 def _empty(key: str, patch_values: int) -> Encoded:

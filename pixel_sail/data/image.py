@@ -1,4 +1,4 @@
-"""Images: any file to RGB, RGB to normalized patches (SPEC section 1)."""
+"""Images: any file to RGB, RGB to normalized patches (docs/model.md has the rule of the size)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pixel_sail.types import BadSample
 MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)  # ImageNet, of RGB in 0..1
 STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
-# What Pillow's decoders raise on damaged files.
+# Raised by Pillow's decoders on damaged files.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
-    """The image as 8-bit RGB: grey, palette, CMYK and 16-bit are converted, transparency is laid over white.
+    """The image as 8-bit RGB. Grey, palette, CMYK and 16-bit images are converted; transparent ones get a white ground.
 
     `orient` applies the EXIF rotation: right for a user's photo, wrong for a dataset, whose masks follow the stored
-    pixels. Raises BadSample, naming the file, for a missing, truncated or undecodable one.
+    pixels. Raises BadSample, naming the file, if it is missing, truncated or cannot be decoded.
     """
     name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
     try:
@@ -35,6 +35,15 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
         raise BadSample(f"no image file {name}") from None
     except _DECODER_ERRORS as error:
         raise BadSample(f"cannot decode the image {name}: {error}") from None
+
+
+def image_size(path: Path, where: str) -> tuple[int, int]:
+    """(height, width) in pixels, from the header of an image file. Raises BadSample, beginning with `where`."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadSample(f"{where}: cannot read the size of {path}: {error}") from None
 
 
 def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[int, int]:
@@ -58,7 +67,7 @@ def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Ten
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, converted as `load_image` says. Raises ValueError for floating-point pixels."""
+    """8-bit RGB, converted as in `load_image`. Raises ValueError for floating-point pixels."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit grey; Pillow would clip it at 255
         grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

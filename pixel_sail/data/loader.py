@@ -1,4 +1,4 @@
-"""From stream positions to what one rank computes in one optimizer step."""
+"""From stream positions to the data of one rank in one optimizer step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.pack import split_into_micro_batches
 from pixel_sail.types import BadSample, Batch, Encoded, Sample
 
-FILLER_TRIES = 1000  # stream positions searched for a usable sample when the whole share of a rank is bad
+FILLER_TRIES = 1000  # stream positions searched for a usable sample if all samples of a rank are bad
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A sample that was left out of a step, and why."""
+    """A sample that was left out of a step, and the reason."""
 
     step: int
     position: int
@@ -32,7 +32,7 @@ class StepData:
 
     step: int
     batches: tuple[Batch, ...]  # micro-batches; empty when every sample was bad
-    filler: Batch  # run with loss weight 0 where other ranks have more micro-batches: collectives must line up
+    filler: Batch  # computed with loss weight 0 where other ranks have more micro-batches: collectives must match
     samples: int
     bad: tuple[BadRecord, ...]
 
@@ -78,7 +78,7 @@ class StepDataset(Dataset):
             return BadRecord(step, position, self.mixture.key(position), str(error))
 
     def _find_filler(self, step: int) -> Batch:
-        """Some usable batch from further along the stream; it is computed but does not count."""
+        """A usable batch from later in the stream; it is computed, but does not count."""
         start = (step + 1) * self.batch_size
         for position in range(start, start + FILLER_TRIES):
             result = self._encode(step, position)
@@ -103,7 +103,7 @@ def load_steps(dataset: StepDataset, start: int, stop: int, workers: int) -> Ite
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_one_thread,
         collate_fn=_unchanged,
-        generator=torch.Generator(),  # the loader's own seed draw must not advance the global generator
+        generator=torch.Generator(),  # the loader's seed must not advance the global generator
     )
     return iter(loader)
 
@@ -117,6 +117,6 @@ def _unchanged(item: StepData) -> StepData:
 
 
 def _raise_open_files_limit() -> None:
-    # Every tensor that a worker hands over is one open file; a large batch has more of them than the usual 1024.
+    # Every tensor from a worker is an open file; a large batch has more of them than the usual limit of 1024.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Masks as COCO run-length codes, the only form in which they are kept and written; pycocotools does the work."""
+"""Masks as COCO run-length codes (RLE), the only form in which they are stored; pycocotools does the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from pixel_sail.types import RLE, BadSample
 
-_FAR_OUTSIDE = 10  # polygon points this many image sides away are typing errors, and would exhaust pycocotools' memory
+_FAR_OUTSIDE = 10  # image sides; points further away are errors and would exhaust pycocotools' memory
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
@@ -31,7 +31,7 @@ def area_px(rle: RLE) -> int:
 
 
 def unite(rles: Sequence[RLE], size_hw: tuple[int, int]) -> RLE:
-    """Logical or of masks of one size; an all-false mask of `size_hw` when there are none."""
+    """Logical or of masks of one size; without masks, an all-false one of `size_hw` (height, width)."""
     if not rles:
         return encode_mask(np.zeros(size_hw, dtype=bool))
     return _text(coco_mask.merge([_bytes(rle) for rle in rles], intersect=False))
@@ -44,7 +44,7 @@ def overlap_px(first: RLE, second: RLE) -> tuple[int, int]:
 
 
 def resize_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(..., H, W) -> (..., h, w), each new pixel taking the old one under its centre."""
+    """(..., H, W) -> (..., h, w); each new pixel has the value of the old pixel under its centre."""
     height, width = mask.shape[-2:]
     rows = (2 * np.arange(size_hw[0]) + 1) * height // (2 * size_hw[0])
     columns = (2 * np.arange(size_hw[1]) + 1) * width // (2 * size_hw[1])
@@ -54,7 +54,7 @@ def resize_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def from_coco(segmentation: Any, height: int, width: int, where: str) -> RLE:
     """The mask of a COCO `segmentation`: polygons (united), uncompressed RLE (crowd) or compressed RLE.
 
-    One malformed piece makes the whole annotation BadSample, whose message begins with `where`.
+    Raises BadSample, beginning with `where`, if any piece is malformed.
     """
     if isinstance(segmentation, dict):
         return _from_rle(segmentation, height, width, where)
@@ -66,7 +66,7 @@ def from_coco(segmentation: Any, height: int, width: int, where: str) -> RLE:
 
 
 def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
-    """`rle` if it is a whole compressed RLE of `size_hw`, else BadSample (pycocotools would read past a torn one)."""
+    """A complete compressed RLE of `size_hw`. Raises BadSample for any other (pycocotools would read past its end)."""
     if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle) or not isinstance(rle["counts"], str | bytes):
         raise BadSample(f"{where}: {_short(rle)} is no RLE {{'size': [height, width], 'counts': text}}")
     if not isinstance(rle["size"], list | tuple) or list(rle["size"]) != list(size_hw):
@@ -104,9 +104,9 @@ def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
     return piece
 
 
-@functools.lru_cache(maxsize=2**16)  # data sets name an object in many places
+@functools.lru_cache(maxsize=2**16)  # datasets repeat objects in many entries
 def _fills(counts: bytes, pixels: int) -> bool:
-    """Whether a compressed RLE can be read and has so many pixels."""
+    """Whether a compressed RLE can be decoded and has this number of pixels."""
     runs = _runs(counts)
     return runs is not None and sum(runs) == pixels and min(runs, default=0) >= 0
 

@@ -1,11 +1,10 @@
-"""The infinite stream of samples: position -> which source, which of its samples, which randomness. A pure function.
+"""The infinite stream of samples, a pure function: position -> source, index of the sample in it, randomness.
 
 The stream knows nothing of ranks, workers or batches, so it is the same for any number of them and starts anywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -15,17 +14,18 @@ from pixel_sail.config import Config, PromptConfig
 from pixel_sail.data.regions import as_users_draw
 from pixel_sail.data.shards import ShardOrder, ShardSource
 from pixel_sail.data.sources import Source, open_source
+from pixel_sail.durable import fingerprint
 from pixel_sail.types import Sample
 
 BLOCK = 1000  # draws in which every source has exactly its share
-FINGERPRINT_KEYS = 1000  # keys of each source that `fingerprint` looks at, evenly spread
+FINGERPRINT_KEYS = 1000  # keys of each source in its fingerprint, evenly spread
 
 
 class Mixture:
     """Draws from several sources by weight.
 
     Each block of `BLOCK` positions holds exactly the largest-remainder share of every source, in shuffled order; a
-    source is read in epochs, each a permutation of all its samples (of shards: one that reads few of them at a time).
+    source is read in epochs, each a permutation of all its samples (shards: one that reads few shards at a time).
     Raises ValueError for an empty source and for a weight too small to give one draw in a block.
     """
 
@@ -69,7 +69,7 @@ class Mixture:
         return as_users_draw(self.annotated(position), self.prompts, rng)
 
     def annotated(self, position: int) -> Sample:
-        """The sample at a position as its source gives it, drawn with a generator of its own."""
+        """The sample at a position, as its source gives it; the generator depends on seed and position only."""
         number, index, _ = self.locate(position)
         return self.sources[number].sample(index, np.random.default_rng((self.seed, position)))
 
@@ -78,9 +78,9 @@ class Mixture:
         return int(np.random.SeedSequence((self.seed, position, 1)).generate_state(1)[0] >> 1)
 
     def fingerprint(self) -> list[dict[str, int | str]]:
-        """Length and key hash of every source (of shards: of their contents, which their index knows).
+        """Length and hash of the keys of every source (shards: of their contents, which their index knows).
 
-        Tells a resumed run that the data are not those it was trained on.
+        A resumed run sees from it that the data have changed.
         """
         return [
             {"samples": len(source), "keys": source.digest() if isinstance(source, ShardSource) else _hash_keys(source)}
@@ -120,7 +120,5 @@ def _largest_remainder(weights: Sequence[float], total: int) -> list[int]:
 
 
 def _hash_keys(source: Source) -> str:
-    digest = hashlib.sha256()
-    for index in np.linspace(0, len(source) - 1, min(len(source), FINGERPRINT_KEYS)).astype(int):
-        digest.update(source.key(int(index)).encode() + b"\n")
-    return digest.hexdigest()[:16]
+    indices = np.linspace(0, len(source) - 1, min(len(source), FINGERPRINT_KEYS)).astype(int)
+    return fingerprint(f"{source.key(int(index))}\n".encode() for index in indices)

@@ -1,4 +1,4 @@
-"""Multiple choice: the options that stand in the text of a question."""
+"""Multiple choice: the options in the text of a question, and the option that an answer chooses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _ANYWHERE = re.compile(_MARK)
 
 
 def parse_options(question: str) -> dict[str, str]:
-    """ "What is it?\\nA. a cup\\nB. a plate" -> {"A": "a cup", "B": "a plate"}; empty where there are no options.
+    """ "What is it?\\nA. a cup\\nB. a plate" -> {"A": "a cup", "B": "a plate"}; empty without options.
 
-    Options are marked "A. x", "A) x" or "(A) x", two or more from A on without a gap, each on a line of its own (then
-    it ends with the line) or one after the other. Where such a row could begin in several places the longest counts,
-    then the last.
+    Options are marked "A. x", "A) x" or "(A) x": two or more, from A on, without a gap. Each is on its own line (and
+    ends with it), or they follow each other. If such a row could begin in several places, the longest counts; of
+    equally long ones, the last.
     """
     options = _between(question, _row(list(_AT_LINE_START.finditer(question))))
     if options:
@@ -24,7 +24,7 @@ def parse_options(question: str) -> dict[str, str]:
 
 
 def stated_letter(answer: str, options: dict[str, str]) -> str | None:
-    """The letter an annotated answer means: "B", "(B)", "B.", "B. red" or the option's text; None if it is none."""
+    """The letter of an annotated answer: "B", "(B)", "B.", "B. red" or the text of an option; otherwise None."""
     said = answer.strip().casefold()
     for letter, text in options.items():
         marks = (letter, f"({letter})", f"{letter}.", f"{letter})")
@@ -46,29 +46,30 @@ def _row(marks: list[re.Match[str]]) -> list[re.Match[str]]:
 
 
 def _between(question: str, row: list[re.Match[str]]) -> dict[str, str]:
-    """Letter -> the text up to the next mark; nothing at all where one of them is empty."""
+    """Letter -> the text up to the next mark; {} if one of the texts is empty."""
     ends = [mark.start() for mark in row[1:]] + [len(question)]
     texts = [question[mark.end() : end].strip(" \t\n,;") for mark, end in zip(row, ends, strict=False)]
     return dict(zip(ascii_uppercase, texts, strict=False)) if all(texts) else {}
 
 
 def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
-    """The letter that a free answer chooses, or None where it chooses none or several.
+    """The letter that a free answer chooses; None if it chooses no option, or several.
 
-    In this order: the answer is a letter or an option's text; it has one marked letter ("(B)", "B.", "B)", "B:"); it
-    contains the text of one option; it contains one letter as a word that no small word follows (as one does "A" cup).
+    The rules, in this order: the answer is a letter or the text of an option; it has one marked letter ("(B)", "B.",
+    "B)", "B:"); it contains the text of one option; it contains one letter as a word, not followed by a lower-case word
+    (which would make "A" an article).
     """
     letter = stated_letter(answer, options)
     if letter is not None:
         return letter
-    marked = {found for found in re.findall(r"(?<!\w)\(?([A-Z])[.):](?!\w)", answer) if found in options}
+    marked = {mark for mark in re.findall(r"(?<!\w)\(?([A-Z])[.):](?!\w)", answer) if mark in options}
     if marked:
         return marked.pop() if len(marked) == 1 else None
     said = answer.casefold()
     named = [key for key, text in options.items() if re.search(rf"(?<!\w){re.escape(text.casefold())}(?!\w)", said)]
-    # "dark red" is said: "red" is contained, but not meant
+    # An answer "dark red" contains "red" too, but does not mean it.
     named = [k for k in named if not any(k != o and options[k].casefold() in options[o].casefold() for o in named)]
     if named:
         return named[0] if len(named) == 1 else None
-    bare = {found for found in re.findall(r"(?<!\w)([A-Z])(?!\w)(?!\s+[a-z])", answer) if found in options}
+    bare = {word for word in re.findall(r"(?<!\w)([A-Z])(?!\w)(?!\s+[a-z])", answer) if word in options}
     return bare.pop() if len(bare) == 1 else None

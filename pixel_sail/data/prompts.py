@@ -1,4 +1,4 @@
-"""Regions that the user points at -> the prompt index of each patch."""
+"""Prompted regions -> the prompt index of each patch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pixel_sail.types import RLE, UNPROMPTED, BadSample
 
 
 def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple[int, int], key: str) -> torch.Tensor:
-    """The K of the <PromptK> drawn on each patch: (N,) int64, UNPROMPTED where there is none.
+    """The K of the <PromptK> drawn on each patch: (N,) int64, UNPROMPTED for a patch without a prompt.
 
-    A patch is prompted when any pixel of the region (a mask of the image's `size_hw`) reaches into it: adaptive max
-    pooling, whose windows are exactly the pixels that overlap a cell, loses none. Where regions share a patch the one
-    with fewer pixels has it (on a tie the lower K), whatever the order of `prompts`; but no region loses its last
-    patch while another can spare one. Raises BadSample, beginning with `key`, for an empty region, K out of range, a
-    region of another size, or one that is left without a patch all the same.
+    A patch is prompted if any pixel of the region (a mask of the image's `size_hw`) overlaps it: the windows of
+    adaptive max pooling are exactly the pixels that overlap a cell. A patch shared by regions goes to the one with
+    fewer pixels (on a tie, the lower K), whatever the order of `prompts`; but no region loses its last patch while
+    another can spare one. Raises BadSample, beginning with `key`, for an empty region, K out of range, a region of
+    another size, or a region that gets no patch.
     """
     grid = torch.full(grid_hw, UNPROMPTED, dtype=torch.int64)
     reached: dict[int, torch.Tensor] = {}
@@ -40,7 +40,7 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
 
 
 def _give_one_patch(grid: torch.Tensor, k: int, reached: torch.Tensor, key: str) -> None:
-    """Takes a patch for region k, in place, from the region that has most of all that k reaches into."""
+    """Takes a patch for region k, in place, from the largest region (in patches) that overlaps it."""
     owner = max(grid[reached].unique().tolist(), key=lambda other: int((grid == other).sum()))
     if (grid == owner).sum() < 2:
         raise BadSample(

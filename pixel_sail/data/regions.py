@@ -1,4 +1,4 @@
-"""Regions as users draw them: mask, box, points or scribble; and masks turned into such drawings for training."""
+"""Regions as users draw them (mask, box, points, scribble), and such drawings made from masks for training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIBBLE_SHARE = 0.02  # width of a scribble, of the image's shorter side
 
 @dataclass(frozen=True)
 class Box:
-    """Corners in pixels of the stored image; the pixels that the box touches are the region."""
+    """Corners in pixels of the stored image; the region is all pixels that the box touches."""
 
     x0: float
     y0: float
@@ -30,7 +30,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Points:
-    """(x, y) in pixels, one or more; each is the pixel that it lies in."""
+    """One or more (x, y) in pixels; each selects the pixel that contains it."""
 
     xy: tuple[tuple[float, float], ...]
 
@@ -50,8 +50,8 @@ Regions = Sequence[Region] | Mapping[int, Region]  # in order, or by K of <Promp
 def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
     """The pixels of a region in an image of `size_hw`.
 
-    Raises BadSample, naming the region, when it is empty, of another size, not finite, or outside the image: boxes
-    and scribbles are cut at its border, a point outside is refused.
+    Boxes and scribbles are cut at the border of the image. Raises BadSample, naming the region, if it is empty, of
+    another size, not finite, or a point outside the image.
     """
     if isinstance(region, Box):
         mask = _box_mask(region, size_hw, name)
@@ -69,23 +69,23 @@ def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
 
 
 def draw_regions(regions: Regions, size_hw: tuple[int, int]) -> dict[int, RLE]:
-    """The regions by the K of their <PromptK>; those in a sequence are <Prompt0>, <Prompt1>, ... in order.
+    """The regions by the K of their <PromptK>; a sequence is <Prompt0>, <Prompt1>, ... in order.
 
     Raises BadSample for more than 15 regions and for bad ones (see `draw_region`).
     """
     numbered = dict(regions) if isinstance(regions, Mapping) else dict(enumerate(regions))
     beyond = [k for k in numbered if not 0 <= k < MAX_PROMPTS]
     if len(numbered) > MAX_PROMPTS or beyond:
-        what = f"there is no <Prompt{beyond[0]}>" if isinstance(regions, Mapping) else f"{len(numbered)} regions"
-        raise BadSample(f"{what}: one question has at most {MAX_PROMPTS}, <Prompt0> to <Prompt{MAX_PROMPTS - 1}>")
+        problem = f"there is no <Prompt{beyond[0]}>" if isinstance(regions, Mapping) else f"{len(numbered)} regions"
+        raise BadSample(f"{problem}: one question has at most {MAX_PROMPTS}, <Prompt0> to <Prompt{MAX_PROMPTS - 1}>")
     return {k: draw_region(region, size_hw, PROMPTS[k]) for k, region in numbered.items()}
 
 
 def name_regions(question: str, drawn: Collection[int]) -> str:
     """The question with every region named; `drawn`: the K of each <PromptK>.
 
-    The question may do so itself, or have a `<region>` for each of them; if it names none they are put in front of it.
-    Raises BadSample for a placeholder without its region.
+    The question may name them itself, or have a `<region>` for each. If it names none, the names go in front of it.
+    Raises BadSample if the number of placeholders differs from that of the regions.
     """
     places = question.count(PLACEHOLDER)
     if places and (places != len(drawn) or prompt_names(question)):
@@ -102,8 +102,8 @@ def name_regions(question: str, drawn: Collection[int]) -> str:
 def as_users_draw(sample: Sample, prompts: PromptConfig, rng: np.random.Generator) -> Sample:
     """The sample with its mask prompts turned into boxes, points and scribbles at the configured rates.
 
-    At the rate `prompts.absent` it also gets a turn about a region that is not drawn, answered as such. A sample
-    without prompts stays as it is. All draws come from `rng`.
+    At the rate `prompts.absent` it also gets a turn about a region that is not drawn, and an answer that says so. A
+    sample without prompts is returned unchanged. All draws come from `rng`.
     """
     if not sample.prompts:
         return sample
@@ -113,7 +113,7 @@ def as_users_draw(sample: Sample, prompts: PromptConfig, rng: np.random.Generato
     sample = replace(sample, prompts=drawn)
     absent = [k for k in range(MAX_PROMPTS) if k not in drawn]
     if absent and rng.random() < prompts.absent:
-        # asked as the sample itself asks: only the region that is not there tells the difference
+        # In the words of the sample itself, so that only the missing region tells the difference.
         turn = sample.turns[rng.integers(len(sample.turns))]
         named = prompt_names(turn.question)
         if named:
@@ -124,13 +124,13 @@ def as_users_draw(sample: Sample, prompts: PromptConfig, rng: np.random.Generato
 
 
 def imitate(rle: RLE, kind: str, rng: np.random.Generator) -> RLE:
-    """A mask as a user would mark it: itself, its `box`, a `point` or a `scribble` inside it."""
+    """A mask as a user would mark it: the `mask` itself, its `box`, a `point` or a `scribble` inside it."""
     if kind == "mask":
         return rle
     mask = decode_mask(rle)
     ys, xs = np.nonzero(mask)
     if not len(ys):
-        return rle  # encode reports the empty region
+        return rle  # encoding reports the empty region
     if kind == "box":
         return draw_region(Box(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), mask.shape, kind)
     if kind == "point":
@@ -143,7 +143,7 @@ def imitate(rle: RLE, kind: str, rng: np.random.Generator) -> RLE:
 
 
 def undrawn(question: str, drawn: Collection[int]) -> list[int]:
-    """The K of every <PromptK> that the question names and nobody drew, in order, each once."""
+    """The K of every <PromptK> that the question names but that is not drawn, in order, each once."""
     return [k for k in dict.fromkeys(prompt_names(question)) if k not in drawn]
 
 

@@ -5,8 +5,8 @@
       000000.tar ...       <position>.json, <position>.<jpg|png|bin> and <position>.<expert>.npy of each sample
       000000.index.json    of each sample its key, and the offset, bytes and CRC-32 of its members in the tar
 
-Nothing here remembers how far it has read: which sample comes when is a function of seed and epoch (`ShardOrder`), so
-a run goes on anywhere, and any number of ranks and workers read the same samples. See docs/shards.md.
+The order of the samples is a function of seed and epoch (`ShardOrder`), not a state: a run resumes at any position, and
+any number of ranks and workers read the same samples. See docs/shards.md.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ import numpy as np
 
 from pixel_sail.config import ConfigError, DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
+from pixel_sail.durable import fingerprint
 from pixel_sail.types import BadSample, Sample, Turn
 
 NAME = "shards"
 INDEX = "shards.json"
-UNFINISHED = "shards.unfinished.json"  # what is being drawn, until INDEX is there
+UNFINISHED = "shards.unfinished.json"  # the request, until INDEX is written
 VERSION = 1
-GROUP = 8  # shards whose samples are shuffled with each other: what is being read at any time
-_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}  # anything else is .bin; decoders look at the bytes
+GROUP = 8  # shards whose samples are shuffled together: those being read at any time
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}  # all others are .bin; decoders look at the bytes
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,16 @@ class Shard:
 
 
 class ShardSource:
-    """Samples of a folder of shards, as they were drawn (see `pixel_sail.data.sources.Source`)."""
+    """The samples of a folder of shards (see `pixel_sail.data.sources.Source`)."""
 
     def __init__(self, root: Path, index: dict[str, Any]) -> None:
-        """`index`: what `read_index` gives."""
+        """`index`: the contents of shards.json, from `read_index`."""
         self.problems: list[str] = index["problems"]
-        self.experts: dict[str, dict[str, Any]] = index["request"]["experts"]  # of the features: made_with, path, width
+        self.experts: dict[str, dict[str, Any]] = index["request"]["experts"]  # features: made_with, path, width
         self.root = root
         self.shards = [Shard(**line) for line in index["shards"]]
         self._ends = np.cumsum([shard.samples for shard in self.shards])  # one past the last sample of each shard
-        # Per instance. Two groups, for where one ends and the next begins.
+        # Per instance. Two groups, because one may end and the next begin within a step.
         self._members = lru_cache(maxsize=2 * GROUP)(self._read_members)
         self._file = lru_cache(maxsize=2 * GROUP)(self._open_file)
 
@@ -68,7 +70,7 @@ class ShardSource:
         return int(self._ends[-1])
 
     def key(self, index: int) -> str:
-        """Raises DatasetError where the shard's index.json is gone or damaged."""
+        """The key of a sample. Raises DatasetError if the shard's index.json is missing or damaged."""
         number, place = self._find(index)
         return self._members(number)[place]["key"]
 
@@ -84,7 +86,7 @@ class ShardSource:
 
     def digest(self) -> str:
         """Of the contents of all shards."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+        return fingerprint(shard.sha256.encode() for shard in self.shards)
 
     def _find(self, index: int) -> tuple[int, int]:
         """(number of the shard, place in it) of a sample."""
@@ -99,7 +101,7 @@ class ShardSource:
         return _File(self.root / self.shards[number].file)
 
     def _read(self, number: int, name: str, members: dict[str, list[int]]) -> dict[str, bytes]:
-        """The members of one sample, which lie side by side: one read."""
+        """The members of one sample, which are adjacent: one read."""
         path = self.root / self.shards[number].file
         spans = list(members.values())
         start, stop = spans[0][0], spans[-1][0] + spans[-1][1]
@@ -128,7 +130,7 @@ class ShardOrder:
 
     def __getitem__(self, place: int) -> int:
         group = int(np.searchsorted(self._ends, place, side="right"))
-        return int(self._group(group)[place - int(self._ends[group])])  # counted from the group's end
+        return int(self._group(group)[place - int(self._ends[group])])  # counted from the end of the group
 
     def _make_group(self, group: int) -> np.ndarray:
         members = [self._firsts[shard] + np.arange(self._sizes[shard]) for shard in self._groups[group]]
@@ -136,7 +138,7 @@ class ShardOrder:
 
 
 class _File:
-    """An open file, closed when nobody holds it any more. Forked workers may share it: pread has no file position."""
+    """An open file, closed when nothing refers to it. Forked workers may share it: pread does not move a position."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -144,71 +146,70 @@ class _File:
 
 
 def open_shards(root: Path, data: DataConfig) -> ShardSource:
-    """Raises DatasetError for a folder of shards that is not whole, ConfigError for one that does not fit the config.
+    """Opens a folder of shards. The size of every file is checked; `verify_shards` checks the contents.
 
-    Looks at the size of every file; `verify_shards` looks at the contents.
+    Raises DatasetError for a folder that is not complete, and ConfigError for one that does not fit the config.
     """
     index = read_index(root)
     source = ShardSource(root, index)
     if problems := [problem for shard in source.shards for problem in wrong_sizes(root, shard)]:
         raise DatasetError(
-            f"{root} is not what {INDEX} says: {'; '.join(problems)}. "
-            "Copy it again, or repeat the tools/make_shards.py command that made it: it makes only what is missing"
+            f"{root} differs from its {INDEX}: {'; '.join(problems)}. "
+            "Copy it again, or repeat the tools/make_shards.py command that made it: it makes only the missing shards"
         )
     if not len(source):
         raise DatasetError(f"{root / INDEX} lists no sample")
     made_with = index["request"]["data"]["hide"]
     if (made_with == "text") != (data.hide == "text"):
         raise ConfigError(
-            f"{root} was made with data.hide={made_with} and the config says data.hide={data.hide}: the texts lie in "
-            "the shards. Make them anew with this setting"
+            f"{root} was made with data.hide={made_with} and the config says data.hide={data.hide}: the texts are "
+            "stored in the shards. Make new shards with this setting"
         )
     return source
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """The contents of shards.json; DatasetError where there is none, or of another version."""
+    """The contents of shards.json. Raises DatasetError if it is missing, broken or of another version."""
     path = root / INDEX
     if not path.is_file():
         unfinished = (root / UNFINISHED).is_file()
-        what = "its shards are not all made: repeat the command" if unfinished else "make one with tools/make_shards.py"
-        raise DatasetError(f"no file {path}; {what}")
-    try:
-        index = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}") from None
+        advice = (
+            "some shards are not made yet: repeat the command" if unfinished else "make it with tools/make_shards.py"
+        )
+        raise DatasetError(f"no file {path}; {advice}")
+    index = read_json(path)
     if index.get("version") != VERSION:
-        raise DatasetError(f"{path} has version {index.get('version')}, not {VERSION}: make the shards anew")
+        raise DatasetError(f"{path} has version {index.get('version')}, not {VERSION}: make the shards again")
     return index
 
 
 def wrong_sizes(root: Path, shard: Shard) -> list[str]:
-    """One line for each file of a shard that is missing or of another size than shards.json says."""
+    """One line for each file of a shard that is missing or whose size differs from shards.json."""
     problems = []
     for name, size in ((shard.file, shard.bytes), (shard.index, shard.index_bytes)):
-        found = (root / name).stat().st_size if (root / name).is_file() else None
-        if found is None:
+        present = (root / name).stat().st_size if (root / name).is_file() else None
+        if present is None:
             problems.append(f"{name} is missing")
-        elif found != size:
-            problems.append(f"{name} has {found} bytes instead of {size}")
+        elif present != size:
+            problems.append(f"{name} has {present} bytes instead of {size}")
     return problems
 
 
 def read_members(path: Path, sha256: str) -> list[dict[str, Any]]:
-    """{"key", "name", "members": {suffix: [offset, bytes, CRC-32]}} of each sample of a shard; DatasetError."""
+    """{"key", "name", "members": {suffix: [offset, bytes, CRC-32]}} of each sample of a shard. Raises DatasetError."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DatasetError(f"{path} is not the file that was written (sha256); delete it and make the shards again")
+        raise DatasetError(f"{path} has changed since it was written (sha256); delete it and make the shards again")
     return json.loads(data)["samples"]
 
 
 def check_members(data: bytes, start: int, members: dict[str, list[int]], where: str) -> dict[str, bytes]:
     """Suffix -> contents of the members of one sample in `data`, which begins at byte `start` of the tar.
 
-    Raises BadSample, beginning with `where`, for one that is cut short or is not what was written.
+    Raises BadSample, beginning with `where`, for a member that is cut short or damaged.
     """
     contents = {}
     for suffix, (offset, size, crc) in members.items():
@@ -216,13 +217,13 @@ def check_members(data: bytes, start: int, members: dict[str, list[int]], where:
         if len(content) != size:
             raise BadSample(f"{where}.{suffix} is cut short: {len(content)} of {size} bytes")
         if zlib.crc32(content) != crc:
-            raise BadSample(f"{where}.{suffix} is damaged: its bytes are not those that were written (CRC-32)")
+            raise BadSample(f"{where}.{suffix} is damaged: its bytes have changed since it was written (CRC-32)")
         contents[suffix] = content
     return contents
 
 
 def with_bytes(sample: Sample) -> Sample:
-    """The sample with its image in memory. BadSample for a file that cannot be read."""
+    """The sample with its image in memory. Raises BadSample if the file cannot be read."""
     if not isinstance(sample.image, Path):
         return sample
     try:

@@ -1,4 +1,4 @@
-"""What is asked and answered; of several wordings the first is canonical, the one used at test time."""
+"""The wordings of questions and answers; the first of each list is canonical and is used at test time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pixel_sail.types import Turn
 
 EXPRESSION = "{expression}"
 
-# None of these tells whether one, several or no object is meant: gRefCOCO asks the same questions.
+# None of these says whether one, several or no object is meant, because gRefCOCO asks the same questions.
 QUESTIONS = (
     "Can you segment {expression} in this image?",
     "Please segment {expression} in the picture.",
@@ -36,7 +36,7 @@ ANSWERS_NONE = (
 PROMPT = "{prompt}"
 CLASSES = "{classes}"
 
-# What is asked about a prompted region.
+# Questions about a prompted region.
 DESCRIBE = (
     "Describe {prompt} in detail.",
     "Please give a detailed description of {prompt}.",
@@ -53,14 +53,14 @@ CLASSIFY = (
     "To which of these classes does {prompt} belong: {classes}?",
     "Name the class of {prompt}. The choices are: {classes}.",
 )
-# About every object of a class: one mask each, and so in words of their own.
+# Questions for every object of a class, one mask each; the wordings differ from those for one mask.
 QUESTIONS_EACH = (
     "Segment each {expression} in this image with a mask of its own.",
     "Give me one mask for every single {expression}.",
     "Mark every {expression} separately.",
     "Which pixels belong to each {expression}? Answer object by object.",
 )
-# After a question that is a sentence of its own.
+# Requests after a question that is a whole sentence.
 QUESTIONS_REASON = (
     "{expression} Please answer with a segmentation mask.",
     "{expression} Show me the mask.",
@@ -78,14 +78,14 @@ CHOOSE = (
     "{question}\n{options}\nAnswer with the right option.",
     "Look at the image and choose: {options}. {question}",
 )
-OTHERS = "others"  # the last of the classes: the answer where the true one is not offered
-NOT_DRAWN = "{prompt} is not in the image."  # the answer about a prompt that is named and not drawn
+OTHERS = "others"  # the last choice: the answer if the true class is not offered
+NOT_DRAWN = "{prompt} is not in the image."  # the answer about a prompt that is named but not drawn
 
-HIDDEN_EXPRESSION = "it"  # what the text-blind baseline reads instead of the expression
+HIDDEN_EXPRESSION = "it"  # read by the text-blind baseline instead of the expression
 
 
 def question(expression: str, template: str = QUESTIONS[0]) -> str:
-    """The template with the expression in place; braces in the expression are left alone."""
+    """The template with the expression in place; braces in the expression stay."""
     return template.replace(EXPRESSION, expression)
 
 
@@ -105,14 +105,14 @@ def classify(region: str, classes: Sequence[str], template: str = CLASSIFY[0]) -
 
 
 def choose(asked: str, options: Sequence[str], template: str = CHOOSE[0]) -> str:
-    """A question with its options, which get the letters a, b, ..."""
+    """A question with its options, marked (a), (b), ..."""
     marked = " ".join(f"({letter}) {text}" for letter, text in zip(ascii_lowercase, options, strict=False))
     return template.format(question=asked, options=marked)
 
 
 @dataclass(frozen=True)
 class Templates:
-    """The phrasings of one run."""
+    """The wordings of one run."""
 
     questions: tuple[str, ...] = QUESTIONS
     answers: tuple[str, ...] = ANSWERS
@@ -123,9 +123,9 @@ class Templates:
     @classmethod
     def of(cls, data: DataConfig) -> Templates:
         """The defaults, or `data.questions` and `data.answers` (also for several objects; no-target answers stay)."""
-        for name, given, needed in (("questions", data.questions, EXPRESSION), ("answers", data.answers, SEG)):
-            bad = [template for template in given or () if template.count(needed) != 1]
-            if bad or given == []:
+        for name, templates, needed in (("questions", data.questions, EXPRESSION), ("answers", data.answers, SEG)):
+            bad = [template for template in templates or () if template.count(needed) != 1]
+            if bad or templates == []:
                 raise ConfigError(f"data.{name}: each template holds {needed} exactly once, got {bad or 'no template'}")
         return cls(
             questions=tuple(data.questions or QUESTIONS),
@@ -153,7 +153,7 @@ class Templates:
         )
 
     def reason(self, asked: str, rng: np.random.Generator) -> Turn:
-        """For a question that is a sentence of its own; one [SEG]."""
+        """A question that is a whole sentence, with a request for a mask; the answer has one [SEG]."""
         asked = HIDDEN_EXPRESSION if self.hide_expression else asked
         return Turn(
             question=question(asked, QUESTIONS_REASON[rng.integers(len(QUESTIONS_REASON))]),

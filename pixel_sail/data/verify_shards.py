@@ -1,4 +1,4 @@
-"""Reads a folder of shards whole and names what is not as it was written."""
+"""Reads a whole folder of shards and names each file and sample that has changed since it was written."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pixel_sail.types import BadSample
 
 
 def verify_shards(root: Path, progress: bool = False) -> list[str]:
-    """Reads everything; one line for each file or sample that is not what was written. Raises DatasetError."""
+    """One line for each file or sample that has changed since it was written. Raises DatasetError."""
     shards = [Shard(**line) for line in read_index(root)["shards"]]
     return [problem for shard in tqdm(shards, unit="shard", disable=not progress) for problem in _verify(root, shard)]
 
 
 def _verify(root: Path, shard: Shard) -> Iterator[str]:
     if problems := wrong_sizes(root, shard):
-        yield from problems  # what is missing or cut has to be made anew, whatever else is in it
+        yield from problems  # a missing or cut file must be made again, whatever its contents
         return
     try:
         entries = read_members(root / shard.index, shard.index_sha256)
@@ -33,7 +33,7 @@ def _verify(root: Path, shard: Shard) -> Iterator[str]:
         if hashlib.file_digest(tar, "sha256").hexdigest() == shard.sha256:
             return
         damaged = [line for entry in entries for line in _damage(tar, entry, shard.file)]
-    yield from damaged or [f"{shard.file} is not the file that was written (sha256), though its samples are"]
+    yield from damaged or [f"{shard.file} has changed since it was written (sha256), though not in its samples"]
 
 
 def _damage(tar: BinaryIO, entry: dict[str, Any], where: str) -> Iterator[str]:

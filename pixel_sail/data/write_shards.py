@@ -1,4 +1,4 @@
-"""Draws a mixture into shards: the folder of `pixel_sail.data.shards`."""
+"""Draws a mixture into a folder of shards; pixel_sail/data/shards.py has the format and reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tarfile
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.shards import (
     INDEX,
@@ -37,10 +38,10 @@ from pixel_sail.types import BadSample, Sample
 
 
 class StoredFeatures(Protocol):
-    """The caches of experts, whose features go into the shards; see pixel_sail/experts/features.py."""
+    """The cached features of experts, which go into the shards; see pixel_sail/experts/features.py."""
 
     def manifests(self) -> dict[str, dict[str, Any]]:
-        """Expert -> what its features were made with."""
+        """Expert -> the settings with which its features were made."""
         ...
 
     def cached(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -49,8 +50,8 @@ class StoredFeatures(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every worker knows."""
+class ShardJob:
+    """What every worker needs to know to write any of the shards."""
 
     mixture: Mixture
     out: Path
@@ -65,8 +66,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished shard."""
+class FinishedShard:
+    """A shard whose tar and index are on disk."""
 
     shard: Shard
     counts: list[int]  # samples of each source of the mixture
@@ -82,61 +83,64 @@ def make_shards(
     progress: bool = False,
     features: StoredFeatures | None = None,
 ) -> dict[str, Any]:
-    """Writes positions 0 .. samples - 1 of the config's mixture to `out`; returns what `read_index` would.
+    """Writes positions 0 .. samples - 1 of the config's mixture to `out`; returns the contents of shards.json.
 
-    The same config gives the same bytes for any number of workers. Shards that a killed call finished are kept.
-    Samples that cannot be used are left out and listed. Raises ConfigError when `out` is something else, DatasetError
-    for sources that cannot be read and for more than data.max_bad_samples unusable samples.
+    The same config gives the same bytes for any number of workers. Shards that an interrupted call finished are kept.
+    Unusable samples are left out and listed. `features`: needed if experts of the config have a cache. Raises
+    ConfigError if `out` holds anything else, DatasetError for sources that cannot be read and for more than
+    data.max_bad_samples unusable samples.
     """
     if samples < 1 or samples_per_shard < 1 or workers < 1:
-        raise ConfigError(f"samples {samples}, samples per shard {samples_per_shard}, workers {workers}: each >= 1")
+        raise ConfigError(
+            f"samples {samples}, samples per shard {samples_per_shard}, workers {workers}: each must be >= 1"
+        )
     if features is None and any(expert.cache is not None for expert in config.experts):
-        raise ValueError("the config has experts with a cache: give their features (experts.features.cached_features)")
-    plan = Plan(open_mixture(config), out, samples, samples_per_shard, features)
-    request = request_of(config, plan)
+        raise ValueError("the config has experts with a cache: pass features=cached_features(config)")
+    job = ShardJob(open_mixture(config), out, samples, samples_per_shard, features)
+    request = request_of(config, job)
     _claim(out, request)
     numbers = range(-(-samples // samples_per_shard))
-    done = {number: made for number in numbers if (made := _finished(out, number)) is not None}
-    bar = tqdm(total=len(numbers), initial=len(done), unit="shard", desc=str(out), disable=not progress)
-    with bar, closing(_make(plan, [number for number in numbers if number not in done], workers)) as running:
-        for number, made in running:
-            done[number] = made
+    finished = {number: shard for number in numbers if (shard := _read_finished(out, number)) is not None}
+    bar = tqdm(total=len(numbers), initial=len(finished), unit="shard", desc=str(out), disable=not progress)
+    missing = [number for number in numbers if number not in finished]
+    with bar, closing(_write_shards(job, missing, workers)) as written:
+        for number, shard in written:
+            finished[number] = shard
             bar.update()
-            _refuse_too_many(done, config.data.max_bad_samples)
-    return _finish(plan, request, [done[number] for number in numbers])
+            _refuse_too_many(finished.values(), config.data.max_bad_samples)
+    return _write_index(job, request, [finished[number] for number in numbers])
 
 
-def request_of(config: Config, plan: Plan) -> dict[str, Any]:
-    """What determines the bytes of the shards. Folders are not part of it: data may move."""
+def request_of(config: Config, job: ShardJob) -> dict[str, Any]:
+    """Everything that determines the bytes of the shards. Folders are not part of it: data may move."""
     mixture = [entry.model_dump(mode="json", exclude={"root"}) for entry in config.data.mixture]
     baked = ("expressions_per_image", "questions", "answers", "hide")
     return {
         "seed": config.run.seed,
-        "samples": plan.samples,
-        "samples_per_shard": plan.samples_per_shard,
+        "samples": job.samples,
+        "samples_per_shard": job.samples_per_shard,
         "mixture": mixture,
         "data": {name: getattr(config.data, name) for name in baked},
-        "sources": plan.mixture.fingerprint(),
-        "experts": {} if plan.features is None else plan.features.manifests(),
+        "sources": job.mixture.fingerprint(),
+        "experts": {} if job.features is None else job.features.manifests(),
     }
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:
-    """Makes `out` the place of this request; ConfigError where it is that of another, or no folder of shards."""
+    """Makes `out` the folder of this request. Raises ConfigError if it holds another request, or anything else."""
     for name in (INDEX, UNFINISHED):
         if (out / name).is_file():
-            stored = json.loads((out / name).read_bytes())["request"]
-            if changes := differences(stored, request):
-                raise ConfigError(f"{out} holds shards of another request: {'; '.join(changes)}. Give another folder")
+            if changes := differences(read_json(out / name)["request"], request):
+                raise ConfigError(f"{out} holds shards of another request: {'; '.join(changes)}. Use another folder")
             return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is no folder of shards; give another folder")
+        raise ConfigError(f"{out} exists and is not a folder of shards; use another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / UNFINISHED, {"version": VERSION, "request": request})
 
 
-def _finished(out: Path, number: int) -> Made | None:
-    """A shard that is whole; of its two files the index was written last."""
+def _read_finished(out: Path, number: int) -> FinishedShard | None:
+    """A shard on disk; None if it is missing or incomplete. Its index was written after its tar."""
     try:
         data = (out / _index_name(number)).read_bytes()
         index = json.loads(data)
@@ -146,17 +150,17 @@ def _finished(out: Path, number: int) -> Made | None:
         return None
     of_index = (_index_name(number), len(data), hashlib.sha256(data).hexdigest())
     shard = Shard(index["file"], len(index["samples"]), index["bytes"], index["sha256"], *of_index)
-    return Made(shard, index["counts"], index["problems"])
+    return FinishedShard(shard, index["counts"], index["problems"])
 
 
-def _make(plan: Plan, numbers: list[int], workers: int) -> Iterator[tuple[int, Made]]:
-    """(number, shard) as they are finished."""
+def _write_shards(job: ShardJob, numbers: list[int], workers: int) -> Iterator[tuple[int, FinishedShard]]:
+    """(number, shard) in the order in which they are finished."""
     if workers == 1:
-        yield from ((number, write_shard(plan, number)) for number in numbers)
+        yield from ((number, write_shard(job, number)) for number in numbers)
         return
     fork = multiprocessing.get_context("fork")  # workers share the annotations in memory
-    with ProcessPoolExecutor(workers, fork, initializer=_start_worker, initargs=(plan,)) as pool:
-        running = {pool.submit(_write_planned, number): number for number in numbers}
+    with ProcessPoolExecutor(workers, fork, initializer=_start_worker, initargs=(job,)) as pool:
+        running = {pool.submit(_write_in_worker, number): number for number in numbers}
         try:
             for future in as_completed(running):
                 yield running.pop(future), future.result()
@@ -164,43 +168,43 @@ def _make(plan: Plan, numbers: list[int], workers: int) -> Iterator[tuple[int, M
             pool.shutdown(cancel_futures=True)
 
 
-_plan: Plan | None = None  # of a worker process
+_job: ShardJob | None = None  # set in a worker process
 
 
-def _start_worker(plan: Plan) -> None:
-    global _plan
-    _plan = plan
+def _start_worker(job: ShardJob) -> None:
+    global _job
+    _job = job
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed call leaves no worker behind that would still be writing when it is repeated."""
+    """Ends a worker whose parent was killed, so that it does not write while the command is repeated."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def _write_planned(number: int) -> Made:
-    return write_shard(_plan, number)
+def _write_in_worker(number: int) -> FinishedShard:
+    return write_shard(_job, number)
 
 
-def write_shard(plan: Plan, number: int) -> Made:
-    """Writes one tar and then its index, each complete or absent."""
+def write_shard(job: ShardJob, number: int) -> FinishedShard:
+    """Writes a tar and then its index; each is complete or absent."""
     entries: list[dict[str, Any]] = []
     problems: list[str] = []
     counts: Counter[int] = Counter()
-    path = plan.out / f"{number:06d}.tar"
+    path = job.out / f"{number:06d}.tar"
     with replaced_file(path, "wb+") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for position in plan.positions(number):
+            for position in job.positions(number):
                 try:
-                    sample = with_bytes(plan.mixture.annotated(position))
-                    features = _features(plan, sample)
+                    sample = with_bytes(job.mixture.annotated(position))
+                    features = _features(job, sample)
                 except BadSample as error:
                     problems.append(str(error))
                     continue
                 name, members = f"{position:09d}", encode_sample(replace(sample, features=features))
                 entries.append({"key": sample.key, "name": name, "members": _add(tar, file, name, members)})
-                counts[plan.mixture.locate(position)[0]] += 1
+                counts[job.mixture.locate(position)[0]] += 1
         size = file.tell()
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -208,20 +212,20 @@ def write_shard(plan: Plan, number: int) -> Made:
         "file": path.name,
         "bytes": size,
         "sha256": sha256,
-        "counts": [counts[source] for source in range(len(plan.mixture.sources))],
+        "counts": [counts[source] for source in range(len(job.mixture.sources))],
         "problems": problems,
         "samples": entries,
     }
-    write_json(plan.out / _index_name(number), values, indent=None)
-    return _finished(plan.out, number)
+    write_json(job.out / _index_name(number), values, indent=None)
+    return _read_finished(job.out, number)
 
 
-def _features(plan: Plan, sample: Sample) -> dict[str, np.ndarray]:
-    return {} if sample.image is None or plan.features is None else plan.features.cached(sample)
+def _features(job: ShardJob, sample: Sample) -> dict[str, np.ndarray]:
+    return {} if sample.image is None or job.features is None else job.features.cached(sample)
 
 
 def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, members: dict[str, bytes]) -> dict[str, list[int]]:
-    """Appends the members of one sample; suffix -> [offset, bytes, CRC-32]. Headers depend on nothing but these."""
+    """Appends the members of one sample: suffix -> [offset, bytes, CRC-32]. Headers depend on names and sizes only."""
     written = {}
     for suffix, content in members.items():
         header = tarfile.TarInfo(f"{name}.{suffix}")  # owner 0, time 0
@@ -231,28 +235,28 @@ def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, members: dict[str, byt
     return written
 
 
-def _finish(plan: Plan, request: dict[str, Any], made: list[Made]) -> dict[str, Any]:
-    """Writes shards.json: the folder is whole."""
-    on_reading = [problem for source in plan.mixture.sources for problem in source.problems]
-    counts = [sum(column) for column in zip(*(one.counts for one in made), strict=True)]
+def _write_index(job: ShardJob, request: dict[str, Any], finished: list[FinishedShard]) -> dict[str, Any]:
+    """Writes shards.json, which makes the folder complete."""
+    on_reading = [problem for source in job.mixture.sources for problem in source.problems]
+    counts = [sum(column) for column in zip(*(shard.counts for shard in finished), strict=True)]
     index = {
         "version": VERSION,
         "request": request,
         "samples": sum(counts),
         "samples_per_source": counts,  # in the order of request.mixture
-        "problems": on_reading + [problem for one in made for problem in one.problems],
-        "shards": [asdict(one.shard) for one in made],
+        "problems": on_reading + [problem for shard in finished for problem in shard.problems],
+        "shards": [asdict(shard.shard) for shard in finished],
     }
-    write_json(plan.out / INDEX, index)
-    (plan.out / UNFINISHED).unlink(missing_ok=True)
+    write_json(job.out / INDEX, index)
+    (job.out / UNFINISHED).unlink(missing_ok=True)
     return index
 
 
-def _refuse_too_many(done: dict[int, Made], limit: int) -> None:
-    if sum(len(made.problems) for made in done.values()) > limit:
-        listed = [f"  {problem}" for made in done.values() for problem in made.problems]
+def _refuse_too_many(finished: Iterable[FinishedShard], limit: int) -> None:
+    problems = [f"  {problem}" for shard in finished for problem in shard.problems]
+    if len(problems) > limit:
         raise DatasetError(
-            f"{len(listed)} unusable samples, more than data.max_bad_samples={limit}:\n" + "\n".join(listed)
+            f"{len(problems)} unusable samples, more than data.max_bad_samples={limit}:\n" + "\n".join(problems)
         )
 
 

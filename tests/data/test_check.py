@@ -1,4 +1,4 @@
-"""What `tools/prepare_data.py check` and `tools/inspect_data.py` say, and the example of docs/add_a_dataset.md."""
+"""What `tools/prepare_data.py check` and `tools/inspect_data.py` print, and the records of the sources in the docs."""
 
 import json
 import re
@@ -13,8 +13,11 @@ from PIL import Image
 from test_region_sources import _images, _polygon, _rle, _sample, _write
 
 from pixel_sail import scenes
-from pixel_sail.data import check
-from pixel_sail.data.sources import NAMES
+from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
+from pixel_sail.data import check, source_table, sources
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.sources import RECORDS
+from pixel_sail.data.sources.record import ExpectedFile
 
 
 @pytest.fixture(scope="module")
@@ -30,32 +33,48 @@ def _tool(monkeypatch, name, *args):
     runpy.run_path(str(REPOSITORY / "tools" / name), run_name="__main__")
 
 
-def test_every_source_is_looked_for():
-    assert set(check.EXPECTED) == set(NAMES) - {"shards"}
+def test_every_source_has_one_record_and_is_checked():
+    names = [record.name for record in RECORDS]
+    assert len(set(names)) == len(names) and set(check.CHECKED) == set(names) - {"shards"}
+    for record in RECORDS:
+        assert record.sample and record.turn and record.splits
+        assert record.splits == ("train",) or not record.train_only
+        assert all(record.files_of(split) for split in record.splits) == bool(record.files)
 
 
-def test_what_is_there_is_counted_and_decoded(drawn):
-    found = {(one.source, one.split): one for one in check.check_root(drawn, 2)}
-    missing = {key for key, one in found.items() if one.missing}
+def test_a_file_is_the_first_of_its_places_that_exists(tmp_path):
+    file = ExpectedFile("a/{split}.json", other_places=("b/{split}.json",))
+    with pytest.raises(DatasetError, match=f"^no file {tmp_path}/a/val.json or {tmp_path}/b/val.json$"):
+        file.find(tmp_path, "val")
+    for folder in ("b", "a"):
+        _write(tmp_path / folder / "val.json", [])
+        assert file.find(tmp_path, "val") == tmp_path / folder / "val.json" == file.path(tmp_path, "val")
+
+
+def test_each_dataset_is_found_counted_and_decoded(drawn):
+    findings = {(finding.source, finding.split): finding for finding in check.check_root(drawn, 2)}
+    missing = {key for key, finding in findings.items() if finding.missing}
     plus = {("refcoco+", split) for split in ("train", "val", "testA", "testB")}
     assert missing == plus | {("refcoco+_captions", "train"), ("llava", "val")}
     # one of the few held-out images may have nothing of a kind
-    broken = {key for key, one in found.items() if one.errors}
+    broken = {key for key, finding in findings.items() if finding.errors}
     assert broken <= {("muse", "test_many"), ("reason_seg", "val"), ("reason_seg", "test")}
-    for key, one in found.items():
+    for key, finding in findings.items():
         if key not in missing | broken:
-            assert one.samples > 0 and one.decoded == min(2, one.samples), key
-    assert found["refcoco", "train"].samples == 12 and found["muse", "train"].samples == 12
+            assert finding.samples > 0 and finding.decoded == min(2, finding.samples), key
+    assert findings["refcoco", "train"].samples == 12 and findings["muse", "train"].samples == 12
 
 
 def test_missing_misshapen_and_undecodable(tmp_path, monkeypatch, capsys):
     root = tmp_path
     _images(root / "images/train2017", "0.jpg", "1.jpg")
-    one = check.check_source(root, "muse", "train", 3)
-    assert one.missing and check.report(one, 3) == [f"missing  {'muse:train':34} expected {root}/muse/MUSE_train.json"]
+    finding = check.check_source(root, "muse", "train", 3)
+    assert finding.missing
+    assert check.report(finding, 3) == [f"missing  {'muse:train':34} expected {root}/muse/MUSE_train.json"]
     _write(root / "muse/MUSE_train.json", {})
-    one = check.check_source(root, "muse", "train", 3)
-    assert not one.missing and "BROKEN" in check.report(one, 3)[0] and "holds a dict" in check.report(one, 3)[0]
+    finding = check.check_source(root, "muse", "train", 3)
+    (line,) = check.report(finding, 3)
+    assert not finding.missing and "BROKEN" in line and "holds a dict" in line
 
     entry = {"height": 30, "width": 40, "ann_list": [], "questions": ["a"], "text_answers": ["{seg}"]}
     good = entry | {"file_name": "0.jpg", "answers": [[{"segmentation": _rle(0, 0)}]]}
@@ -63,22 +82,29 @@ def test_missing_misshapen_and_undecodable(tmp_path, monkeypatch, capsys):
     gone = good | {"file_name": "2.jpg"}
     _write(root / "muse/MUSE_train.json", [good, torn, gone])
     (root / "images/train2017/1.jpg").write_bytes(b"no image")
-    one = check.check_source(root, "muse", "train", 3)
-    assert (one.samples, one.decoded, len(one.errors), len(one.left_out)) == (2, 1, 1, 1)
-    lines = "\n".join(check.report(one, 3))
+    finding = check.check_source(root, "muse", "train", 3)
+    assert (finding.samples, finding.decoded, len(finding.errors), len(finding.left_out)) == (2, 1, 1, 1)
+    lines = "\n".join(check.report(finding, 3))
     assert "2 samples, 1 decoded, 1 problems" in lines and "not decoded: muse/train/1: cannot decode" in lines
     Image.new("RGB", (7, 7)).save(root / "images/train2017/1.jpg")
     (error,) = check.check_source(root, "muse", "train", 3).errors
     assert error == "muse/train/1: a mask of [30, 40] on an image of [7, 7]"
     with pytest.raises(SystemExit, match="error: 1 of them cannot be used"):
         _tool(monkeypatch, "prepare_data.py", "check", "--root", root, "--source", "muse")
-    said = capsys.readouterr().out
-    assert "missing  muse:test_many" in said and "BROKEN   muse:train" in said
+    printed = capsys.readouterr().out
+    assert "missing  muse:test_many" in printed and "BROKEN   muse:train" in printed
+
+
+def test_all_files_and_all_places_of_a_missing_dataset_are_named(tmp_path):
+    (line,) = check.report(check.check_source(tmp_path, "refcocog", "val", 3), 3)
+    folder = tmp_path / "refcocog"
+    places = " or ".join(f"{folder}/refs({by}).p" for by in ("unc", "umd", "google"))
+    assert line.endswith(f"expected {folder}/instances.json and {places}")
 
 
 def test_a_file_without_a_split_is_no_error(dataset):
-    one = check.check_source(dataset, "refcoco", "testA", 3)
-    assert one.missing and "has no split 'testA'" in check.report(one, 3)[0]
+    finding = check.check_source(dataset, "refcoco", "testA", 3)
+    assert finding.missing and "has no split 'testA'" in check.report(finding, 3)[0]
     assert check.check_source(dataset, "refcoco", "val", 3).decoded == 3
 
 
@@ -107,18 +133,45 @@ def test_a_config_is_drawn_back(drawn, tmp_path, monkeypatch):
     assert text.count(" tokens, patches (") == 12 and "perbench_train/mcq" in text and "<Prompt0>" in text
 
 
+def test_the_tables_of_the_page_are_what_the_records_say(tmp_path):
+    page = REPOSITORY / "data/README.md"
+    text = page.read_text(encoding="utf-8")
+    assert text == source_table.with_tables(text), "run: python -m pixel_sail.data.source_table data/README.md"
+    assert all(f"`{record.name}`" in text for record in RECORDS)
+
+    copy = tmp_path / "README.md"
+    before, start, after = text.partition(source_table.START)
+    copy.write_text(before + start + "old rows" + after[after.index(source_table.STOP) :], encoding="utf-8")
+    source_table.rewrite(copy)
+    assert copy.read_text(encoding="utf-8") == text
+    with pytest.raises(DatasetError, match="the page needs the lines"):
+        source_table.with_tables("no markers")
+
+
 def test_the_example_of_the_docs_works(tmp_path, monkeypatch):
+    """It is one file and one name in the tuple: opening, checking and the tables then know the source."""
     page = (REPOSITORY / "docs/add_a_dataset.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (entry,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
-    assert len(code.splitlines()) < 55
+    assert len(code.splitlines()) < 60  # its record included
     module = ModuleType("meters")
     monkeypatch.setitem(sys.modules, "meters", module)
     exec(compile(code, "meters.py", "exec"), vars(module))
     _images(tmp_path / "images/meters", "0001.jpg")
     _write(tmp_path / "meters/train.json", [json.loads(entry), {"image": "0001.jpg"}])
-    source = module.open_meters(tmp_path, "train", 5)
+    mixture = [MixtureEntry(source="meters")]
+    data = DataConfig(root=tmp_path, mixture=mixture, expressions_per_image=5)
+    with pytest.raises(ConfigError, match="unknown source 'meters'"):
+        sources.open_source(mixture[0], data)
+
+    for reader in (sources, source_table):
+        monkeypatch.setattr(reader, "RECORDS", (*RECORDS, *module.RECORDS))
+    source = sources.open_source(mixture[0], data)
     assert source.problems == ["meters/train/1: it has no 'height'"]
     sample = _sample(source)
     assert [turn.answer for turn in sample.turns if "[SEG]" in turn.answer]
     assert len(sample.masks) == 1 and len(sample.prompts) == 1
+    finding = check.check_source(tmp_path, "meters", "train", 3)
+    assert (finding.samples, finding.decoded, finding.errors) == (1, 1, ())
+    assert check.check_source(tmp_path, "meters", "val", 3).missing
+    assert "| `meters` | `meters/{split}.json` |" in source_table.source_tables()

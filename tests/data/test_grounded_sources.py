@@ -16,9 +16,10 @@ from test_region_sources import _box, _images, _open, _polygon, _rle, _same, _sa
 from pixel_sail import scenes
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
-from pixel_sail.data.sources import gcg
+from pixel_sail.data.phrases import find_phrase
+from pixel_sail.data.sources import RECORDS, gcg
 from pixel_sail.data.sources.coco_instance import MAX_OBJECTS
-from pixel_sail.data.sources.grounded import find_phrase, tag
+from pixel_sail.data.sources.grounded import tag
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import ANSWERS_SEVERAL, GROUNDED_CAPTION, QUESTIONS, QUESTIONS_EACH, QUESTIONS_REASON
 from pixel_sail.scenes.outline import coco_polygons, labelme_polygons
@@ -454,12 +455,8 @@ def test_outlines_mean_the_mask_or_are_not_given():
 # --- the fixtures of scenes -----------------------------------------------------------------------------------------
 
 IMAGES, SEED = 75, 5
-SPLITS = {name: gcg.SPLITS[name] for name in gcg.NAMES} | {
-    "muse": ("train", "val", "test_less", "test_many"),
-    "reason_seg": ("train", "val", "test"),
-    "coco_instance": ("train", "val"),
-    "coco_panoptic_segments": ("train", "val"),
-}
+OTHERS = ("muse", "reason_seg", "coco_instance", "coco_panoptic_segments")
+SPLITS = {record.name: record.splits for record in RECORDS if record.name in (*gcg.NAMES, *OTHERS)}
 
 
 @pytest.fixture(scope="module")

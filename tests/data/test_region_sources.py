@@ -14,7 +14,7 @@ from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.options import parse_options, stated_letter
-from pixel_sail.data.sources import NAMES, coco_panoptic, open_source, pix2cap
+from pixel_sail.data.sources import RECORDS, coco_panoptic, open_source, pix2cap
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.perbench import read_perbench
 from pixel_sail.data.sources.refer import read_refer
@@ -248,8 +248,7 @@ def test_turns_beyond_the_fifteenth_region_are_left_out_and_counted(root):
     source = _osprey(root, _osprey_entry(*texts, "<region1> again?", "Yes.", regions=17))
     assert [turn.question for turn in _sample(source).turns][-2:] == ["<Prompt14>?", "<Prompt0> again?"]
     assert source.problems == [
-        "osprey_conversation/0: 2 of its 18 turns are left out, for they name more than the 15 regions "
-        "that a sample can hold"
+        "osprey_conversation/0: 2 of its 18 turns are left out: a sample holds at most 15 regions"
     ]
 
 
@@ -278,10 +277,10 @@ def test_bad_osprey_entries_are_listed_and_the_others_stay(root):
     gpt_first = _osprey_entry(*good)
     gpt_first["conversations"].reverse()
     bad = {
-        "<region4> is named, but it has 3 annotations": _osprey_entry("<region4>?", "Yes."),
+        "<region4> is named, but the entry has 3 annotations": _osprey_entry("<region4>?", "Yes."),
         "<region0> is named, but": _osprey_entry("<region1>?", "<region0>."),
         "'<region>?' is not understood": _osprey_entry("<region>?", "Yes."),
-        "it names none of its 3 regions": _osprey_entry("Why?", "So."),
+        "none of its 3 regions is named": _osprey_entry("Why?", "So."),
         "its last question has no answer": no_answer,
         "message 2 is from 'gpt', expected 'human'": not_alternating,
         "message 0 is from 'gpt', expected 'human'; human and gpt alternate, human first": gpt_first,
@@ -769,8 +768,8 @@ def test_bad_perbench_entries_are_listed(root):
     bad = {
         "mcq": {
             "0: its question has no options; they are written": _mcq("What is it?"),
-            "0: its answer 'E' is none of the options A, B, C, D": _mcq(answer="E"),
-            "0: its answer 'B. red' is none": _mcq(answer="B. red"),
+            "0: its answer 'E' is not one of the options A, B, C, D": _mcq(answer="E"),
+            "0: its answer 'B. red' is not one of the options": _mcq(answer="B. red"),
             "0: its question names ['<a>', '<b>']; a multiple": _mcq("<a> or <b>? A. x B. y"),
             "0: its mask has no pixel": _mcq(region=_rle(0, 0, side=0)),
             "0: [] is no RLE": _mcq() | {"mcqs": [{"object": [], "question": QUESTION, "answer": "B"}]},
@@ -881,9 +880,15 @@ def test_a_missing_a_misshapen_and_an_unusable_file_are_explained(root, source, 
 def test_all_names_are_known_and_the_train_only_ones_have_no_other_split(root):
     grounded = ("grand_f", "open_psg", "refcocog_gcg", "flickr_gcg", "muse", "reason_seg", "choices", "shards")
     classes = ("coco_instance", "coco_panoptic_segments", "coco_semantic")
-    assert set(NAMES) == {"refcoco", "refcoco+", "refcocog", "grefcoco", *FILES, *grounded, *classes} | {
-        f"{name}_captions" for name in ("refcoco", "refcoco+", "refcocog")
-    }
+    assert {record.name for record in RECORDS} == {
+        "refcoco",
+        "refcoco+",
+        "refcocog",
+        "grefcoco",
+        *FILES,
+        *grounded,
+        *classes,
+    } | {f"{name}_captions" for name in ("refcoco", "refcoco+", "refcocog")}
     with pytest.raises(ConfigError, match="unknown source 'x'; known: refcoco, .*osprey_short_form.*llava"):
         _open(root, "x")
     for name in ("osprey_part_level", "perbench_mcq"):

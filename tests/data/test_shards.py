@@ -102,7 +102,7 @@ def test_features_of_a_cache_travel_with_their_images(root: Path, tmp_path: Path
     expert = {"name": "dino", "kind": "timm", "path": "x", "at": "patches", "size_px": 32, "cache": str(tmp_path / "c")}
     values = config_of(root).model_dump(mode="json") | {"experts": [expert]}
     config = build_config(values, "test")
-    made_as = made_with(config.experts[0], config.model) | {"fingerprint": "abc"}
+    made_as = made_with(config.experts[0], config.architecture) | {"fingerprint": "abc"}
     mixture, rng = open_mixture(config), np.random.default_rng(0)
     features: dict[bytes, np.ndarray] = {}
     with CacheWriter(tmp_path / "c", {"width": 3, "path": "x", "made_with": made_as}) as cache:
@@ -200,16 +200,20 @@ def test_only_missing_shards_are_made(root: Path, made: Path, copy: Path) -> Non
 def test_other_requests_and_other_folders_are_refused(root: Path, made: Path, copy: Path, tmp_path: Path) -> None:
     before = contents(copy)
     for config, samples, message in (
-        (config_of(root), SAMPLES + 1, "samples: 47, now 48"),
-        (config_of(root, expressions_per_image=3), SAMPLES, "data: .*'expressions_per_image': 3"),
-        (config_of(write_refer_dataset(tmp_path / "other", train=4), mixture=[{"source": "refcoco"}]), 47, "sources: "),
+        (config_of(root), SAMPLES + 1, "samples was 47, is 48"),
+        (config_of(root, expressions_per_image=3), SAMPLES, "data.expressions_per_image was 2, is 3"),
+        (
+            config_of(write_refer_dataset(tmp_path / "other", train=4), mixture=[{"source": "refcoco"}]),
+            47,
+            "sources was ",
+        ),
     ):
         with pytest.raises(ConfigError, match=f"holds shards of another request: .*{message}"):
             make_shards(config, copy, samples, PER_SHARD)
     assert contents(copy) == before
-    with pytest.raises(ConfigError, match="exists and is no folder of shards"):
+    with pytest.raises(ConfigError, match="exists and is not a folder of shards"):
         make_shards(config_of(root), tmp_path, SAMPLES)
-    with pytest.raises(ConfigError, match="each >= 1"):
+    with pytest.raises(ConfigError, match="each must be >= 1"):
         make_shards(config_of(root), tmp_path / "none", 0)
 
 
@@ -276,7 +280,7 @@ def test_the_fingerprint_sees_other_contents_under_the_same_keys(root: Path, mad
 
 
 def test_what_is_missing_or_cut_is_named_on_opening(root: Path, copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no file .*/none/shards.json; make one with tools/make_shards.py"):
+    with pytest.raises(DatasetError, match="no file .*/none/shards.json; make it with tools/make_shards.py"):
         open_shards(tmp_path / "none")
     tar = copy / "000003.tar"
     size = tar.stat().st_size
@@ -295,7 +299,7 @@ def test_what_is_missing_or_cut_is_named_on_opening(root: Path, copy: Path, tmp_
         with pytest.raises(DatasetError, match=message):
             open_shards(copy)
     index.rename(copy / "shards.unfinished.json")
-    with pytest.raises(DatasetError, match="its shards are not all made: repeat the command"):
+    with pytest.raises(DatasetError, match="some shards are not made yet: repeat the command"):
         open_shards(copy)
 
 
@@ -337,7 +341,7 @@ def test_what_goes_wrong_while_reading_is_named(copy: Path) -> None:
     with pytest.raises(BadSample, match=r"000001.tar: 000000007\.json is cut short: 0 of \d+ bytes"):
         source.sample(7, rng)
     (copy / "000002.index.json").write_text("{}")
-    with pytest.raises(DatasetError, match="000002.index.json is not the file that was written"):
+    with pytest.raises(DatasetError, match="000002.index.json has changed since it was written"):
         source.sample(2 * PER_SHARD, rng)
 
 
@@ -350,9 +354,9 @@ def test_verify_names_what_is_wrong_and_repeating_mends_it(root: Path, made: Pat
     (copy / "000003.index.json").write_bytes(index.replace(b"crc", b"CRC").replace(b"refcoco", b"refCOCO"))
     problems = verify_shards(copy)
     assert len(problems) == 3
-    assert problems[0].startswith("000001.tar is not the file that was written")
+    assert problems[0].startswith("000001.tar has changed since it was written")
     assert problems[1] == "000002.tar is missing"
-    assert "000003.index.json is not the file that was written" in problems[2]
+    assert "000003.index.json has changed since it was written" in problems[2]
     (copy / "000001.tar").unlink()
     (copy / "000003.index.json").unlink()
     make_shards(config_of(root), copy, SAMPLES, PER_SHARD)

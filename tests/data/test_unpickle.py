@@ -68,7 +68,7 @@ def test_the_refusal_names_what_was_asked_for(tmp_path):
 def test_damaged_files_say_so(tmp_path):
     whole = pickle.dumps([{"ref_id": 1}], 2)
     for contents in (whole[:-4], b"", b"not a pickle", b"\x80\x02K\x01K\x02R."):  # the last calls the number 1
-        with pytest.raises(DatasetError, match="is not a whole pickle file"):
+        with pytest.raises(DatasetError, match="is not a complete pickle file"):
             load_plain_pickle(_stored(tmp_path, contents))
     with pytest.raises(DatasetError, match="no file .*absent.p"):
         load_plain_pickle(tmp_path / "absent.p")

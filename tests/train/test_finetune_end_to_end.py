@@ -13,14 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pixel_sail import scenes
 from pixel_sail.config import build_config
-from pixel_sail.data.sources import NAMES, shards
+from pixel_sail.data.sources import RECORDS
 from pixel_sail.durable import read_json_lines
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.loop import train
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
-NOT_DRAWN = {"refcoco+", "refcoco+_captions", shards.NAME}  # what `scenes` has no files of
+NOT_DRAWN = {"refcoco+", "refcoco+_captions", "shards"}  # what `scenes` has no files of
 LORA = "train.lora={rank: 4}"
 
 
@@ -49,7 +49,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_fixtures_train_export_load_generate(
     lora: dict | None, llama: Path, fixtures: Path, tmp_path: Path
 ) -> None:
-    names = [name for name in NAMES if name not in NOT_DRAWN]
+    names = [record.name for record in RECORDS if record.name not in NOT_DRAWN]
     values = {
         "run": {"dir": str(tmp_path / "run"), "log_every": 1},
         "model": {"base": str(llama)},

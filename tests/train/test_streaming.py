@@ -180,7 +180,7 @@ def test_the_tool_verifies_and_refuses(
 ) -> None:
     copy = shutil.copytree(shards, tmp_path / "shards")
     run_here(monkeypatch, "make_shards.py", "--out", str(copy), "--verify")
-    assert f"{copy} is what was written" in capsys.readouterr().out
+    assert f"{copy}: no file has changed since it was written" in capsys.readouterr().out
     with (copy / "000001.tar").open("rb+") as file:
         file.truncate(1000)
     with pytest.raises(SystemExit, match="1 problems.*\n.*000001.tar has 1000 bytes instead of"):

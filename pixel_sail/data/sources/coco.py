@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
 from pixel_sail.types import RLE, BadSample
 
-IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")  # ours, and REFER's
+COCO_2014_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")  # the second is REFER's
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CocoInstances:
 
     @classmethod
     def read(cls, path: Path) -> CocoInstances:
-        """Raises DatasetError for a file that is missing or is not COCO."""
+        """Raises DatasetError for a file that is missing or not in the format of COCO."""
         values = read_json(path)
         try:
             images = {
@@ -44,7 +44,7 @@ class CocoInstances:
         return cls(path, images, annotations)
 
     def mask(self, annotation_id: int, image_id: int) -> RLE:
-        """The mask of an annotation; BadSample when it is absent, malformed or of another image."""
+        """The mask of an annotation. Raises BadSample if it is missing, malformed or of another image."""
         where = f"{self.path.parent.name}: annotation {annotation_id} of image {image_id}"
         annotation = self.annotations.get(annotation_id)
         if annotation is None or annotation.get("image_id") != image_id:
@@ -60,48 +60,38 @@ class ImageFinder:
         "images/val2017",
         "train2017",
         "val2017",
-        *IMAGE_FOLDERS,
+        *COCO_2014_FOLDERS,
         "images/sam",
         "images",
     )
 
     def __init__(self, root: Path, folders: tuple[str, ...] = FOLDERS) -> None:
-        """`folders` under `root`, in the order in which they are searched. DatasetError where none is there."""
+        """`folders` under `root` are searched in this order. Raises DatasetError if none of them exists."""
         self._folders = [root / folder for folder in folders if (root / folder).is_dir()]
-        self._found: dict[str, Path] = {}  # annotations name an image many times, and a file system may be slow
+        self._paths: dict[str, Path] = {}  # annotations name an image many times, and a file system may be slow
         if not self._folders:
             raise DatasetError(f"no images under {root}: expected one of the folders {', '.join(folders)}")
 
     def find(self, file_name: str, where: str) -> Path:
-        """The image; BadSample, beginning with `where`, names the folders that do not have it.
+        """The image. Raises BadSample, beginning with `where` and naming the folders, if none of them has it.
 
         COCO 2017 holds the images of COCO 2014 without the prefix COCO_train2014_: a 2014 name finds them there too.
         """
-        if file_name not in self._found:
+        if file_name not in self._paths:
             names = dict.fromkeys((file_name, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", file_name)))
             paths = (folder / name for name in names for folder in self._folders)
             path = next((path for path in paths if path.is_file()), None)
             if path is None:
                 folders = ", ".join(str(folder) for folder in self._folders)
                 raise BadSample(f"{where}: no image {file_name!r} in {folders}")
-            self._found[file_name] = path
-        return self._found[file_name]
-
-
-def read_json(path: Path) -> Any:
-    """Parsed contents; DatasetError for a missing or broken file."""
-    if not path.is_file():
-        raise DatasetError(f"no file {path}")
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}") from None
+            self._paths[file_name] = path
+        return self._paths[file_name]
 
 
 def image_folder(root: Path) -> Path:
-    """The folder of the images under a data root; DatasetError names the places where it may be."""
-    for folder in IMAGE_FOLDERS:
+    """The folder of COCO's images of 2014. Raises DatasetError, naming the places where it may be."""
+    for folder in COCO_2014_FOLDERS:
         if (root / folder).is_dir():
             return root / folder
-    expected = " or ".join(str(root / folder) for folder in IMAGE_FOLDERS)
+    expected = " or ".join(str(root / folder) for folder in COCO_2014_FOLDERS)
     raise DatasetError(f"no images under {root}: put (or link) COCO train2014 at {expected}")

@@ -1,7 +1,4 @@
-"""COCO panoptic segments, and the class of a prompted one.
-
-`<root>/annotations/panoptic_{split}2017.json`, `<root>/annotations/panoptic_{split}2017/*.png`.
-"""
+"""COCO panoptic segments, and the class of a segment that a prompt points at."""
 
 from __future__ import annotations
 
@@ -13,16 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import encode_mask
-from pixel_sail.data.sources.coco import ImageFinder, read_json
-from pixel_sail.data.sources.entries import member, refuse_nothing, text_member
+from pixel_sail.data.sources.coco import ImageFinder
+from pixel_sail.data.sources.entries import member, numbered, parse_usable, refuse_nothing, text_member
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import CLASSIFY, OTHERS, classify
 from pixel_sail.types import RLE, BadSample
 
 NAME = "panoptic_category"
+FILE = ExpectedFile("annotations/panoptic_{split}2017.json")
+PNG_FOLDER = ExpectedFile("annotations/panoptic_{split}2017")
 CANDIDATES = 3  # classes to choose from, beside "others"
 OTHERS_RATE = 0.2  # how often the true class is not among them
 
@@ -42,20 +44,20 @@ class Panoptic:
     images: list[RegionImage[Segment]]
     problems: list[str]
     classes: tuple[str, ...]
-    stuff: frozenset[str]  # classes that are no countable things
+    stuff: frozenset[str]  # classes that cannot be counted, such as grass and sky
     crowds: frozenset[tuple[str, str]]  # (key of the image, class) where segments were left out as crowds
 
 
-def open_panoptic(root: Path, split: str, count: int) -> RegionSource[Segment]:
-    """What is this segment? Raises DatasetError; what cannot be used is listed in `.problems`."""
-    panoptic = read_panoptic(root, split, root / "annotations" / f"panoptic_{split}2017.json", NAME, described=False)
-    return RegionSource(panoptic.images, panoptic.problems, count, partial(_ask, panoptic.classes))
+def open_panoptic(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
+    """ "What is this segment?" Raises DatasetError; unusable images are listed in `.problems`."""
+    panoptic = read_panoptic(root, split, FILE.find(root, split), NAME, described=False)
+    return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, partial(_ask, panoptic.classes))
 
 
 def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool) -> Panoptic:
-    """The segments of a split that are no crowds; `described`: those with a description, else all, with their class.
+    """The segments of a split, without crowds: with their description (`described`), or with the name of their class.
 
-    No PNG is decoded: `segment_masks` finds what is wrong there. Raises DatasetError.
+    Segments without a description are then left out. No PNG is decoded: `segment_masks` does that. Raises DatasetError.
     """
     values, finder, problems = read_json(path), ImageFinder(root), list[str]()
     try:
@@ -66,23 +68,22 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
         annotations = list(values["annotations"])
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a COCO panoptic file: no {error}") from None
-    folder = root / "annotations" / f"panoptic_{split}2017"
+    folder = PNG_FOLDER.path(root, split)
     left_out = {"crowd": 0, "described": 0}
     crowds: set[tuple[str, str]] = set()
-    images = []
-    for number, annotation in enumerate(annotations):
-        try:
-            key = f"{name}/{split}/image={member(annotation, 'image_id', int, f'{name}/{split}/{number}')}"
-            png = folder / member(annotation, "file_name", str, key)
-            if not png.is_file():
-                raise BadSample(f"{key}: no file {png}")
-            image_path = finder.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
-            infos = member(annotation, "segments_info", list, key)
-            segments = _segments(infos, png, classes, described, left_out, key)
-            crowds |= {(key, classes.get(info.get("category_id"), "")) for info in infos if info.get("iscrowd")}
-            images.append(RegionImage(key, image_path, segments))
-        except BadSample as error:
-            problems.append(str(error))
+
+    def parse(annotation: Any, where: str) -> RegionImage[Segment]:
+        key = f"{name}/{split}/image={member(annotation, 'image_id', int, where)}"
+        png = folder / member(annotation, "file_name", str, key)
+        if not png.is_file():
+            raise BadSample(f"{key}: no file {png}")
+        image_path = finder.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
+        infos = member(annotation, "segments_info", list, key)
+        segments = _segments(infos, png, classes, described, left_out, key)
+        crowds.update((key, classes.get(info.get("category_id"), "")) for info in infos if info.get("iscrowd"))
+        return RegionImage(key, image_path, segments)
+
+    images = parse_usable(numbered(annotations, f"{name}/{split}"), parse, problems)
     problems += [
         f"{name}/{split}: {left_out[kind]} {what}"
         for kind, what in (("crowd", "crowd segments are left out"), ("described", "segments have no description"))
@@ -93,7 +94,7 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
 
 
 def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:
-    """Segment id -> mask, of all the image's items. BadSample where PNG and annotation contradict each other."""
+    """Segment id -> mask, of all items of the image. Raises BadSample if PNG and annotation contradict each other."""
     png = image.items[0].png
     try:
         rgb = np.asarray(load_image(png), dtype=np.int32)  # (H, W, 3)
@@ -148,7 +149,7 @@ def _ask(
     masks = segment_masks(image)
     turns = []
     for segment in drawn:
-        # What else the image shows comes first: else the image alone would tell the answer, without the region.
+        # Classes that the image shows come first: otherwise the image alone, without the region, would tell the answer.
         here = sorted({other.text for other in image.items} - {segment.text})
         elsewhere = [name for name in classes if name not in here and name != segment.text]
         wrong = [*rng.permutation(here), *rng.permutation(elsewhere)]
@@ -158,3 +159,15 @@ def _ask(
         question = classify("<Prompt0>", candidates, CLASSIFY[rng.integers(len(CLASSIFY))])
         turns.append(RegionTurn(question, segment.text if known else OTHERS, {0: masks[segment.segment_id]}))
     return turns
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val"),
+        files=(FILE, PNG_FOLDER),
+        sample="an image",
+        turn='a region; its class is chosen among candidates and "others"',
+        open=open_panoptic,
+    ),
+)

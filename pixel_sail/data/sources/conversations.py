@@ -1,4 +1,4 @@
-"""Conversations as LLaVA and Osprey write them: [{from: human|gpt, value}], every turn kept in its order."""
+"""Conversations in the format of LLaVA and Osprey: [{from: human|gpt, value}]. All turns are kept in their order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Conversation:
     key: str
     image: Path | None
     turns: tuple[Turn, ...]
-    segmentations: tuple[Any, ...] = ()  # of <Prompt0>, <Prompt1>, ... as the annotation file has them
+    segmentations: tuple[Any, ...] = ()  # of <Prompt0>, <Prompt1>, ..., as in the annotation file
     size_hw: tuple[int, int] = (0, 0)  # pixels; of the segmentations
 
 
@@ -39,17 +39,17 @@ class ConversationSource:
         return self._conversations[index].key
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Nothing is drawn. Raises BadSample for a region that is malformed or empty: it is decoded only here."""
-        one = self._conversations[index]
+        """`rng` is not used. Raises BadSample for a malformed or empty region: regions are decoded only here."""
+        talk = self._conversations[index]
         prompts = {
-            k: from_coco(segmentation, *one.size_hw, f"{one.key}: the region of <Prompt{k}>")
-            for k, segmentation in enumerate(one.segmentations)
+            k: from_coco(segmentation, *talk.size_hw, f"{talk.key}: the region of <Prompt{k}>")
+            for k, segmentation in enumerate(talk.segmentations)
         }
-        return compose(one.key, one.image, [RegionTurn(turn.question, turn.answer, prompts) for turn in one.turns])
+        return compose(talk.key, talk.image, [RegionTurn(turn.question, turn.answer, prompts) for turn in talk.turns])
 
 
 def read_turns(entry: Any, where: str) -> list[Turn]:
-    """The turns of an entry; BadSample unless human and gpt alternate, human first, or where an answer has [SEG]."""
+    """The turns of an entry. Raises BadSample unless human and gpt alternate, human first; and for [SEG] in answers."""
     messages = member(entry, "conversations", list, where)
     texts = []
     for number, message in enumerate(messages):
@@ -65,7 +65,8 @@ def read_turns(entry: Any, where: str) -> list[Turn]:
         raise BadSample(f"{where}: its last question has no answer" if texts else f"{where}: its conversation is empty")
     turns = [Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
     for number, turn in enumerate(turns):
-        refuse_tokens(turn.question.replace(SEG, ""), f"{where}: question {number}")  # [SEG] there is no answer
+        # A [SEG] in a question asks for no mask.
+        refuse_tokens(turn.question.replace(SEG, ""), f"{where}: question {number}")
         refuse_tokens(turn.answer, f"{where}: answer {number}")
         if not turn.question or not turn.answer:
             raise BadSample(f"{where}: turn {number} has an empty question or answer")

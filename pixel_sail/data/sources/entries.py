@@ -1,41 +1,55 @@
-"""Annotation files that are one JSON list of entries: what can be used of them, and a line for each one that cannot."""
+"""Annotation files that hold a list of entries: what can be used of them, and a line for each entry that cannot."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
-from pixel_sail.data.sources.coco import read_json
 from pixel_sail.tokens import SEG, prompt_names
 from pixel_sail.types import RLE, BadSample
 
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 def read_entries(path: Path, name: str, parse: Callable[[Any, str], T], problems: list[str]) -> list[T]:
     """`parse(entry, key)` of every entry, key "<name>/<index>"; the BadSamples it raises are added to `problems`.
 
-    Raises DatasetError for a missing file, one that is no list, or one of which nothing can be used.
+    Raises DatasetError for a missing file, one that is not a list, and one of which no entry can be used.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DatasetError(f"{path} holds a {type(entries).__name__}; expected a list of entries")
-    parsed: list[T] = []
-    for number, entry in enumerate(entries):
-        try:
-            parsed.append(parse(entry, f"{name}/{number}"))
-        except BadSample as error:
-            problems.append(str(error))
+    parsed = parse_usable(numbered(entries, name), parse, problems)
     refuse_nothing(parsed, path, problems)
     return parsed
 
 
+def parse_usable(
+    entries: Iterable[tuple[Entry, str]], parse: Callable[[Entry, str], T], problems: list[str]
+) -> list[T]:
+    """`parse(entry, key)` of each (entry, key); the BadSamples it raises are added to `problems`."""
+    parsed: list[T] = []
+    for entry, key in entries:
+        try:
+            parsed.append(parse(entry, key))
+        except BadSample as error:
+            problems.append(str(error))
+    return parsed
+
+
+def numbered(entries: Iterable[Entry], key: str) -> Iterable[tuple[Entry, str]]:
+    """(entry, "<key>/<index>") of each."""
+    return ((entry, f"{key}/{number}") for number, entry in enumerate(entries))
+
+
 def refuse_nothing(usable: list[Any], path: Path, problems: list[str]) -> None:
-    """DatasetError, with the first of the problems, where nothing of a file is usable."""
+    """Raises DatasetError, with the first of the problems, if nothing of a file is usable."""
     if not usable:
         raise DatasetError(
             f"nothing of {path} can be used" + (f"; first: {problems[0]}" if problems else ": it is empty")
@@ -43,7 +57,7 @@ def refuse_nothing(usable: list[Any], path: Path, problems: list[str]) -> None:
 
 
 def member(entry: Any, name: str, kind: type[T], where: str) -> T:
-    """`entry[name]`, or BadSample where it is missing or of another type."""
+    """`entry[name]`. Raises BadSample, beginning with `where`, if it is missing or of another type."""
     if not isinstance(entry, dict) or name not in entry:
         raise BadSample(f"{where}: it has no {name!r}")
     if not isinstance(entry[name], kind):
@@ -51,8 +65,13 @@ def member(entry: Any, name: str, kind: type[T], where: str) -> T:
     return entry[name]
 
 
+def size_member(entry: Any, where: str) -> tuple[int, int]:
+    """(height, width) in pixels of an entry. Raises BadSample."""
+    return member(entry, "height", int, where), member(entry, "width", int, where)
+
+
 def text_member(entry: Any, name: str, where: str) -> str:
-    """`entry[name]` as text that a model can be taught; BadSample for none, and for special tokens in it."""
+    """`entry[name]` as text that a model can be taught. Raises BadSample if it is empty or has special tokens."""
     text = member(entry, name, str, where).strip()
     if not text:
         raise BadSample(f"{where}: its {name!r} is empty")
@@ -61,7 +80,7 @@ def text_member(entry: Any, name: str, where: str) -> str:
 
 
 def refuse_tokens(text: str, where: str) -> None:
-    """BadSample where a text from a file holds [SEG] or <PromptK>: there is no mask or region that belongs to it."""
+    """Raises BadSample if a text from a file holds [SEG] or <PromptK>: no mask or region belongs to it."""
     if SEG in text:
         raise BadSample(f"{where}: the text contains {SEG}, but there is no mask for it")
     if "<Prompt" in text and prompt_names(text):
@@ -71,7 +90,7 @@ def refuse_tokens(text: str, where: str) -> None:
 
 
 def sized_mask(segmentation: Any, where: str) -> RLE:
-    """The mask of a segmentation that carries its own size, as those of images without a listed size do."""
+    """The mask of an RLE that carries its own size, for files without a list of image sizes. Raises BadSample."""
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise BadSample(f"{where}: {reprlib.repr(segmentation)} is no RLE {{'size': [height, width], 'counts': text}}")

@@ -1,22 +1,24 @@
 """Grounded caption generation (GCG): the four datasets of GLaMM's GranD-f (arXiv 2311.03356), in its folder layout.
 
-<root>/GranDf/annotations/train/{GranDf_HA_GCG_train, OpenPsgGCG_{split}, RefCOCOg_GCG_{split},
-                                 flickr_mergedGT_GCG_{split}}.json
-<root>/GranDf/annotations/val_test/{val,test}_gcg_coco_{caption,mask}_gt.json      what grand_f is scored on
-<root>/GranDf_HA_images/{train,val_test}/*.jpg, and the images of COCO and Flickr30k
+The images are those of `<root>/GranDf_HA_images/{train,val_test}`, COCO and Flickr30k.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.sources.coco import ImageFinder, read_json
-from pixel_sail.data.sources.entries import member, read_entries, refuse_nothing
-from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member, find_phrase
+from pixel_sail.config import DataConfig
+from pixel_sail.data.errors import DatasetError, UnknownSplit
+from pixel_sail.data.files import read_json
+from pixel_sail.data.phrases import find_phrase
+from pixel_sail.data.sources.coco import ImageFinder
+from pixel_sail.data.sources.entries import member, parse_usable, read_entries, refuse_nothing, size_member
+from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.types import BadSample
 
 GRAND_F, OPEN_PSG, REFCOCOG, FLICKR = NAMES = ("grand_f", "open_psg", "refcocog_gcg", "flickr_gcg")
@@ -29,24 +31,27 @@ FOLDERS = (
     "flickr30k",
     "flickr_30k",
 )
+_TRAIN, _VAL_TEST = "GranDf/annotations/train", "GranDf/annotations/val_test"
 _FILES = {
-    OPEN_PSG: "OpenPsgGCG_{}.json",
-    REFCOCOG: "RefCOCOg_GCG_{}.json",
-    FLICKR: "flickr_mergedGT_GCG_{}.json",
-    GRAND_F: "GranDf_HA_GCG_{}.json",
+    GRAND_F: ExpectedFile(f"{_TRAIN}/GranDf_HA_GCG_train.json", splits=("train",)),
+    OPEN_PSG: ExpectedFile(f"{_TRAIN}/OpenPsgGCG_{{split}}.json"),
+    REFCOCOG: ExpectedFile(f"{_TRAIN}/RefCOCOg_GCG_{{split}}.json"),
+    FLICKR: ExpectedFile(f"{_TRAIN}/flickr_mergedGT_GCG_{{split}}.json"),
 }
+_HELD_OUT_CAPTIONS, _HELD_OUT_MASKS = (
+    ExpectedFile(f"{_VAL_TEST}/{{split}}_gcg_coco_{part}_gt.json", splits=("val", "test"))
+    for part in ("caption", "mask")
+)
 
 
 def annotation_file(root: Path, name: str, split: str) -> Path:
     """Where the captions of a dataset are expected."""
-    annotations = root / "GranDf" / "annotations"
-    if name == GRAND_F and split != "train":
-        return annotations / "val_test" / f"{split}_gcg_coco_caption_gt.json"
-    return annotations / "train" / _FILES[name].format(split)
+    file = _HELD_OUT_CAPTIONS if name == GRAND_F and split != "train" else _FILES[name]
+    return file.path(root, split)
 
 
-def open_gcg(root: Path, name: str, split: str) -> GroundedSource:
-    """One Sample an image. Raises DatasetError; what cannot be used is listed in `.problems`."""
+def open_gcg(name: str, root: Path, split: str, data: DataConfig) -> GroundedSource:
+    """One Sample per image. Raises DatasetError; unusable images and phrases are listed in `.problems`."""
     problems: list[str] = []
     images = read_gcg(root, name, split, problems)
     return GroundedSource(images, problems, annotation_file(root, name, split))
@@ -55,12 +60,12 @@ def open_gcg(root: Path, name: str, split: str) -> GroundedSource:
 def read_gcg(root: Path, name: str, split: str, problems: list[str]) -> list[GroundedImage]:
     """Every image with its caption and all phrases that are annotated. Raises DatasetError."""
     if split not in SPLITS[name]:
-        raise DatasetError(f"{name} has the splits {', '.join(SPLITS[name])}, got {split!r}")
+        raise UnknownSplit(f"{name} has the splits {', '.join(SPLITS[name])}, got {split!r}")
     path, where, finder = annotation_file(root, name, split), f"{name}/{split}", ImageFinder(root, FOLDERS)
     if name == FLICKR:
         return _read_flickr(path, where, finder, problems)
     if name == GRAND_F and split != "train":
-        return _read_caption_and_masks(path, where, finder, problems)
+        return _read_captions_and_masks(path, _HELD_OUT_MASKS.path(root, split), where, finder, problems)
     parse = _referred if name == REFCOCOG else _grounded
     return read_entries(path, where, lambda entry, key: parse(entry, key, finder), problems)
 
@@ -73,14 +78,15 @@ def _grounded(entry: Any, key: str, finder: ImageFinder) -> GroundedImage:
         where = f"{key}: the phrase {text!r}"
         span = _span(member(grounding, "token_positives", list, where), where)
         # The positions count from before or after the quotation marks around some captions: the words decide.
-        found = span if caption[slice(*span)].lower() == text.lower() else find_phrase(caption, text.strip(), span[0])
-        phrases.append(Phrase(text, found, tuple(member(grounding, "rle_masks", list, where))))
-    size = (member(entry, "height", int, key), member(entry, "width", int, key))
+        if caption[slice(*span)].lower() != text.lower():
+            span = find_phrase(caption, text, near=span[0])
+        phrases.append(Phrase(text, span, tuple(member(grounding, "rle_masks", list, where))))
+    size = size_member(entry, key)
     return GroundedImage(key, finder.find(member(entry, "file_name", str, key), key), size, caption, tuple(phrases))
 
 
 def _referred(entry: Any, key: str, finder: ImageFinder) -> GroundedImage:
-    """RefCOCOg: {id: {img_file_name, caption, refs: [{sentence, segmentation}]}}; where a phrase stands is not said."""
+    """RefCOCOg: {id: {img_file_name, caption, refs: [{sentence, segmentation}]}}, without the places of the phrases."""
     if not isinstance(entry, dict) or len(entry) != 1:
         raise BadSample(f"{key}: expected an object with one member, the id of the image")
     (values,) = entry.values()
@@ -102,24 +108,25 @@ def _read_flickr(path: Path, name: str, finder: ImageFinder, problems: list[str]
         caption = caption_member(image, key)
         before = image["caption"].index(caption)  # the positions count from the start of the text in the file
         phrases = []
-        for number, one in enumerate(annotations[image.get("id")]):
+        for number, annotation in enumerate(annotations[image.get("id")]):
             where = f"{key}: annotation {number}"
-            spans = member(one, "tokens_positive", list, where)
+            spans = member(annotation, "tokens_positive", list, where)
             start, stop = (place - before for place in _span(spans[0] if spans else [], where))
             span = (start, stop) if 0 <= start < stop <= len(caption) else None
             text = caption[start:stop] if span else str(spans)
-            phrases.append(Phrase(text, span, (member(one, "sam_mask", object, where),)))
+            phrases.append(Phrase(text, span, (member(annotation, "sam_mask", object, where),)))
         return _image(image, caption, phrases, key, finder)
 
     return _parse_images(images, path, name, parse, problems)
 
 
-def _read_caption_and_masks(path: Path, name: str, finder: ImageFinder, problems: list[str]) -> list[GroundedImage]:
+def _read_captions_and_masks(
+    path: Path, mask_path: Path, name: str, finder: ImageFinder, problems: list[str]
+) -> list[GroundedImage]:
     """GranD-f val and test: `labels`, the phrases of a caption, and in a second file their masks in the same order."""
-    mask_path = path.with_name(path.name.replace("caption", "mask"))
     images, captions = _coco_like(path, name, problems)
-    known, masks = _coco_like(mask_path, name, problems)
-    known_of = {image.get("id"): image for image in known}
+    mask_images, masks = _coco_like(mask_path, name, problems)
+    mask_image_of = {image.get("id"): image for image in mask_images}
 
     def parse(image: dict[str, Any], key: str) -> GroundedImage:
         image_id = image.get("id")
@@ -136,7 +143,7 @@ def _read_caption_and_masks(path: Path, name: str, finder: ImageFinder, problems
             span = (ahead[0] + after, ahead[1] + after) if ahead else find_phrase(caption, text)
             after = span[1] if span else after
             phrases.append(Phrase(text, span, (member(mask, "segmentation", object, key),)))
-        return _image({**known_of.get(image_id, {}), **image}, caption, phrases, key, finder)
+        return _image({**mask_image_of.get(image_id, {}), **image}, caption, phrases, key, finder)
 
     return _parse_images(images, path, name, parse, problems)
 
@@ -148,22 +155,18 @@ def _parse_images(
     parse: Callable[[dict[str, Any], str], GroundedImage],
     problems: list[str],
 ) -> list[GroundedImage]:
-    parsed = []
-    for image in images:
-        try:
-            parsed.append(parse(image, f"{name}/image={image.get('id')}"))
-        except BadSample as error:
-            problems.append(str(error))
+    keys = ((image, f"{name}/image={image.get('id')}") for image in images)
+    parsed = parse_usable(keys, parse, problems)
     refuse_nothing(parsed, path, problems)
     return parsed
 
 
-def _image(known: dict[str, Any], caption: str, phrases: list[Phrase], key: str, finder: ImageFinder) -> GroundedImage:
-    """Of what a COCO-like file says about an image; the images of GranD-f are named by their id."""
-    sides = (known.get("height"), known.get("width"))
+def _image(entry: dict[str, Any], caption: str, phrases: list[Phrase], key: str, finder: ImageFinder) -> GroundedImage:
+    """From the entry of an image in a COCO-like file; an image without a file name is named by its id."""
+    sides = (entry.get("height"), entry.get("width"))
     size = sides if all(isinstance(side, int) for side in sides) else None
-    image = finder.find(str(known.get("file_name", f"{known.get('id')}.jpg")), key)
-    return GroundedImage(key, image, size, caption, tuple(phrases))
+    path = finder.find(str(entry.get("file_name", f"{entry.get('id')}.jpg")), key)
+    return GroundedImage(key, path, size, caption, tuple(phrases))
 
 
 def _coco_like(
@@ -172,8 +175,8 @@ def _coco_like(
     """The images of a file, and the annotations of each image by its id. Raises DatasetError."""
     values = read_json(path)
     images, annotations = (values.get(part) if isinstance(values, dict) else None for part in ("images", "annotations"))
-    for found in (images, annotations):
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    for entries in (images, annotations):
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DatasetError(f"{path} is not a COCO-like file: it needs the lists images and annotations")
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations:
@@ -189,3 +192,17 @@ def _span(positions: Any, where: str) -> tuple[int, int]:
     if not isinstance(positions, list) or len(positions) != 2 or not all(isinstance(at, int) for at in positions):
         raise BadSample(f"{where}: the positions {positions!r} are not [first character, one past the last]")
     return positions[0], positions[1]
+
+
+RECORDS = tuple(
+    SourceRecord(
+        name=name,
+        splits=SPLITS[name],
+        files=(_FILES[name], _HELD_OUT_CAPTIONS, _HELD_OUT_MASKS) if name == GRAND_F else (_FILES[name],),
+        sample="an image",
+        turn="a request for a caption; its phrases are tagged `<p> phrase </p> [SEG]`",
+        open=partial(open_gcg, name),
+        image_folders=FOLDERS,
+    )
+    for name in NAMES
+)

@@ -1,20 +1,30 @@
-"""gRefCOCO: expressions for one, several or no object. `<root>/grefcoco/{instances.json, grefs(unc).json}`."""
+"""gRefCOCO: expressions for one object, several objects or none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.sources.coco import read_json
-from pixel_sail.data.sources.referring import Ref, Referring, collect, sentences_of
+from pixel_sail.data.files import read_json
+from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
+from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, sentences_of
+from pixel_sail.data.templates import Templates
 
 NAME = "grefcoco"
+FILE = ExpectedFile("grefcoco/grefs(unc).json")
+
+
+def open_grefer(root: Path, split: str, data: DataConfig) -> ReferringSource:
+    """Raises DatasetError; refs that cannot be used are listed in `.problems`."""
+    return ReferringSource(read_grefer(root, split), Templates.of(data), data.expressions_per_image)
 
 
 def read_grefer(root: Path, split: str) -> Referring:
     """Every ref of a split, grouped by image; several objects are united. Raises DatasetError; bad refs are listed."""
-    path = root / NAME / "grefs(unc).json"
+    path = FILE.find(root, split)
     refs = read_json(path)
     try:
         parsed = [Ref(r["ref_id"], r["image_id"], _targets(r), r["split"], sentences_of(r)) for r in refs]
@@ -25,3 +35,16 @@ def read_grefer(root: Path, split: str) -> Referring:
 
 def _targets(ref: dict[str, Any]) -> tuple[int, ...]:
     return () if ref.get("no_target") or ref["ann_id"] == [-1] else tuple(ref["ann_id"])
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val", "testA", "testB"),
+        files=(FILE, ExpectedFile("grefcoco/instances.json")),
+        sample="an image",
+        turn="an expression; one mask for one object or several, no mask for none",
+        open=open_grefer,
+        image_folders=COCO_2014_FOLDERS,
+    ),
+)

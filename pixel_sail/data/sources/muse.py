@@ -1,4 +1,4 @@
-"""MUSE (PixelLM, arXiv 2312.02228): questions whose answer names several objects. `<root>/muse/MUSE_{split}.json`."""
+"""MUSE (PixelLM, arXiv 2312.02228): questions whose answer names several objects."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.masks import area_px, from_coco
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens
+from pixel_sail.data.sources.entries import member, numbered, parse_usable, read_entries, refuse_tokens, size_member
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import listed
 from pixel_sail.tokens import SEG
 from pixel_sail.types import BadSample
 
 NAME = "muse"
-SPLITS = ("train", "val", "test_less", "test_many")  # test_less: up to three objects an answer
+FILE = ExpectedFile("muse/MUSE_{split}.json")
 _PLACE = "{seg}"
 
 
@@ -30,8 +32,8 @@ class Question:
     size_hw: tuple[int, int]  # pixels
 
 
-def open_muse(root: Path, split: str, count: int) -> RegionSource[Question]:
-    """Up to `count` questions an image. Raises DatasetError; what cannot be used is listed in `.problems`."""
+def open_muse(root: Path, split: str, data: DataConfig) -> RegionSource[Question]:
+    """Samples of one image with several questions. Raises DatasetError; unusable questions are in `.problems`."""
     problems: list[str] = []
     finder = ImageFinder(root)
 
@@ -42,27 +44,24 @@ def open_muse(root: Path, split: str, count: int) -> RegionSource[Question]:
         texts = entry.get("text_answers") or [None] * len(questions)
         if not len(questions) == len(answers) == len(texts):
             raise BadSample(f"{key}: {len(questions)} questions, {len(answers)} answers, {len(texts)} text_answers")
-        size, usable = (member(entry, "height", int, key), member(entry, "width", int, key)), []
-        for number, said in enumerate(zip(questions, answers, texts, strict=True)):
-            try:
-                usable.append(_question(*said, size, f"{key}/{number}"))
-            except BadSample as error:
-                problems.append(str(error))
+        size = size_member(entry, key)
+        triples = numbered(zip(questions, answers, texts, strict=True), key)
+        usable = parse_usable(triples, lambda triple, where: _question(*triple, size, where), problems)
         if not usable:
             raise BadSample(f"{key}: no question is left")
         return RegionImage(key, image, tuple(usable))
 
-    images = read_entries(root / NAME / f"MUSE_{split}.json", f"{NAME}/{split}", parse, problems)
-    return RegionSource(images, problems, count, _ask)
+    images = read_entries(FILE.find(root, split), f"{NAME}/{split}", parse, problems)
+    return RegionSource(images, problems, data.expressions_per_image, _ask)
 
 
 def _question(question: Any, answer: Any, text: Any, size_hw: tuple[int, int], where: str) -> Question:
     if not isinstance(question, str) or not question.strip() or not isinstance(answer, list) or not answer:
         raise BadSample(f"{where}: it needs a question and a list of the objects that answer it")
-    segmentations = tuple(member(one, "segmentation", object, where) for one in answer)
+    segmentations = tuple(member(target, "segmentation", object, where) for target in answer)
     if text is None:
-        named = [one.get("rephrased_name") or member(one, "category_name", str, where) for one in answer]
-        text = listed([f"{name} {_PLACE}" for name in named]) + "."
+        names = [target.get("rephrased_name") or member(target, "category_name", str, where) for target in answer]
+        text = listed([f"{name} {_PLACE}" for name in names]) + "."
     if not isinstance(text, str) or text.count(_PLACE) != len(answer):
         raise BadSample(f"{where}: its answer {text!r:.60} needs a {_PLACE} for each of {len(answer)} objects")
     for part in (question, text):
@@ -72,9 +71,21 @@ def _question(question: Any, answer: Any, text: Any, size_hw: tuple[int, int], w
 
 def _ask(image: RegionImage[Question], drawn: list[Question], rng: np.random.Generator) -> list[RegionTurn]:
     turns = []
-    for one in drawn:
-        masks = tuple(from_coco(segmentation, *one.size_hw, one.where) for segmentation in one.segmentations)
+    for item in drawn:
+        masks = tuple(from_coco(segmentation, *item.size_hw, item.where) for segmentation in item.segmentations)
         if not all(map(area_px, masks)):
-            raise BadSample(f"{one.where}: one of its masks has no pixel")
-        turns.append(RegionTurn(one.question, one.answer, masks=masks))
+            raise BadSample(f"{item.where}: one of its masks has no pixel")
+        turns.append(RegionTurn(item.question, item.answer, masks=masks))
     return turns
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val", "test_less", "test_many"),  # test_less: up to three objects per answer
+        files=(FILE,),
+        sample="an image",
+        turn="a question; the answer has one `[SEG]` per object",
+        open=open_muse,
+    ),
+)

@@ -1,20 +1,28 @@
-"""Osprey-724K: conversations about numbered regions. `<root>/osprey/<name>.json`, images of COCO."""
+"""Osprey-724K: conversations about numbered regions of COCO images."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
-from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens
+from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens, size_member
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import BadSample, Turn
 
-KINDS = ("short_form", "conversation", "detail_description", "part_level", "lvis_positive_negative")
-NAMES = tuple(f"osprey_{kind}" for kind in KINDS)
+NAMES = (
+    "osprey_short_form",
+    "osprey_conversation",
+    "osprey_detail_description",
+    "osprey_part_level",
+    "osprey_lvis_positive_negative",
+)
 
 # <region1>, <Region1>, <region 1>, <region1], <region1 (never closed), <regin1>, <region of1>, region1, region 1.
 # All digits belong to the number: <region1> never eats <region10>.
@@ -22,26 +30,30 @@ _REGION = re.compile(r"<\s*reg(?:io|i|o)n\s*(?:of\s*)?(\d+)(?:\s*[>\]])?|\bregio
 _NOT_UNDERSTOOD = re.compile(r"<\s*reg(?:io|i|o)n[^\n]{0,12}", re.IGNORECASE)
 
 
-def open_osprey(root: Path, name: str) -> ConversationSource:
-    """One Sample an entry. Raises DatasetError; entries and turns that cannot be used are listed in `.problems`."""
+def open_osprey(name: str, root: Path, split: str, data: DataConfig) -> ConversationSource:
+    """One Sample per entry. Raises DatasetError; entries and turns that cannot be used are listed in `.problems`."""
     finder = ImageFinder(root)
     problems: list[str] = []
 
     def parse(entry: Any, key: str) -> Conversation:
         annotations = member(entry, "annotation", list, key)
         turns, numbers = _rename(_turns(entry, key), len(annotations), key, problems)
-        size = (member(entry, "height", int, key), member(entry, "width", int, key))
+        size = size_member(entry, key)
         image = finder.find(member(entry, "file_name", str, key), key)
         segmentations = [
             member(annotations[n - 1], "segmentation", object, f"{key}: the annotation of <region{n}>") for n in numbers
         ]
         return Conversation(key, image, turns, tuple(segmentations), size)
 
-    return ConversationSource(read_entries(root / "osprey" / f"{name}.json", name, parse, problems), problems)
+    return ConversationSource(read_entries(_file(name).find(root, split), name, parse, problems), problems)
+
+
+def _file(name: str) -> ExpectedFile:
+    return ExpectedFile(f"osprey/{name}.json")
 
 
 def _turns(entry: Any, key: str) -> list[Turn]:
-    """The conversation; the published detailed descriptions have a list "description" of "<regionN>: text" instead."""
+    """The conversation. The published detailed descriptions have a list "description" of "<regionN>: text" instead."""
     if "description" not in entry or "conversations" in entry:
         return read_turns(entry, key)
     turns = []
@@ -71,8 +83,8 @@ def _rename(turns: list[Turn], regions: int, key: str, problems: list[str]) -> t
             kept.append(Turn(question.with_prompts(numbers), answer.with_prompts(numbers)))
     if len(kept) < len(turns):
         problems.append(
-            f"{key}: {len(turns) - len(kept)} of its {len(turns)} turns are left out, "
-            f"for they name more than the {MAX_PROMPTS} regions that a sample can hold"
+            f"{key}: {len(turns) - len(kept)} of its {len(turns)} turns are left out: "
+            f"a sample holds at most {MAX_PROMPTS} regions"
         )
     if not kept:
         raise BadSample(f"{key}: no turn is left")
@@ -88,14 +100,14 @@ class _Text(NamedTuple):
     @classmethod
     def of(cls, text: str, regions: int, key: str) -> _Text:
         if regions == 1:
-            text = text.replace("<region>", "<region1>")  # the only one needs no number
+            text = text.replace("<region>", "<region1>")  # the only region needs no number
         if "<" in text:
             text = text.replace("<mask>", "").replace("<pos>", "")
         cut = _REGION.split(text)  # text, number in brackets or None, bare number or None, text, ...
         numbers = [int(bracketed or bare) for bracketed, bare in zip(cut[1::3], cut[2::3], strict=True)]
         for number in numbers:
             if not 1 <= number <= regions:
-                raise BadSample(f"{key}: <region{number}> is named, but it has {regions} annotations")
+                raise BadSample(f"{key}: <region{number}> is named, but the entry has {regions} annotations")
         wrong = next(filter(None, map(_NOT_UNDERSTOOD.search, cut[::3])), None)
         if wrong:
             raise BadSample(f"{key}: {wrong[0]!r} is not understood; regions are named <region1>, <region2>, ...")
@@ -107,7 +119,21 @@ class _Text(NamedTuple):
 
 
 def _naming_the_only_region(question: str, regions: int, key: str) -> str:
-    """Osprey's own loader tells before the first question which regions there are, so that some texts name none."""
+    """Some texts do not name their region: Osprey's own loader lists the regions before the first question."""
     if regions != 1:
-        raise BadSample(f"{key}: it names none of its {regions} regions")
+        raise BadSample(f"{key}: none of its {regions} regions is named")
     return f"<region1> {question}"
+
+
+RECORDS = tuple(
+    SourceRecord(
+        name=name,
+        splits=("train",),
+        files=(_file(name),),
+        sample="an entry",
+        turn="a question about regions and its answer; `<regionN>` becomes `<PromptK>`",
+        open=partial(open_osprey, name),
+        train_only=True,
+    )
+    for name in NAMES
+)

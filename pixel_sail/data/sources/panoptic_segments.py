@@ -1,4 +1,4 @@
-"""Classes of COCO panoptic images as questions: a mask for each thing of a class, one for all of a stuff."""
+"""Classes of COCO panoptic images as questions: one mask per object of a thing, one mask in all for stuff."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.masks import unite
 from pixel_sail.data.sources.coco_instance import MAX_OBJECTS, each_turn
-from pixel_sail.data.sources.coco_panoptic import Panoptic, Segment, read_panoptic, segment_masks
+from pixel_sail.data.sources.coco_panoptic import FILE, PNG_FOLDER, Panoptic, Segment, read_panoptic, segment_masks
 from pixel_sail.data.sources.entries import refuse_nothing
+from pixel_sail.data.sources.record import SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import RLE
@@ -28,53 +30,66 @@ class ClassSegments:
     stuff: bool  # grass, sky: "each" makes no sense
 
 
-def open_panoptic_segments(root: Path, split: str, templates: Templates, count: int) -> RegionSource[ClassSegments]:
-    """Samples of one image with up to `count` classes. Raises DatasetError; problems are listed.
+def open_panoptic_segments(root: Path, split: str, data: DataConfig) -> RegionSource[ClassSegments]:
+    """Samples of one image with several classes. Raises DatasetError; unusable images are listed in `.problems`.
 
-    As in `coco_instance`, a class with a crowd or too many segments is not asked for in that image.
+    As in `coco_instance`, a class with a crowd or with too many segments is not asked for in that image.
     """
-    path = root / "annotations" / f"panoptic_{split}2017.json"
+    templates, path = Templates.of(data), FILE.find(root, split)
     panoptic = read_panoptic(root, split, path, NAME, described=False)
     problems, left_out, images = list(panoptic.problems), 0, []
     for image in panoptic.images:
-        classes = tuple(one for one in whole_classes(image, panoptic) if len(one.segments) <= MAX_OBJECTS)
+        classes = tuple(shown for shown in whole_classes(image, panoptic) if len(shown.segments) <= MAX_OBJECTS)
         left_out += len({segment.text for segment in image.items}) - len(classes)
         if classes:
             images.append(RegionImage(image.key, image.path, classes))
     if left_out:
         problems.append(f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} segments")
     refuse_nothing(images, path, problems)
-    return RegionSource(images, problems, count, partial(_ask, templates))
+    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
 
 
 def whole_classes(image: RegionImage[Segment], panoptic: Panoptic) -> tuple[ClassSegments, ...]:
-    """The classes that an image shows, by name, without those of which a crowd was left out."""
+    """The classes that an image shows, by name, without those that lost segments as crowds."""
     names = sorted({segment.text for segment in image.items})
     return tuple(
-        ClassSegments(name, tuple(one for one in image.items if one.text == name), name in panoptic.stuff)
+        ClassSegments(name, tuple(segment for segment in image.items if segment.text == name), name in panoptic.stuff)
         for name in names
         if (image.key, name) not in panoptic.crowds
     )
 
 
+def class_masks(image: RegionImage[ClassSegments], drawn: list[ClassSegments]) -> list[list[RLE]]:
+    """The masks of the segments of each drawn class. Raises BadSample as `segment_masks` does."""
+    segments = tuple(segment for item in drawn for segment in item.segments)
+    masks = segment_masks(RegionImage(image.key, image.path, segments))
+    return [[masks[segment.segment_id] for segment in item.segments] for item in drawn]
+
+
 def _ask(
     templates: Templates, image: RegionImage[ClassSegments], drawn: list[ClassSegments], rng: np.random.Generator
 ) -> list[RegionTurn]:
-    segments = tuple(segment for one in drawn for segment in one.segments)
-    masks = segment_masks(RegionImage(image.key, image.path, segments))
-    turns = []
-    for one in drawn:
-        pieces = [masks[segment.segment_id] for segment in one.segments]
-        if one.stuff:
-            turns.append(united_turn(templates, one.name, pieces, 1, rng))
-        else:
-            turns.append(each_turn(templates, one.name, pieces, rng))
-    return turns
+    return [
+        united_turn(templates, item.name, masks, 1, rng) if item.stuff else each_turn(templates, item.name, masks, rng)
+        for item, masks in zip(drawn, class_masks(image, drawn), strict=True)
+    ]
 
 
 def united_turn(
     templates: Templates, name: str, pieces: list[RLE], targets: int, rng: np.random.Generator
 ) -> RegionTurn:
-    """Asks for a class; one [SEG], the union of all its segments, worded for so many targets."""
+    """Asks for a class; one [SEG], the union of all its segments. The answer is worded for `targets` objects."""
     turn = templates.turn(name, targets, rng)
     return RegionTurn(turn.question, turn.answer, masks=(unite(pieces, tuple(pieces[0]["size"])),))
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val"),
+        files=(FILE, PNG_FOLDER),
+        sample="an image",
+        turn="a class; one `[SEG]` per object of a thing, one `[SEG]` in all for stuff (grass, sky)",
+        open=open_panoptic_segments,
+    ),
+)

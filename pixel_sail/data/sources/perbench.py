@@ -1,7 +1,7 @@
 """PerBench: captions, multiple choice and segmentation about prompted regions.
 
-`<root>/perbench/STBench_{Detailed_Caption,MCQ,VRES}.json` is scored; the same files in `<root>/perbench_train/`, of
-other images, are trained on.
+The files in `<root>/perbench` are for scoring. Those in `<root>/perbench_train`, in the same format and of other
+images, are for training.
 """
 
 from __future__ import annotations
@@ -9,17 +9,28 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.options import parse_options, stated_letter
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, read_entries, refuse_nothing, sized_mask, text_member
+from pixel_sail.data.sources.entries import (
+    member,
+    numbered,
+    parse_usable,
+    read_entries,
+    refuse_nothing,
+    sized_mask,
+    text_member,
+)
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
-from pixel_sail.data.sources.sam_captions import read_captions
+from pixel_sail.data.sources.sam_captions import CaptionedObject, read_captions
 from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.tokens import MAX_PROMPTS, SEG
 from pixel_sail.types import RLE, BadSample
@@ -30,7 +41,6 @@ FILES: dict[Task, str] = {
     "mcq": "STBench_MCQ.json",
     "vtres": "STBench_VRES.json",
 }
-NAMES = tuple(f"perbench_{task}" for task in FILES)
 _TAG = re.compile(r"<[A-Za-z]\w*(?: \w+)?>")
 
 
@@ -50,7 +60,7 @@ class PerbenchCase:
 class Perbench:
     task: Task
     cases: tuple[PerbenchCase, ...]  # in the order of the file
-    problems: tuple[str, ...]  # what could not be used, one line each
+    problems: tuple[str, ...]  # one line for each entry or object that could not be used
 
 
 def read_perbench(folder: Path, task: Task) -> Perbench:
@@ -68,15 +78,15 @@ def read_perbench(folder: Path, task: Task) -> Perbench:
     return Perbench(task, tuple(cases), tuple(f"{folder.name}/{problem}" for problem in problems))
 
 
-def open_perbench(root: Path, name: str, count: int) -> RegionSource[PerbenchCase]:
-    """Samples of one image each, of the cases in `<root>/perbench_train`."""
-    perbench = read_perbench(root / "perbench_train", name.removeprefix("perbench_"))
+def open_perbench(task: Task, root: Path, split: str, data: DataConfig) -> RegionSource[PerbenchCase]:
+    """Samples of one image each, from `<root>/perbench_train`. Raises DatasetError."""
+    perbench = read_perbench(root / "perbench_train", task)
     by_image: dict[Path, list[PerbenchCase]] = defaultdict(list)
     for case in perbench.cases:
         by_image[case.image].append(case)
     images = [RegionImage(f"perbench_train/{cases[0].id}", image, tuple(cases)) for image, cases in by_image.items()]
     ask = _ask_in_other_words if perbench.task == "caption" else _ask
-    return RegionSource(images, list(perbench.problems), count, ask)
+    return RegionSource(images, list(perbench.problems), data.expressions_per_image, ask)
 
 
 def _ask(image: RegionImage[PerbenchCase], drawn: list[PerbenchCase], rng: np.random.Generator) -> list[RegionTurn]:
@@ -90,51 +100,40 @@ def _ask_in_other_words(
     return [replace(turn, question=about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))])) for turn in turns]
 
 
-def _captions(image: RegionImage, problems: list[str]) -> list[PerbenchCase]:
-    cases = []
-    for one in image.items:
-        try:
-            region = _region(one.segmentation, one.key)
-        except BadSample as error:
-            problems.append(str(error))
-            continue
-        question = about("<Prompt0>", DESCRIBE[0])
-        cases.append(
-            PerbenchCase(one.key, image.path, tuple(region["size"]), question, {0: region}, one.caption, one.caption)
-        )
-    return cases
+def _captions(image: RegionImage[CaptionedObject], problems: list[str]) -> list[PerbenchCase]:
+    def parse(item: CaptionedObject, key: str) -> PerbenchCase:
+        region, question = _region(item.segmentation, key), about("<Prompt0>", DESCRIBE[0])
+        size = tuple(region["size"])
+        return PerbenchCase(key, image.path, size, question, {0: region}, reference=item.caption, reply=item.caption)
+
+    return parse_usable(((item, item.key) for item in image.items), parse, problems)
 
 
 def _mcqs(entry: Any, finder: ImageFinder, key: str, problems: list[str]) -> list[PerbenchCase]:
     image = finder.find(member(entry, "image_name", str, key), key)
-    cases = []
-    for number, mcq in enumerate(member(entry, "mcqs", list, key)):
-        try:
-            cases.append(_mcq(mcq, image, f"{key}/{number}"))
-        except BadSample as error:
-            problems.append(str(error))
-    if not entry["mcqs"]:
+    mcqs = member(entry, "mcqs", list, key)
+    if not mcqs:
         raise BadSample(f"{key}: it has no question")
-    return cases
+    return parse_usable(numbered(mcqs, key), partial(_mcq, image), problems)
 
 
-def _mcq(mcq: Any, image: Path, key: str) -> PerbenchCase:
+def _mcq(image: Path, mcq: Any, key: str) -> PerbenchCase:
     question, answer = member(mcq, "question", str, key).strip(), text_member(mcq, "answer", key)
     options = parse_options(question)
     if not options:
         raise BadSample(f"{key}: its question has no options; they are written 'A. red', 'A) red' or '(A) red'")
     letter = stated_letter(answer, options)
     if letter is None:
-        raise BadSample(f"{key}: its answer {answer!r} is none of the options {', '.join(options)}")
+        raise BadSample(f"{key}: its answer {answer!r} is not one of the options {', '.join(options)}")
     region = _region(member(mcq, "object", object, key), key)
     question = _naming_the_region(question, key)
-    # not its letter: small models name what they see long before they can find where in the question it stood
+    # The text and not its letter: small models can name what they see long before they can find its letter.
     reply = options[letter]
     return PerbenchCase(key, image, tuple(region["size"]), question, {0: region}, letter, reply)
 
 
 def _naming_the_region(question: str, key: str) -> str:
-    """The one region is <Prompt0>, whatever the file calls it; where it does not, the name is put in front."""
+    """The region is <Prompt0>, whatever the file calls it. A question that does not name it gets the name in front."""
     tags = set(_TAG.findall(question))
     if len(tags) > 1:
         raise BadSample(f"{key}: its question names {sorted(tags)}; a multiple-choice question has one region")
@@ -150,7 +149,7 @@ def _vres(entry: Any, finder: ImageFinder, key: str) -> PerbenchCase:
     regions = {tag: _region(rle, f"{key}: {tag}") for tag, rle in segmentations.items()}
     asked, answered = _mentions(question, regions), _mentions(answer, regions)
     prompts = {tag: k for k, tag in enumerate(dict.fromkeys(asked))}
-    targets = [tag for tag in answered if tag not in prompts]  # what is prompted is known: it is no answer
+    targets = [tag for tag in answered if tag not in prompts]  # a prompted region is known and not an answer
     _check_vres(regions, prompts, targets, key)
     names = {tag: f"<Prompt{prompts[tag]}>" if tag in prompts else SEG for tag in regions}
     question, reply = (_replace(text, names, key) for text in (question, answer))
@@ -191,7 +190,7 @@ def _replace(text: str, names: dict[str, str], key: str) -> str:
 
 
 def _tag_pattern(tags: dict[str, Any]) -> re.Pattern[str]:
-    """Any of the tags; one without brackets only as a whole word: obj1 is not found in obj10."""
+    """Any of the tags. A tag without brackets must be a whole word: obj1 does not match in obj10."""
     before, after = ({True: guard, False: ""} for guard in (r"(?<!\w)", r"(?!\w)"))
     return re.compile("|".join(before[t[:1].isalnum()] + re.escape(t) + after[t[-1:].isalnum()] for t in tags))
 
@@ -201,3 +200,22 @@ def _region(segmentation: Any, where: str) -> RLE:
     if area_px(region) == 0:
         raise BadSample(f"{where}: its mask has no pixel")
     return region
+
+
+_TURNS: dict[Task, str] = {
+    "caption": "a region and its description",
+    "mcq": "a question about a region, and the text of the right option",
+    "vtres": "a question that names regions; the answer has a `[SEG]` for each region asked for",
+}
+RECORDS = tuple(
+    SourceRecord(
+        name=f"perbench_{task}",
+        splits=("train",),
+        files=(ExpectedFile(f"perbench_train/{file}"),),
+        sample="an image",
+        turn=_TURNS[task],
+        open=partial(open_perbench, task),
+        train_only=True,
+    )
+    for task, file in FILES.items()
+)

@@ -1,4 +1,4 @@
-"""Pix2Cap-COCO: panoptic segments with a description. `<root>/pix2cap/pix2cap_coco_{split}.json`, the PNGs of COCO."""
+"""Pix2Cap-COCO: descriptions of COCO's panoptic segments, whose PNGs they use."""
 
 from __future__ import annotations
 
@@ -7,26 +7,41 @@ from pathlib import Path
 
 import numpy as np
 
-from pixel_sail.data.sources.coco_panoptic import Segment, read_panoptic, segment_masks
+from pixel_sail.config import DataConfig
+from pixel_sail.data.sources.coco_panoptic import PNG_FOLDER, Panoptic, Segment, read_panoptic, segment_masks
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, Templates, about
 
 CAPTION, SEGMENT = "pix2cap_caption", "pix2cap_segment"
-NAMES = (CAPTION, SEGMENT)
+FILE = ExpectedFile("pix2cap/pix2cap_coco_{split}.json")
 
 
-def open_pix2cap(root: Path, name: str, split: str, count: int, templates: Templates) -> RegionSource[Segment]:
-    """From region to description, or from description to mask. Raises DatasetError; problems are listed."""
-    panoptic = read_panoptic(root, split, root / "pix2cap" / f"pix2cap_coco_{split}.json", name, described=True)
-    ask = _describe if name == CAPTION else partial(_segment, templates)
-    return RegionSource(panoptic.images, panoptic.problems, count, ask)
+def open_caption(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
+    """From region to description. Raises DatasetError; unusable images are listed in `.problems`."""
+    panoptic = _read(root, split, CAPTION)
+    return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, _describe)
+
+
+def open_segment(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
+    """From description to mask. Raises DatasetError; unusable images are listed in `.problems`."""
+    templates, panoptic = Templates.of(data), _read(root, split, SEGMENT)
+    return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, partial(_segment, templates))
+
+
+def _read(root: Path, split: str, name: str) -> Panoptic:
+    return read_panoptic(root, split, FILE.find(root, split), name, described=True)
 
 
 def _describe(image: RegionImage[Segment], drawn: list[Segment], rng: np.random.Generator) -> list[RegionTurn]:
     masks = segment_masks(image)
     return [
-        RegionTurn(about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))]), one.text, {0: masks[one.segment_id]})
-        for one in drawn
+        RegionTurn(
+            question=about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))]),
+            answer=segment.text,
+            prompts={0: masks[segment.segment_id]},
+        )
+        for segment in drawn
     ]
 
 
@@ -34,7 +49,7 @@ def _segment(
     templates: Templates, image: RegionImage[Segment], drawn: list[Segment], rng: np.random.Generator
 ) -> list[RegionTurn]:
     masks = segment_masks(image)
-    turns = [(templates.turn(_expression(one.text), 1, rng), masks[one.segment_id]) for one in drawn]
+    turns = [(templates.turn(_expression(segment.text), 1, rng), masks[segment.segment_id]) for segment in drawn]
     return [RegionTurn(turn.question, turn.answer, masks=(mask,)) for turn, mask in turns]
 
 
@@ -42,3 +57,23 @@ def _expression(description: str) -> str:
     """ "A red cup." -> "a red cup", to stand inside a question."""
     first, space, rest = description.removesuffix(".").partition(" ")
     return (first.lower() if first in ("A", "An", "The", "This") else first) + space + rest
+
+
+RECORDS = (
+    SourceRecord(
+        name=CAPTION,
+        splits=("train", "val"),
+        files=(FILE, PNG_FOLDER),
+        sample="an image",
+        turn="a region and its description",
+        open=open_caption,
+    ),
+    SourceRecord(
+        name=SEGMENT,
+        splits=("train", "val"),
+        files=(FILE, PNG_FOLDER),
+        sample="an image",
+        turn="a description and its mask",
+        open=open_segment,
+    ),
+)

@@ -1,6 +1,6 @@
-"""ReasonSeg (LISA, arXiv 2308.00692): what is meant must be reasoned out. An image and a JSON of the same name each.
+"""ReasonSeg (LISA, arXiv 2308.00692): questions whose target must be inferred.
 
-`<root>/reason_seg/ReasonSeg/{train,val,test}/*.{jpg,json}`; JSON: {text: [..], is_sentence, shapes: [{label, points}]}.
+Each image has a JSON file of the same name: {text: [..], is_sentence, shapes: [{label, points}]}.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import image_size
 from pixel_sail.data.masks import encode_mask
-from pixel_sail.data.sources.entries import member, refuse_nothing, refuse_tokens
-from pixel_sail.data.sources.grounded import image_size
+from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, refuse_tokens
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import RLE, BadSample
 
 NAME = "reason_seg"
+FOLDER = ExpectedFile("reason_seg/ReasonSeg/{split}")
 SPLITS = ("train", "val", "test")
 _TARGET, _IGNORED = 1, 255
 
@@ -41,20 +44,20 @@ class ReasonImage:
 Text = tuple[ReasonImage, str]  # one of the texts of an image
 
 
-def open_reason_seg(root: Path, split: str, templates: Templates, count: int) -> RegionSource[Text]:
-    """Up to `count` texts an image. Raises DatasetError; what cannot be used is listed in `.problems`."""
-    problems: list[str] = []
+def open_reason_seg(root: Path, split: str, data: DataConfig) -> RegionSource[Text]:
+    """Samples of one image with several texts. Raises DatasetError; unusable images are listed in `.problems`."""
+    templates, problems = Templates.of(data), list[str]()
     images = [
         RegionImage(image.key, image.path, tuple((image, text) for text in image.texts))
         for image in read_reason_seg(root, split, problems)
     ]
-    return RegionSource(images, problems, count, partial(_ask, templates))
+    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
 
 
 def _ask(
     templates: Templates, image: RegionImage[Text], drawn: list[Text], rng: np.random.Generator
 ) -> list[RegionTurn]:
-    """Pixels marked to be ignored are not of the target. BadSample where nothing is."""
+    """Pixels marked as ignored are not part of the target. Raises BadSample if the target is empty."""
     target, _ = target_and_ignored(drawn[0][0])
     turns = [
         templates.reason(text, rng) if reasoned.is_sentence else templates.turn(text, 1, rng)
@@ -65,23 +68,19 @@ def _ask(
 
 def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonImage]:
     """Every image of a split, by name. Raises DatasetError."""
-    folder = root / NAME / "ReasonSeg" / split
+    folder = FOLDER.path(root, split)
     if not folder.is_dir():
         raise DatasetError(f"no folder {folder}; its splits are {', '.join(SPLITS)}")
-    images = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            images.append(_read(path, f"{NAME}/{split}/{path.stem}"))
-        except BadSample as error:
-            problems.append(str(error))
+    paths = ((path, f"{NAME}/{split}/{path.stem}") for path in sorted(folder.glob("*.json")))
+    images = parse_usable(paths, _read, problems)
     refuse_nothing(images, folder, problems)
     return images
 
 
 def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
-    """The pixels that are meant, and those that are not to be scored; polygons are filled largest first, as LISA does.
+    """The target, and the pixels that are not scored. Polygons are filled largest first, as LISA does.
 
-    Raises BadSample for an image that cannot be read and where no pixel is meant.
+    Raises BadSample if the image cannot be read or the target is empty.
     """
     height, width = image_size(image.path, image.key)
     areas = [np.count_nonzero(_filled(Image.new("L", (width, height)), *shape)) for shape in image.shapes]
@@ -90,7 +89,7 @@ def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
         _filled(canvas, *image.shapes[i])
     marked = np.asarray(canvas)
     if not (marked == _TARGET).any():
-        raise BadSample(f"{image.key}: no pixel of the image is marked as what is meant")
+        raise BadSample(f"{image.key}: no pixel of the image is marked as the target")
     return encode_mask(marked == _TARGET), encode_mask(marked == _IGNORED)
 
 
@@ -114,16 +113,16 @@ def _read(path: Path, key: str) -> ReasonImage:
         raise BadSample(f"{key}: no image {image}")
     texts = [text.strip() if isinstance(text, str) else "" for text in member(values, "text", list, key)]
     if not texts or not all(texts):
-        raise BadSample(f"{key}: its 'text' is {texts!r:.60}; expected one question or phrase or more")
+        raise BadSample(f"{key}: its 'text' is {texts!r:.60}; expected one or more questions or phrases")
     for text in texts:
         refuse_tokens(text, key)
-    shapes = [_shape(one, f"{key}: shape {i}") for i, one in enumerate(member(values, "shapes", list, key))]
+    shapes = [_shape(shape, f"{key}: shape {i}") for i, shape in enumerate(member(values, "shapes", list, key))]
     used = tuple(shape for shape in shapes if shape is not None)
     return ReasonImage(key, image, tuple(texts), bool(member(values, "is_sentence", int, key)), used)
 
 
 def _shape(shape: Any, where: str) -> Shape | None:
-    """None for a "flag": the authors' own notes, which mean nothing."""
+    """None for a "flag": the authors' own notes, which have no meaning here."""
     label = member(shape, "label", str, where).lower()
     if label == "flag":
         return None
@@ -135,3 +134,16 @@ def _shape(shape: Any, where: str) -> Shape | None:
     if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
         raise BadSample(f"{where}: its points {points!r:.60} are no polygon; it needs x, y of at least three points")
     return _IGNORED if "ignore" in label else _TARGET, tuple((int(x), int(y)) for x, y in corners)
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=SPLITS,
+        files=(FOLDER,),
+        sample="an image",
+        turn="a question or a phrase, and the mask of its target",
+        open=open_reason_seg,
+        image_folders=(),  # the images are beside the JSON files
+    ),
+)

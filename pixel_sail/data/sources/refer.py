@@ -1,26 +1,43 @@
-"""REFER: RefCOCO, RefCOCO+, RefCOCOg. `<root>/<name>/{instances.json, refs(unc).p}`, refs(umd).p or refs(google).p."""
+"""REFER: the referring expressions of RefCOCO, RefCOCO+ and RefCOCOg."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.sources.referring import Ref, Referring, collect, sentences_of
+from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
+from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, sentences_of
 from pixel_sail.data.sources.unpickle import load_plain_pickle
+from pixel_sail.data.templates import Templates
 
-NAMES = ("refcoco", "refcoco+", "refcocog")
-REF_FILES = (
-    "refs(unc).p",
-    "refs(umd).p",
-    "refs(google).p",
-)  # the first one there is read; UMD is RefCOCOg's usual split
+SPLITS = {
+    "refcoco": ("train", "val", "testA", "testB"),
+    "refcoco+": ("train", "val", "testA", "testB"),
+    "refcocog": ("train", "val", "test"),
+}
+NAMES = tuple(SPLITS)
+REF_FILES = ("refs(unc).p", "refs(umd).p", "refs(google).p")  # the first that exists is read; UMD is RefCOCOg's usual
+
+
+def refer_files(name: str) -> tuple[ExpectedFile, ...]:
+    """The masks and the expressions of a dataset."""
+    first, *others = (f"{name}/{file}" for file in REF_FILES)
+    return ExpectedFile(f"{name}/instances.json"), ExpectedFile(first, tuple(others))
+
+
+def open_refer(name: str, root: Path, split: str, data: DataConfig) -> ReferringSource:
+    """Raises DatasetError; refs that cannot be used are listed in `.problems`."""
+    return ReferringSource(read_refer(root, name, split), Templates.of(data), data.expressions_per_image)
 
 
 def read_refer(root: Path, name: str, split: str) -> Referring:
     """Every ref of a split, grouped by image. Raises DatasetError; bad refs are listed in `.problems`."""
-    folder = root / name
-    path = next((folder / file for file in REF_FILES if (folder / file).is_file()), None)
-    if path is None:
+    path = refer_files(name)[1].path(root, split)
+    if not path.is_file():
+        folder = root / name
         raise DatasetError(f"no dataset {name} under {root}: expected {folder}/instances.json and one of {REF_FILES}")
     refs = load_plain_pickle(path)
     try:
@@ -28,3 +45,17 @@ def read_refer(root: Path, name: str, split: str) -> Referring:
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a list of REFER refs: {error}") from None
     return collect(parsed, path, root, name, split)
+
+
+RECORDS = tuple(
+    SourceRecord(
+        name=name,
+        splits=SPLITS[name],
+        files=refer_files(name),
+        sample="an image",
+        turn="an expression and the mask of its object",
+        open=partial(open_refer, name),
+        image_folders=COCO_2014_FOLDERS,
+    )
+    for name in NAMES
+)

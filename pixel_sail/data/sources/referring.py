@@ -1,4 +1,4 @@
-"""Referring expressions grouped by image: what the readers of REFER and gRefCOCO fill, and the Samples made of it."""
+"""Referring expressions grouped by image, and the Samples made of them; REFER and gRefCOCO share this."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.errors import UnknownSplit
 from pixel_sail.data.masks import area_px, unite
 from pixel_sail.data.sources.coco import CocoInstances, image_folder
 from pixel_sail.data.templates import Templates
@@ -18,7 +18,7 @@ from pixel_sail.types import RLE, BadSample, Sample
 
 @dataclass(frozen=True)
 class Ref:
-    """One ref as the annotation file has it."""
+    """One ref, as in the annotation file."""
 
     ref_id: int
     image_id: int
@@ -29,7 +29,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Referent:
-    """What some expressions of one image mean."""
+    """What one or more expressions of an image refer to."""
 
     ref_id: int
     targets: int  # objects united in the mask
@@ -63,12 +63,12 @@ def sentences_of(ref: dict[str, Any]) -> tuple[tuple[int, str], ...]:
 def collect(refs: list[Ref], refs_path: Path, root: Path, name: str, split: str) -> Referring:
     """Groups the refs of a split by image and makes their masks. Bad refs and empty expressions go into `problems`.
 
-    They are found here, on reading, and not when a Sample is drawn: there, the rest of the image would go with them,
-    and what is counted would depend on the draw. Raises DatasetError for an unknown split or missing files.
+    Masks are made here, and not when a Sample is drawn, because a bad ref would then take the whole image with it, and
+    the count of problems would depend on the draw. Raises UnknownSplit, and DatasetError for missing files.
     """
     chosen = [ref for ref in refs if ref.split == split]
     if not chosen:
-        raise DatasetError(f"{refs_path} has no split {split!r}; it has {sorted({ref.split for ref in refs})}")
+        raise UnknownSplit(f"{refs_path} has no split {split!r}; it has {sorted({ref.split for ref in refs})}")
     coco, folder = CocoInstances.read(root / name / "instances.json"), image_folder(root)
     referents: dict[int, list[Referent]] = defaultdict(list)
     problems: list[str] = []
@@ -82,10 +82,10 @@ def collect(refs: list[Ref], refs_path: Path, root: Path, name: str, split: str)
             image_id=image_id,
             path=folder / coco.images[image_id].file_name,
             size_hw=coco.images[image_id].size_hw,
-            referents=tuple(found),
+            referents=tuple(of_image),
         )
-        for image_id, found in sorted(referents.items())
-        if found
+        for image_id, of_image in sorted(referents.items())
+        if of_image
     ]
     return Referring(name, split, tuple(images), tuple(problems))
 
@@ -110,7 +110,7 @@ def _referent(ref: Ref, coco: CocoInstances, where: str, problems: list[str]) ->
 
 
 class ReferringSource:
-    """Samples of one image each, with up to `expressions` turns (see `pixel_sail.data.sources.Source`)."""
+    """Samples of one image, with up to `expressions` turns each (see `pixel_sail.data.sources.Source`)."""
 
     def __init__(self, referring: Referring, templates: Templates, expressions: int) -> None:
         self.problems = list(referring.problems)
@@ -125,7 +125,7 @@ class ReferringSource:
         return f"{self._referring.name}/{self._referring.split}/image={self._referring.images[index].image_id}"
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Different refs first, further sentences of the same refs when there is room; all drawn by `rng`."""
+        """`rng` draws different refs first, then further sentences of the same refs if there is room."""
         image = self._referring.images[index]
         drawn = draw_expressions(image.referents, self._expressions, rng)
         return Sample(
@@ -139,7 +139,7 @@ class ReferringSource:
 def draw_expressions(
     referents: tuple[Referent, ...], count: int, rng: np.random.Generator
 ) -> list[tuple[Referent, str]]:
-    """Up to `count` (referent, expression), without replacement, every referent once before any comes twice."""
+    """Up to `count` pairs, without replacement; every referent comes once before any comes twice."""
     first: list[tuple[Referent, str]] = []
     further: list[tuple[Referent, str]] = []
     for i in rng.permutation(len(referents)):

@@ -1,25 +1,29 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg the other way round: from the region to an expression that tells it apart."""
+"""RefCOCO, RefCOCO+ and RefCOCOg the other way round: from a region to an expression that tells it apart."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pixel_sail.data.sources.refer import NAMES as REFER_NAMES
-from pixel_sail.data.sources.refer import read_refer
+from pixel_sail.config import DataConfig
+from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
+from pixel_sail.data.sources.record import SourceRecord
+from pixel_sail.data.sources.refer import NAMES, read_refer, refer_files
 from pixel_sail.data.sources.referring import Referent
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import TELL_APART, about
 
-NAMES = tuple(f"{name}_captions" for name in REFER_NAMES)
 
-
-def open_region_captions(root: Path, name: str, split: str, count: int) -> RegionSource[Referent]:
-    """Raises DatasetError; refs that cannot be used are listed in `.problems`."""
-    referring = read_refer(root, name.removesuffix("_captions"), split)
-    images = [RegionImage(f"{name}/{split}/image={i.image_id}", i.path, i.referents) for i in referring.images]
-    return RegionSource(images, list(referring.problems), count, _ask)
+def open_region_captions(dataset: str, root: Path, split: str, data: DataConfig) -> RegionSource[Referent]:
+    """`dataset` is one of REFER. Raises DatasetError; refs that cannot be used are listed in `.problems`."""
+    referring = read_refer(root, dataset, split)
+    images = [
+        RegionImage(f"{dataset}_captions/{split}/image={image.image_id}", image.path, image.referents)
+        for image in referring.images
+    ]
+    return RegionSource(images, list(referring.problems), data.expressions_per_image, _ask)
 
 
 def _ask(image: RegionImage[Referent], drawn: list[Referent], rng: np.random.Generator) -> list[RegionTurn]:
@@ -31,3 +35,17 @@ def _ask(image: RegionImage[Referent], drawn: list[Referent], rng: np.random.Gen
         )
         for referent in drawn
     ]
+
+
+RECORDS = tuple(
+    SourceRecord(
+        name=f"{dataset}_captions",
+        splits=("train",),  # the others can be opened too; `check` tries them as those of the dataset itself
+        files=refer_files(dataset),
+        sample="an image",
+        turn="a region and an expression that refers to it",
+        open=partial(open_region_captions, dataset),
+        image_folders=COCO_2014_FOLDERS,
+    )
+    for dataset in NAMES
+)

@@ -20,7 +20,7 @@ _PROMPT = re.compile(r"<Prompt(\d+)>")
 
 @dataclass(frozen=True)
 class RegionTurn:
-    """A turn by itself: its prompts are numbered without regard to other turns of the image."""
+    """A turn by itself: its prompts are numbered independently of the other turns of the image."""
 
     question: str
     answer: str
@@ -47,7 +47,7 @@ class RegionSource(Generic[T]):
         count: int,
         ask: Callable[[RegionImage[T], list[T], np.random.Generator], list[RegionTurn]],
     ) -> None:
-        """`ask(image, drawn items, rng)` makes the turns, one for each item in its order; it may raise BadSample."""
+        """`ask(image, drawn items, rng)` gives one turn per item, in their order; it may raise BadSample."""
         self.problems = problems
         self._images = images
         self._count = count
@@ -60,7 +60,7 @@ class RegionSource(Generic[T]):
         return self._images[index].key
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Which items, in which order and words, is drawn by `rng`, without replacement. Raises BadSample."""
+        """`rng` draws the items without replacement, their order and their wording. Raises BadSample."""
         image = self._images[index]
         drawn = [image.items[i] for i in rng.permutation(len(image.items))[: self._count]]
         return compose(image.key, image.path, self._ask(image, drawn, rng))
@@ -69,8 +69,8 @@ class RegionSource(Generic[T]):
 def compose(key: str, image: Path | None, turns: Sequence[RegionTurn]) -> Sample:
     """One Sample of turns about one image; prompts are numbered from 0 in the order in which they are first named.
 
-    A region that several turns point at is one prompt (drawn twice, one of the two would have no patch left). A turn
-    that would need more than MAX_PROMPTS regions in all is left out: where items are drawn, another draw has it.
+    A region that several turns point at becomes one prompt: two equal ones could not both have a patch. A turn that
+    would exceed MAX_PROMPTS regions in all is left out; where items are drawn, another draw may include it.
     Raises BadSample, beginning with `key`, for an empty region or a name without a region.
     """
     regions: list[RLE] = []  # regions[K] is that of <PromptK>

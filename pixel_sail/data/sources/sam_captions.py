@@ -1,6 +1,6 @@
 """Captions of objects: [{image_name, object_annotations: [{segmentation: RLE, caption}]}].
 
-`<root>/sam_captions/{split}.json`, and the caption file of PerBench.
+PerBench's file of captions has the same format.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, read_entries, sized_mask, text_member
+from pixel_sail.data.sources.entries import member, numbered, parse_usable, read_entries, sized_mask, text_member
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.types import BadSample
 
 NAME = "sam_captions"
+FILE = ExpectedFile("sam_captions/{split}.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +30,22 @@ class CaptionedObject:
     caption: str
 
 
-def open_sam_captions(root: Path, split: str, count: int) -> RegionSource[CaptionedObject]:
-    """Raises DatasetError; what cannot be used is listed in `.problems`."""
+def open_sam_captions(root: Path, split: str, data: DataConfig) -> RegionSource[CaptionedObject]:
+    """Samples of one image with several objects. Raises DatasetError; unusable objects are in `.problems`."""
     problems: list[str] = []
-    path = root / NAME / f"{split}.json"
-    return RegionSource(read_captions(path, ImageFinder(root), f"{NAME}/{split}", problems), problems, count, _ask)
+    images = read_captions(FILE.path(root, split), ImageFinder(root), f"{NAME}/{split}", problems)
+    return RegionSource(images, problems, data.expressions_per_image, _ask)
 
 
 def read_captions(
     path: Path, finder: ImageFinder, name: str, problems: list[str]
 ) -> list[RegionImage[CaptionedObject]]:
-    """Every image of a file with the objects that have a caption; the others go into `problems`."""
+    """Every image of a file with the objects that have a caption; the others go into `problems`. DatasetError."""
 
     def parse(entry: Any, key: str) -> RegionImage[CaptionedObject]:
         image = finder.find(member(entry, "image_name", str, key), key)
-        objects = []
-        for number, annotation in enumerate(member(entry, "object_annotations", list, key)):
-            where = f"{key}/{number}"
-            try:
-                segmentation = member(annotation, "segmentation", dict, where)
-                objects.append(CaptionedObject(where, segmentation, text_member(annotation, "caption", where)))
-            except BadSample as error:
-                problems.append(str(error))
+        annotations = member(entry, "object_annotations", list, key)
+        objects = parse_usable(numbered(annotations, key), _captioned_object, problems)
         if not objects:
             raise BadSample(f"{key}: no object with a caption is left")
         return RegionImage(key, image, tuple(objects))
@@ -56,11 +53,28 @@ def read_captions(
     return read_entries(path, name, parse, problems)
 
 
+def _captioned_object(annotation: Any, key: str) -> CaptionedObject:
+    segmentation = member(annotation, "segmentation", dict, key)
+    return CaptionedObject(key, segmentation, text_member(annotation, "caption", key))
+
+
 def _ask(
     image: RegionImage[CaptionedObject], drawn: list[CaptionedObject], rng: np.random.Generator
 ) -> list[RegionTurn]:
-    regions = [sized_mask(one.segmentation, one.key) for one in drawn]
+    regions = [sized_mask(item.segmentation, item.key) for item in drawn]
     return [
-        RegionTurn(about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))]), one.caption, {0: region})
-        for one, region in zip(drawn, regions, strict=True)
+        RegionTurn(about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))]), item.caption, {0: region})
+        for item, region in zip(drawn, regions, strict=True)
     ]
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val"),
+        files=(FILE,),
+        sample="an image",
+        turn="a region and its description",
+        open=open_sam_captions,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Classes of COCO panoptic images as questions: every class that an image shows, one mask of all its segments."""
+"""Classes of COCO panoptic images as questions: one mask of all segments of a class."""
 
 from __future__ import annotations
 
@@ -7,35 +7,47 @@ from pathlib import Path
 
 import numpy as np
 
-from pixel_sail.data.sources.coco_panoptic import read_panoptic, segment_masks
+from pixel_sail.config import DataConfig
+from pixel_sail.data.sources.coco_panoptic import FILE, PNG_FOLDER, read_panoptic
 from pixel_sail.data.sources.entries import refuse_nothing
-from pixel_sail.data.sources.panoptic_segments import ClassSegments, united_turn, whole_classes
+from pixel_sail.data.sources.panoptic_segments import ClassSegments, class_masks, united_turn, whole_classes
+from pixel_sail.data.sources.record import SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
 
 NAME = "coco_semantic"
 
 
-def open_semantic(root: Path, split: str, templates: Templates, count: int) -> RegionSource[ClassSegments]:
-    """Samples of one image with up to `count` classes. Raises DatasetError; problems are listed.
+def open_semantic(root: Path, split: str, data: DataConfig) -> RegionSource[ClassSegments]:
+    """Samples of one image with several classes. Raises DatasetError; unusable images are listed in `.problems`.
 
-    A class of which a crowd was left out is not asked for in that image: its mask would not be whole.
+    A class with a crowd is not asked for in that image: its mask would not be whole.
     """
-    path = root / "annotations" / f"panoptic_{split}2017.json"
+    templates, path = Templates.of(data), FILE.find(root, split)
     panoptic = read_panoptic(root, split, path, NAME, described=False)
     images = [RegionImage(image.key, image.path, whole_classes(image, panoptic)) for image in panoptic.images]
     problems = panoptic.problems + [f"{image.key}: only crowds" for image in images if not image.items]
     images = [image for image in images if image.items]
     refuse_nothing(images, path, problems)
-    return RegionSource(images, problems, count, partial(_ask, templates))
+    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
 
 
 def _ask(
     templates: Templates, image: RegionImage[ClassSegments], drawn: list[ClassSegments], rng: np.random.Generator
 ) -> list[RegionTurn]:
-    masks = segment_masks(RegionImage(image.key, image.path, tuple(one for item in drawn for one in item.segments)))
-    turns = []
-    for item in drawn:
-        pieces = [masks[segment.segment_id] for segment in item.segments]
-        turns.append(united_turn(templates, item.name, pieces, len(pieces), rng))
-    return turns
+    return [
+        united_turn(templates, item.name, masks, len(masks), rng)
+        for item, masks in zip(drawn, class_masks(image, drawn), strict=True)
+    ]
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val"),
+        files=(FILE, PNG_FOLDER),
+        sample="an image",
+        turn="a class; one `[SEG]`: all its segments united",
+        open=open_semantic,
+    ),
+)

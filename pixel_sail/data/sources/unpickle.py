@@ -1,4 +1,4 @@
-"""Reads pickles that hold plain data and nothing else: a pickle can name any function to call, these may name none."""
+"""Reads pickles of plain data only. A pickle can name any function to be called; these must not name any."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, NoReturn
 
 from pixel_sail.data.errors import DatasetError
 
-# What the C unpickler raises on a damaged stream, or when an opcode wants to call what is no function.
+# Raised by the C unpickler on a damaged stream, or when an opcode calls something that is not a function.
 _STREAM_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
 
 
 class _NamesCode(Exception):
-    """The stream wants to import something."""
+    """The stream asks to import something."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Containers, text and numbers have opcodes of their own; everything else passes through these two methods."""
+    """Containers, text and numbers have their own opcodes; everything else comes through these two methods."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise _NamesCode(f"{module}.{name}")
@@ -28,9 +28,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Lists, tuples, dicts, sets, text, numbers, None. Python 2 text is read as UTF-8, or Latin-1 where it is not.
+    """Lists, tuples, dicts, sets, text, numbers, None. Python 2 text is read as UTF-8, or else as Latin-1.
 
-    Raises DatasetError for a missing file, a damaged one, or one that names code; nothing of it is run or imported.
+    Raises DatasetError for a file that is missing, damaged, or names code. No code from the file is imported or run.
     """
     if not path.is_file():
         raise DatasetError(f"no file {path}")
@@ -47,9 +47,9 @@ def _load(contents: bytes, path: Path, encoding: str) -> Any:
     except _NamesCode as error:
         raise DatasetError(
             f"refused {path}: the pickle asks for {error}, which could run code; an annotation file holds only "
-            "lists, dicts, text and numbers. Get the official file, nothing of this one was run"
+            "lists, dicts, text and numbers. Nothing from this file was run; download the official one"
         ) from None
     except UnicodeDecodeError:
         raise
     except _STREAM_ERRORS as error:
-        raise DatasetError(f"{path} is not a whole pickle file: {error}; download it again") from None
+        raise DatasetError(f"{path} is not a complete pickle file: {error}; download it again") from None
