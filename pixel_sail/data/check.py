@@ -1,4 +1,4 @@
-"""Which datasets lie under a data root, and whether they can be read: `tools/prepare_data.py check`."""
+"""Which datasets are under a data root, and whether they can be read: `tools/prepare_data.py check`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKED = tuple(record.name for record in RECORDS if record.files)
 
 @dataclass(frozen=True)
 class Finding:
-    """What lies under a root of one split of one source."""
+    """The state of one split of one source under a data root."""
 
     source: str
     split: str

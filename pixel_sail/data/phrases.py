@@ -1,4 +1,4 @@
-"""Where a phrase stands in a text."""
+"""The place of a phrase in a text."""
 
 from __future__ import annotations
 

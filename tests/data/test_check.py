@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from PIL import Image
-from test_region_sources import _images, _polygon, _rle, _sample, _write
+from source_fixtures import box_polygon, box_rle, draw_sample, write_images, write_json
 
 from pixel_sail import scenes
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
@@ -47,7 +47,7 @@ def test_a_file_is_the_first_of_its_places_that_exists(tmp_path):
     with pytest.raises(DatasetError, match=f"^no file {tmp_path}/a/val.json or {tmp_path}/b/val.json$"):
         file.find(tmp_path, "val")
     for folder in ("b", "a"):
-        _write(tmp_path / folder / "val.json", [])
+        write_json(tmp_path / folder / "val.json", [])
         assert file.find(tmp_path, "val") == tmp_path / folder / "val.json" == file.path(tmp_path, "val")
 
 
@@ -67,20 +67,20 @@ def test_each_dataset_is_found_counted_and_decoded(drawn):
 
 def test_missing_misshapen_and_undecodable(tmp_path, monkeypatch, capsys):
     root = tmp_path
-    _images(root / "images/train2017", "0.jpg", "1.jpg")
+    write_images(root / "images/train2017", "0.jpg", "1.jpg")
     finding = check.check_source(root, "muse", "train", 3)
     assert finding.missing
     assert check.report(finding, 3) == [f"missing  {'muse:train':34} expected {root}/muse/MUSE_train.json"]
-    _write(root / "muse/MUSE_train.json", {})
+    write_json(root / "muse/MUSE_train.json", {})
     finding = check.check_source(root, "muse", "train", 3)
     (line,) = check.report(finding, 3)
     assert not finding.missing and "BROKEN" in line and "holds a dict" in line
 
     entry = {"height": 30, "width": 40, "ann_list": [], "questions": ["a"], "text_answers": ["{seg}"]}
-    good = entry | {"file_name": "0.jpg", "answers": [[{"segmentation": _rle(0, 0)}]]}
-    torn = entry | {"file_name": "1.jpg", "answers": [[{"segmentation": _polygon(0, 0)}]]}
+    good = entry | {"file_name": "0.jpg", "answers": [[{"segmentation": box_rle(0, 0)}]]}
+    torn = entry | {"file_name": "1.jpg", "answers": [[{"segmentation": box_polygon(0, 0)}]]}
     gone = good | {"file_name": "2.jpg"}
-    _write(root / "muse/MUSE_train.json", [good, torn, gone])
+    write_json(root / "muse/MUSE_train.json", [good, torn, gone])
     (root / "images/train2017/1.jpg").write_bytes(b"no image")
     finding = check.check_source(root, "muse", "train", 3)
     assert (finding.samples, finding.decoded, len(finding.errors), len(finding.left_out)) == (2, 1, 1, 1)
@@ -157,8 +157,8 @@ def test_the_example_of_the_docs_works(tmp_path, monkeypatch):
     module = ModuleType("meters")
     monkeypatch.setitem(sys.modules, "meters", module)
     exec(compile(code, "meters.py", "exec"), vars(module))
-    _images(tmp_path / "images/meters", "0001.jpg")
-    _write(tmp_path / "meters/train.json", [json.loads(entry), {"image": "0001.jpg"}])
+    write_images(tmp_path / "images/meters", "0001.jpg")
+    write_json(tmp_path / "meters/train.json", [json.loads(entry), {"image": "0001.jpg"}])
     mixture = [MixtureEntry(source="meters")]
     data = DataConfig(root=tmp_path, mixture=mixture, expressions_per_image=5)
     with pytest.raises(ConfigError, match="unknown source 'meters'"):
@@ -168,7 +168,7 @@ def test_the_example_of_the_docs_works(tmp_path, monkeypatch):
         monkeypatch.setattr(reader, "RECORDS", (*RECORDS, *module.RECORDS))
     source = sources.open_source(mixture[0], data)
     assert source.problems == ["meters/train/1: it has no 'height'"]
-    sample = _sample(source)
+    sample = draw_sample(source)
     assert [turn.answer for turn in sample.turns if "[SEG]" in turn.answer]
     assert len(sample.masks) == 1 and len(sample.prompts) == 1
     finding = check.check_source(tmp_path, "meters", "train", 3)

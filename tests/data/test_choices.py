@@ -50,45 +50,45 @@ def pairs(root: Path) -> list[tuple[str, list]]:
     """(topic, its two rows)."""
     objects = read_objects(root)
     assert len(objects) == 2 * PAIRS
-    return [(topic_of(one.question)[0], [one, other]) for one, other in zip(objects[::2], objects[1::2], strict=True)]
+    return [(topic_of(row.question)[0], [row, other]) for row, other in zip(objects[::2], objects[1::2], strict=True)]
 
 
 def topic_of(question: str) -> tuple[str, dict[str, str]]:
-    ((topic, match),) = [(name, found) for name, form in ASKED.items() if (found := re.search(form, question))]
+    ((topic, match),) = [(name, match) for name, form in ASKED.items() if (match := re.search(form, question))]
     return topic, match.groupdict()
 
 
-def said(one) -> str:
-    return one.options["ab".index(one.answer)].lower()
+def said(row) -> str:
+    return row.options["ab".index(row.answer)].lower()
 
 
-def mask_of(one) -> np.ndarray:
-    return decode_mask(one.mask_rle) if one.mask_rle else np.zeros(one.size_hw, bool)
+def mask_of(row) -> np.ndarray:
+    return decode_mask(row.mask_rle) if row.mask_rle else np.zeros(row.size_hw, bool)
 
 
-def pixels(one) -> np.ndarray:
+def pixels(row) -> np.ndarray:
     """Without the grain of the camera, which is not the same in both."""
-    with Image.open(one.image) as image:
-        assert image.size == one.size_hw[::-1]
+    with Image.open(row.image) as image:
+        assert image.size == row.size_hw[::-1]
         return np.asarray(image.filter(ImageFilter.GaussianBlur(2)), float)
 
 
-def roughness(one, mask: np.ndarray) -> float:
+def roughness(row, mask: np.ndarray) -> float:
     """How much fine pattern there is inside a mask."""
-    with Image.open(one.image) as image:
+    with Image.open(row.image) as image:
         fine = np.asarray(image, float) - np.asarray(image.filter(ImageFilter.GaussianBlur(4)), float)
     return float(np.abs(fine)[ndimage.binary_erosion(mask, iterations=3)].mean())
 
 
 def test_members_of_a_pair_are_asked_the_same_and_answer_differently(pairs) -> None:
     assert len({topic for topic, _ in pairs}) == 7 and Counter(topic for topic, _ in pairs)["total"] == 2
-    for topic, (one, other) in pairs:
-        assert (one.question, one.options, one.pair) == (other.question, other.options, other.pair)
-        assert one.expression == other.expression and (one.expression is None) == (topic == "total")
-        assert {one.answer, other.answer} == {"a", "b"} and one.size_hw == other.size_hw
-        assert all(word in one.question for word in (topic_of(one.question)[1].values()))
-    firsts = [one.answer for _, (one, _) in pairs]
-    assert 8 < firsts.count("a") < 32, "the first picture must not give the answer away"
+    for topic, (row, other) in pairs:
+        assert (row.question, row.options, row.pair) == (other.question, other.options, other.pair)
+        assert row.expression == other.expression and (row.expression is None) == (topic == "total")
+        assert {row.answer, other.answer} == {"a", "b"} and row.size_hw == other.size_hw
+        assert all(word in row.question for word in (topic_of(row.question)[1].values()))
+    firsts = [row.answer for _, (row, _) in pairs]
+    assert 8 < firsts.count("a") < 32, "the first image must not give the answer away"
 
 
 def test_masks_and_images_show_the_answer(pairs) -> None:
@@ -97,28 +97,29 @@ def test_masks_and_images_show_the_answer(pairs) -> None:
         for name, (hue, saturation, value) in COLOURS.items()
     }
     for topic, rows in pairs:
-        masks = [mask_of(one) for one in rows]
+        masks = [mask_of(row) for row in rows]
         if topic == "colour":
             assert (masks[0] == masks[1]).all()
-            seen = [pixels(one)[mask] for one, mask in zip(rows, masks, strict=True)]
+            seen = [pixels(row)[mask] for row, mask in zip(rows, masks, strict=True)]
             wrong = [  # how far the image is from its own colour, and from that of the other
-                [np.abs(found.mean(axis=0) - palette[said(one)]).sum() for one in rows] for found in seen
+                [np.abs(colours.mean(axis=0) - palette[said(row)]).sum() for row in rows] for colours in seen
             ]
             assert wrong[0][0] + wrong[1][1] < wrong[0][1] + wrong[1][0], rows[0]
         elif topic == "texture":
             assert (masks[0] == masks[1]).all()
-            rough = {said(one): roughness(one, mask) for one, mask in zip(rows, masks, strict=True)}
+            rough = {said(row): roughness(row, mask) for row, mask in zip(rows, masks, strict=True)}
             assert len(rough) == 2
             assert "plain" not in rough or min(rough, key=rough.__getitem__) == "plain", rows[0]
         elif topic == "side":
-            for one, mask in zip(rows, masks, strict=True):
+            for row, mask in zip(rows, masks, strict=True):
                 share = (np.nonzero(mask)[1].mean() + 0.5) / mask.shape[1]
-                assert (share < 0.43) if said(one) == "left" else (share > 0.57), one
+                assert (share < 0.43) if said(row) == "left" else (share > 0.57), row
         elif topic == "presence":
-            assert [bool(mask.any()) for mask in masks] == [said(one) == "yes" for one in rows]
+            assert [bool(mask.any()) for mask in masks] == [said(row) == "yes" for row in rows]
         elif topic == "count":
-            one, two = (masks[[said(row) for row in rows].index(number)] for number in ("one", "two"))
-            assert one.any() and (two & one).sum() > 0.45 * one.sum() and (two & ~one).sum() > 0.0016 * two.size
+            single, double = (masks[[said(row) for row in rows].index(number)] for number in ("one", "two"))
+            assert single.any() and (double & single).sum() > 0.45 * single.sum()
+            assert (double & ~single).sum() > 0.0016 * double.size
         elif topic == "kind":
             assert masks[0].any() and masks[1].any() and (masks[0] != masks[1]).any()
         else:
@@ -140,11 +141,11 @@ def test_nothing_else_differs(pairs) -> None:
 def test_new_combinations_are_not_shown(pairs) -> None:
     for topic, rows in pairs:
         named = topic_of(rows[0].question)[1]
-        for one in rows:
+        for row in rows:
             if topic == "colour":
-                assert (named["kind"], said(one)) not in HELD_OUT
+                assert (named["kind"], said(row)) not in HELD_OUT
             if topic == "kind":
-                assert (said(one), named["colour"]) not in HELD_OUT
+                assert (said(row), named["colour"]) not in HELD_OUT
 
 
 def test_what_is_taught_is_true(root: Path) -> None:
@@ -170,12 +171,12 @@ def test_what_is_taught_is_true(root: Path) -> None:
 
 def true_of(topic: str, named: dict[str, str], option: str, image: dict) -> bool:
     things = image["objects"]
-    of_kind = [one for one in things if one["kind"] == named.get("kind")]
+    of_kind = [thing for thing in things if thing["kind"] == named.get("kind")]
     if topic == "presence":
         return bool(of_kind) == (option == "yes")
     if topic in ("count", "total"):
         return len(of_kind if topic == "count" else things) == NUMBERS.index(option)
-    (thing,) = of_kind if topic != "kind" else [one for one in things if one["colour"] == named["colour"]]
+    (thing,) = of_kind if topic != "kind" else [thing for thing in things if thing["colour"] == named["colour"]]
     pair = {"colour": (thing["kind"], option), "kind": (option, thing["colour"])}.get(topic)
     assert pair not in HELD_OUT
     if topic == "side":

@@ -30,9 +30,9 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    made = train_tokenizer(TEXTS, 400)
-    add_special_tokens(made)
-    return made
+    trained = train_tokenizer(TEXTS, 400)
+    add_special_tokens(trained)
+    return trained
 
 
 @pytest.fixture

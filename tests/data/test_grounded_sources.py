@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from test_region_sources import _box, _images, _open, _polygon, _rle, _same, _sample, _uncompressed, _write
+from source_fixtures import (
+    SIZE,
+    assert_mask,
+    box_mask,
+    box_polygon,
+    box_rle,
+    box_runs,
+    draw_sample,
+    open_named,
+    write_images,
+    write_json,
+)
 
 from pixel_sail import scenes
 from pixel_sail.data.errors import DatasetError
@@ -25,14 +36,13 @@ from pixel_sail.data.templates import ANSWERS_SEVERAL, GROUNDED_CAPTION, QUESTIO
 from pixel_sail.scenes.outline import coco_polygons, labelme_polygons
 from pixel_sail.types import BadSample
 
-SIZE = (30, 40)  # height, width of every image, as in test_region_sources
 GCG = "GranDf/annotations/train"
 
 
 @pytest.fixture
 def root(tmp_path):
     """A data root with images 0.jpg to 3.jpg in train2017 and nothing else."""
-    _images(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
+    write_images(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
     return tmp_path
 
 
@@ -67,19 +77,22 @@ def test_a_phrase_is_found_as_whole_words_nearest_to_its_place():
 )
 def test_groundings_become_phrases_with_masks_in_the_order_of_the_caption(root, name, file):
     caption = "Two cats near a red mat."
-    groundings = {"a red mat": ([14, 23], [_rle(20, 5)]), "Two cats": ([0, 8], [_rle(0, 0), _rle(5, 0)])}
-    quoted = {"a red mat": ([14, 23], [_rle(20, 5)]), "two cats": ([1, 9], [_rle(0, 0)])}  # positions as in the file
-    _write(root / GCG / file, [_entry(caption, groundings), _entry(f'"{caption}"', quoted)])
-    source = _open(root, name)
+    groundings = {"a red mat": ([14, 23], [box_rle(20, 5)]), "Two cats": ([0, 8], [box_rle(0, 0), box_rle(5, 0)])}
+    quoted = {
+        "a red mat": ([14, 23], [box_rle(20, 5)]),
+        "two cats": ([1, 9], [box_rle(0, 0)]),
+    }  # positions as in the file
+    write_json(root / GCG / file, [_entry(caption, groundings), _entry(f'"{caption}"', quoted)])
+    source = open_named(root, name)
     assert source.problems == [] and len(source) == 2
-    sample = _sample(source)
+    sample = draw_sample(source)
     (turn,) = sample.turns
     assert turn.question in GROUNDED_CAPTION
     assert turn.answer == "<p> Two cats </p> [SEG] near <p> a red mat </p> [SEG]."
-    _same(sample.masks[0], _box(0, 0) | _box(5, 0))  # several masks of a phrase are united
-    _same(sample.masks[1], _box(20, 5))
+    assert_mask(sample.masks[0], box_mask(0, 0) | box_mask(5, 0))  # several masks of a phrase are united
+    assert_mask(sample.masks[1], box_mask(20, 5))
     assert sample.key == f"{name}/train/0" and sample.image == root / "images/train2017/0.jpg"
-    assert _sample(source, 1).turns[0].answer == turn.answer
+    assert draw_sample(source, 1).turns[0].answer == turn.answer
     asked = {source.sample(0, np.random.default_rng(seed)).turns[0].question for seed in range(30)}
     assert asked == set(GROUNDED_CAPTION)
 
@@ -87,17 +100,17 @@ def test_groundings_become_phrases_with_masks_in_the_order_of_the_caption(root, 
 def test_overlapping_phrases_are_trimmed_and_nothing_goes_silently(root):
     caption = "A man with a hat on a horse."
     groundings = {
-        "A man with a hat on a horse": ([0, 27], [_rle(0, 0)]),
-        "a hat": ([11, 16], [_rle(5, 0)]),
-        "a hat on": ([11, 19], [_rle(10, 0)]),
-        "a zebra": ([-1, -1], [_rle(15, 0)]),
+        "A man with a hat on a horse": ([0, 27], [box_rle(0, 0)]),
+        "a hat": ([11, 16], [box_rle(5, 0)]),
+        "a hat on": ([11, 19], [box_rle(10, 0)]),
+        "a zebra": ([-1, -1], [box_rle(15, 0)]),
         "a horse": ([20, 27], []),
     }
-    _write(root / GCG / "OpenPsgGCG_train.json", [_entry(caption, groundings), _entry("Two.", {"a": ([0, 1], [])})])
-    source = _open(root, "open_psg")
-    sample = _sample(source)
+    write_json(root / GCG / "OpenPsgGCG_train.json", [_entry(caption, groundings), _entry("Two.", {"a": ([0, 1], [])})])
+    source = open_named(root, "open_psg")
+    sample = draw_sample(source)
     assert sample.turns[0].answer == "<p> A man with </p> [SEG] <p> a hat on </p> [SEG] a horse."
-    _same(sample.masks[1], _box(10, 0))
+    assert_mask(sample.masks[1], box_mask(10, 0))
     assert source.problems == [
         "open_psg/train/0: the phrase 'a horse' has no mask",
         "open_psg/train/0: the phrase 'a zebra' is not in its caption",
@@ -109,18 +122,18 @@ def test_overlapping_phrases_are_trimmed_and_nothing_goes_silently(root):
 
 def test_phrases_of_refcocog_are_looked_for_in_the_caption(root):
     refs = [
-        {"sentence": "the mat", "bbox": [20, 5, 5, 5], "segmentation": _polygon(20, 5)},
-        {"sentence": "a cat on the mat", "bbox": [0, 0, 5, 5], "segmentation": _polygon(0, 0)},
-        {"sentence": "the mat", "bbox": [25, 5, 5, 5], "segmentation": _polygon(25, 5)},
-        {"sentence": "a dog", "bbox": [0, 5, 5, 5], "segmentation": _polygon(0, 5)},
+        {"sentence": "the mat", "bbox": [20, 5, 5, 5], "segmentation": box_polygon(20, 5)},
+        {"sentence": "a cat on the mat", "bbox": [0, 0, 5, 5], "segmentation": box_polygon(0, 0)},
+        {"sentence": "the mat", "bbox": [25, 5, 5, 5], "segmentation": box_polygon(25, 5)},
+        {"sentence": "a dog", "bbox": [0, 5, 5, 5], "segmentation": box_polygon(0, 5)},
     ]
     values = {"img_file_name": "1.jpg", "caption": "There is a cat on the mat.", "refs": refs}
-    _write(root / GCG / "RefCOCOg_GCG_train.json", [{"77": values}])
-    source = _open(root, "refcocog_gcg")
-    sample = _sample(source)  # the size is not in the file: it is that of the image
+    write_json(root / GCG / "RefCOCOg_GCG_train.json", [{"77": values}])
+    source = open_named(root, "refcocog_gcg")
+    sample = draw_sample(source)  # the size is not in the file: it is that of the image
     assert sample.turns[0].answer == "There is <p> a cat on </p> [SEG] <p> the mat </p> [SEG]."
-    _same(sample.masks[0], _box(0, 0))
-    _same(sample.masks[1], _box(20, 5) | _box(25, 5))
+    assert_mask(sample.masks[0], box_mask(0, 0))
+    assert_mask(sample.masks[1], box_mask(20, 5) | box_mask(25, 5))
     assert source.problems == ["refcocog_gcg/train/0: the phrase 'a dog' is not in its caption"]
 
 
@@ -129,18 +142,18 @@ def test_flickr_annotations_of_one_phrase_are_united(root):
     (root / "images/train2017/2.jpg").rename(root / "images/flickr30k/99.jpg")
     image = {"id": 3, "file_name": "99.jpg", "height": SIZE[0], "width": SIZE[1], "caption": " Two men by a car ."}
     annotations = [
-        {"image_id": 3, "tokens_positive": [[1, 8]], "sam_mask": _rle(0, 0)},
-        {"image_id": 3, "tokens_positive": [[1, 8]], "sam_mask": _rle(10, 0)},
-        {"image_id": 3, "tokens_positive": [[12, 17]], "sam_mask": _rle(20, 0)},
-        {"image_id": 3, "tokens_positive": [[12, 17]], "sam_mask": _rle(30, 0), "ignore": 1},
-        {"image_id": 3, "tokens_positive": [[12, 99]], "sam_mask": _rle(30, 0)},
+        {"image_id": 3, "tokens_positive": [[1, 8]], "sam_mask": box_rle(0, 0)},
+        {"image_id": 3, "tokens_positive": [[1, 8]], "sam_mask": box_rle(10, 0)},
+        {"image_id": 3, "tokens_positive": [[12, 17]], "sam_mask": box_rle(20, 0)},
+        {"image_id": 3, "tokens_positive": [[12, 17]], "sam_mask": box_rle(30, 0), "ignore": 1},
+        {"image_id": 3, "tokens_positive": [[12, 99]], "sam_mask": box_rle(30, 0)},
     ]
-    _write(root / GCG / "flickr_mergedGT_GCG_val.json", {"images": [image], "annotations": annotations})
-    source = _open(root, "flickr_gcg", "val")
-    sample = _sample(source)
+    write_json(root / GCG / "flickr_mergedGT_GCG_val.json", {"images": [image], "annotations": annotations})
+    source = open_named(root, "flickr_gcg", "val")
+    sample = draw_sample(source)
     assert sample.turns[0].answer == "<p> Two men </p> [SEG] by <p> a car </p> [SEG] ."
-    _same(sample.masks[0], _box(0, 0) | _box(10, 0))
-    _same(sample.masks[1], _box(20, 0))
+    assert_mask(sample.masks[0], box_mask(0, 0) | box_mask(10, 0))
+    assert_mask(sample.masks[1], box_mask(20, 0))
     assert sample.key == "flickr_gcg/val/image=3"
     assert source.problems == [
         "flickr_gcg/val: 1 annotations of flickr_mergedGT_GCG_val.json are marked to be ignored and left out",
@@ -156,41 +169,41 @@ def test_grand_f_is_held_out_in_two_files(root):
         {"image_id": "sa_7", "caption": "A cup and a cup.", "labels": ["A cup", "a cup"]},
         {"image_id": "sa_8", "caption": "A cup.", "labels": ["A cup"]},
     ]
-    masks = [{"image_id": "sa_7", "segmentation": _rle(x, 0)} for x in (0, 10)]
+    masks = [{"image_id": "sa_7", "segmentation": box_rle(x, 0)} for x in (0, 10)]
     folder = root / "GranDf/annotations/val_test"
-    _write(folder / "val_gcg_coco_caption_gt.json", known | {"annotations": captions})
-    _write(folder / "val_gcg_coco_mask_gt.json", known | {"annotations": masks})
-    source = _open(root, "grand_f", "val")
-    sample = _sample(source)
+    write_json(folder / "val_gcg_coco_caption_gt.json", known | {"annotations": captions})
+    write_json(folder / "val_gcg_coco_mask_gt.json", known | {"annotations": masks})
+    source = open_named(root, "grand_f", "val")
+    sample = draw_sample(source)
     assert sample.turns[0].answer == "<p> A cup </p> [SEG] and <p> a cup </p> [SEG]."
-    _same(sample.masks[1], _box(10, 0))
+    assert_mask(sample.masks[1], box_mask(10, 0))
     assert len(source) == 1 and "grand_f/val/image=sa_8: 1 phrases in " in source.problems[0]
     with pytest.raises(DatasetError, match="open_psg has the splits train, val, got 'test'"):
-        _open(root, "open_psg", "test")
+        open_named(root, "open_psg", "test")
 
 
 def test_bad_captions_are_listed(root):
-    good = _entry("A cat.", {"A cat": ([0, 5], [_rle(0, 0)])})
+    good = _entry("A cat.", {"A cat": ([0, 5], [box_rle(0, 0)])})
     bad = {
         ": the caption contains <p>": _entry("A <p> cat", {}),
         ": the text contains [SEG]": _entry("A [SEG]", {}),
         ": its 'caption' is empty": _entry('""', {}),
-        ": the phrase 'a': the positions [0] are not": _entry("a", {"a": ([0], [_rle(0, 0)])}),
+        ": the phrase 'a': the positions [0] are not": _entry("a", {"a": ([0], [box_rle(0, 0)])}),
         ": no image 'gone.jpg'": good | {"file_name": "gone.jpg"},
         ": it has no 'groundings'": {"caption": "a"},
     }
-    _write(root / GCG / "OpenPsgGCG_train.json", [*bad.values(), good])
-    source = _open(root, "open_psg")
+    write_json(root / GCG / "OpenPsgGCG_train.json", [*bad.values(), good])
+    source = open_named(root, "open_psg")
     assert len(source) == 1 and len(source.problems) == len(bad)
     for number, (problem, message) in enumerate(zip(source.problems, bad, strict=True)):
         assert problem.startswith(f"open_psg/train/{number}{message}"), problem
-    torn = _entry("A cat.", {"A cat": ([0, 5], [_rle(0, 0) | {"counts": "0"}])})
-    empty = _entry("A cat.", {"A cat": ([0, 5], [_rle(0, 0, side=0)])})
-    _write(root / GCG / "OpenPsgGCG_train.json", [torn, empty])
-    source = _open(root, "open_psg")
+    torn = _entry("A cat.", {"A cat": ([0, 5], [box_rle(0, 0) | {"counts": "0"}])})
+    empty = _entry("A cat.", {"A cat": ([0, 5], [box_rle(0, 0, side=0)])})
+    write_json(root / GCG / "OpenPsgGCG_train.json", [torn, empty])
+    source = open_named(root, "open_psg")
     for index, message in enumerate(("the run lengths", "has no pixel")):
         with pytest.raises(BadSample, match=f"^open_psg/train/{index}: the mask of 'A cat'.*{message}"):
-            _sample(source, index)
+            draw_sample(source, index)
 
 
 # --- MUSE -----------------------------------------------------------------------------------------------------------
@@ -202,17 +215,17 @@ def _muse(questions, answers, texts, **changes):
 
 
 def test_muse_answers_have_a_mask_for_each_object(root):
-    cup = {"segmentation": _polygon(0, 0), "category_name": "cup", "rephrased_name": "red cup"}
-    lid = {"segmentation": _rle(10, 0), "category_name": "lid"}
-    pot = {"segmentation": _uncompressed(20, 0), "category_name": "pot"}
+    cup = {"segmentation": box_polygon(0, 0), "category_name": "cup", "rephrased_name": "red cup"}
+    lid = {"segmentation": box_rle(10, 0), "category_name": "lid"}
+    pot = {"segmentation": box_runs(20, 0), "category_name": "pot"}
     entries = [
         _muse(["What to drink from?", "What else?"], [[cup], [cup, lid, pot]], ["The cup {seg}, I say.", None]),
         _muse(["Which?"], [[lid, cup]], ["{seg} and {seg}"]) | {"coco_url": "http://x.org/train2017/1.jpg"},
     ]
     del entries[1]["file_name"]
-    _write(root / "muse/MUSE_train.json", entries)
-    source = _open(root, "muse")
-    sample = _sample(source)
+    write_json(root / "muse/MUSE_train.json", entries)
+    source = open_named(root, "muse")
+    sample = draw_sample(source)
     answers = {turn.question: turn.answer for turn in sample.turns}
     assert answers == {
         "What to drink from?": "The cup [SEG], I say.",
@@ -221,20 +234,20 @@ def test_muse_answers_have_a_mask_for_each_object(root):
     first = [turn.question for turn in sample.turns].index("What else?")
     masks = sample.masks[first : first + 3]
     for mask, x in zip(masks, (0, 10, 20), strict=True):
-        _same(mask, _box(x, 0))
-    other = _sample(source, 1)
+        assert_mask(mask, box_mask(x, 0))
+    other = draw_sample(source, 1)
     assert other.image.name == "1.jpg" and other.turns[0].answer == "[SEG] and [SEG]"
-    _same(other.masks[0], _box(10, 0))
-    assert len(_sample(_open(root, "muse", count=1)).turns) == 1
+    assert_mask(other.masks[0], box_mask(10, 0))
+    assert len(draw_sample(open_named(root, "muse", count=1)).turns) == 1
 
 
 def test_bad_muse_entries_are_listed(root):
-    cup = {"segmentation": _rle(0, 0), "category_name": "cup"}
+    cup = {"segmentation": box_rle(0, 0), "category_name": "cup"}
     entry = _muse(["a", "b", "c", "d"], [[cup], [cup], [], [cup]], ["{seg}", "{seg} {seg}", None, "[SEG] {seg}"])
-    none = _muse(["a"], [[{"segmentation": _rle(0, 0)}]], [None])
+    none = _muse(["a"], [[{"segmentation": box_rle(0, 0)}]], [None])
     short = _muse(["a", "b"], [[cup]], [None])
-    _write(root / "muse/MUSE_val.json", [entry, none, short])
-    source = _open(root, "muse", "val")
+    write_json(root / "muse/MUSE_val.json", [entry, none, short])
+    source = open_named(root, "muse", "val")
     expected = [
         "0/1: its answer '{seg} {seg}' needs a {seg} for each of 1 objects",
         "0/2: it needs a question and a list of the objects that answer it",
@@ -259,7 +272,7 @@ def _reason(root, stem, shapes, text=("What is it?",), sentence=True, split="tra
     values = {"text": list(text), "is_sentence": sentence}
     values["shapes"] = [{"label": label, "points": points} for label, points in shapes]
     folder = root / "reason_seg/ReasonSeg" / split
-    _images(folder, f"{stem}.jpg")
+    write_images(folder, f"{stem}.jpg")
     (folder / f"{stem}.json").write_text(json.dumps(values, ensure_ascii=False), encoding=encoding)
 
 
@@ -272,26 +285,26 @@ def test_polygons_are_filled_largest_first_and_flags_mean_nothing(root):
         ("ignore", _square(20, 10, 8)),
     ]
     _reason(root, "a", shapes, ("What is it?", "Où est-ce ?"), encoding="cp1252")
-    source = _open(root, "reason_seg")
-    sample = _sample(source)
+    source = open_named(root, "reason_seg")
+    sample = draw_sample(source)
     assert {turn.question for turn in sample.turns} <= {
         template.replace("{expression}", text)
         for text in ("What is it?", "Où est-ce ?")
         for template in QUESTIONS_REASON
     }
-    expected = _box(0, 0, 10) | _box(20, 0, 5)
+    expected = box_mask(0, 0, 10) | box_mask(20, 0, 5)
     expected[5:8, 5:8] = False
     for mask in sample.masks:
-        _same(mask, expected)
+        assert_mask(mask, expected)
     (image,) = read_reason_seg(root, "train", [])
     ignored = np.zeros(SIZE, dtype=bool)
     ignored[5:8, 5:8] = ignored[10:18, 20:28] = True
-    _same(target_and_ignored(image)[1], ignored)
+    assert_mask(target_and_ignored(image)[1], ignored)
 
 
 def test_phrases_are_asked_for_as_in_referring_segmentation(root):
     _reason(root, "a", [("target", _square(0, 0, 5))], ["the cup"], sentence=False)
-    turn = _sample(_open(root, "reason_seg")).turns[0]
+    turn = draw_sample(open_named(root, "reason_seg")).turns[0]
     assert turn.question in {template.replace("{expression}", "the cup") for template in QUESTIONS}
 
 
@@ -304,14 +317,14 @@ def test_bad_reason_files_are_listed(root):
     (folder / "d.jpg").unlink()
     (folder / "e.json").write_text("{")
     _reason(root, "f", [("ignore", _square(0, 0, 5))])
-    source = _open(root, "reason_seg")
+    source = open_named(root, "reason_seg")
     assert [re.sub(r": .*", "", problem) for problem in source.problems] == [f"reason_seg/train/{c}" for c in "bcde"]
     for problem, words in zip(source.problems, ("no polygon", "'text' is", "no image", "not valid JSON"), strict=True):
         assert words in problem
     with pytest.raises(BadSample, match="^reason_seg/train/f: no pixel of the image is marked"):
-        _sample(source, 1)
+        draw_sample(source, 1)
     with pytest.raises(DatasetError, match="no folder .*reason_seg/ReasonSeg/val; its splits are train, val, test"):
-        _open(root, "reason_seg", "val")
+        open_named(root, "reason_seg", "val")
 
 
 # --- classes with a mask for each object ----------------------------------------------------------------------------
@@ -320,8 +333,8 @@ def test_bad_reason_files_are_listed(root):
 def _instances(root, annotations):
     images = [{"id": i, "file_name": f"{i}.jpg", "height": SIZE[0], "width": SIZE[1]} for i in (1, 2)]
     categories = [{"id": 4, "name": "cup"}, {"id": 9, "name": "lid"}]
-    numbered = [{"id": i, "iscrowd": 0, **one} for i, one in enumerate(annotations)]
-    _write(
+    numbered = [{"id": i, "iscrowd": 0, **annotation} for i, annotation in enumerate(annotations)]
+    write_json(
         root / "annotations/instances_train2017.json",
         {"images": images, "categories": categories, "annotations": numbered},
     )
@@ -329,45 +342,46 @@ def _instances(root, annotations):
 
 def test_each_object_of_a_class_has_its_mask_from_left_to_right(root):
     cups = [
-        {"image_id": 1, "category_id": 4, "segmentation": one} for one in (_rle(20, 0), _polygon(0, 5), _rle(10, 10))
+        {"image_id": 1, "category_id": 4, "segmentation": segmentation}
+        for segmentation in (box_rle(20, 0), box_polygon(0, 5), box_rle(10, 10))
     ]
-    lid = {"image_id": 1, "category_id": 9, "segmentation": _polygon(30, 0)}
-    crowd = {"image_id": 2, "category_id": 4, "segmentation": _uncompressed(0, 0), "iscrowd": 1}
-    many = [{"image_id": 2, "category_id": 9, "segmentation": _rle(0, 0)}] * (MAX_OBJECTS + 1)
+    lid = {"image_id": 1, "category_id": 9, "segmentation": box_polygon(30, 0)}
+    crowd = {"image_id": 2, "category_id": 4, "segmentation": box_runs(0, 0), "iscrowd": 1}
+    many = [{"image_id": 2, "category_id": 9, "segmentation": box_rle(0, 0)}] * (MAX_OBJECTS + 1)
     _instances(root, [*cups, lid, crowd, *many])
-    source = _open(root, "coco_instance")
+    source = open_named(root, "coco_instance")
     assert len(source) == 1
     assert source.problems == ["coco_instance/train: 2 classes of an image have a crowd or over 20 objects"]
     wordings = {template.replace("{expression}", name): name for template in QUESTIONS_EACH for name in ("cup", "lid")}
     for seed in range(5):
-        sample = _sample(source, seed=seed)
+        sample = draw_sample(source, seed=seed)
         named = [wordings[turn.question] for turn in sample.turns]
         assert sorted(named) == ["cup", "lid"]
         masks = list(sample.masks)
         for name, turn in zip(named, sample.turns, strict=True):
             if name == "lid":
                 assert turn.answer.count("[SEG]") == 1
-                _same(masks.pop(0), _box(30, 0))
+                assert_mask(masks.pop(0), box_mask(30, 0))
                 continue
             several = {answer.replace("[SEG]", "[SEG], [SEG] and [SEG]") for answer in ANSWERS_SEVERAL}
             assert turn.answer in several
             for x, y in ((0, 5), (10, 10), (20, 0)):
-                _same(masks.pop(0), _box(x, y))
-    plain = _sample(_open(root, "coco_instance", answers=["[SEG]"]))
+                assert_mask(masks.pop(0), box_mask(x, y))
+    plain = draw_sample(open_named(root, "coco_instance", answers=["[SEG]"]))
     assert {turn.answer for turn in plain.turns} == {"[SEG]", "[SEG], [SEG] and [SEG]"}
-    hidden = _sample(_open(root, "coco_instance", hide="text"))
+    hidden = draw_sample(open_named(root, "coco_instance", hide="text"))
     assert all("cup" not in turn.question and "lid" not in turn.question for turn in hidden.turns)
 
 
 def test_bad_instances_are_explained(root):
     _instances(root, [{"image_id": 1, "category_id": 4, "segmentation": [[1, 1, 5, 5]]}])
     with pytest.raises(BadSample, match="^coco_instance/train/image=1: annotation 0, polygon 0: .* is no polygon"):
-        _sample(_open(root, "coco_instance"))
-    _instances(root, [{"image_id": 1, "category_id": 5, "segmentation": _rle(0, 0)}])
+        draw_sample(open_named(root, "coco_instance"))
+    _instances(root, [{"image_id": 1, "category_id": 5, "segmentation": box_rle(0, 0)}])
     with pytest.raises(DatasetError, match="instances_train2017.json is not a COCO instances file: no 5"):
-        _open(root, "coco_instance")
+        open_named(root, "coco_instance")
     with pytest.raises(DatasetError, match="no file .*annotations/instances_val2017.json"):
-        _open(root, "coco_instance", "val")
+        open_named(root, "coco_instance", "val")
 
 
 def test_panoptic_segments_one_by_one(root):
@@ -384,30 +398,30 @@ def test_panoptic_segments_one_by_one(root):
     categories.append({"id": 9, "name": "lid", "isthing": 1})
     values = {"categories": categories, "images": [{"id": 1, "file_name": "1.jpg"}]}
     values["annotations"] = [{"image_id": 1, "file_name": "1.png", "segments_info": infos}]
-    _write(root / "annotations/panoptic_train2017.json", values)
-    source = _open(root, "coco_panoptic_segments", answers=["[SEG]"])
+    write_json(root / "annotations/panoptic_train2017.json", values)
+    source = open_named(root, "coco_panoptic_segments", answers=["[SEG]"])
     assert source.problems[-1] == "coco_panoptic_segments/train: 1 classes of an image have a crowd or over 20 segments"
-    sample = _sample(source)
+    sample = draw_sample(source)
     answers = {next(n for n in ("cup", "wall", "lid") if n in turn.question): turn.answer for turn in sample.turns}
     assert answers == {"cup": "[SEG] and [SEG]", "wall": "[SEG]"}
     asked = {turn.answer: turn.question for turn in sample.turns}
     assert asked["[SEG]"] in {template.replace("{expression}", "wall") for template in QUESTIONS}
     assert asked["[SEG] and [SEG]"] in {template.replace("{expression}", "cup") for template in QUESTIONS_EACH}
     cups = sample.masks[:2] if "cup" in sample.turns[0].question else sample.masks[1:]
-    _same(cups[0], _box(0, 0))
-    _same(cups[1], _box(20, 0))
+    assert_mask(cups[0], box_mask(0, 0))
+    assert_mask(cups[1], box_mask(20, 0))
 
 
 def test_the_real_panoptic_sample_one_by_one(shared):
     root = shared / "data/panoptic_sample"
     values = json.loads((root / "annotations/panoptic_train2017.json").read_text())
-    source = _open(root, "coco_panoptic_segments", count=50)
+    source = open_named(root, "coco_panoptic_segments", count=50)
     assert len(source) == 2
     for index, annotation in enumerate(values["annotations"]):
         infos = annotation["segments_info"]
         crowds = {info["category_id"] for info in infos if info["iscrowd"]}
         whole = [info for info in infos if info["category_id"] not in crowds]
-        sample = _sample(source, index)
+        sample = draw_sample(source, index)
         assert len(sample.masks) == len(whole) and len(sample.turns) == len({i["category_id"] for i in whole})
         assert sorted(decode_mask(mask).sum() for mask in sample.masks) == sorted(i["area"] for i in whole)
 
@@ -417,18 +431,22 @@ def test_the_real_instances_one_by_one(shared, tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_train2017.json").symlink_to(shared / "data/mini_coco/refcoco/instances.json")
     values = json.loads((tmp_path / "annotations/instances_train2017.json").read_text())
-    source = _open(tmp_path, "coco_instance", count=100)
+    source = open_named(tmp_path, "coco_instance", count=100)
     assert len(source) > 200 and len(source.problems) == 1
     sizes = {image["id"]: (image["height"], image["width"]) for image in values["images"]}
     for index in range(0, len(source), 20):
-        sample = _sample(source, index)
-        found = [one for one in values["annotations"] if one["image_id"] == int(sample.key.rpartition("=")[2])]
-        crowds = {one["category_id"] for one in found if one["iscrowd"]}
-        whole = [one for one in found if one["category_id"] not in crowds]
+        sample = draw_sample(source, index)
+        annotations = [
+            annotation
+            for annotation in values["annotations"]
+            if annotation["image_id"] == int(sample.key.rpartition("=")[2])
+        ]
+        crowds = {annotation["category_id"] for annotation in annotations if annotation["iscrowd"]}
+        whole = [annotation for annotation in annotations if annotation["category_id"] not in crowds]
         areas = []
-        for one in whole:
-            assert isinstance(one["segmentation"], list)  # only crowds are RLEs
-            rles = coco_mask.frPyObjects(one["segmentation"], *sizes[one["image_id"]])
+        for annotation in whole:
+            assert isinstance(annotation["segmentation"], list)  # only crowds are RLEs
+            rles = coco_mask.frPyObjects(annotation["segmentation"], *sizes[annotation["image_id"]])
             areas.append(int(coco_mask.area(coco_mask.merge(rles))))
         assert sorted(int(decode_mask(mask).sum()) for mask in sample.masks) == sorted(areas)
 
@@ -471,7 +489,10 @@ def things(drawn):
     """File name of an image -> its objects: colour, kind, and mask (H, W) bool."""
     known = json.loads((drawn / "scenes.json").read_text())["images"]
     instances = json.loads((drawn / "refcoco/instances.json").read_text())
-    masks = {one["id"]: coco_mask.decode(one["segmentation"]).astype(bool) for one in instances["annotations"]}
+    masks = {
+        annotation["id"]: coco_mask.decode(annotation["segmentation"]).astype(bool)
+        for annotation in instances["annotations"]
+    }
     return {
         image["file_name"]: [{**thing, "mask": masks[thing["ann_id"]]} for thing in image["objects"]] for image in known
     }
@@ -484,12 +505,12 @@ def split_of(drawn):
 
 @pytest.mark.parametrize(("name", "split"), [(name, split) for name in SPLITS for split in SPLITS[name]])
 def test_every_fixture_is_read_whole_and_keeps_the_splits(drawn, split_of, name, split):
-    source = _open(drawn, name, split)
+    source = open_named(drawn, name, split)
     assert len(source) > (0 if split == "test_many" else 2)
     kinds = "is not in its caption|marked to be ignored|overlapping"
     assert not [problem for problem in source.problems if not re.search(kinds, problem)]
     for index in range(len(source)):
-        sample = _sample(source, index)
+        sample = draw_sample(source, index)
         assert all(decode_mask(mask).any() for mask in sample.masks) and sample.masks
         assert (split_of[sample.image.name] == "train") == (split == "train")
 
@@ -512,7 +533,7 @@ def test_every_phrase_of_a_drawn_caption_means_its_mask_and_no_other(drawn, thin
     related = shown = 0
     for image in _read(drawn, name, split)[0]:
         objects, text = things[image.path.name], image.caption
-        centres = [np.argwhere(one["mask"]).mean(axis=0) for one in objects]
+        centres = [np.argwhere(thing["mask"]).mean(axis=0) for thing in objects]
         for phrase in image.phrases:
             assert phrase.span and text[slice(*phrase.span)].lower() == phrase.text.lower()
             head = re.split(" to the | above | below ", phrase.text)[0]
@@ -521,12 +542,12 @@ def test_every_phrase_of_a_drawn_caption_means_its_mask_and_no_other(drawn, thin
                 assert len(named) == 2
             assert named, phrase.text
             size = objects[0]["mask"].shape
-            found = decode_mask(image.mask(phrase, size))
+            mask = decode_mask(image.mask(phrase, size))
             whole = np.logical_or.reduce([objects[i]["mask"] for i in named])
             if name == "flickr_gcg":  # one annotation an object
-                assert not (found & ~whole).any() and any(np.array_equal(found, objects[i]["mask"]) for i in named)
+                assert not (mask & ~whole).any() and any(np.array_equal(mask, objects[i]["mask"]) for i in named)
             else:
-                np.testing.assert_array_equal(found, whole)
+                np.testing.assert_array_equal(mask, whole)
             shown += 1
         pattern = r"(an? [^.,]*?) (?:is )?(to the left of|to the right of|above|below) (an? [^.,]*?)(?=\.|,| and )"
         for first, side, second in re.findall(pattern, text.lower()):
@@ -543,7 +564,7 @@ def test_the_questions_of_muse_are_answered_by_all_objects_that_fit(drawn, thing
         for entry in json.loads((drawn / f"muse/MUSE_{split}.json").read_text()):
             name = entry.get("file_name") or entry["coco_url"].rsplit("/", 1)[-1]
             for question, answer, text in zip(entry["questions"], entry["answers"], entry["text_answers"], strict=True):
-                kinds = [one["category_name"] for one in answer]
+                kinds = [target["category_name"] for target in answer]
                 colour = re.search(r"that is (\w+)\?", question)
                 fitting = [o for o in things[name] if colour and o["colour"] == colour[1]]
                 if colour:
@@ -604,12 +625,12 @@ def test_drawn_instances_are_the_masks(drawn, things):
         names = {image["id"]: image for image in data["images"]}
         kinds = {c["id"]: c["name"] for c in data["categories"]}
         polygons = 0
-        for one in data["annotations"]:
-            image, seg = names[one["image_id"]], one["segmentation"]
+        for annotation in data["annotations"]:
+            image, seg = names[annotation["image_id"]], annotation["segmentation"]
             polygons += isinstance(seg, list)
             if isinstance(seg, list):
                 seg = coco_mask.merge(coco_mask.frPyObjects(seg, image["height"], image["width"]))
-            (true,) = (o for o in things[image["file_name"]] if o["ann_id"] == one["id"])
+            (true,) = (o for o in things[image["file_name"]] if o["ann_id"] == annotation["id"])
             np.testing.assert_array_equal(coco_mask.decode(seg).astype(bool), true["mask"])
-            assert kinds[one["category_id"]] == true["kind"]
+            assert kinds[annotation["category_id"]] == true["kind"]
         assert polygons > 0.5 * len(data["annotations"])

@@ -22,10 +22,10 @@ def test_sizes_are_those_of_the_research_code(shared):
 )
 def test_patches_are_those_of_the_research_code(shared, image, patches, patch):
     golden = np.load(shared / "golden/helpers/image_patches.npz")
-    found, grid = to_patches(Image.fromarray(golden[image]), patch, 1024)
+    ours, grid = to_patches(Image.fromarray(golden[image]), patch, 1024)
     expected = golden[patches]  # (h, w, 3, P, P)
-    assert grid == expected.shape[:2] and found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy().reshape(expected.shape), expected, atol=1e-6)
+    assert grid == expected.shape[:2] and ours.dtype == torch.float32
+    np.testing.assert_allclose(ours.numpy().reshape(expected.shape), expected, atol=1e-6)
 
 
 def test_size_rule_in_closed_form():

@@ -31,9 +31,9 @@ def test_a_patch_is_prompted_exactly_when_a_pixel_reaches_into_it(size):
         for i in _cells(height, h, row):
             for j in _cells(width, w, column):
                 expected[i, j] = 3
-        found = prompt_ids({3: encode_mask(_pixel(height, width, row, column))}, size, (h, w), "key")
-        assert found.dtype == torch.int64
-        torch.testing.assert_close(found, expected.flatten())
+        ids = prompt_ids({3: encode_mask(_pixel(height, width, row, column))}, size, (h, w), "key")
+        assert ids.dtype == torch.int64
+        torch.testing.assert_close(ids, expected.flatten())
 
 
 def test_no_pixel_of_a_large_image_is_lost():
@@ -50,9 +50,9 @@ def test_every_patch_of_the_research_code_is_prompted(shared):
             width, height = resized_size(mask.shape[::-1], patch, 1024)
             grid = (height // patch, width // patch)
             recorded = golden[f"mask{i}_patches{patch}"]
-            found = prompt_ids({2: encode_mask(mask)}, mask.shape, grid, "key").numpy().reshape(grid) == 2
-            assert recorded.shape == grid and not (recorded & ~found).any(), (i, patch)
-            assert found.any() == mask.any()
+            ids = prompt_ids({2: encode_mask(mask)}, mask.shape, grid, "key").numpy().reshape(grid) == 2
+            assert recorded.shape == grid and not (recorded & ~ids).any(), (i, patch)
+            assert ids.any() == mask.any()
 
 
 def test_smaller_regions_win_whatever_the_order():

@@ -9,12 +9,25 @@ import pytest
 from conftest import edit_refs
 from PIL import Image
 from pycocotools import mask as coco_mask
+from source_fixtures import (
+    SIZE,
+    assert_mask,
+    box_mask,
+    box_polygon,
+    box_rle,
+    box_runs,
+    draw_sample,
+    messages,
+    open_named,
+    write_images,
+    write_json,
+)
 
-from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
+from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.options import parse_options, stated_letter
-from pixel_sail.data.sources import RECORDS, coco_panoptic, open_source, pix2cap
+from pixel_sail.data.sources import RECORDS, coco_panoptic, pix2cap
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.perbench import read_perbench
 from pixel_sail.data.sources.refer import read_refer
@@ -31,67 +44,12 @@ from pixel_sail.data.templates import (
 from pixel_sail.tokens import prompt_names
 from pixel_sail.types import BadSample
 
-SIZE = (30, 40)  # height, width of every image, in pixels
-
-
-def _box(x, y, side=5):
-    """(H, W) bool; boxes at different x, y (multiples of 5) are disjoint."""
-    mask = np.zeros(SIZE, dtype=bool)
-    mask[y : y + side, x : x + side] = True
-    return mask
-
-
-def _rle(x, y, side=5):
-    return dict(encode_mask(_box(x, y, side)))
-
-
-def _polygon(x, y, side=5):
-    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
-
-
-def _uncompressed(x, y, side=5):
-    flat = _box(x, y, side).flatten(order="F")
-    edges = np.flatnonzero(np.diff(flat, prepend=False)).tolist()
-    return {"size": list(SIZE), "counts": np.diff([0, *edges, flat.size]).tolist()}
-
 
 @pytest.fixture
 def root(tmp_path):
     """A data root with images 0.jpg to 3.jpg in train2017 and nothing else."""
-    _images(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
+    write_images(tmp_path / "images/train2017", *(f"{i}.jpg" for i in range(4)))
     return tmp_path
-
-
-def _images(folder, *names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        Image.new("RGB", SIZE[::-1], (90, 90, 90)).save(folder / name)
-
-
-def _write(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def _open(root, source, split="train", count=5, **options):
-    data = DataConfig(
-        root=root, mixture=[MixtureEntry(source=source, split=split)], expressions_per_image=count, **options
-    )
-    return open_source(data.mixture[0], data)
-
-
-def _sample(source, index=0, seed=0):
-    sample = source.sample(index, np.random.default_rng(seed))
-    assert sample.key == source.key(index)
-    assert list(sample.prompts) == list(range(len(sample.prompts)))
-    first_mentions = dict.fromkeys(k for t in sample.turns for k in prompt_names(t.question + t.answer))
-    assert list(first_mentions) == list(sample.prompts)  # numbered in the order in which they are named, none unnamed
-    assert sum(turn.answer.count("[SEG]") for turn in sample.turns) == len(sample.masks)
-    return sample
-
-
-def _same(rle, mask):
-    np.testing.assert_array_equal(decode_mask(rle), mask)
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -104,16 +62,16 @@ def test_an_image_is_looked_up_in_the_folders_in_their_order(tmp_path):
         *("images/mscoco/images/train2014", "images/sam", "images"),
     )
     for folder in reversed(folders):
-        _images(tmp_path / folder, "a.jpg")
+        write_images(tmp_path / folder, "a.jpg")
         assert ImageFinder(tmp_path).find("a.jpg", "key") == tmp_path / folder / "a.jpg"
     assert ImageFinder(tmp_path).find("sam/a.jpg", "key") == tmp_path / "images/sam/a.jpg"
 
 
 def test_an_image_of_coco_2014_is_found_under_its_name_of_2017(root):
-    _images(root / "images/train2017", "000000000009.jpg")
-    found = ImageFinder(root).find("COCO_train2014_000000000009.jpg", "key")
-    assert found == root / "images/train2017/000000000009.jpg"
-    _images(root / "images/train2014", "COCO_train2014_000000000009.jpg")
+    write_images(root / "images/train2017", "000000000009.jpg")
+    path = ImageFinder(root).find("COCO_train2014_000000000009.jpg", "key")
+    assert path == root / "images/train2017/000000000009.jpg"
+    write_images(root / "images/train2014", "COCO_train2014_000000000009.jpg")
     assert (
         ImageFinder(root).find("COCO_train2014_000000000009.jpg", "key").parent.name == "train2014"
     )  # its own name first
@@ -131,7 +89,7 @@ def test_a_missing_image_names_the_folders(root, tmp_path_factory):
 
 
 def test_composing_renumbers_by_first_mention_and_unites_equal_regions():
-    a, b, c = _rle(0, 0), _rle(5, 0), _rle(10, 0)
+    a, b, c = box_rle(0, 0), box_rle(5, 0), box_rle(10, 0)
     turns = [
         RegionTurn("Is <Prompt1> like <Prompt0>?", "<Prompt0> is [SEG].", {0: a, 1: b}, (c,)),
         RegionTurn("And <Prompt0>?", "It is <Prompt1>.", {0: c, 1: b}),
@@ -145,52 +103,51 @@ def test_composing_renumbers_by_first_mention_and_unites_equal_regions():
 
 
 def test_a_turn_beyond_fifteen_regions_is_left_out_with_its_masks_and_the_next_that_fits_stays():
-    cells = [_rle(x, y) for y in range(0, 30, 5) for x in range(0, 40, 5)]
-    one = [RegionTurn("<Prompt0>?", f"{i} [SEG]", {0: cell}, (cell,)) for i, cell in enumerate(cells[:14])]
-    two = RegionTurn("<Prompt0> or <Prompt1>?", "two [SEG]", dict(enumerate(cells[14:16])), (cells[14],))
+    cells = [box_rle(x, y) for y in range(0, 30, 5) for x in range(0, 40, 5)]
+    singles = [RegionTurn("<Prompt0>?", f"{i} [SEG]", {0: cell}, (cell,)) for i, cell in enumerate(cells[:14])]
+    double = RegionTurn("<Prompt0> or <Prompt1>?", "two [SEG]", dict(enumerate(cells[14:16])), (cells[14],))
     last = RegionTurn("<Prompt0>?", "last [SEG]", {0: cells[16]}, (cells[16],))
-    sample = compose("key", None, [*one, two, last])
+    sample = compose("key", None, [*singles, double, last])
     assert sample.turns[-1].answer == "last [SEG]" and len(sample.turns) == 15 == len(sample.masks)
     assert [sample.prompts[k] for k in range(15)] == [*cells[:14], cells[16]] == list(sample.masks)
 
 
 def test_a_name_without_region_and_an_empty_region_are_refused():
     with pytest.raises(BadSample, match="key: <Prompt1> is named, but no such region is drawn"):
-        compose("key", None, [RegionTurn("<Prompt0> and <Prompt1>", "x", {0: _rle(0, 0)})])
+        compose("key", None, [RegionTurn("<Prompt0> and <Prompt1>", "x", {0: box_rle(0, 0)})])
     with pytest.raises(BadSample, match="key: the region of <Prompt0> is empty"):
-        compose("key", None, [RegionTurn("<Prompt0>", "x", {0: _rle(0, 0, side=0)})])
+        compose("key", None, [RegionTurn("<Prompt0>", "x", {0: box_rle(0, 0, side=0)})])
 
 
 # --- Osprey ---------------------------------------------------------------------------------------------------------
 
 
 def _osprey_entry(*texts, regions=3, **changes):
-    speakers = ("human", "gpt") * len(texts)
     return {
         "id": "1",
         "file_name": "0.jpg",
         "height": SIZE[0],
         "width": SIZE[1],
-        "annotation": [{"bbox": [], "segmentation": _polygon(5 * (i % 8), 5 * (i // 8))} for i in range(regions)],
-        "conversations": [{"from": s, "value": t} for s, t in zip(speakers, texts, strict=False)],
+        "annotation": [{"bbox": [], "segmentation": box_polygon(5 * (i % 8), 5 * (i // 8))} for i in range(regions)],
+        "conversations": messages(*texts),
     } | changes
 
 
 def _osprey(root, *entries, kind="conversation"):
-    _write(root / f"osprey/osprey_{kind}.json", [*entries, _osprey_entry("Good <region1>?", "Yes.")])
-    return _open(root, f"osprey_{kind}")
+    write_json(root / f"osprey/osprey_{kind}.json", [*entries, _osprey_entry("Good <region1>?", "Yes.")])
+    return open_named(root, f"osprey_{kind}")
 
 
 def test_osprey_regions_are_prompts_by_first_mention_with_the_mask_of_their_number(root):
     texts = ("Is <region3> larger than <region1>?", "No, <region1> is.", "And <region2>, next to <region3>?", "Small.")
     source = _osprey(root, _osprey_entry(*texts), kind="part_level")
-    sample = _sample(source)
+    sample = draw_sample(source)
     assert sample.key == "osprey_part_level/0" and sample.image == root / "images/train2017/0.jpg"
     assert [text for turn in sample.turns for text in (turn.question, turn.answer)] == [
         *("Is <Prompt0> larger than <Prompt1>?", "No, <Prompt1> is.", "And <Prompt2>, next to <Prompt0>?", "Small.")
     ]
     for k, number in enumerate((3, 1, 2)):
-        _same(sample.prompts[k], _box(5 * (number - 1), 0))
+        assert_mask(sample.prompts[k], box_mask(5 * (number - 1), 0))
 
 
 @pytest.mark.parametrize(
@@ -216,56 +173,56 @@ def test_osprey_regions_are_prompts_by_first_mention_with_the_mask_of_their_numb
 def test_the_ways_in_which_osprey_writes_a_region(root, written, read):
     source = _osprey(root, _osprey_entry(f"What is {written}?", f"It is {written}.", regions=12))
     assert source.problems == []
-    sample = _sample(source)
+    sample = draw_sample(source)
     assert (sample.turns[0].question, sample.turns[0].answer) == (f"What is {read}?", f"It is {read}.")
     if "10" in written:
         number = {"<region10>, <region1>": (10, 1), "<region1>, <region10>": (1, 10)}[written]
         for k, n in enumerate(number):
-            _same(sample.prompts[k], _box(5 * ((n - 1) % 8), 5 * ((n - 1) // 8)))
+            assert_mask(sample.prompts[k], box_mask(5 * ((n - 1) % 8), 5 * ((n - 1) // 8)))
 
 
 def test_a_lone_region_needs_no_number_and_no_name(root):
     source = _osprey(
         root, _osprey_entry("What is <region>?", "A cup.", regions=1), _osprey_entry("Why?", "So.", regions=1)
     )
-    assert _sample(source, 0).turns[0].question == "What is <Prompt0>?"
-    assert _sample(source, 1).turns[0].question == "<Prompt0> Why?"
+    assert draw_sample(source, 0).turns[0].question == "What is <Prompt0>?"
+    assert draw_sample(source, 1).turns[0].question == "<Prompt0> Why?"
 
 
 def test_osprey_descriptions_as_published_have_no_conversation(root):
     entry = _osprey_entry(description=["<region2>: A cup.\nOf tin.", " <Region1>:  A lid. "])
     del entry["conversations"]
-    sample = _sample(_osprey(root, entry, kind="detail_description"))
+    sample = draw_sample(_osprey(root, entry, kind="detail_description"))
     assert [(t.question, t.answer) for t in sample.turns] == [
         ("Describe <Prompt0> in detail.", "A cup.\nOf tin."),
         ("Describe <Prompt1> in detail.", "A lid."),
     ]
-    _same(sample.prompts[0], _box(5, 0))
+    assert_mask(sample.prompts[0], box_mask(5, 0))
 
 
 def test_turns_beyond_the_fifteenth_region_are_left_out_and_counted(root):
     texts = [text for n in range(1, 18) for text in (f"<region{n}>?", "Yes.")]
     source = _osprey(root, _osprey_entry(*texts, "<region1> again?", "Yes.", regions=17))
-    assert [turn.question for turn in _sample(source).turns][-2:] == ["<Prompt14>?", "<Prompt0> again?"]
+    assert [turn.question for turn in draw_sample(source).turns][-2:] == ["<Prompt14>?", "<Prompt0> again?"]
     assert source.problems == [
         "osprey_conversation/0: 2 of its 18 turns are left out: a sample holds at most 15 regions"
     ]
 
 
 def test_masks_are_polygons_or_either_rle(root):
-    kinds = [{"segmentation": make(5 * i, 10)} for i, make in enumerate((_polygon, _uncompressed, _rle))]
+    kinds = [{"segmentation": make(5 * i, 10)} for i, make in enumerate((box_polygon, box_runs, box_rle))]
     entry = _osprey_entry("<region1> <region2> <region3>?", "Yes.", annotation=kinds)
-    for k, region in _sample(_osprey(root, entry)).prompts.items():
-        _same(region, _box(5 * k, 10))
+    for k, region in draw_sample(_osprey(root, entry)).prompts.items():
+        assert_mask(region, box_mask(5 * k, 10))
 
 
 def test_bad_regions_are_found_when_they_are_decoded_and_not_before(root):
-    bad = [[{"segmentation": s}] for s in (_rle(0, 0, side=0), [[1, 2, 3, 4]], {"size": [9, 9], "counts": "Q3"})]
-    source = _osprey(root, *(_osprey_entry("<region1>?", "Yes.", annotation=one) for one in bad))
+    bad = [[{"segmentation": s}] for s in (box_rle(0, 0, side=0), [[1, 2, 3, 4]], {"size": [9, 9], "counts": "Q3"})]
+    source = _osprey(root, *(_osprey_entry("<region1>?", "Yes.", annotation=annotations) for annotations in bad))
     assert source.problems == [] and len(source) == 4
     for index, message in enumerate(("<Prompt0> is empty", r"polygon 0: .* is no polygon", r"is of size \[9, 9\]")):
         with pytest.raises(BadSample, match=f"^osprey_conversation/{index}: the region of .*{message}"):
-            _sample(source, index)
+            draw_sample(source, index)
 
 
 def test_bad_osprey_entries_are_listed_and_the_others_stay(root):
@@ -297,7 +254,7 @@ def test_bad_osprey_entries_are_listed_and_the_others_stay(root):
         "it has no 'annotation'": "text",
     }
     source = _osprey(root, *bad.values())
-    assert len(source) == 1 and _sample(source).turns[0].question == "Good <Prompt0>?"
+    assert len(source) == 1 and draw_sample(source).turns[0].question == "Good <Prompt0>?"
     assert len(source.problems) == len(bad)
     for number, (problem, message) in enumerate(zip(source.problems, bad, strict=True)):
         assert problem.startswith(f"osprey_conversation/{number}: ") and message in problem, problem
@@ -307,29 +264,27 @@ def test_bad_osprey_entries_are_listed_and_the_others_stay(root):
 
 
 def _llava(root, *entries, split="train"):
-    good = {"id": "last", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
-    _write(root / f"llava/{split}.json", [*entries, good])
-    return _open(root, "llava", split)
-
-
-def _talk(*texts):
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    good = {"id": "last", "conversations": messages("Hi", "Hello")}
+    write_json(root / f"llava/{split}.json", [*entries, good])
+    return open_named(root, "llava", split)
 
 
 @pytest.mark.parametrize("question", ["<image>\nWhy?", "Why?\n<image>", "<image>Why?", "Why?"])
 def test_the_image_marker_goes_with_its_newline(root, question):
-    sample = _sample(_llava(root, {"image": "0.jpg", "conversations": _talk(question, "So.", "And\nhow?", "Thus.")}))
+    sample = draw_sample(
+        _llava(root, {"image": "0.jpg", "conversations": messages(question, "So.", "And\nhow?", "Thus.")})
+    )
     assert [turn.question for turn in sample.turns] == ["Why?", "And\nhow?"]
-    sample = _sample(_llava(root, {"image": "0.jpg", "conversations": _talk("Look:\n<image>\nWhy?", "So.")}))
+    sample = draw_sample(_llava(root, {"image": "0.jpg", "conversations": messages("Look:\n<image>\nWhy?", "So.")}))
     assert sample.turns[0].question == "Look:\nWhy?"
     assert sample.image == root / "images/train2017/0.jpg" and not sample.prompts and not sample.masks
 
 
 def test_llava_images_may_be_named_from_the_root_and_text_has_none(root):
-    _images(root / "coco/train", "a.jpg")
-    source = _llava(root, {"image": "coco/train/a.jpg", "conversations": _talk("<image>\nWhy?", "So.")}, split="val")
-    assert source.problems == [] and _sample(source, 0).image == root / "coco/train/a.jpg"
-    assert _sample(source, 1).image is None and source.key(1) == "llava/val/1"
+    write_images(root / "coco/train", "a.jpg")
+    source = _llava(root, {"image": "coco/train/a.jpg", "conversations": messages("<image>\nWhy?", "So.")}, split="val")
+    assert source.problems == [] and draw_sample(source, 0).image == root / "coco/train/a.jpg"
+    assert draw_sample(source, 1).image is None and source.key(1) == "llava/val/1"
 
 
 def test_text_alone_needs_no_folder_of_images(tmp_path):
@@ -338,18 +293,18 @@ def test_text_alone_needs_no_folder_of_images(tmp_path):
 
 def test_bad_llava_entries_are_listed(root):
     bad = {
-        "it has the marker <image>, but no image": {"conversations": _talk("<image>\nWhy?", "So.")},
+        "it has the marker <image>, but no image": {"conversations": messages("<image>\nWhy?", "So.")},
         "its conversation has 2 <image> markers": {
             "image": "0.jpg",
-            "conversations": _talk("<image><image>Why?", "So."),
+            "conversations": messages("<image><image>Why?", "So."),
         },
         "a question is empty but for its <image> marker": {
             "image": "0.jpg",
-            "conversations": _talk("<image>\n", "So."),
+            "conversations": messages("<image>\n", "So."),
         },
-        "no image 'gone.jpg' in ": {"image": "gone.jpg", "conversations": _talk("<image>\nWhy?", "So.")},
-        "its 'image' is ['0.jpg']; expected str": {"image": ["0.jpg"], "conversations": _talk("Why?", "So.")},
-        "answer 0: the text contains [SEG]": {"conversations": _talk("Segment it.", "It is [SEG].")},
+        "no image 'gone.jpg' in ": {"image": "gone.jpg", "conversations": messages("<image>\nWhy?", "So.")},
+        "its 'image' is ['0.jpg']; expected str": {"image": ["0.jpg"], "conversations": messages("Why?", "So.")},
+        "answer 0: the text contains [SEG]": {"conversations": messages("Segment it.", "It is [SEG].")},
         "message 0 is from 'system'": {"conversations": [{"from": "system", "value": "Be good."}]},
         "it has no 'conversations'": {"image": "0.jpg"},
     }
@@ -357,7 +312,7 @@ def test_bad_llava_entries_are_listed(root):
     assert len(source) == 1 and len(source.problems) == len(bad)
     for number, (problem, message) in enumerate(zip(source.problems, bad, strict=True)):
         assert problem.startswith(f"llava/train/{number}: ") and message in problem, problem
-    asked = _sample(_llava(root, {"conversations": _talk("What is [SEG]?", "A token.")}))
+    asked = draw_sample(_llava(root, {"conversations": messages("What is [SEG]?", "A token.")}))
     assert asked.turns[0].question == "What is [SEG]?"  # in a question it is no answer
 
 
@@ -378,7 +333,7 @@ def _panoptic(root, path, change=lambda values: None, described=False, split="tr
     ids = np.zeros(SIZE, dtype=np.int64)
     infos = []
     for segment_id, (x, y, category) in SEGMENTS.items():
-        ids[_box(x, y)] = segment_id
+        ids[box_mask(x, y)] = segment_id
         infos.append({"id": segment_id, "category_id": category, "area": 25, "iscrowd": 0, "bbox": [x, y, 5, 5]})
         if described:
             infos[-1]["description"] = f"The thing number {segment_id}."
@@ -393,7 +348,7 @@ def _panoptic(root, path, change=lambda values: None, described=False, split="tr
         "categories": [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(CLASSES, 1)],
     }
     change(values)
-    _write(root / path, values)
+    write_json(root / path, values)
 
 
 CATEGORY_FILE, CAPTION_FILE = "annotations/panoptic_train2017.json", "pix2cap/pix2cap_coco_train.json"
@@ -401,16 +356,16 @@ NAME_OF = {1: "cup", 256: "lid", 65536: "tree", 3937500: "wall-other-merged", 16
 
 
 def _segment_of(rle):
-    return next(i for i, (x, y, _) in SEGMENTS.items() if np.array_equal(decode_mask(rle), _box(x, y)))
+    return next(i for i, (x, y, _) in SEGMENTS.items() if np.array_equal(decode_mask(rle), box_mask(x, y)))
 
 
 def test_a_segment_is_the_pixels_of_its_id_and_its_class_the_answer(root):
     _panoptic(root, CATEGORY_FILE)
-    source = _open(root, "panoptic_category", count=4)
+    source = open_named(root, "panoptic_category", count=4)
     assert source.problems == [] and source.key(0) == "panoptic_category/train/image=7"
     seen, templates, answers = set(), set(), Counter()
     for seed in range(200):
-        sample = _sample(source, seed=seed)
+        sample = draw_sample(source, seed=seed)
         assert len(sample.turns) == 4 == len(sample.prompts)
         for k, turn in enumerate(sample.turns):
             true = NAME_OF[_segment_of(sample.prompts[k])]
@@ -432,8 +387,8 @@ def test_an_image_of_one_class_is_asked_with_classes_from_elsewhere(root):
     _panoptic(
         root, CATEGORY_FILE, lambda values: values["annotations"][0].update(segments_info=[{"id": 1, "category_id": 1}])
     )
-    source = _open(root, "panoptic_category")
-    questions = "".join(_sample(source, seed=seed).turns[0].question for seed in range(60))
+    source = open_named(root, "panoptic_category")
+    questions = "".join(draw_sample(source, seed=seed).turns[0].question for seed in range(60))
     assert all(name in questions for name in ("cup", "lid", "tree", "wall-other-merged", "wall", "door", "fish"))
 
 
@@ -449,9 +404,9 @@ def test_crowds_are_left_out_and_counted(root):
             info["iscrowd"] = 1
 
     _panoptic(root, CATEGORY_FILE, crowd)
-    source = _open(root, "panoptic_category", count=10)
+    source = open_named(root, "panoptic_category", count=10)
     assert source.problems == ["panoptic_category/train: 2 crowd segments are left out"]
-    assert {_segment_of(rle) for rle in _sample(source).prompts.values()} == {65536, 3937500, 16777215}
+    assert {_segment_of(rle) for rle in draw_sample(source).prompts.values()} == {65536, 3937500, 16777215}
 
 
 def test_contradictions_of_png_and_annotation_are_found_when_it_is_decoded(root):
@@ -463,13 +418,13 @@ def test_contradictions_of_png_and_annotation_are_found_when_it_is_decoded(root)
         ("area", 26, "256 has 25 pixels in .*area is 26"),
     ):
         _panoptic(root, CATEGORY_FILE, change(key, value))
-        source = _open(root, "panoptic_category")
+        source = open_named(root, "panoptic_category")
         for seed in range(5):  # whichever segments are drawn
             with pytest.raises(BadSample, match=f"^panoptic_category/train/image=7: segment {message}"):
-                _sample(source, seed=seed)
+                draw_sample(source, seed=seed)
     (root / "annotations/panoptic_train2017/0.png").write_bytes(b"no image")
     with pytest.raises(BadSample, match="image=7: cannot decode the image .*0.png"):
-        _sample(source)
+        draw_sample(source)
 
 
 def test_semantic_classes(root):
@@ -479,16 +434,16 @@ def test_semantic_classes(root):
         values["annotations"][0]["segments_info"][1]["category_id"] = 1
 
     _panoptic(root, CATEGORY_FILE, two_cups)
-    source = _open(root, "coco_semantic", count=10, questions=["{expression}"])
-    sample = _sample(source)
+    source = open_named(root, "coco_semantic", count=10, questions=["{expression}"])
+    sample = draw_sample(source)
     shown = {turn.question: decode_mask(rle) for turn, rle in zip(sample.turns, sample.masks, strict=True)}
     assert set(shown) == {*NAME_OF.values()} - {"lid"} and sample.prompts == {}
     (x, y, _), (u, v, _) = SEGMENTS[1], SEGMENTS[256]
-    assert np.array_equal(shown["cup"], _box(x, y) | _box(u, v))
+    assert np.array_equal(shown["cup"], box_mask(x, y) | box_mask(u, v))
     assert all(mask.sum() == 25 for name, mask in shown.items() if name != "cup")
     several = {turn.question for turn in sample.turns if turn.answer in ANSWERS_SEVERAL}
     assert several == {"cup"}
-    assert len(_sample(_open(root, "coco_semantic", count=2)).turns) == 2
+    assert len(draw_sample(open_named(root, "coco_semantic", count=2)).turns) == 2
 
 
 def test_a_class_with_a_crowd_is_not_asked_for(root):
@@ -499,8 +454,8 @@ def test_a_class_with_a_crowd_is_not_asked_for(root):
         infos[1] |= {"category_id": 1, "iscrowd": 1}
 
     _panoptic(root, CATEGORY_FILE, a_cup_and_a_crowd)
-    source = _open(root, "coco_semantic", count=10, questions=["{expression}"])
-    assert {turn.question for turn in _sample(source).turns} == {*NAME_OF.values()} - {"lid", "cup"}
+    source = open_named(root, "coco_semantic", count=10, questions=["{expression}"])
+    assert {turn.question for turn in draw_sample(source).turns} == {*NAME_OF.values()} - {"lid", "cup"}
     assert source.problems == ["coco_semantic/train: 1 crowd segments are left out"]
 
 
@@ -518,7 +473,7 @@ def test_bad_panoptic_annotations_are_listed(root):
         ]
 
     _panoptic(root, CATEGORY_FILE, spoil)
-    source = _open(root, "panoptic_category")
+    source = open_named(root, "panoptic_category")
     expected = [
         "image=8: no image 'gone.jpg' in ",
         "image=9: no file ",
@@ -536,17 +491,17 @@ def test_bad_panoptic_annotations_are_listed(root):
 def test_pix2cap_goes_from_region_to_description_and_back(root):
     _panoptic(root, CAPTION_FILE, described=True)
     captions, segments = (
-        _open(root, name, count=3, questions=["{expression}"]) for name in ("pix2cap_caption", "pix2cap_segment")
+        open_named(root, name, count=3, questions=["{expression}"]) for name in ("pix2cap_caption", "pix2cap_segment")
     )
     asked, drawn = set(), set()
     for seed in range(60):
-        sample = _sample(captions, seed=seed)
+        sample = draw_sample(captions, seed=seed)
         assert len(sample.turns) == 3 and sample.masks == ()
         for k, turn in enumerate(sample.turns):
             assert turn.answer == f"The thing number {_segment_of(sample.prompts[k])}."
             asked.add(turn.question.replace(f"<Prompt{k}>", "{prompt}"))
             drawn.add(turn.answer)
-        sample = _sample(segments, seed=seed)
+        sample = draw_sample(segments, seed=seed)
         assert len(sample.turns) == 3 == len(sample.masks) and sample.prompts == {}
         for turn, mask in zip(sample.turns, sample.masks, strict=True):
             assert turn.question == f"the thing number {_segment_of(mask)}" and turn.answer in ANSWERS
@@ -573,8 +528,8 @@ def test_pix2cap_without_image_list_is_found_by_its_png_and_missing_descriptions
         values["annotations"].append(values["annotations"][0] | {"image_id": 8, "segments_info": infos[:2]})
 
     _panoptic(root, CAPTION_FILE, change, described=True)
-    source = _open(root, "pix2cap_caption")
-    assert len(_sample(source).turns) == 3
+    source = open_named(root, "pix2cap_caption")
+    assert len(draw_sample(source).turns) == 3
     assert source.problems == [
         "pix2cap_caption/train/image=8: no segment with a description is left",
         "pix2cap_caption/train: 4 segments have no description",
@@ -587,7 +542,7 @@ def test_a_description_with_a_mask_token_is_refused(root):
         values["annotations"].append(values["annotations"][0] | {"image_id": 8, "segments_info": [second]})
 
     _panoptic(root, CAPTION_FILE, change, described=True)
-    (problem,) = _open(root, "pix2cap_segment").problems
+    (problem,) = open_named(root, "pix2cap_segment").problems
     assert problem == "pix2cap_segment/train/image=8: segment 1: the text contains [SEG], but there is no mask for it"
 
 
@@ -595,23 +550,23 @@ def test_a_description_with_a_mask_token_is_refused(root):
 
 
 def _captioned(*captions, image="0.jpg"):
-    objects = [{"segmentation": _rle(5 * i, 5), "caption": caption} for i, caption in enumerate(captions)]
+    objects = [{"segmentation": box_rle(5 * i, 5), "caption": caption} for i, caption in enumerate(captions)]
     return {"image_name": image, "object_annotations": objects}
 
 
 def test_sam_captions_belong_to_their_region(root):
-    _write(root / "sam_captions/val.json", [_captioned("zero", "one", "two", "three", image="1.jpg")])
-    source = _open(root, "sam_captions", "val", count=3)
+    write_json(root / "sam_captions/val.json", [_captioned("zero", "one", "two", "three", image="1.jpg")])
+    source = open_named(root, "sam_captions", "val", count=3)
     order = set()
     for seed in range(30):
-        sample = _sample(source, seed=seed)
+        sample = draw_sample(source, seed=seed)
         assert sample.key == "sam_captions/val/0" and sample.image == root / "images/train2017/1.jpg"
         for k, turn in enumerate(sample.turns):
-            _same(sample.prompts[k], _box(5 * ["zero", "one", "two", "three"].index(turn.answer), 5))
+            assert_mask(sample.prompts[k], box_mask(5 * ["zero", "one", "two", "three"].index(turn.answer), 5))
         order.add(tuple(turn.answer for turn in sample.turns))
         assert len(sample.turns) == 3
     assert len(order) > 15
-    assert _sample(source, seed=3) == _sample(_open(root, "sam_captions", "val", count=3), seed=3)
+    assert draw_sample(source, seed=3) == draw_sample(open_named(root, "sam_captions", "val", count=3), seed=3)
 
 
 def test_bad_captions_are_listed_and_bad_masks_found_when_drawn(root):
@@ -619,10 +574,10 @@ def test_bad_captions_are_listed_and_bad_masks_found_when_drawn(root):
     objects = entries[0]["object_annotations"]
     objects[0]["caption"] = " "
     del objects[1]["caption"]
-    objects[2]["segmentation"] = _polygon(0, 0)
+    objects[2]["segmentation"] = box_polygon(0, 0)
     entries[1]["object_annotations"][0]["segmentation"]["size"] = [30, "40"]
-    _write(root / "sam_captions/train.json", entries)
-    source = _open(root, "sam_captions")
+    write_json(root / "sam_captions/train.json", entries)
+    source = open_named(root, "sam_captions")
     expected = [
         "0/0: its 'caption' is empty",
         "0/1: it has no 'caption'",
@@ -633,21 +588,21 @@ def test_bad_captions_are_listed_and_bad_masks_found_when_drawn(root):
     assert len(source.problems) == len(expected) and len(source) == 2
     for problem, message in zip(source.problems, expected, strict=True):
         assert problem.startswith(f"sam_captions/train/{message}"), problem
-    assert [turn.answer for turn in _sample(source).turns] == ["d"]
+    assert [turn.answer for turn in draw_sample(source).turns] == ["d"]
     with pytest.raises(BadSample, match="sam_captions/train/1/0: .* is no RLE"):
-        _sample(source, 1)
+        draw_sample(source, 1)
 
 
 # --- expressions the other way round --------------------------------------------------------------------------------
 
 
 def test_every_expression_of_a_referent_is_a_caption_of_its_region(dataset):
-    source = _open(dataset, "refcoco_captions", count=2)
+    source = open_named(dataset, "refcoco_captions", count=2)
     image = next(image for image in read_refer(dataset, "refcoco", "train").images if image.image_id == 11)
     masks = {sentence: referent.mask for referent in image.referents for _, sentence in referent.sentences}
     asked, answered = set(), set()
     for seed in range(60):
-        sample = _sample(source, 1, seed)
+        sample = draw_sample(source, 1, seed)
         assert sample.key == "refcoco_captions/train/image=11" and len(sample.turns) == 2 == len(sample.prompts)
         for k, turn in enumerate(sample.turns):
             assert sample.prompts[k] == masks[turn.answer]
@@ -659,7 +614,7 @@ def test_every_expression_of_a_referent_is_a_caption_of_its_region(dataset):
 
 def test_two_refs_of_one_object_are_one_prompt(dataset):
     edit_refs(dataset, lambda refs: refs[1].update(ann_id=refs[0]["ann_id"]))
-    sample = _sample(_open(dataset, "refcoco_captions"))
+    sample = draw_sample(open_named(dataset, "refcoco_captions"))
     assert len(sample.turns) == 3 and len(sample.prompts) == 2
 
 
@@ -669,16 +624,16 @@ QUESTION = "What colour is <Prompt0>?\nA. red\nB. blue\nC. green\nD. black"
 
 
 def _perbench(root, task, *entries, folder="perbench_train"):
-    _write(root / folder / FILES[f"perbench_{task}"].rpartition("/")[2], list(entries))
+    write_json(root / folder / FILES[f"perbench_{task}"].rpartition("/")[2], list(entries))
     return root / folder
 
 
 def _mcq(question=QUESTION, answer="B", region=None, image="0.jpg"):
-    return {"image_name": image, "mcqs": [{"object": region or _rle(5, 5), "question": question, "answer": answer}]}
+    return {"image_name": image, "mcqs": [{"object": region or box_rle(5, 5), "question": question, "answer": answer}]}
 
 
 def _vres(question="Segment what is left of <obj0>.", answer="It is <obj1>.", tags=("<obj0>", "<obj1>"), image="0.jpg"):
-    segmentations = {tag: _rle(5 * (i % 8), 5 * (i // 8)) for i, tag in enumerate(tags)}
+    segmentations = {tag: box_rle(5 * (i % 8), 5 * (i // 8)) for i, tag in enumerate(tags)}
     return {"image_name": image, "question": question, "answer": answer, "segmentations": segmentations}
 
 
@@ -690,7 +645,7 @@ def test_perbench_captions(root):
     case = read.cases[1]
     assert case.question == "Describe <Prompt0> in detail." and case.size_hw == SIZE
     assert case.image == root / "images/train2017/0.jpg" and list(case.prompts) == [0]
-    _same(case.prompts[0], _box(5, 5))
+    assert_mask(case.prompts[0], box_mask(5, 5))
 
 
 def test_perbench_mcq(root):
@@ -700,7 +655,7 @@ def test_perbench_mcq(root):
         ("mcq/0/0", QUESTION, "B", "blue"),
         ("mcq/1/0", "<Prompt0> Which one? (A) cup (B) lid", "B", "lid"),
     ]
-    _same(cases[0].prompts[0], _box(5, 5))
+    assert_mask(cases[0].prompts[0], box_mask(5, 5))
 
 
 @pytest.mark.parametrize("tag", ["<object>", "<region>", "<region1>", "<obj0>", "<region 1>", "<Prompt3>"])
@@ -715,11 +670,11 @@ def test_perbench_vres_tags_become_prompts_and_masks_by_order_of_mention(root):
     (case,) = read_perbench(_perbench(root, "vtres", entry), "vtres").cases
     assert case.question == "Between <Prompt0> and <Prompt1>, not <Prompt0>?"
     assert case.reply == "They are [SEG] and [SEG], near <Prompt1>."
-    at = {tag: _box(5 * i, 0) for i, tag in enumerate(tags)}
+    at = {tag: box_mask(5 * i, 0) for i, tag in enumerate(tags)}
     for rle, tag in zip(
         [*case.prompts.values(), *case.reference], ("<obj10>", "<obj2>", "<obj3>", "<obj1>"), strict=True
     ):
-        _same(rle, at[tag])
+        assert_mask(rle, at[tag])
     assert list(case.prompts) == [0, 1] and case.masks == case.reference and case.id == "vtres/0"
 
 
@@ -734,30 +689,34 @@ def test_vres_tags_without_brackets_are_whole_words(root):
 
 
 def test_perbench_training_samples_are_the_cases_of_an_image(root):
-    other = _rle(10, 10)
+    other = box_rle(10, 10)
     _perbench(root, "mcq", _mcq(), _mcq(region=other), _mcq(answer="(C)"), _mcq(image="1.jpg"))
-    source = _open(root, "perbench_mcq")
+    source = open_named(root, "perbench_mcq")
     assert [source.key(i) for i in range(len(source))] == ["perbench_train/mcq/0/0", "perbench_train/mcq/3/0"]
-    sample = _sample(source)
+    sample = draw_sample(source)
     assert Counter(turn.answer for turn in sample.turns) == {"blue": 2, "green": 1}
-    assert len(sample.prompts) == 2 and all(rle in sample.prompts.values() for rle in (other, _rle(5, 5)))
+    assert len(sample.prompts) == 2 and all(rle in sample.prompts.values() for rle in (other, box_rle(5, 5)))
     first = next(t for t in sample.turns if t.answer == "green")
-    _same(sample.prompts[prompt_names(first.question)[0]], _box(5, 5))
+    assert_mask(sample.prompts[prompt_names(first.question)[0]], box_mask(5, 5))
     _perbench(
         root,
         "vtres",
         _vres(),
         _vres("Segment <obj0> again.", "<obj2> it is.", ("<obj0>", "<x>", "<obj2>"))
-        | {"segmentations": {"<obj0>": _rle(20, 0), "<obj2>": _rle(25, 0)}},
+        | {"segmentations": {"<obj0>": box_rle(20, 0), "<obj2>": box_rle(25, 0)}},
     )
-    sample = _sample(_open(root, "perbench_vtres"))
+    sample = draw_sample(open_named(root, "perbench_vtres"))
     assert {t.answer for t in sample.turns} == {"It is [SEG].", "[SEG] it is."} and len(sample.prompts) == 2
     for k, (turn, mask) in enumerate(zip(sample.turns, sample.masks, strict=True)):
         anchor, target = ((0, 5), (20, 25))["again" in turn.question]
-        _same(mask, _box(target, 0))
-        _same(sample.prompts[k], _box(anchor, 0))
+        assert_mask(mask, box_mask(target, 0))
+        assert_mask(sample.prompts[k], box_mask(anchor, 0))
     _perbench(root, "caption", _captioned("zero", "one"))
-    asked = {t.question[:12] for seed in range(40) for t in _sample(_open(root, "perbench_caption"), seed=seed).turns}
+    asked = {
+        t.question[:12]
+        for seed in range(40)
+        for t in draw_sample(open_named(root, "perbench_caption"), seed=seed).turns
+    }
     assert asked == {about("<Prompt0>", template)[:12] for template in DESCRIBE}
 
 
@@ -771,7 +730,7 @@ def test_bad_perbench_entries_are_listed(root):
             "0: its answer 'E' is not one of the options A, B, C, D": _mcq(answer="E"),
             "0: its answer 'B. red' is not one of the options": _mcq(answer="B. red"),
             "0: its question names ['<a>', '<b>']; a multiple": _mcq("<a> or <b>? A. x B. y"),
-            "0: its mask has no pixel": _mcq(region=_rle(0, 0, side=0)),
+            "0: its mask has no pixel": _mcq(region=box_rle(0, 0, side=0)),
             "0: [] is no RLE": _mcq() | {"mcqs": [{"object": [], "question": QUESTION, "answer": "B"}]},
             ": it has no question": _mcq() | {"mcqs": []},
             ": no image 'x.jpg' in ": _mcq(image="x.jpg"),
@@ -790,7 +749,7 @@ def test_bad_perbench_entries_are_listed(root):
         "caption": {
             "0: its mask has no pixel": {
                 "image_name": "0.jpg",
-                "object_annotations": [{"segmentation": _rle(0, 0, side=0), "caption": "x"}],
+                "object_annotations": [{"segmentation": box_rle(0, 0, side=0), "caption": "x"}],
             },
             "0: its 'caption' is empty": _captioned("", "good"),
         },
@@ -799,9 +758,9 @@ def test_bad_perbench_entries_are_listed(root):
     for task, entries in bad.items():
         read = read_perbench(_perbench(root, task, *entries.values(), good[task]), task)
         assert read.cases[-1].id.startswith(f"{task}/{len(entries)}")
-        found = sorted(read.problems, key=lambda line: int(re.match(rf"perbench_train/{task}/(\d+)", line)[1]))
-        assert len(found) == len(entries)
-        for number, (problem, message) in enumerate(zip(found, entries, strict=True)):
+        problems = sorted(read.problems, key=lambda line: int(re.match(rf"perbench_train/{task}/(\d+)", line)[1]))
+        assert len(problems) == len(entries)
+        for number, (problem, message) in enumerate(zip(problems, entries, strict=True)):
             slash = "" if message.startswith(":") else "/"
             assert f"perbench_train/{task}/{number}{slash}{message}" in problem, problem
 
@@ -866,15 +825,15 @@ FILES = {
 @pytest.mark.parametrize("source, file", FILES.items(), ids=FILES)
 def test_a_missing_a_misshapen_and_an_unusable_file_are_explained(root, source, file):
     with pytest.raises(DatasetError, match=f"no file {root}/{re.escape(file)}"):
-        _open(root, source)
+        open_named(root, source)
     panoptic = source.startswith(("panoptic", "pix2cap"))
-    _write(root / file, [] if panoptic else {"annotations": []})
+    write_json(root / file, [] if panoptic else {"annotations": []})
     expected = "is not a COCO panoptic file: no" if panoptic else "holds a dict; expected a list of entries"
     with pytest.raises(DatasetError, match=f"{re.escape(file)} {expected}"):
-        _open(root, source)
-    _write(root / file, {"annotations": [{"a": 1}], "categories": []} if panoptic else [{"a": 1}])
+        open_named(root, source)
+    write_json(root / file, {"annotations": [{"a": 1}], "categories": []} if panoptic else [{"a": 1}])
     with pytest.raises(DatasetError, match=f"nothing of .*{re.escape(file)} can be used; first: .*0: it has no '"):
-        _open(root, source)
+        open_named(root, source)
 
 
 def test_all_names_are_known_and_the_train_only_ones_have_no_other_split(root):
@@ -890,12 +849,12 @@ def test_all_names_are_known_and_the_train_only_ones_have_no_other_split(root):
         *classes,
     } | {f"{name}_captions" for name in ("refcoco", "refcoco+", "refcocog")}
     with pytest.raises(ConfigError, match="unknown source 'x'; known: refcoco, .*osprey_short_form.*llava"):
-        _open(root, "x")
+        open_named(root, "x")
     for name in ("osprey_part_level", "perbench_mcq"):
         with pytest.raises(ConfigError, match=f"source '{name}' has only the split 'train', got 'val'"):
-            _open(root, name, "val")
+            open_named(root, name, "val")
     with pytest.raises(DatasetError, match="no dataset refcocog under "):
-        _open(root, "refcocog_captions")
+        open_named(root, "refcocog_captions")
 
 
 # --- real samples ---------------------------------------------------------------------------------------------------
@@ -905,19 +864,19 @@ def test_the_real_panoptic_sample(shared):
     root = shared / "data/panoptic_sample"
     values = json.loads((root / "annotations/panoptic_train2017.json").read_text())
     names = coco_panoptic._class_names({c["id"]: c["name"] for c in values["categories"]})
-    source = _open(root, "panoptic_category", count=15)
+    source = open_named(root, "panoptic_category", count=15)
     assert len(source) == 2 and source.problems == ["panoptic_category/train: 3 crowd segments are left out"]
     for index, annotation in enumerate(values["annotations"]):
         png = np.asarray(Image.open(root / "annotations/panoptic_train2017" / annotation["file_name"])).astype(int)
         ids = png[..., 0] + 256 * png[..., 1] + 65536 * png[..., 2]
         by_area = {s["area"]: s for s in annotation["segments_info"] if not s["iscrowd"]}
-        sample = _sample(source, index, seed=1)
+        sample = draw_sample(source, index, seed=1)
         with Image.open(sample.image) as image:
             assert image.size[::-1] == ids.shape
         assert len(sample.turns) == 15
         for k, region in sample.prompts.items():
             area = int(coco_mask.area({"size": region["size"], "counts": region["counts"].encode()}))
-            _same(region, ids == by_area[area]["id"])
+            assert_mask(region, ids == by_area[area]["id"])
             question, answer = sample.turns[k].question, sample.turns[k].answer
             offered = re.search(r": ([^:]*)[.?]$", question)[1].split(", ")
             name = names[by_area[area]["category_id"]]
@@ -941,12 +900,12 @@ def test_real_refs_as_region_captions(shared):
         rles = coco_mask.frPyObjects(segmentation, *size)
         merged = coco_mask.merge(rles) if isinstance(rles, list) else rles
         masks.setdefault(a["image_id"], []).append(coco_mask.decode(merged).astype(bool))
-    source = _open(root, "refcoco_captions", "val", count=15)
+    source = open_named(root, "refcoco_captions", "val", count=15)
     images = read_refer(root, "refcoco", "val").images
     sentences = {(i.image_id, text) for i in images for referent in i.referents for _, text in referent.sentences}
     assert source.problems == [] and len(source) > 20
     for index in range(len(source)):
-        sample = _sample(source, index)
+        sample = draw_sample(source, index)
         image_id = int(sample.key.rpartition("=")[2])
         assert all((image_id, turn.answer) in sentences for turn in sample.turns)
         for region in sample.prompts.values():

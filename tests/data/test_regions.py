@@ -29,8 +29,8 @@ def drawn(region) -> np.ndarray:
 
 
 def numbered(question: str, regions) -> tuple[str, dict]:
-    found = draw_regions(regions, SIZE)
-    return name_regions(question, found), found
+    drawn = draw_regions(regions, SIZE)
+    return name_regions(question, drawn), drawn
 
 
 def ring() -> np.ndarray:

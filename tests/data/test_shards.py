@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import webdataset
 from conftest import edit_refs, write_refer_dataset
+from source_fixtures import messages
 from test_mixture import FakeSource
 
 from pixel_sail.config import Config, ConfigError, DataConfig, MixtureEntry, PromptConfig, build_config
@@ -53,14 +54,14 @@ def open_shards(root: Path, **data) -> ShardSource:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_refer_dataset(tmp_path_factory.mktemp("shards") / "root", train=5)
-    talk = [{"from": "human", "value": "Hör zu: größer als 漢?"}, {"from": "gpt", "value": "Yes\n\n— much."}]
+    talk = messages("Hör zu: größer als 漢?", "Yes\n\n— much.")
     (root / "llava").mkdir()
     (root / "llava" / "train.json").write_text(json.dumps([{"conversations": talk}]))
     return root
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """A folder of shards. Copy it before changing it."""
     out = tmp_path_factory.mktemp("made") / "shards"
     make_shards(config_of(root), out, SAMPLES, PER_SHARD)
@@ -68,8 +69,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 
 @pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "shards")
+def copy(shards: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(shards, tmp_path / "shards")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,8 +89,8 @@ def test_a_mixture_without_shards_is_what_it_was() -> None:
     ]
 
 
-def test_every_sample_comes_back_as_it_was_drawn(root: Path, made: Path) -> None:
-    mixture, source = open_mixture(config_of(root)), open_shards(made)
+def test_every_sample_comes_back_as_it_was_drawn(root: Path, shards: Path) -> None:
+    mixture, source = open_mixture(config_of(root)), open_shards(shards)
     expected = [with_bytes(mixture.annotated(position)) for position in range(SAMPLES)]
     assert len(source) == SAMPLES and source.problems == []
     assert [source.sample(i, np.random.default_rng()) for i in range(SAMPLES)] == expected
@@ -147,16 +148,16 @@ def test_features_and_any_kind_of_image_come_back(start: bytes, suffix: str) -> 
         assert back.features[name].dtype == np.float16 and np.array_equal(back.features[name], array)
 
 
-def test_webdataset_and_tar_read_them(made: Path) -> None:
-    source = open_shards(made)
-    shards = [str(made / shard.file) for shard in source.shards]
+def test_webdataset_and_tar_read_them(shards: Path) -> None:
+    source = open_shards(shards)
+    paths = [str(shards / shard.file) for shard in source.shards]
     assert [shard.samples for shard in source.shards] == [6] * 7 + [5]
-    read = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+    read = list(webdataset.WebDataset(paths, shardshuffle=False, empty_check=False))
     assert [sample["__key__"] for sample in read] == [f"{position:09d}" for position in range(SAMPLES)]
     for i, sample in enumerate(read):
         members = {suffix: content for suffix, content in sample.items() if not suffix.startswith("__")}
         assert decode_sample(members) == source.sample(i, np.random.default_rng())
-    with tarfile.open(shards[1]) as tar:
+    with tarfile.open(paths[1]) as tar:
         assert tar.getnames()[0] == "000000006.json"
         assert json.load(tar.extractfile("000000006.json"))["key"] == source.key(6)
 
@@ -171,15 +172,15 @@ def test_regions_are_drawn_on_reading_not_on_writing(root: Path, tmp_path: Path)
     assert {area_px(rle) for i in range(8) for rle in mixture.sample(i).prompts.values()} == {1}
 
 
-def test_the_same_bytes_for_any_number_of_workers(root: Path, made: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_for_any_number_of_workers(root: Path, shards: Path, tmp_path: Path) -> None:
     make_shards(config_of(root), tmp_path / "shards", SAMPLES, PER_SHARD, workers=3)
-    assert contents(tmp_path / "shards") == contents(made)
+    assert contents(tmp_path / "shards") == contents(shards)
     moved = shutil.copytree(root, tmp_path / "moved")
     make_shards(config_of(moved), tmp_path / "again", SAMPLES, PER_SHARD)
-    assert contents(tmp_path / "again") == contents(made)
+    assert contents(tmp_path / "again") == contents(shards)
 
 
-def test_only_missing_shards_are_made(root: Path, made: Path, copy: Path) -> None:
+def test_only_missing_shards_are_made(root: Path, shards: Path, copy: Path) -> None:
     def times() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
 
@@ -192,12 +193,12 @@ def test_only_missing_shards_are_made(root: Path, made: Path, copy: Path) -> Non
     (copy / "000006.index.json").unlink()
     (copy / "000006.tar").unlink()
     make_shards(config_of(root), copy, SAMPLES, PER_SHARD)
-    assert contents(copy) == contents(made)
+    assert contents(copy) == contents(shards)
     again = {name for name, time in times().items() if time != before[name]}
     assert again == {"shards.json"} | {f"00000{n}.{end}" for n in (2, 4, 5, 6) for end in ("tar", "index.json")}
 
 
-def test_other_requests_and_other_folders_are_refused(root: Path, made: Path, copy: Path, tmp_path: Path) -> None:
+def test_other_requests_and_other_folders_are_refused(root: Path, shards: Path, copy: Path, tmp_path: Path) -> None:
     before = contents(copy)
     for config, samples, message in (
         (config_of(root), SAMPLES + 1, "samples was 47, is 48"),
@@ -258,8 +259,8 @@ def test_an_epoch_is_a_permutation_that_reads_few_shards_at_a_time(sizes: list[i
         assert (read[1:] != read[:-1]).mean() > 0.5
 
 
-def test_epochs_of_a_mixture_of_shards_and_others(made: Path) -> None:
-    mixture = Mixture([open_shards(made), FakeSource("a", 10)], [0.75, 0.25], seed=1)
+def test_epochs_of_a_mixture_of_shards_and_others(shards: Path) -> None:
+    mixture = Mixture([open_shards(shards), FakeSource("a", 10)], [0.75, 0.25], seed=1)
     drawn = [mixture.locate(position) for position in range(1000)]
     assert sum(number == 0 for number, _, _ in drawn) == 750
     epochs = [[index for number, index, e in drawn if (number, e) == (0, epoch)] for epoch in range(750 // SAMPLES)]
@@ -268,15 +269,15 @@ def test_epochs_of_a_mixture_of_shards_and_others(made: Path) -> None:
     assert mixture.key(0) == mixture.sample(0).key.split(":")[0]
 
 
-def test_the_fingerprint_sees_other_contents_under_the_same_keys(root: Path, made: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_sees_other_contents_under_the_same_keys(root: Path, shards: Path, tmp_path: Path) -> None:
     other = shutil.copytree(root, tmp_path / "other")
     image = next((other / "images" / "train2014").glob("*10.png"))
     image.write_bytes(image.read_bytes() + b"\x00")
     make_shards(config_of(other), tmp_path / "shards", SAMPLES, PER_SHARD)
-    mixtures = [Mixture([open_shards(folder)], [1.0], 0) for folder in (made, tmp_path / "shards")]
+    mixtures = [Mixture([open_shards(folder)], [1.0], 0) for folder in (shards, tmp_path / "shards")]
     assert [mixtures[0].key(i) for i in range(SAMPLES)] == [mixtures[1].key(i) for i in range(SAMPLES)]
     assert mixtures[0].fingerprint() != mixtures[1].fingerprint()
-    assert mixtures[0].fingerprint() == Mixture([open_shards(made)], [1.0], 9).fingerprint()
+    assert mixtures[0].fingerprint() == Mixture([open_shards(shards)], [1.0], 9).fingerprint()
 
 
 def test_what_is_missing_or_cut_is_named_on_opening(root: Path, copy: Path, tmp_path: Path) -> None:
@@ -303,16 +304,16 @@ def test_what_is_missing_or_cut_is_named_on_opening(root: Path, copy: Path, tmp_
         open_shards(copy)
 
 
-def test_texts_that_are_not_hidden_are_not_taken_for_hidden_ones(root: Path, made: Path, tmp_path: Path) -> None:
+def test_texts_that_are_not_hidden_are_not_taken_for_hidden_ones(root: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made with data.hide=none and the config says data.hide=text"):
-        open_shards(made, hide="text")
-    open_shards(made, hide="image")  # the encoder's work
+        open_shards(shards, hide="text")
+    open_shards(shards, hide="image")  # the encoder's work
     with pytest.raises(ConfigError, match="'shards' has only the split 'train'"):
-        open_source(MixtureEntry(source="shards", split="val", root=made), config_of(root).data)
+        open_source(MixtureEntry(source="shards", split="val", root=shards), config_of(root).data)
 
 
 @pytest.mark.parametrize("suffix", ["json", "png"])
-def test_a_damaged_member_is_one_bad_sample(made: Path, copy: Path, suffix: str) -> None:
+def test_a_damaged_member_is_one_bad_sample(shards: Path, copy: Path, suffix: str) -> None:
     entries = json.loads((copy / "000001.index.json").read_text())["samples"]
     place = next(i for i, entry in enumerate(entries) if suffix in entry["members"])
     offset, size, _ = entries[place]["members"][suffix]
@@ -325,7 +326,7 @@ def test_a_damaged_member_is_one_bad_sample(made: Path, copy: Path, suffix: str)
     with pytest.raises(BadSample, match=rf"000001.tar: {entries[place]['name']}.{suffix} is damaged: .*CRC-32"):
         source.sample(PER_SHARD + place, rng)
     whole = [i for i in range(SAMPLES) if i != PER_SHARD + place]
-    assert [source.sample(i, rng) for i in whole] == [open_shards(made).sample(i, rng) for i in whole]
+    assert [source.sample(i, rng) for i in whole] == [open_shards(shards).sample(i, rng) for i in whole]
     problems = verify_shards(copy)
     assert len(problems) == 1 and f"{entries[place]['name']}.{suffix} is damaged" in problems[0]
     assert entries[place]["key"] in problems[0]
@@ -345,7 +346,7 @@ def test_what_goes_wrong_while_reading_is_named(copy: Path) -> None:
         source.sample(2 * PER_SHARD, rng)
 
 
-def test_verify_names_what_is_wrong_and_repeating_mends_it(root: Path, made: Path, copy: Path) -> None:
+def test_verify_names_what_is_wrong_and_repeating_mends_it(root: Path, shards: Path, copy: Path) -> None:
     assert verify_shards(copy) == []
     with (copy / "000001.tar").open("rb+") as file:
         file.write(b"x")  # a header: no sample is concerned
@@ -360,4 +361,4 @@ def test_verify_names_what_is_wrong_and_repeating_mends_it(root: Path, made: Pat
     (copy / "000001.tar").unlink()
     (copy / "000003.index.json").unlink()
     make_shards(config_of(root), copy, SAMPLES, PER_SHARD)
-    assert contents(copy) == contents(made) and verify_shards(copy) == []
+    assert contents(copy) == contents(shards) and verify_shards(copy) == []

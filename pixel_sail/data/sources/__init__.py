@@ -56,8 +56,8 @@ def source_record(name: str) -> SourceRecord:
 def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
     """Reads the annotations of a mixture entry.
 
-    Raises ConfigError for an unknown source, and for a split other than "train" where there is no other; DatasetError
-    for files that cannot be read and unknown splits.
+    Raises ConfigError for an unknown source, and for a split that a train-only source does not have; DatasetError for
+    files that cannot be read and unknown splits.
     """
     record = source_record(entry.source)
     if record.train_only and entry.split != "train":

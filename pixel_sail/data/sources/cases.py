@@ -1,4 +1,4 @@
-"""The cases of a benchmark: every sentence of every ref of a split, the ones of an image side by side."""
+"""The cases of a referring benchmark: every sentence of every ref of a split, grouped by image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cases:
 
     @property
     def has_no_target(self) -> bool:
-        """Whether the benchmark is of the generalized kind, where nothing may match."""
+        """Whether the benchmark is generalized: an expression may match nothing."""
         return self.name.startswith(grefer.NAME + ":")
 
 

@@ -1,4 +1,4 @@
-"""COCO `instances.json`, and where the images of a data root lie."""
+"""COCO `instances.json`, and the search for images under a data root."""
 
 from __future__ import annotations
 

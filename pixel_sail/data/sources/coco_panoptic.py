@@ -33,7 +33,7 @@ OTHERS_RATE = 0.2  # how often the true class is not among them
 class Segment:
     png: Path
     segment_id: int
-    area_px: int | None  # as the annotation says, where it does
+    area_px: int | None  # of the annotation; None: not given
     text: str  # the name of its class, or a description
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pixel_sail.data.masks import from_coco
 from pixel_sail.data.sources.entries import member, refuse_tokens
+from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.data.sources.region_turns import RegionTurn, compose
 from pixel_sail.tokens import SEG
 from pixel_sail.types import BadSample, Sample, Turn
@@ -25,22 +26,12 @@ class Conversation:
     size_hw: tuple[int, int] = (0, 0)  # pixels; of the segmentations
 
 
-class ConversationSource:
+class ConversationSource(EntrySource[Conversation]):
     """Samples of one conversation each (see `pixel_sail.data.sources.Source`)."""
-
-    def __init__(self, conversations: list[Conversation], problems: list[str]) -> None:
-        self.problems = problems
-        self._conversations = conversations
-
-    def __len__(self) -> int:
-        return len(self._conversations)
-
-    def key(self, index: int) -> str:
-        return self._conversations[index].key
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """`rng` is not used. Raises BadSample for a malformed or empty region: regions are decoded only here."""
-        talk = self._conversations[index]
+        talk = self._entries[index]
         prompts = {
             k: from_coco(segmentation, *talk.size_hw, f"{talk.key}: the region of <Prompt{k}>")
             for k, segmentation in enumerate(talk.segmentations)

@@ -12,6 +12,7 @@ import numpy as np
 from pixel_sail.data.image import image_size
 from pixel_sail.data.masks import area_px, from_coco, unite
 from pixel_sail.data.sources.entries import refuse_nothing, text_member
+from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.data.templates import GROUNDED_CAPTION
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
 from pixel_sail.types import RLE, BadSample, Sample, Turn
@@ -45,26 +46,19 @@ class GroundedImage:
         return mask
 
 
-class GroundedSource:
+class GroundedSource(EntrySource[GroundedImage]):
     """Samples of one image and its whole caption (see `pixel_sail.data.sources.Source`)."""
 
     def __init__(self, images: list[GroundedImage], problems: list[str], path: Path) -> None:
         """`problems` gets a line for each phrase left out. Raises DatasetError if no image keeps a phrase."""
-        self.problems = problems
         disjoint = [replace(image, phrases=trim(image, problems)) for image in images]
         problems += [f"{image.key}: no phrase of its caption has a mask" for image in disjoint if not image.phrases]
-        self._images = [image for image in disjoint if image.phrases]
-        refuse_nothing(self._images, path, problems)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def key(self, index: int) -> str:
-        return self._images[index].key
+        super().__init__([image for image in disjoint if image.phrases], problems)
+        refuse_nothing(self._entries, path, problems)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """`rng` draws the question. Raises BadSample for a malformed or empty mask: masks are decoded only here."""
-        image = self._images[index]
+        image = self._entries[index]
         size = image.size()
         masks = tuple(image.mask(phrase, size) for phrase in image.phrases)
         question = GROUNDED_CAPTION[rng.integers(len(GROUNDED_CAPTION))]

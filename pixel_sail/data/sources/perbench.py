@@ -64,7 +64,7 @@ class Perbench:
 
 
 def read_perbench(folder: Path, task: Task) -> Perbench:
-    """One task of `<root>/perbench` or `<root>/perbench_train`; the images lie under root. Raises DatasetError."""
+    """One task of `<root>/perbench` or `<root>/perbench_train`; the images are under root. Raises DatasetError."""
     problems: list[str] = []
     path, finder = folder / FILES[task], ImageFinder(folder.parent)
     if task == "caption":

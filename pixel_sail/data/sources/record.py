@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,30 @@ class Source(Protocol):
         ...
 
 
+class Keyed(Protocol):
+    """What a Sample is made of, with the key that the Sample will carry."""
+
+    @property
+    def key(self) -> str: ...
+
+
+E = TypeVar("E", bound=Keyed)
+
+
+class EntrySource(Generic[E]):
+    """The part of a Source that is the same for all: entries that know their keys. `sample` is in the subclasses."""
+
+    def __init__(self, entries: Sequence[E], problems: list[str]) -> None:
+        self.problems = problems
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def key(self, index: int) -> str:
+        return self._entries[index].key
+
+
 @dataclass(frozen=True)
 class ExpectedFile:
     """A file or folder that a source needs. `{split}` in a place stands for the name of the split."""
@@ -44,12 +68,12 @@ class ExpectedFile:
         return (self.place, *self.other_places)
 
     def path(self, root: Path, split: str) -> Path:
-        """The first place that exists; the first of all where none does."""
+        """The first place that exists, or the first of all if none does."""
         paths = self._paths(root, split)
         return next((path for path in paths if path.exists()), paths[0])
 
     def find(self, root: Path, split: str) -> Path:
-        """The first place that exists. Raises DatasetError, naming all of them, where none does."""
+        """The first place that exists. Raises DatasetError, naming all places, if none does."""
         path = self.path(root, split)
         if not path.exists():
             raise DatasetError(f"no file {self.where(root, split)}")

@@ -12,6 +12,7 @@ import numpy as np
 from pixel_sail.data.errors import UnknownSplit
 from pixel_sail.data.masks import area_px, unite
 from pixel_sail.data.sources.coco import CocoInstances, image_folder
+from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import RLE, BadSample, Sample
 
@@ -39,6 +40,7 @@ class Referent:
 
 @dataclass(frozen=True)
 class ReferredImage:
+    key: str  # of its Samples
     image_id: int
     path: Path
     size_hw: tuple[int, int]
@@ -79,6 +81,7 @@ def collect(refs: list[Ref], refs_path: Path, root: Path, name: str, split: str)
             problems.append(str(error))
     images = [
         ReferredImage(
+            key=f"{name}/{split}/image={image_id}",
             image_id=image_id,
             path=folder / coco.images[image_id].file_name,
             size_hw=coco.images[image_id].size_hw,
@@ -109,27 +112,20 @@ def _referent(ref: Ref, coco: CocoInstances, where: str, problems: list[str]) ->
     return Referent(ref.ref_id, len(ref.annotation_ids), mask, sentences)
 
 
-class ReferringSource:
+class ReferringSource(EntrySource[ReferredImage]):
     """Samples of one image, with up to `expressions` turns each (see `pixel_sail.data.sources.Source`)."""
 
     def __init__(self, referring: Referring, templates: Templates, expressions: int) -> None:
-        self.problems = list(referring.problems)
-        self._referring = referring
+        super().__init__(referring.images, list(referring.problems))
         self._templates = templates
         self._expressions = expressions
 
-    def __len__(self) -> int:
-        return len(self._referring.images)
-
-    def key(self, index: int) -> str:
-        return f"{self._referring.name}/{self._referring.split}/image={self._referring.images[index].image_id}"
-
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """`rng` draws different refs first, then further sentences of the same refs if there is room."""
-        image = self._referring.images[index]
+        image = self._entries[index]
         drawn = draw_expressions(image.referents, self._expressions, rng)
         return Sample(
-            key=self.key(index),
+            key=image.key,
             image=image.path,
             turns=tuple(self._templates.turn(expression, referent.targets, rng) for referent, expression in drawn),
             masks=tuple(referent.mask for referent, _ in drawn if referent.mask is not None),

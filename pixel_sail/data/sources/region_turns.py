@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from pixel_sail.data.masks import area_px
+from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.tokens import MAX_PROMPTS, prompt_names
 from pixel_sail.types import RLE, BadSample, Sample, Turn
 
@@ -37,7 +38,7 @@ class RegionImage(Generic[T]):
     items: tuple[T, ...]
 
 
-class RegionSource(Generic[T]):
+class RegionSource(EntrySource[RegionImage[T]]):
     """Samples of one image each, with up to `count` turns about its regions (see `pixel_sail.data.sources.Source`)."""
 
     def __init__(
@@ -48,20 +49,13 @@ class RegionSource(Generic[T]):
         ask: Callable[[RegionImage[T], list[T], np.random.Generator], list[RegionTurn]],
     ) -> None:
         """`ask(image, drawn items, rng)` gives one turn per item, in their order; it may raise BadSample."""
-        self.problems = problems
-        self._images = images
+        super().__init__(images, problems)
         self._count = count
         self._ask = ask
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def key(self, index: int) -> str:
-        return self._images[index].key
-
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """`rng` draws the items without replacement, their order and their wording. Raises BadSample."""
-        image = self._images[index]
+        image = self._entries[index]
         drawn = [image.items[i] for i in rng.permutation(len(image.items))[: self._count]]
         return compose(image.key, image.path, self._ask(image, drawn, rng))
 
