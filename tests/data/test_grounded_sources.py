@@ -27,10 +27,9 @@ from source_fixtures import (
 from pixel_sail import scenes
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
-from pixel_sail.data.phrases import find_phrase
 from pixel_sail.data.sources import RECORDS, gcg
 from pixel_sail.data.sources.coco_instance import MAX_OBJECTS
-from pixel_sail.data.sources.grounded import tag
+from pixel_sail.data.sources.grounded import find_phrase, tag
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import ANSWERS_SEVERAL, GROUNDED_CAPTION, QUESTIONS, QUESTIONS_EACH, QUESTIONS_REASON
 from pixel_sail.scenes.outline import coco_polygons, labelme_polygons

@@ -14,10 +14,9 @@ from typing import Any
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError, UnknownSplit
 from pixel_sail.data.files import read_json
-from pixel_sail.data.phrases import find_phrase
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, parse_usable, read_entries, refuse_nothing, size_member
-from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member
+from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member, find_phrase
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.types import BadSample
 

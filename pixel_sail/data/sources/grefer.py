@@ -15,6 +15,7 @@ from pixel_sail.data.templates import Templates
 
 NAME = "grefcoco"
 FILE = ExpectedFile("grefcoco/grefs(unc).json")
+INSTANCES = ExpectedFile("grefcoco/instances.json")
 
 
 def open_grefer(root: Path, split: str, data: DataConfig) -> ReferringSource:
@@ -30,7 +31,7 @@ def read_grefer(root: Path, split: str) -> Referring:
         parsed = [Ref(r["ref_id"], r["image_id"], _targets(r), r["split"], sentences_of(r)) for r in refs]
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a list of gRefCOCO refs: {error}") from None
-    return collect(parsed, path, root, NAME, split)
+    return collect(parsed, path, INSTANCES.path(root, split), root, NAME, split)
 
 
 def _targets(ref: dict[str, Any]) -> tuple[int, ...]:
@@ -41,7 +42,7 @@ RECORDS = (
     SourceRecord(
         name=NAME,
         splits=("train", "val", "testA", "testB"),
-        files=(FILE, ExpectedFile("grefcoco/instances.json")),
+        files=(FILE, INSTANCES),
         sample="an image",
         turn="an expression; one mask for one object or several, no mask for none",
         open=open_grefer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,18 @@ def with_masks(image: GroundedImage, problems: list[str]) -> list[Phrase]:
         earlier = by_place[place].segmentations if place in by_place else ()
         by_place[place] = replace(phrase, segmentations=(*earlier, *phrase.segmentations))
     return list(by_place.values())
+
+
+def find_phrase(text: str, phrase: str, near: float = 0) -> tuple[int, int] | None:
+    """The span (start, stop), in characters, in which whole words of `text` are the phrase, in upper or lower case.
+
+    Of several matches the one that starts nearest to character `near`. None without a match or with an empty phrase.
+    """
+    words = phrase.strip()
+    if not words:
+        return None
+    matches = re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE)
+    return min((match.span() for match in matches), key=lambda span: abs(span[0] - near), default=None)
 
 
 def caption_member(entry: Any, where: str) -> str:

@@ -35,16 +35,15 @@ def open_refer(name: str, root: Path, split: str, data: DataConfig) -> Referring
 
 def read_refer(root: Path, name: str, split: str) -> Referring:
     """Every ref of a split, grouped by image. Raises DatasetError; bad refs are listed in `.problems`."""
-    path = refer_files(name)[1].path(root, split)
+    instances_path, path = (file.path(root, split) for file in refer_files(name))
     if not path.is_file():
-        folder = root / name
-        raise DatasetError(f"no dataset {name} under {root}: expected {folder}/instances.json and one of {REF_FILES}")
+        raise DatasetError(f"no dataset {name} under {root}: expected {instances_path} and one of {REF_FILES}")
     refs = load_plain_pickle(path)
     try:
         parsed = [Ref(r["ref_id"], r["image_id"], (r["ann_id"],), r["split"], sentences_of(r)) for r in refs]
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a list of REFER refs: {error}") from None
-    return collect(parsed, path, root, name, split)
+    return collect(parsed, path, instances_path, root, name, split)
 
 
 RECORDS = tuple(

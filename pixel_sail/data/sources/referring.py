@@ -62,7 +62,7 @@ def sentences_of(ref: dict[str, Any]) -> tuple[tuple[int, str], ...]:
     return tuple((sentence["sent_id"], sentence["sent"].strip()) for sentence in ref["sentences"])
 
 
-def collect(refs: list[Ref], refs_path: Path, root: Path, name: str, split: str) -> Referring:
+def collect(refs: list[Ref], refs_path: Path, instances_path: Path, root: Path, name: str, split: str) -> Referring:
     """Groups the refs of a split by image and makes their masks. Bad refs and empty expressions go into `problems`.
 
     Masks are made here, and not when a Sample is drawn, because a bad ref would then take the whole image with it, and
@@ -71,7 +71,7 @@ def collect(refs: list[Ref], refs_path: Path, root: Path, name: str, split: str)
     chosen = [ref for ref in refs if ref.split == split]
     if not chosen:
         raise UnknownSplit(f"{refs_path} has no split {split!r}; it has {sorted({ref.split for ref in refs})}")
-    coco, folder = CocoInstances.read(root / name / "instances.json"), image_folder(root)
+    coco, folder = CocoInstances.read(instances_path), image_folder(root)
     referents: dict[int, list[Referent]] = defaultdict(list)
     problems: list[str] = []
     for ref in chosen:
