@@ -111,7 +111,7 @@ def test_features_from_shards_as_from_their_cache(tmp_path: Path, root: Path) ->
     expert = {"name": "sam", "kind": "timm", "path": "a/hub-name", "at": "patches", "size_px": 32}
     cached, carried = (f"experts={json.dumps([expert | where])}" for where in ({"cache": str(cache)}, {}))
     config = tiny_config(tmp_path, root, cached)
-    made_as = made_with(config.experts[0], config.model) | {"fingerprint": "abc"}
+    made_as = made_with(config.experts[0], config.architecture) | {"fingerprint": "abc"}
     with CacheWriter(cache, {"width": 5, "path": "a/hub-name", "made_with": made_as}) as writer:
         for image in sorted((root / "images" / "train2014").iterdir()):
             features = np.random.default_rng(len(image.read_bytes())).normal(size=(5, 3, 4))
@@ -185,7 +185,7 @@ def test_the_tool_verifies_and_refuses(
         file.truncate(1000)
     with pytest.raises(SystemExit, match="1 problems.*\n.*000001.tar has 1000 bytes instead of"):
         run_here(monkeypatch, "make_shards.py", "--out", str(copy), "--verify")
-    with pytest.raises(SystemExit, match="error: .*samples: 15, now 5"):
+    with pytest.raises(SystemExit, match="error: .*samples was 15, is 5"):
         run_here(monkeypatch, "make_shards.py", str(write_config(tmp_path, root)), "--out", str(copy), "--samples", "5")
     with pytest.raises(SystemExit, match="2"):
         run_here(monkeypatch, "make_shards.py", "--out", str(copy))
