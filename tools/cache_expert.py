@@ -1,11 +1,11 @@
-"""Runs experts of a config once over all training images and stores their features where their `cache` says.
+"""Run experts of a config once over all training images and store their features in their `cache` folders.
 
 python tools/cache_expert.py configs/a.yaml --expert sam2
-python tools/cache_expert.py configs/a.yaml --expert masks --expert patches    # one expert at two places: runs once
-deepspeed tools/cache_expert.py configs/a.yaml --expert sam2       # one process a GPU
-python tools/cache_expert.py configs/a.yaml --expert sam2 --shard 0/4     # by hand; when all are done, once without
+python tools/cache_expert.py configs/a.yaml --expert masks --expert patches    # one expert, two `at`: it runs once
+deepspeed tools/cache_expert.py configs/a.yaml --expert sam2       # one process per GPU
+python tools/cache_expert.py configs/a.yaml --expert sam2 --shard 0/4     # shares by hand; then once without --shard
 
-Repeat the command after a kill, or when images were added or changed: only what is missing is computed.
+Repeat the command after a kill, or after images were added or changed: only missing features are computed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--expert", action="append", required=True, help="its name in the config; may be repeated")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; else this process's GPU, or the CPU")
-    parser.add_argument("--shard", type=_shard, help="I/N: only the I-th (from 0) of N shares of the images")
-    parser.add_argument("--batch", type=int, default=8, help="images that the expert sees at once")
+    parser.add_argument("--shard", type=_shard, help="I/N: only share I (counted from 0) of N of the images")
+    parser.add_argument("--batch", type=int, default=8, help="images per forward pass of the expert")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     a = parser.parse_args()
     try:

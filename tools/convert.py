@@ -1,4 +1,4 @@
-"""Makes a pixel_sail checkpoint folder from released weights.
+"""Convert released weights to a pixel_sail model folder.
 
     python tools/convert.py research CHECKPOINT --out models/research      the research code's Pixel-SAIL
     python tools/convert.py solo CHECKPOINT --out models/solo              SOLO-7B
@@ -8,8 +8,8 @@
     python tools/convert.py language-model smollm2-135m --out models/smollm2 --max-side-px 256
 
 The folder is what train.init_from, tools/test.py, tools/predict.py and PixelSail.from_pretrained take. A CHECKPOINT is
-a downloaded folder with config.json, *.safetensors and the tokenizer's files; it is converted a shard at a time, and
-the memory that this took is printed. What a base does not have starts at random and must be trained: docs/convert.md.
+a downloaded folder with config.json, *.safetensors and the tokenizer's files. It is converted shard by shard, and the
+peak memory is printed. Parts that a base lacks start from random weights and must be trained: docs/convert.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pixel_sail.weights.convert.new_parts import NewParts
 from pixel_sail.weights.convert.research import plan_research
 from pixel_sail.weights.convert.sail import plan_sail
 from pixel_sail.weights.convert.solo import plan_solo
-from pixel_sail.weights.convert.streaming import SHARD_BYTES, Conversion, partial_folder, peak_bytes, write
+from pixel_sail.weights.convert.streaming import Conversion, write
+from pixel_sail.weights.files import SHARD_BYTES, new_folder, peak_bytes
 
 BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,7 +40,7 @@ def main() -> None:
     torch.manual_seed(a.seed)
     try:
         plan = _plan(a)
-        parameters = _write_whole(a) if plan is None else write(plan, a.out, int(a.shard_gb * 1e9), DTYPES[a.dtype])
+        parameters = _write_in_memory(a) if plan is None else write(plan, a.out, int(a.shard_gb * 1e9), DTYPES[a.dtype])
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     for difference in [] if plan is None else plan.config.differences or []:
@@ -53,7 +54,7 @@ def _parse() -> argparse.Namespace:
     research = families.add_parser("research", help="a checkpoint in the research code's key names")
     language = families.add_parser("language-model", help="any Hugging Face decoder as a new base")
     language.add_argument("--patch-size", type=int, default=16)
-    language.add_argument("--in-memory", action="store_true", help="load a local folder by transformers, whole")
+    language.add_argument("--in-memory", action="store_true", help="let transformers load a local folder, whole")
     bases = [families.add_parser(name, help=f"a released {name} checkpoint") for name in BASES]
     for family in (language, *bases):
         family.add_argument("--max-side-px", type=int, help="default: the largest multiple of the patch up to 1024")
@@ -63,14 +64,14 @@ def _parse() -> argparse.Namespace:
         family.add_argument("source", help="local folder" + ("; hub name, or smollm2-135m" * (family is language)))
         family.add_argument("--out", type=Path, required=True)
         family.add_argument("--question", default=QUESTIONS[0], help="what `segment` asks, with {expression}")
-        family.add_argument("--dtype", choices=DTYPES, default="same", help="of the weights that are written")
-        family.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="size of a file at most")
-        family.add_argument("--seed", type=int, default=0, help="of the new parts")
+        family.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")
+        family.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest size of a file")
+        family.add_argument("--seed", type=int, default=0, help="seed of the new parts")
     return parser.parse_args()
 
 
 def _plan(a: argparse.Namespace) -> Conversion | None:
-    """What is to be written; None for a language model that transformers must load (from the hub, or a GGUF)."""
+    """The conversion; None for a language model that transformers must load whole (from the hub, or a GGUF)."""
     if a.family == "research":
         return plan_research(Path(a.source), a.question)
     if a.family in BASES:
@@ -84,10 +85,10 @@ def _architecture(a: argparse.Namespace) -> Architecture:
     return NewParts(a.max_side_px, a.mask_stride, a.mask_dim).architecture(a.patch_size)
 
 
-def _write_whole(a: argparse.Namespace) -> int:
+def _write_in_memory(a: argparse.Namespace) -> int:
     model, tokenizer = from_language_model(ModelSection(base=a.source), _architecture(a), a.question)
     model = model.to(DTYPES[a.dtype] or torch.float32)
-    with partial_folder(a.out) as folder:
+    with new_folder(a.out) as folder:
         model.save_pretrained(folder, max_shard_size=int(a.shard_gb * 1e9))
         tokenizer.save_pretrained(folder)
     return model.num_parameters()

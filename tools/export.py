@@ -1,10 +1,10 @@
-"""Publishes a model: a self-contained folder that PixelSail.from_pretrained and Predictor.from_pretrained take.
+"""Publish a model: a self-contained folder that PixelSail.from_pretrained and Predictor.from_pretrained take.
 
     python tools/export.py runs/quickstart --out published/quickstart --metrics runs/quickstart/scores/metrics.json
     python tools/export.py runs/big/checkpoints/step_00000500 --out published/big-500 --dtype bf16 --shard-gb 2
 
-SOURCE: a run (its export/, or where it has none its newest checkpoint), an export folder or what tools/convert.py made,
-or a checkpoint step_* of any ZeRO stage and number of processes. The folder gets the weights in shards, config.json,
+SOURCE: a run (its export/, else its newest checkpoint), an export folder, a folder of tools/convert.py, or a checkpoint
+step_* of any ZeRO stage and number of processes. The folder contains the weights in shards, config.json,
 the tokenizer, chat_format.json, and a model card (README.md) with the training config, the commit and the scores.
 """
 
@@ -17,9 +17,9 @@ import torch
 
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.weights.convert.streaming import SHARD_BYTES
-from pixel_sail.weights.publish import open_source, publish, read_metrics
-from pixel_sail.weights.start import find_source
+from pixel_sail.weights.files import SHARD_BYTES
+from pixel_sail.weights.publish import open_model, publish, read_metrics
+from pixel_sail.weights.start import find_model
 
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -28,11 +28,9 @@ def main() -> None:
     a = _parse()
     try:
         metrics = None if a.metrics is None else read_metrics(a.metrics)
-        place = find_source(a.source)
-        print(f"from {place}")
-        publish(
-            open_source(place), a.out, DTYPES[a.dtype], int(a.shard_gb * 1e9), a.name or a.out.name, metrics, a.license
-        )
+        folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
+        print(f"from {folder}")
+        publish(open_model(folder), a.out, DTYPES[a.dtype], shard_bytes, a.name or a.out.name, metrics, a.license)
     except (FileNotFoundError, ValueError, ConfigError, DatasetError) as error:
         raise SystemExit(f"error: {error}") from None
     sizes = [file.stat().st_size for file in a.out.glob("*.safetensors")]
@@ -44,10 +42,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("source", type=Path, help="a run, an export folder, or a checkpoint step_*")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, help="metrics.json that tools/test.py wrote for this model")
-    parser.add_argument("--license", help="as a hub names it, apache-2.0 for example; else the card says: not stated")
+    parser.add_argument(
+        "--license", help="a hub's name for it, for example apache-2.0; default: 'not stated' in the card"
+    )
     parser.add_argument("--name", help="title of the model card; default: the name of --out")
-    parser.add_argument("--dtype", choices=DTYPES, default="same", help="of the weights that are written")
-    parser.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="size of a file at most")
+    parser.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")
+    parser.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest size of a file")
     return parser.parse_args()
 
 

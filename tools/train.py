@@ -1,4 +1,4 @@
-"""Trains a model. `python tools/train.py CONFIG [key.sub=value ...]`, or the same under the `deepspeed` launcher."""
+"""Train a model: `python tools/train.py CONFIG [key.sub=value ...]`, or the same under the `deepspeed` launcher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pixel_sail.bench.plan import plan
 from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.train import distributed
-from pixel_sail.train.loop import TrainingStopped, train
+from pixel_sail.train.loop import train
+from pixel_sail.train.step import TrainingStopped
 from pixel_sail.types import BadSample
 
 
@@ -19,11 +20,9 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=1e-4 run.dir=runs/a"
     )
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the launcher passes it; LOCAL_RANK says the same
-    parser.add_argument("--plan", action="store_true", help="print what the run needs (parameters, memory), and stop")
-    parser.add_argument("--gpus", type=int, default=8, help="of --plan: GPUs of all machines together (default 8)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the launcher; equals LOCAL_RANK
+    parser.add_argument("--plan", action="store_true", help="print parameters and memory of the run, and stop")
+    parser.add_argument("--gpus", type=int, default=8, help="with --plan: GPUs of all machines together (default 8)")
     arguments = parser.parse_intermixed_args()
     try:
         config = load_config(arguments.config, arguments.overrides)

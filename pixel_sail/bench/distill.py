@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,18 +13,17 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.config import Config, ConfigError, ExpertConfig
-from pixel_sail.data.loader import StepData, StepDataset
+from pixel_sail.data.loader import StepData
 from pixel_sail.data.mixture import Mixture, open_mixture
-from pixel_sail.data.pack import pack
 from pixel_sail.experts import open_expert
 from pixel_sail.experts.cache import CacheWriter, finish
-from pixel_sail.experts.fill_cache import Images, manifest_of, store_images
+from pixel_sail.experts.fill_cache import ImagesToCache, manifest_of, store_images
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.train import distributed
-from pixel_sail.train.build import build_encoder, build_model
+from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine
-from pixel_sail.train.loop import count, run_micro_batches
+from pixel_sail.train.step import gather_totals, run_micro_batches
 
 
 @dataclass
@@ -84,8 +82,8 @@ def _make_caches(
         changed = expert.model_copy(update={"cache": folder / expert.name})
         opened = open_expert(expert, distributed.device())
         with CacheWriter(changed.cache, manifest_of(changed, config.architecture, opened)) as writer:
-            places = Images(config, [changed], opened.multiple, mixture.sources, images)
-            store_images(opened, places, [writer], config, batch_size=8, progress=False)
+            to_cache = ImagesToCache(config, [changed], opened.multiple, mixture.sources, images)
+            store_images(opened, to_cache, [writer], config, batch_size=8, progress=False)
         statistics = finish(changed.cache, progress=False)
         kilobytes[expert.name] = round(statistics["bytes"] / statistics["images"] / 1e3, 1)
         cached.append(changed)
@@ -98,11 +96,7 @@ def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, 
     distillation = open_distillation(config, mixture.sources, distributed.device())
     engine = Engine(model, config, [MaskHead], distillation)
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)
-    train = config.train
-    packing = partial(pack, seg_id=encoder.tokens.seg, patch_id=encoder.tokens.vision_patch)
-    dataset = StepDataset(
-        mixture, encoder.encode, packing, train.batch_size, train.micro_batch_tokens, rank=0, world_size=1
-    )
+    dataset = build_step_dataset(config, mixture, encoder)
     variant = Variant(config, engine, [], [], [])
     model.train()
     for number in range(steps):
@@ -116,7 +110,7 @@ def _one_step(variant: Variant, number: int) -> float:
     """Milliseconds. Reading the loss and the gradient norm waits for the device."""
     data = variant.steps[number]
     started = time.perf_counter()
-    run_micro_batches(variant.engine, data, count(data, variant.config), variant.config)
+    run_micro_batches(variant.engine, data, gather_totals(data, variant.config), variant.config)
     variant.engine.step(lr=0.0)
     return 1e3 * (time.perf_counter() - started)
 

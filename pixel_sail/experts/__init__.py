@@ -1,4 +1,13 @@
-"""Frozen vision experts: an image in, a feature map out. train/distillation.py lets a student learn from them."""
+"""Frozen vision experts: an image in, a feature map out; train/distillation.py teaches a student with them.
+
+A way through the room:
+
+    expert.py        what every expert is; open_expert below opens one by its config
+    mask2former.py, sam2.py, timm_backbone.py   one kind of expert each; folder.py loads Hugging Face checkpoints
+    cache.py         features on disk: format, reader, writer
+    fill_cache.py    run experts over all training images and write their caches (tools/cache_expert.py)
+    features.py      what a sample gets: cached features, or the image that an online expert is shown
+"""
 
 from __future__ import annotations
 
@@ -11,17 +20,17 @@ __all__ = ["Expert", "open_expert"]
 
 
 def open_expert(config: ExpertConfig, device: torch.device | str) -> Expert:
-    """The expert that `config` names, frozen, in float32 on `device`.
+    """Open the expert that `config` describes: frozen, in float32, on `device`.
 
-    Raises ConfigError when its folder or model cannot be had (it says what to download and where to put it), when it is
-    of another kind, or when weights are missing from it. No random number of the caller is used up.
+    Raises ConfigError if it cannot be loaded (the message says what to download and where to put it), if it is of
+    another kind, or if weights are missing. The caller's random state does not change.
     """
     with torch.random.fork_rng(devices=[]):  # models draw initial weights before they load theirs
         return _open(config).to(device)
 
 
 def _open(config: ExpertConfig) -> Expert:
-    # Imported here: timm and the model classes take most of a second, and most runs have no expert.
+    # Imported here because timm and the model classes take most of a second, and most runs have no expert.
     if config.kind == "mask2former":
         from pixel_sail.experts.mask2former import open_mask2former
 

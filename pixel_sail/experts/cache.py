@@ -1,12 +1,12 @@
-"""Features of a frozen expert on disk, found by the contents of the image file. tools/cache_expert.py makes them:
+"""Features of a frozen expert on disk, looked up by the content of the image file. Written by tools/cache_expert.py:
 
     <cache>/
-      manifest.json               what the features are of, and their statistics once every image is there
+      manifest.json               what the features were made with; their statistics once every image is stored
       00000-of-00002.features     float16 (C, h, w) of one image after another, written by process 0 of 2
-      00000-of-00002.index        one RECORD each: the image's sha256 and where its features lie
+      00000-of-00002.index        one RECORD per image: its sha256 and where its features are
 
-Features are written and synced before their records: what an index names is whole. An image that many samples share is
-stored once; one that was changed has another digest and is not found.
+Features are written and synced before their records, so that whatever an index names is complete. An image that many
+samples share is stored once. A changed image has another digest and is not found.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RECORD = np.dtype([("image", "S64"), ("offset", "<u8"), ("height", "<u4"), ("wid
 
 
 def image_digest(image: Path | bytes) -> str:
-    """sha256 (hex) of an image as it is stored; BadSample for a file that cannot be read."""
+    """sha256 (hex) of the encoded image. Raises BadSample for a file that cannot be read."""
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
     try:
@@ -48,14 +48,14 @@ def image_digest(image: Path | bytes) -> str:
 
 
 def student_grid(size_wh: tuple[int, int], expert: ExpertConfig, architecture: Architecture) -> tuple[int, int]:
-    """(h, w) of the student's features that are compared with the expert's, for an image of this size in pixels."""
+    """(h, w) of the student's features that are compared with the expert's, for an image of `size_wh` pixels."""
     width, height = resized_size(size_wh, architecture.patch_size, architecture.max_side_px)
     cell_px = architecture.mask_stride if expert.at == "mask_features" else architecture.patch_size
     return height // cell_px, width // cell_px
 
 
 def made_with(expert: ExpertConfig, architecture: Architecture) -> dict[str, Any]:
-    """What decides the stored features of an image, beside the expert's weights."""
+    """The settings, apart from the expert's weights, that determine the stored features of an image."""
     return {
         "kind": expert.kind,
         "at": expert.at,
@@ -70,9 +70,9 @@ def made_with(expert: ExpertConfig, architecture: Architecture) -> dict[str, Any
 def check_made_with(
     manifest: dict[str, Any], where: str, expert: ExpertConfig, architecture: Architecture, fingerprint: str
 ) -> None:
-    """Raises ConfigError that names each difference between stored features and what a run needs.
+    """Raise ConfigError if features were made with other settings than a run needs; it names each difference.
 
-    `where` says which features these are; `fingerprint` is that of the run's expert.
+    `where` says in the message which features these are; `fingerprint` is that of the run's expert.
     """
     if changes := differences(manifest["made_with"], made_with(expert, architecture) | {"fingerprint": fingerprint}):
         raise ConfigError(
@@ -82,9 +82,9 @@ def check_made_with(
 
 
 class FeatureCache:
-    """A finished cache. Memory-mapped; forked workers share it.
+    """A finished cache, memory-mapped; forked workers share it.
 
-    Raises DatasetError for a folder that is no cache, is not finished or has a part that is cut short.
+    Raises DatasetError for a folder that is no cache, is not finished or has a truncated file.
     """
 
     def __init__(self, folder: Path):
@@ -101,35 +101,35 @@ class FeatureCache:
         self._records, self._part = records[order], part[order]
 
     def find(self, digest: str) -> np.ndarray | None:
-        """(C, h, w) float16 of the image with this `image_digest`, or None. BadSample for damaged bytes."""
+        """Features (C, h, w) float16 of the image with this `image_digest`, or None. Raises BadSample if damaged."""
         key = np.array(digest, dtype="S64")
-        place = int(np.searchsorted(self._records["image"], key))
-        if place == len(self._records) or self._records["image"][place] != key:
+        row = int(np.searchsorted(self._records["image"], key))
+        if row == len(self._records) or self._records["image"][row] != key:
             return None
-        record = self._records[place]
-        data = _data_of(record, self._features[self._part[place]], self.width)
+        record = self._records[row]
+        data = _data_of(record, self._features[self._part[row]], self.width)
         if zlib.crc32(data) != record["crc32"]:
             raise BadSample(f"the features of image {digest[:16]} in {self.folder} are damaged (CRC-32)")
         return np.frombuffer(data, dtype=np.float16).reshape(self.width, record["height"], record["width"])
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each channel, (C,) float32 each; every image counts the same."""
+        """Mean and standard deviation of each channel, (C,) float32 each. Every image has the same weight."""
         statistics = self.manifest["statistics"]
         return np.array(statistics["mean"], dtype=np.float32), np.array(statistics["std"], dtype=np.float32)
 
 
 class CacheWriter:
-    """Appends features to one part of a cache: `process` of `processes`. Use it as a context manager.
+    """Appends features to one part of a cache: `process` of `processes`. A context manager.
 
-    What an earlier, killed process left half written is dropped. Raises ConfigError for a folder that holds features
-    made otherwise, and when another process is writing the same part.
+    Half-written data of an earlier, killed process are dropped. Raises ConfigError for a folder whose features were
+    made with other settings, and if another process is writing the same part.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], process: int = 0, processes: int = 1):
         self.folder = folder
         self.width: int = manifest["width"]
         folder.mkdir(parents=True, exist_ok=True)
-        _agree(folder, manifest)
+        _write_or_compare_manifest(folder, manifest)
         path = folder / f"{process:05d}-of-{processes:05d}.index"
         self._index = path.open("a+b")
         try:
@@ -141,7 +141,7 @@ class CacheWriter:
         self._index.truncate(records.nbytes)
         self._offset = _end(records, self.width)
         self._features.truncate(self._offset)
-        self._waiting: list[np.ndarray] = []
+        self._unflushed: list[np.ndarray] = []
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -149,44 +149,44 @@ class CacheWriter:
     def __exit__(self, *error: object) -> None:
         self.flush()
         self._features.close()
-        self._index.close()  # and with it the lock
+        self._index.close()  # which releases the lock
 
     def add(self, digest: str, features: np.ndarray) -> None:
-        """`features`: (C, h, w) float16. Raises ValueError where they overflowed."""
+        """`features`: (C, h, w) float16. Raises ValueError if they overflowed."""
         if not np.isfinite(features).all():
             raise ValueError(f"the features of image {digest[:16]} are not finite in float16")
         data = np.ascontiguousarray(features, dtype=np.float16).tobytes()
         record = np.array([(digest, self._offset, *features.shape[1:], zlib.crc32(data))], dtype=RECORD)
         self._features.write(data)
         self._offset += len(data)
-        self._waiting.append(record)
-        if len(self._waiting) == FLUSH_EVERY:
+        self._unflushed.append(record)
+        if len(self._unflushed) == FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """What was added is on the disk after this."""
-        if not self._waiting:
+        """Sync everything that was added to the disk."""
+        if not self._unflushed:
             return
         _sync(self._features)
-        self._index.write(np.concatenate(self._waiting).tobytes())
+        self._index.write(np.concatenate(self._unflushed).tobytes())
         _sync(self._index)
-        self._waiting = []
+        self._unflushed = []
 
 
 def stored_digests(folder: Path, width: int) -> set[str]:
-    """Digests of all images whose features are in the folder, in whichever part."""
+    """Digests of all images whose features are in the folder, in any part."""
     return {image.decode() for path in folder.glob("*.index") for image in whole_records(path, width)["image"].tolist()}
 
 
 def finish(folder: Path, progress: bool) -> dict[str, Any]:
-    """Reads every feature once, checks it, and writes the statistics into the manifest. Returns them.
+    """Read and check every feature once, write the statistics into the manifest and return them.
 
-    Raises DatasetError for damaged features, and when nothing is there.
+    Raises DatasetError for damaged features and for an empty folder.
     """
     manifest = read_manifest(folder)
     width = manifest["width"]
     if manifest.get("statistics", {}).get("images") == len(stored_digests(folder, width)):
-        return manifest["statistics"]  # nothing came in since
+        return manifest["statistics"]  # nothing was added since
     images, stored_bytes = 0, 0
     total, squares = np.zeros(width), np.zeros(width)
     for data in tqdm(_unique(folder, width), desc="statistics", unit="image", disable=not progress):
@@ -205,7 +205,7 @@ def finish(folder: Path, progress: bool) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """DatasetError where there is none that can be read."""
+    """The manifest of a cache. Raises DatasetError if it is missing, damaged or of another version."""
     path = folder / MANIFEST
     if not path.is_file():
         raise DatasetError(
@@ -222,13 +222,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """All of it or nothing, also when several processes write at once."""
+    """Replace the manifest at once, also if several processes do so at the same time."""
     with replaced_file(folder / MANIFEST, partial=folder / f"{MANIFEST}.{os.getpid()}{PARTIAL}") as file:
         json.dump(manifest, file, indent=1)
 
 
 def whole_records(path: Path, width: int) -> np.ndarray:
-    """The records of an index file, without a torn last one and without any whose features were not written."""
+    """The complete records of an index file: without a torn last one, and without any whose features are missing."""
     records = np.frombuffer(path.read_bytes()[: path.stat().st_size // RECORD.itemsize * RECORD.itemsize], dtype=RECORD)
     features = path.with_suffix(".features")
     size = features.stat().st_size if features.exists() else 0
@@ -237,7 +237,7 @@ def whole_records(path: Path, width: int) -> np.ndarray:
 
 
 def _unique(folder: Path, width: int) -> Iterator[bytes]:
-    """The checked features of every image once."""
+    """The features of every image once, checked against their CRC-32."""
     seen: set[bytes] = set()
     for path in sorted(folder.glob("*.index")):
         records, features = _open_part(path, width)
@@ -255,7 +255,7 @@ def _unique(folder: Path, width: int) -> Iterator[bytes]:
 
 
 def _open_part(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Records and memory-mapped bytes. DatasetError where the bytes end before the records do."""
+    """Records and memory-mapped features. Raises DatasetError if the features end before the records do."""
     records = np.frombuffer(path.read_bytes(), dtype=RECORD, count=path.stat().st_size // RECORD.itemsize)
     features = path.with_suffix(".features")
     size = features.stat().st_size if features.exists() else 0
@@ -281,8 +281,8 @@ def _end(records: np.ndarray, width: int) -> int:
     return int(records[-1]["offset"]) + int(_bytes(records[-1], width)) if len(records) else 0
 
 
-def _agree(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest into a new folder, or makes sure that the one there says the same."""
+def _write_or_compare_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest into a new folder. Raise ConfigError if the folder has one with other settings."""
     if not (folder / MANIFEST).exists():
         write_manifest(folder, {"version": VERSION} | manifest)
     elif changes := differences(read_manifest(folder)["made_with"], manifest["made_with"]):

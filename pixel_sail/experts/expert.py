@@ -1,24 +1,25 @@
-"""What every expert is: a frozen module with its normalization, and the name of exactly these weights."""
+"""What every expert is: a frozen module with its normalization, and a fingerprint of its weights."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixel_sail.durable import fingerprint
+
 
 class Expert:
     """A frozen expert. Not an nn.Module on purpose.
 
-    Whatever holds it, the optimizer, DeepSpeed, checkpoints, `.train()` and `.to()` never see its weights.
+    So the optimizer, DeepSpeed, checkpoints, `.train()` and `.to()` of a module that holds it never see its weights.
     """
 
     width: int  # C, channels of a feature map
-    multiple: int  # pixels; both sides of its input must be multiples
-    fingerprint: str  # 16 hex digits of kind, weights and normalization: the same expert, or not
+    multiple: int  # pixels; both sides of an input image must be multiples of it
+    fingerprint: str  # 16 hex digits of kind, weights and normalization, to compare experts
 
     def __init__(
         self,
@@ -44,10 +45,10 @@ class Expert:
 
     @torch.no_grad()
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """uint8 RGB images (3, H, W) -> their feature maps (C, h, w), float32, on the expert's device, no gradient.
+        """uint8 RGB images (3, H, W) -> feature maps (C, h, w), float32, on the expert's device, without gradient.
 
-        A map covers its whole image and nothing else. Images of one size go through together; no image is padded,
-        so sizes may differ. Raises ValueError for a side that is no multiple of `multiple`.
+        A map covers exactly its image: images are not padded, and those of one size are run as one batch. Raises
+        ValueError for a side that is no multiple of `multiple`.
         """
         by_size: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
@@ -56,10 +57,10 @@ class Expert:
         maps: dict[int, Tensor] = {}
         for indices in by_size.values():
             pixels = torch.stack([images[i] for i in indices]).to(self._mean.device).float() / 255
-            # Whatever precision the student trains in: what is cached and what runs online must agree.
+            # In float32 whatever the student trains in: cached and online features must agree.
             with torch.autocast(pixels.device.type, enabled=False):
-                found = self._to_features((pixels - self._mean) / self._std)
-            maps |= zip(indices, found.float(), strict=True)
+                features = self._to_features((pixels - self._mean) / self._std)
+            maps |= zip(indices, features.float(), strict=True)
         return [maps[i] for i in range(len(images))]
 
     def _check(self, image: Tensor) -> None:
@@ -71,7 +72,8 @@ class Expert:
 
 
 def resize_features(features: Tensor, grid_hw: Sequence[int]) -> Tensor:
-    """(C, h', w') -> (h, w, C) float32; channels last, as students are, and before the cast, because that is faster."""
+    """(C, h', w') -> (h, w, C) float32, resized bilinearly (align_corners False) to `grid_hw`."""
+    # channels last, like the features of students, and before the cast, because that is faster
     features = features[None].contiguous(memory_format=torch.channels_last).float()
     if features.shape[2:] != tuple(grid_hw):
         features = F.interpolate(features, size=tuple(grid_hw), mode="bilinear", align_corners=False)
@@ -79,8 +81,10 @@ def resize_features(features: Tensor, grid_hw: Sequence[int]) -> Tensor:
 
 
 def _fingerprint(kind: str, module: nn.Module, mean: Tensor, std: Tensor) -> str:
-    digest = hashlib.sha256(kind.encode())
-    for name, tensor in sorted({**module.state_dict(), "mean": mean, "std": std}.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    def parts() -> Iterator[bytes]:
+        yield kind.encode()
+        for name, tensor in sorted({**module.state_dict(), "mean": mean, "std": std}.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+    return fingerprint(parts())

@@ -1,4 +1,4 @@
-"""Runs experts once over every image of a run's training data and stores their features (data/feature_cache.py)."""
+"""Run experts once over every image of a run's training data and store their features (cache.py)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from pixel_sail.experts.expert import resize_features
 from pixel_sail.experts.features import expert_image
 from pixel_sail.types import BadSample
 
-Place = Path | tuple[int, int]  # an image file, or the (source, sample) that has it
+ImageLocation = Path | tuple[int, int]  # an image file, or (source, sample) of a sample that carries its bytes
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An image as the expert is to see it."""
+class PreparedImage:
+    """An image resized for the expert."""
 
     digest: str
     image: Tensor  # (3, H, W) uint8
-    grids_hw: tuple[tuple[int, int], ...]  # of the student's features in each of the places that the expert teaches
+    grids_hw: tuple[tuple[int, int], ...]  # grid of the student's features, for each entry of `experts`
 
 
-class Images(Dataset):
-    """Item i is image i made ready, None where its features are stored already, or why it cannot be read.
+class ImagesToCache(Dataset):
+    """Item i is image i, prepared; None if its features are stored already; or the reason why it cannot be read.
 
-    `experts` are one expert, attached to several places.
+    `experts`: configs of one and the same expert, which differ in `at` and in their cache.
     """
 
     def __init__(
@@ -50,29 +50,28 @@ class Images(Dataset):
         experts: Sequence[ExpertConfig],
         multiple: int,
         sources: Sequence[Source],
-        places: Sequence[Place],
+        locations: Sequence[ImageLocation],
     ):
         self.config, self.experts, self.multiple = config, experts, multiple
-        self.sources, self.places = sources, places
+        self.sources, self.locations = sources, locations
         self.stored: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
-    def __getitem__(self, number: int) -> Ready | str | None:
-        place = self.places[number]
+    def __getitem__(self, number: int) -> PreparedImage | str | None:
+        location = self.locations[number]
         try:
-            image = place if isinstance(place, Path) else _image(self.sources, *place)
+            image = location if isinstance(location, Path) else _image(self.sources, *location)
             digest = image_digest(image)
             if digest in self.stored:
                 return None
             decoded = load_image(image)
         except BadSample as error:
             return str(error)
-        shown = expert_image(decoded, self.experts[0].size_px, self.experts[0].fit, self.multiple)
-        return Ready(
-            digest, shown, tuple(student_grid(decoded.size, e, self.config.architecture) for e in self.experts)
-        )
+        pixels = expert_image(decoded, self.experts[0].size_px, self.experts[0].fit, self.multiple)
+        grids = tuple(student_grid(decoded.size, expert, self.config.architecture) for expert in self.experts)
+        return PreparedImage(digest, pixels, grids)
 
 
 def cache_experts(
@@ -84,19 +83,19 @@ def cache_experts(
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[str]:
-    """Stores what is missing of the share of `process` in `processes`; returns a line for each image left out.
+    """Store the missing features of one share (`process` of `processes`) of the images of experts `names`.
 
-    Those of `names` that are one expert at several places are run once. It can be killed at any moment and called
-    again. Raises ConfigError for an expert that cannot be used and a folder with other features, DatasetError for more
-    than data.max_bad_samples unreadable images.
+    Returns a line for each image that was left out. Experts that differ only in `at` and cache are run once. The call
+    can be killed at any moment and repeated. Raises ConfigError for an expert that cannot be used or a folder with
+    other features, DatasetError for more than data.max_bad_samples unreadable images.
     """
-    groups = _same_expert([find_expert(config, name) for name in dict.fromkeys(names)])
+    groups = _group_by_expert([find_expert(config, name) for name in dict.fromkeys(names)])
     opened = [open_expert(experts[0], device) for experts in groups]
     sources = [open_source(entry, config.data) for entry in config.data.mixture]
-    places = list_images(sources, process, processes, progress)
+    locations = list_images(sources, process, processes, progress)
     problems: dict[str, None] = {}
     for experts, expert in zip(groups, opened, strict=True):
-        images = Images(config, experts, expert.multiple, sources, places)
+        images = ImagesToCache(config, experts, expert.multiple, sources, locations)
         with contextlib.ExitStack() as stack:
             writers = [
                 stack.enter_context(
@@ -108,8 +107,8 @@ def cache_experts(
     return list(problems)
 
 
-def _same_expert(experts: Sequence[ExpertConfig]) -> list[list[ExpertConfig]]:
-    """Those that see the same images with the same weights, together."""
+def _group_by_expert(experts: Sequence[ExpertConfig]) -> list[list[ExpertConfig]]:
+    """Group the configs that show the same images to the same weights."""
     groups: dict[tuple, list[ExpertConfig]] = {}
     for expert in experts:
         groups.setdefault((expert.kind, expert.path, expert.size_px, expert.fit), []).append(expert)
@@ -117,21 +116,21 @@ def _same_expert(experts: Sequence[ExpertConfig]) -> list[list[ExpertConfig]]:
 
 
 def manifest_of(expert: ExpertConfig, architecture: Architecture, opened: Expert) -> dict[str, Any]:
-    """What a cache's manifest says before there are statistics."""
-    weights = {"fingerprint": opened.fingerprint}
-    return {"made_with": made_with(expert, architecture) | weights, "path": expert.path, "width": opened.width}
+    """The manifest of a new cache; `finish` adds the statistics."""
+    settings = made_with(expert, architecture) | {"fingerprint": opened.fingerprint}
+    return {"made_with": settings, "path": expert.path, "width": opened.width}
 
 
 def finish_cache(config: Config, name: str, progress: bool = True) -> str:
-    """Checks what all processes stored and writes the statistics; a sentence about it. See feature_cache.finish."""
+    """Check what all processes stored, write the statistics (cache.finish) and return a sentence about them."""
     folder = find_expert(config, name).cache
     statistics = finish(folder, progress)
-    each = statistics["bytes"] / statistics["images"]
-    return f"{folder}: {statistics['images']} images, {each / 1e3:.1f} kB an image, {statistics['bytes'] / 1e9:.3f} GB"
+    images, stored_bytes = statistics["images"], statistics["bytes"]
+    return f"{folder}: {images} images, {stored_bytes / images / 1e3:.1f} kB per image, {stored_bytes / 1e9:.3f} GB"
 
 
 def find_expert(config: Config, name: str) -> ExpertConfig:
-    """The expert of that name; ConfigError where there is none, or it has no cache to write."""
+    """The expert of that name. Raises ConfigError if the config has none, or none with a cache."""
     for expert in config.experts:
         if expert.name == name:
             if expert.cache is None:
@@ -142,12 +141,12 @@ def find_expert(config: Config, name: str) -> ExpertConfig:
     )
 
 
-def list_images(sources: Sequence[Source], process: int, processes: int, progress: bool) -> list[Place]:
-    """Where each different image of the data is that falls to `process`. Samples that cannot be read are passed over.
+def list_images(sources: Sequence[Source], process: int, processes: int, progress: bool) -> list[ImageLocation]:
+    """Locations of the distinct images in the share of `process`. Equal images in two files may be listed twice.
 
-    (Training names and counts those.) The same image in two files may be listed twice.
+    Samples that cannot be read are skipped: training names and counts them.
     """
-    places: dict[str, Place] = {}
+    locations: dict[str, ImageLocation] = {}
     total = sum(len(source) for source in sources)
     with tqdm(total=total, desc="listing images", unit="sample", disable=not progress) as bar:
         for number, source in enumerate(sources):
@@ -158,39 +157,40 @@ def list_images(sources: Sequence[Source], process: int, processes: int, progres
                 except BadSample:
                     continue
                 if image is not None:
-                    found = image if isinstance(image, Path) else (number, index)
-                    places.setdefault(str(image) if isinstance(image, Path) else image_digest(image), found)
-    return [place for name, place in places.items() if zlib.crc32(name.encode()) % processes == process]
+                    is_file = isinstance(image, Path)
+                    name = str(image) if is_file else image_digest(image)
+                    locations.setdefault(name, image if is_file else (number, index))
+    return [location for name, location in locations.items() if zlib.crc32(name.encode()) % processes == process]
 
 
 def store_images(
     expert: Expert,
-    images: Images,
+    images: ImagesToCache,
     writers: Sequence[CacheWriter],
     config: Config,
     batch_size: int,
     progress: bool,
 ) -> list[str]:
-    """Runs the expert over `images`, with a writer for each of their experts; returns and raises as `cache_experts`."""
+    """Run the expert over `images`, with one writer per `images.experts`. Returns and raises as `cache_experts`."""
     stored = [stored_digests(writer.folder, writer.width) for writer in writers]
     images.stored = set.intersection(*stored)
     problems: list[str] = []
-    waiting: dict[str, Ready] = {}
+    batch: dict[str, PreparedImage] = {}
     for item in tqdm(_read(images, config.data.workers), total=len(images), unit="image", disable=not progress):
         if isinstance(item, str):
             problems.append(item)
             if len(problems) > config.data.max_bad_samples:
                 raise DatasetError(f"more than {config.data.max_bad_samples} images cannot be read; last: {item}")
-        elif item is not None and any(item.digest not in there for there in stored):
-            waiting[item.digest] = item
-        if len(waiting) == batch_size:
-            _store(expert, waiting, writers, stored)
-            waiting = {}
-    _store(expert, waiting, writers, stored)
+        elif item is not None and any(item.digest not in digests for digests in stored):
+            batch[item.digest] = item
+        if len(batch) == batch_size:
+            _store(expert, batch, writers, stored)
+            batch = {}
+    _store(expert, batch, writers, stored)
     return problems
 
 
-def _read(images: Images, workers: int) -> Iterator[Ready | str | None]:
+def _read(images: ImagesToCache, workers: int) -> Iterator[PreparedImage | str | None]:
     loader = DataLoader(
         images,
         batch_size=None,
@@ -202,15 +202,19 @@ def _read(images: Images, workers: int) -> Iterator[Ready | str | None]:
 
 
 def _store(
-    expert: Expert, waiting: dict[str, Ready], writers: Sequence[CacheWriter], stored: Sequence[set[str]]
+    expert: Expert, batch: dict[str, PreparedImage], writers: Sequence[CacheWriter], stored: Sequence[set[str]]
 ) -> None:
-    """Neither more of the expert's places than it has, nor more than the loss compares: the resize works per axis."""
-    found = expert.features([item.image for item in waiting.values()])
-    for (digest, item), features in zip(waiting.items(), found, strict=True):
-        for writer, there, grid_hw in zip(writers, stored, item.grids_hw, strict=True):
-            if digest in there:
+    """Run the expert over a batch (digest -> image) and store features that a writer lacks.
+
+    A map is stored at its own or the student's resolution, whichever is lower on each axis: resizing works per axis, so
+    that the loss compares the same values.
+    """
+    maps = expert.features([item.image for item in batch.values()])
+    for (digest, item), features in zip(batch.items(), maps, strict=True):
+        for writer, digests, grid_hw in zip(writers, stored, item.grids_hw, strict=True):
+            if digest in digests:
                 continue
-            there.add(digest)
+            digests.add(digest)
             size = tuple(min(a, b) for a, b in zip(features.shape[1:], grid_hw, strict=True))
             writer.add(digest, resize_features(features, size).permute(2, 0, 1).half().cpu().numpy())
 
@@ -219,5 +223,5 @@ def _image(sources: Sequence[Source], number: int, index: int) -> Path | bytes:
     return sources[number].sample(index, np.random.default_rng(0)).image
 
 
-def _unchanged(item: Ready | str | None) -> Ready | str | None:
+def _unchanged(item: PreparedImage | str | None) -> PreparedImage | str | None:
     return item

@@ -1,4 +1,4 @@
-"""Opening what Hugging Face tools have saved, with one message for what is not there."""
+"""Open an expert from a Hugging Face checkpoint, with one error message that says what is missing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """`model_class` with the weights of `expert.path` (local folder or hub name), float32.
 
-    Raises ConfigError when it cannot be had, when its config is of none of `model_types`, or when a weight whose name
-    starts with `needs` is missing or has another shape: it would be random.
+    Raises ConfigError if it cannot be loaded, if its model type is none of `model_types`, or if a weight whose name
+    starts with `needs` is missing or has another shape, since it would be random.
     """
     try:
-        found = AutoConfig.from_pretrained(expert.path).model_type
-        if found not in model_types:
+        model_type = AutoConfig.from_pretrained(expert.path).model_type
+        if model_type not in model_types:
             raise ConfigError(
-                f"expert {expert.name!r}: {expert.path} is a {found!r} checkpoint, kind {expert.kind!r} needs one of "
-                f"{', '.join(model_types)}"
+                f"expert {expert.name!r}: {expert.path} is a {model_type!r} checkpoint, kind {expert.kind!r} needs one "
+                f"of {', '.join(model_types)}"
             )
         model, report = model_class.from_pretrained(
             expert.path, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True
@@ -42,7 +42,7 @@ def load_pretrained(
 
 
 def normalization(expert: ExpertConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB in 0..1, as the checkpoint's image processor says. Raises ConfigError."""
+    """Mean and standard deviation of RGB in 0..1, from the checkpoint's image processor. Raises ConfigError."""
     try:
         processor = AutoImageProcessor.from_pretrained(expert.path)
     except (OSError, ValueError) as error:
@@ -53,7 +53,7 @@ def normalization(expert: ExpertConfig) -> tuple[list[float], list[float]]:
 
 
 def cannot_load(expert: ExpertConfig, files: str, cause: Exception | str) -> ConfigError:
-    """What to download and where to put it."""
+    """An error that says what to download and where to put it."""
     local = Path(expert.path).is_dir()
     missing = f"the folder {expert.path} is not complete" if local else f"no folder {expert.path}, and no hub answers"
     return ConfigError(

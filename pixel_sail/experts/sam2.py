@@ -13,10 +13,10 @@ from pixel_sail.experts.folder import load_pretrained, normalization
 
 
 def open_sam2(config: ExpertConfig) -> Expert:
-    """The last level of the feature pyramid: (256, 64, 64) of 1024 x 1024 px, the size that SAM 2 is trained for.
+    """The last level of the feature pyramid: (256, 64, 64) for 1024 x 1024 px, the size that SAM 2 was trained with.
 
-    The constant that the predictor of still images adds to it is left out: a student's adapter has a bias.
-    Video checkpoints, as published, are taken for their image part.
+    The constant that the predictor of still images adds to it is left out, since a student's adapter has a bias. Of
+    video checkpoints (all published ones) only the image encoder is used.
     """
     model = load_pretrained(config, Sam2Model, ("sam2", "sam2_video"), needs="vision_encoder.")
     module = model.vision_encoder
@@ -33,6 +33,6 @@ def open_sam2(config: ExpertConfig) -> Expert:
 
 
 def _multiple(hiera: Sam2HieraDetConfig) -> int:
-    """Pixels: position embeddings are tiled in whole windows, and every pooling must halve exactly."""
+    """Pixels. Position embeddings are tiled in whole windows, and every pooling must halve its input exactly."""
     stride, pooling = hiera.patch_stride[0], hiera.query_stride[0] ** hiera.num_query_pool_stages
     return stride * math.lcm(hiera.window_size_per_stage[0], pooling)

@@ -1,4 +1,4 @@
-"""Any feature backbone of timm: DINOv2, DINOv3, SAM ViT, ConvNeXt, Swin, ResNet ... : the last feature map."""
+"""The last feature map of any backbone of timm: DINOv2, DINOv3, SAM ViT, ConvNeXt, Swin, ResNet, ..."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pixel_sail.experts.folder import cannot_load
 
 FILES = "config.json and model.safetensors, as in timm's hub repositories or as timm.models.save_for_hf writes them"
 
-# What lets a model read images of any size: vision transformers know the first, Swin the second, others need nothing.
+# Options that let a model read images of any size: of vision transformers, and of Swin. Other models need none.
 ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False})
 
 
 def open_timm(config: ExpertConfig) -> Expert:
-    """`path`: a folder of files as above, a hub repository (owner/name), or a model name of timm with known weights.
+    """Open `config.path`: a folder with FILES, a hub repository (owner/name), or a model name of timm.
 
-    Vision transformers give their normed last tokens as a grid, without class and register tokens.
+    Vision transformers give their normalized last tokens as a grid, without class and register tokens.
     """
     model = _load(config)
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"expert {config.name!r}: timm's {type(model).__name__} gives no feature maps")
-    model.reset_classifier(0)  # no part of the features, so no part of the fingerprint
+    model.reset_classifier(0)  # the classifier is no part of the features, so it must not change the fingerprint
 
     def to_features(pixels: Tensor) -> Tensor:
         return model.forward_intermediates(pixels, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[0]
 
     data = timm.data.resolve_model_data_config(model)
     multiple = int(model.feature_info[-1]["reduction"])
-    width = _try(config, model, to_features, multiple)
+    width = _channels(config, model, to_features, multiple)
     return Expert("timm", model, to_features, width, multiple, mean=data["mean"], std=data["std"])
 
 
@@ -69,16 +69,16 @@ def _source(config: ExpertConfig) -> str:
 
 
 @torch.no_grad()
-def _try(config: ExpertConfig, model: nn.Module, to_features: Callable[[Tensor], Tensor], multiple: int) -> int:
-    """Runs the model once at about the size that it will see; returns its channels. Some models read one size only."""
+def _channels(config: ExpertConfig, model: nn.Module, to_features: Callable[[Tensor], Tensor], multiple: int) -> int:
+    """Run the model once at about the size of its images and return its channels. Some models read one size only."""
     side = max(multiple, round(config.size_px / multiple) * multiple)
     height = side if config.fit == "square" else side + multiple
     try:
-        found = to_features(torch.zeros(1, 3, height, side))
+        features = to_features(torch.zeros(1, 3, height, side))
     except (AssertionError, RuntimeError) as error:
-        made_for = getattr(model, "pretrained_cfg", {}).get("input_size")
+        trained_size = getattr(model, "pretrained_cfg", {}).get("input_size")
         raise ConfigError(
-            f"expert {config.name!r}: {config.path} gives no features of an image of {side} x {height} px, which "
-            f"size_px and fit ask for; it was made for {made_for}. Change them, or the model. The cause: {error}"
+            f"expert {config.name!r}: {config.path} gives no features of an image of {side} x {height} px, the size "
+            f"that size_px and fit set; it was made for {trained_size}. Change them, or the model. The cause: {error}"
         ) from error
-    return found.shape[1]
+    return features.shape[1]

@@ -1,8 +1,9 @@
-"""The model that a run starts from: one of ours, a language model, or random weights."""
+"""Build what a run starts from: the model (one of ours, a language model, or random weights), the encoder, the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,10 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import Config, MixtureEntry
 from pixel_sail.data.encode import Encoder
+from pixel_sail.data.loader import StepDataset
+from pixel_sail.data.mixture import Mixture
+from pixel_sail.data.pack import pack
 from pixel_sail.data.sources import Source, open_source
 from pixel_sail.data.templates import Templates
-from pixel_sail.experts.features import ExpertFeatures
+from pixel_sail.experts.features import FeatureProvider
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.train import distributed
 from pixel_sail.types import BadSample
 from pixel_sail.weights.convert.language_model import from_language_model
 from pixel_sail.weights.convert.scratch import from_scratch
@@ -23,10 +28,10 @@ TOKENIZER_SAMPLES = 2_000  # samples of each source whose text trains the tokeni
 
 
 def build_model(config: Config, sources: Sequence[Source] | None = None) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """The model in float32 and its tokenizer; random weights depend on run.seed alone.
+    """The model in float32 and its tokenizer. Random weights depend on run.seed alone.
 
-    `sources`: those of data.mixture where they are open already; opening them again takes time. With train.init_from,
-    `config` must come from `with_start` (train/start.py).
+    `sources`: those of data.mixture if they are open already, because opening them again takes time. With
+    train.init_from, `config` must come from `with_start` (weights/start.py).
     """
     torch.manual_seed(config.run.seed)
     question = Templates.of(config.data).questions[0]
@@ -39,15 +44,15 @@ def build_model(config: Config, sources: Sequence[Source] | None = None) -> tupl
             config.model, config.architecture, _texts(config, sources), question, config.data.hide
         )
     model.attention_kernel = config.model.attention
-    model.config.architecture = config.architecture  # its max_side_px may differ from that of train.init_from
+    model.config.architecture = config.architecture  # its max_side_px may differ from train.init_from
     model.config.hide = config.data.hide
     return model, tokenizer
 
 
 def build_encoder(
-    config: Config, model: PixelSail, tokenizer: PreTrainedTokenizerBase, expert_features: ExpertFeatures | None = None
+    config: Config, model: PixelSail, tokenizer: PreTrainedTokenizerBase, expert_features: FeatureProvider | None = None
 ) -> Encoder:
-    """The encoder of a training run; inference makes its own from the model's config alone."""
+    """The encoder of a training run. Inference builds its own from the model's config alone."""
     return Encoder(
         tokenizer,
         model.config.architecture,
@@ -59,17 +64,30 @@ def build_encoder(
     )
 
 
-def _texts(config: Config, opened: Sequence[Source] | None) -> list[str]:
-    """Text of `scratch.text_from` or the training data, for a new tokenizer: first samples of every source, once."""
-    named, texts = config.model.scratch.text_from, []
-    if named is not None or opened is None:
-        entries = config.data.mixture if named is None else [MixtureEntry(source=name) for name in named]
-        opened = [open_source(entry, config.data) for entry in entries]
-    for number, source in enumerate(opened):
+def build_step_dataset(config: Config, mixture: Mixture, encoder: Encoder) -> StepDataset:
+    """The share of this rank in every optimizer step."""
+    return StepDataset(
+        mixture,
+        encoder.encode,
+        partial(pack, seg_id=encoder.tokens.seg, patch_id=encoder.tokens.vision_patch),
+        config.train.batch_size,
+        config.train.micro_batch_tokens,
+        distributed.rank(),
+        distributed.world_size(),
+    )
+
+
+def _texts(config: Config, sources: Sequence[Source] | None) -> list[str]:
+    """Text for a new tokenizer: the first samples of each source of `scratch.text_from`, or of the training data."""
+    names, texts = config.model.scratch.text_from, []
+    if names is not None or sources is None:
+        entries = config.data.mixture if names is None else [MixtureEntry(source=name) for name in names]
+        sources = [open_source(entry, config.data) for entry in entries]
+    for number, source in enumerate(sources):
         for index in range(min(len(source), TOKENIZER_SAMPLES)):
             try:
                 sample = source.sample(index, np.random.default_rng((config.run.seed, number, index)))
-            except BadSample:  # training names and counts it
+            except BadSample:  # training reports it
                 continue
             texts += [part for turn in sample.turns for part in (turn.question, turn.answer)]
     return texts

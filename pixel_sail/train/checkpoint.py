@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot damage, and the rules for going on from one. Their files: weights/run_folder.py."""
+"""Save checkpoints that a kill cannot damage, and resume from one. Their files: weights/run_folder.py."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 from pixel_sail.weights.run_folder import ENGINE, MODEL, STATE, TrainState, complete_checkpoints, is_checkpoint
 
-# Keys that may differ between a checkpoint and the run that goes on from it. `data.root`, and an expert's `path` and
-# `cache`, may move: data and experts themselves are compared by their fingerprints. The two memory settings change
-# nothing but the rounding of sums.
+# Keys that may differ between a checkpoint and the run that resumes from it. `data.root`, and an expert's `path` and
+# `cache`, may move: data and experts are compared by their fingerprints. The two memory settings change only the
+# rounding of sums.
 FREE_KEYS = (
     "run.dir",
     "run.log_every",
@@ -43,15 +43,15 @@ FREE_KEYS = (
 
 
 def find_checkpoint(config: Config) -> Path | None:
-    """The checkpoint that this run goes on from; None to start anew.
+    """The checkpoint to resume from; None to start from the beginning.
 
-    Raises ConfigError when `train.resume` names no checkpoint, or when going on would overwrite what a run left behind.
+    Raises ConfigError if `train.resume` names no checkpoint, or if the run would overwrite the results of another.
     """
     folder = config.run.dir / "checkpoints"
-    saved = complete_checkpoints(folder)
+    checkpoints = complete_checkpoints(folder)
     resume = config.train.resume
     if resume == "auto":
-        return saved[-1] if saved else None
+        return checkpoints[-1] if checkpoints else None
     if resume == "never":
         _refuse_used_folder(config.run.dir, "train.resume=never starts anew")
         return None
@@ -62,7 +62,7 @@ def find_checkpoint(config: Config) -> Path | None:
         )
     if chosen.resolve().parent != folder.resolve():
         _refuse_used_folder(config.run.dir, f"train.resume={resume} comes from another run")
-    elif chosen.resolve() != saved[-1].resolve():
+    elif chosen.resolve() != checkpoints[-1].resolve():
         raise ConfigError(
             f"{folder} holds newer checkpoints than {chosen.name}: move them away, or give another run.dir"
         )
@@ -70,7 +70,7 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def remove_run_leftovers(run_dir: Path) -> None:
-    """Deletes what killed saves left behind. Rank 0 only."""
+    """Delete the partial files and folders that killed saves left behind. Only rank 0 may call it."""
     for folder in (run_dir / "checkpoints", run_dir):
         remove_leftovers(folder)
 
@@ -78,7 +78,7 @@ def remove_run_leftovers(run_dir: Path) -> None:
 def check_same_run(
     state: TrainState, config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path
 ) -> None:
-    """Raises ConfigError that names every difference which would change the result or that ZeRO cannot follow."""
+    """Raise ConfigError that names every difference that would change the result or that ZeRO cannot handle."""
     changes = differences(_with_defaults(state.config, checkpoint), config.model_dump(mode="json"), _is_free)
     if state.data != data:
         changes.append(f"the data changed (samples and keys of each source were {state.data}, are {data})")
@@ -101,7 +101,7 @@ def check_same_run(
 def save_checkpoint(
     engine: Engine, state: TrainState, tokenizer: PreTrainedTokenizerBase, run_dir: Path, keep: int
 ) -> None:
-    """Writes one checkpoint and deletes all but the `keep` newest. All ranks must call it."""
+    """Write a checkpoint and delete all but the `keep` newest. All ranks must call it."""
     folder = run_dir / "checkpoints"
     final = folder / f"step_{state.step:08d}"
     partial = partial_of(final)
@@ -115,7 +115,7 @@ def save_checkpoint(
         engine.model.config.save_pretrained(partial / MODEL)
         tokenizer.save_pretrained(partial / MODEL)
     distributed.barrier()
-    if distributed.local_rank() == 0:  # every node syncs what its processes wrote
+    if distributed.local_rank() == 0:  # every node syncs the files of its processes
         sync_tree(partial)
     distributed.barrier()
     if distributed.rank() == 0:
@@ -126,7 +126,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
-    """Puts weights and optimizer state of every rank back. All ranks must call it."""
+    """Restore weights and optimizer state on every rank. All ranks must call it."""
     loaded, _ = engine.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE)
     if loaded is None:
         raise ConfigError(f"DeepSpeed found no weights in {checkpoint / ENGINE}")
@@ -141,7 +141,7 @@ def _refuse_used_folder(run_dir: Path, why: str) -> None:
 
 
 def _with_defaults(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The config of a checkpoint with the keys that came later; as it is where it has keys that went."""
+    """The config of a checkpoint, with defaults for keys that did not exist yet. Unchanged if it cannot be upgraded."""
     try:
         return build_config(upgraded(values), str(checkpoint)).model_dump(mode="json")
     except ConfigError:

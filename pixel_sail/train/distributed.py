@@ -1,4 +1,4 @@
-"""Processes and what they say to each other. One process without a launcher is simply a world of one."""
+"""Processes and their collectives. One process without a launcher is a world of one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # rank 0 exports and scores while th
 
 
 def start() -> None:
-    """Joins the process group that the launcher describes in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """Join the process group that the launcher describes in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    Without a launcher it makes a world of one. NCCL on GPUs, gloo on CPUs.
+    Without a launcher, create a world of one. NCCL on GPUs, gloo on CPUs.
     """
     alone = "MASTER_PORT" not in os.environ and world_size() == 1
     if alone:
@@ -32,11 +32,11 @@ def start() -> None:
         torch.cuda.set_device(local_rank())
     elif "OMP_NUM_THREADS" not in os.environ:  # the processes of one machine share its cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_world_size()))
-    # A shared-memory all-reduce for CPUs that DeepSpeed compiles at start: it would need a compiler, half a minute, and
-    # a process killed meanwhile leaves a lock on which every later start hangs. gloo does the same work.
+    # DeepSpeed's shared-memory all-reduce for CPUs is compiled at start: it needs a compiler and half a minute, and a
+    # process killed meanwhile leaves a lock on which every later start hangs. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device().type == "cuda" else "gloo"
-    if alone and not dist.is_initialized():  # a store in memory: no port to meet at that another process may take first
+    if alone and not dist.is_initialized():  # a store in memory needs no port, which another process could take
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(
         dist_backend=backend,
@@ -47,11 +47,11 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leaves the process group; without it NCCL warns at exit."""
+    """Leave the process group; otherwise NCCL warns at exit."""
     if dist.is_initialized():
         import deepspeed
 
-        deepspeed.comm.destroy_process_group()  # torch's own leaves DeepSpeed's groups behind
+        deepspeed.comm.destroy_process_group()  # torch's function keeps DeepSpeed's groups
 
 
 def rank() -> int:
@@ -82,26 +82,26 @@ def all_gather_numbers(values: list[float]) -> list[list[float]]:
     """The same list of float64 from every rank, in rank order, on every rank."""
     if world_size() == 1:
         return [values]
-    mine = torch.tensor(values, dtype=torch.float64, device=device())
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    return torch.stack(everyone).tolist()
+    local = torch.tensor(values, dtype=torch.float64, device=device())
+    by_rank = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(by_rank, local)
+    return torch.stack(by_rank).tolist()
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sums `values` over the ranks in place and returns it."""
+    """Sum `values` over the ranks, in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """The object of every rank, in rank order, on every rank. Pickles: for rare and small things."""
+    """The object of every rank, in rank order, on every rank. Uses pickle: only for small objects and rare calls."""
     if world_size() == 1:
         return [value]
-    everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, value)
-    return everyone
+    by_rank: list[Any] = [None] * world_size()
+    dist.all_gather_object(by_rank, value)
+    return by_rank
 
 
 def broadcast_object(value: Any) -> Any:
@@ -131,6 +131,6 @@ def _local_world_size() -> int:
 
 
 def _use_cpu_quietly() -> None:
-    # DeepSpeed warns at import when it has to find out for itself that there is no accelerator.
+    # DeepSpeed warns at import if it must detect by itself that there is no accelerator.
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,4 +1,4 @@
-"""The distributed engine: our Config turned into DeepSpeed's once, and the three things a training step asks of it."""
+"""The distributed engine: builds DeepSpeed from our Config and runs the parts of a training step on it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pixel_sail.train.zero3 import wrap_leaves
 from pixel_sail.types import Batch
 from pixel_sail.weights.merge import dequantized, merged
 
-BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 5_000_000}  # 100 MB in bf16: long enough for full network speed
+BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 5_000_000}  # 100 MB in bf16: large enough for full network speed
 
 
 class LossModule(nn.Module):
     """Model, adapters and losses in one module, because DeepSpeed hooks the tensors that the wrapped module returns.
 
-    It returns the loss of a micro-batch and the sums it was made of, in the order of `loss_counts`.
+    It returns the loss of a micro-batch and the loss sums, in the order of `loss_counts`.
     """
 
     def __init__(self, model: nn.Module, adapters: nn.ModuleDict, config: Config):
@@ -37,7 +37,7 @@ class LossModule(nn.Module):
         self.names = list(loss_counts(config))
 
     def forward(self, batch: Batch, scales: dict[str, float]) -> tuple[Tensor, Tensor]:
-        """`scales[name]` multiplies the sum of loss `name`: its weight over the counts of the whole optimizer step."""
+        """`scales[name]` multiplies the sum of loss `name`: its weight over its count in the whole optimizer step."""
         output = self.model(batch, self.with_features)
         students = student_features(self.adapters, self.experts, output, batch)
         with torch.autocast(batch.input_ids.device.type, enabled=False):  # losses are float32 in every precision
@@ -47,9 +47,10 @@ class LossModule(nn.Module):
 
 
 class Engine:
-    """A model that is trained by DeepSpeed, and with it the adapters of the experts that `distillation` holds.
+    """Trains a model, and the adapters of the experts in `distillation`, with DeepSpeed.
 
-    `leaf_modules`: classes whose submodules are called differently often on different ranks; ZeRO-3 gathers them whole.
+    `leaf_modules`: classes whose submodules run a different number of times on different ranks; ZeRO-3 gathers such a
+    module as a whole (zero3.py).
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class Engine:
         )
         if self.stage == 0 and self.world_size == 1:
             self.deepspeed.enable_backward_allreduce = (
-                False  # nothing to reduce, yet it would copy every gradient twice
+                False  # nothing to reduce, but every gradient would be copied twice
             )
 
     def forward_backward(self, batch: Batch, scales: dict[str, float], last: bool) -> Tensor:
-        """Adds the gradients of one micro-batch; `last` marks the last one of the optimizer step.
+        """Add the gradients of one micro-batch; `last` marks the last one of the optimizer step.
 
-        `scales` are those of LossModule. Returns the loss sums, detached, in the order of `loss_counts`.
+        `scales`: see LossModule. Returns the loss sums, detached, in the order of `loss_counts`.
         """
         batch = self.distillation.add_expert_features(
             batch.to(self.device, torch.bfloat16 if self.low_precision else None)
@@ -101,9 +102,9 @@ class Engine:
         return sums
 
     def step(self, lr: float) -> float:
-        """Clips, updates the weights with rate `lr`, clears the gradients. Returns the gradient norm before clipping.
+        """Clip, update the weights with learning rate `lr`, clear the gradients. Returns the norm before clipping.
 
-        A norm that is not finite is returned without any update.
+        If the norm is not finite, nothing is updated.
         """
         set_lr(self.deepspeed.optimizer, lr)
         norm = self._clip() if self.stage == 0 else None
@@ -113,18 +114,18 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
 
     def _clip(self) -> Tensor:
-        # DeepSpeed clips float32 gradients at stage 0 but does not tell their norm.
+        # At stage 0 DeepSpeed clips float32 gradients but does not return their norm.
         norm_limit = self.clip_norm if self.clip_norm > 0 else float("inf")
         return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), norm_limit)
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """Weights of `model` in float32 on the CPU: the master weights where there are any. All ranks must call it.
+        """Weights of `model`, float32 on the CPU, under the names of an export. All ranks must call it.
 
-        Adapters are merged: the names are those of an export. On ranks other than 0 the dict is empty. Tied weights
-        appear once.
+        They are the master weights if there are any. Adapters are merged, tied weights appear once. On ranks other than
+        0 the dict is empty.
         """
-        saved = self.model.state_dict().keys()  # not every buffer is
-        state = {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers() if name in saved}
+        persistent = self.model.state_dict().keys()  # not every buffer is saved
+        state = {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers() if name in persistent}
         for name, parameter in self.parameters.items():
             full = self._full_parameter(parameter)
             if distributed.rank() == 0:
@@ -145,14 +146,14 @@ class Engine:
 
 
 def resolve_precision(train: TrainConfig, device_type: str | None = None) -> str:
-    """ "bf16" or "fp32"; auto is bf16 on a GPU ("cuda") and fp32 on a CPU. `device_type` None: that of this process."""
+    """Return "bf16" or "fp32"; auto is bf16 on a GPU ("cuda"), fp32 on a CPU. `device_type` None: of this process."""
     if train.precision != "auto":
         return train.precision
     return "bf16" if (device_type or distributed.device().type) == "cuda" else "fp32"
 
 
 def check_distribution(train: TrainConfig, world_size: int) -> None:
-    """Raises ConfigError for an offload that the ZeRO stage cannot do, and for more processes than samples."""
+    """Raise ConfigError for an offload that the ZeRO stage does not support, and for more processes than samples."""
     if train.offload == "optimizer" and train.zero_stage == 0:
         raise ConfigError("train.offload=optimizer needs train.zero_stage=1, 2 or 3")
     if train.offload == "parameters" and train.zero_stage != 3:
@@ -166,7 +167,7 @@ def check_distribution(train: TrainConfig, world_size: int) -> None:
 def deepspeed_config(config: Config, world_size: int, device_type: str | None = None) -> dict[str, Any]:
     """DeepSpeed's JSON for our config. `device_type`: "cuda" or "cpu"; None: that of this process.
 
-    Gradient accumulation is ours (`forward_backward(last=...)`), so DeepSpeed is told of one micro-batch a step.
+    We accumulate gradients ourselves (`forward_backward(last=...)`), so DeepSpeed sees one micro-batch per step.
     bf16 at stage 0 is torch autocast on float32 weights; from stage 1 on the weights are bf16 with float32 master
     weights and float32 gradient accumulation. Raises ConfigError as `check_distribution` does.
     """

@@ -1,4 +1,4 @@
-"""The folder that `from_pretrained` and tools/test.py take: float32 weights, config, tokenizer."""
+"""Write the folder that `from_pretrained` and tools/test.py read: float32 weights, config, tokenizer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pixel_sail.train.engine import Engine
 
 
 def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Gathers the weights (master weights where there are any) and writes them on rank 0. All ranks must call it.
+    """Gather the weights (the master weights if there are any) and write them on rank 0. All ranks must call it.
 
-    `folder` appears only when it is whole.
+    `folder` appears only when it is complete.
     """
     state = engine.full_state_dict()
     if distributed.rank() == 0:
-        disable_progress_bar()  # one shard of weights needs none
+        disable_progress_bar()  # one shard of weights needs no bar
         with replaced_folder(folder) as partial:
             engine.model.save_pretrained(partial, state_dict=state)
             tokenizer.save_pretrained(partial)

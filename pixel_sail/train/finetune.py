@@ -1,8 +1,8 @@
-"""Training a part of a model: frozen weights, adapters of low rank (LoRA), and how they become plain weights again.
+"""Train a part of a model: frozen weights and low-rank adapters (LoRA, arXiv 2106.09685).
 
-Adapters are PEFT's and sit on linears of the decoder's layers. The rest of the decoder is frozen but for the rows of
-our special tokens (NewRows), without which a decoder that never saw [SEG] could not learn to say it. Patch embedding,
-prompt fusion and mask head are trained in full.
+PEFT puts the adapters on linears of the decoder's layers. The rest of the decoder is frozen except for the rows of our
+special tokens (NewRows): a decoder that never saw [SEG] could not learn to write it otherwise. Patch embedding, prompt
+fusion and mask head are trained in full. weights/merge.py makes plain weights of all this.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pixel_sail.config import Config, ConfigError
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens
 
-LORA_SEED = 7919  # added to run.seed, so that adapters start alike whatever was drawn before them
+LORA_SEED = 7919  # added to run.seed, so that adapters do not depend on what was drawn before them
 
 
 class NewRows(nn.Module):
-    """An embedding or an output head of which only the rows `ids` are trained; the table is frozen.
+    """An embedding or an output head in which only the rows `ids` are trained; the table is frozen.
 
-    No copy of the table is made, neither of its gradient nor of its optimizer state.
+    The table is not copied, and it has neither gradient nor optimizer state.
     """
 
     def __init__(self, table: nn.Module, ids: Sequence[int], rows: nn.Parameter | None = None):
@@ -48,9 +48,9 @@ class NewRows(nn.Module):
 
 
 def prepare_finetuning(model: PixelSail, tokenizer: PreTrainedTokenizerBase, config: Config) -> list[str]:
-    """Freezes and adapts `model`, in place, as train.freeze and train.lora say. Returns what to tell the user.
+    """Apply train.freeze and train.lora to `model`, in place. Returns lines for the user.
 
-    Raises ConfigError for patterns and targets that match nothing, and for what cannot be adapted.
+    Raises ConfigError for patterns and targets that match nothing, and for a model that cannot be adapted.
     """
     train, parameters = config.train, sum(parameter.numel() for parameter in model.parameters())
     lines = [freeze(model, pattern) for pattern in train.freeze]
@@ -65,7 +65,7 @@ def prepare_finetuning(model: PixelSail, tokenizer: PreTrainedTokenizerBase, con
 
 
 def freeze(model: nn.Module, pattern: str) -> str:
-    """Freezes every parameter whose name matches; the names that did, layers of one kind as one name."""
+    """Freeze every parameter whose name matches. Returns a line with the names; layers of one kind share a name."""
     names = [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern)]
     if not names:
         known = ", ".join(_by_kind([name for name, _ in model.named_parameters()]))
@@ -81,7 +81,7 @@ def _add_adapters(model: PixelSail, tokenizer: PreTrainedTokenizerBase, config: 
     import peft
 
     lora, decoder = config.train.lora, model.language_model
-    ends = _Ends(decoder)
+    tables = _TokenTables(decoder)
     targets = _targets(decoder, lora.targets)
     if lora.quantize == "nf4":
         from pixel_sail.train.quantize import quantize_linears
@@ -92,20 +92,20 @@ def _add_adapters(model: PixelSail, tokenizer: PreTrainedTokenizerBase, config: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed + LORA_SEED)
-        peft.inject_adapter_in_model(settings, decoder)  # and freezes all that is no adapter
-    ends.train_rows(SpecialTokens.of(tokenizer).all_ids)
+        peft.inject_adapter_in_model(settings, decoder)  # it also freezes every other weight
+    tables.train_rows(SpecialTokens.of(tokenizer).all_ids)
     weights = "4-bit weights" if lora.quantize == "nf4" else "frozen weights"
     return f"adapters of rank {lora.rank} on the {weights} of {', '.join(_by_kind(targets))}"
 
 
-class _Ends:
-    """Input embeddings and output head of a decoder, looked at before it is frozen."""
+class _TokenTables:
+    """Input embeddings and output head of a decoder, recorded before it is frozen."""
 
     def __init__(self, decoder: PreTrainedModel):
         self.decoder = decoder
         self.embeddings, self.head = decoder.get_input_embeddings(), decoder.get_output_embeddings()
         self.tied = self.head.weight is self.embeddings.weight
-        self.trains = [end.weight.requires_grad for end in (self.embeddings, self.head)]
+        self.are_trained = [table.weight.requires_grad for table in (self.embeddings, self.head)]
         if type(self.embeddings) is not nn.Embedding or type(self.head) is not nn.Linear or self.head.bias is not None:
             raise ConfigError(
                 f"train.lora: {type(decoder).__name__} has embeddings or a head with more than a table, so that the "
@@ -113,18 +113,18 @@ class _Ends:
             )
 
     def train_rows(self, ids: Sequence[int]) -> None:
-        """Those that train.freeze names stay frozen."""
+        """Train the rows `ids`, except in a table that train.freeze has frozen."""
         rows = None
-        if self.trains[0]:
-            new = NewRows(self.embeddings, ids)
-            self.decoder.set_input_embeddings(new)
-            rows = new.rows if self.tied else None
-        if self.trains[1]:
+        if self.are_trained[0]:
+            embeddings = NewRows(self.embeddings, ids)
+            self.decoder.set_input_embeddings(embeddings)
+            rows = embeddings.rows if self.tied else None
+        if self.are_trained[1]:
             self.decoder.set_output_embeddings(NewRows(self.head, ids, rows))
 
 
 def _targets(decoder: PreTrainedModel, wanted: list[str] | None) -> list[str]:
-    """Names of the linears that get adapters: those of the layers that are not frozen and have a wanted part."""
+    """Names of the linears that get adapters: in the layers, not frozen, with a part of their name in `wanted`."""
     layers = next(name for name, module in decoder.named_modules() if module is decoder.get_decoder().layers)
     linears = [
         name
@@ -141,6 +141,6 @@ def _targets(decoder: PreTrainedModel, wanted: list[str] | None) -> list[str]:
 
 
 def _by_kind(names: Sequence[str]) -> list[str]:
-    """Names with * for the number of a layer and how many that are."""
+    """Names with * for the number of a layer, and how often each occurs."""
     kinds = Counter(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names)
     return [kind if count == 1 else f"{kind} ({count})" for kind, count in kinds.items()]

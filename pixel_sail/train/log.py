@@ -1,4 +1,4 @@
-"""What the watcher of a run needs: a console line, a progress bar, JSON lines that are the same every time, wandb."""
+"""Log a run: a console line, a progress bar, reproducible JSON lines, wandb."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pixel_sail.durable import append_json_line, read_json_lines, write_json_lin
 from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
 
-# The values of a log line that a clock or the machine decides; all others are the same in every run of a config.
+# Values of a log line that depend on time or the machine. All others are the same in every run of a config.
 CLOCK_KEYS = ("data_ms", "step_ms", "tokens_per_s", "mfu", "memory_gib")
 
-# Dense bf16 peak of one GPU in FLOP/s (NVIDIA data sheets), by a part of its name; the first match counts.
+# Dense bf16 peak of one GPU in FLOP/s (NVIDIA data sheets), by a part of its name; the first match is used.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
 
 
@@ -53,7 +53,7 @@ class Stopwatch:
 
 
 class RunLog:
-    """Writes on rank 0, does nothing on the others. Lines of log.jsonl carry `step`, the number of steps completed."""
+    """Writes on rank 0, does nothing on other ranks. `step` in log.jsonl is the number of completed steps."""
 
     def __init__(self, config: Config, writes: bool, decoder_parameters: int, gpus: int, start_step: int):
         self.writes = writes
@@ -90,7 +90,7 @@ class RunLog:
             self.wandb.log(flat, step=step)
 
     def say(self, message: str) -> None:
-        """A sentence for the watcher, on rank 0."""
+        """Print a message, on rank 0."""
         if self.writes:
             self._say(message)
 
@@ -108,9 +108,9 @@ class RunLog:
 
 
 def console_line(values: dict[str, Any], clock: dict[str, float], steps: int) -> str:
-    """The line of one logged step, for people."""
-    named = [name for name in values if name in LOSS_COUNTS or name.startswith("distill_")]
-    terms = "  ".join(f"{name} {values[name]:.4f}" for name in named)
+    """The console line of one logged step."""
+    losses = [name for name in values if name in LOSS_COUNTS or name.startswith("distill_")]
+    terms = "  ".join(f"{name} {values[name]:.4f}" for name in losses)
     eta_s = (steps - values["step"]) * clock["step_ms"] / 1e3
     parts = [
         f"step {values['step']}/{steps}",
@@ -134,7 +134,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drops the lines of steps after `step`: a resumed run writes them again."""
+    """Drop the lines of steps after `step`, which a resumed run writes again."""
     if path.exists():
         write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= step])
 

@@ -1,49 +1,41 @@
-"""The training loop."""
+"""The training loop, and the run folder that it starts from."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pixel_sail.config import Config, environment, save_config
-from pixel_sail.data.loader import StepData, StepDataset, load_steps
+from pixel_sail.data.loader import StepData, load_steps
 from pixel_sail.data.mixture import open_mixture
-from pixel_sail.data.pack import pack
-from pixel_sail.durable import append_json_line, read_json_lines, write_json
-from pixel_sail.losses import loss_counts, loss_weights
+from pixel_sail.durable import write_json
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
-from pixel_sail.train.build import build_encoder, build_model
+from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution
 from pixel_sail.train.export import export_model
 from pixel_sail.train.finetune import prepare_finetuning
 from pixel_sail.train.log import RunLog, Stopwatch, forget_after
 from pixel_sail.train.optim import lr_at
+from pixel_sail.train.step import StepTotals, gather_totals, record_bad_samples, run_micro_batches, take_step
 from pixel_sail.train.validate import validate
 from pixel_sail.weights.run_folder import TrainState, read_state
 from pixel_sail.weights.start import with_start
 
 
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; the message says why, at which step, and names the samples concerned."""
-
-
 def train(config: Config) -> None:
-    """Trains to the end, going on from a checkpoint as `train.resume` says, and exports the model.
+    """Train to the end, from the checkpoint that `train.resume` selects, and export the model.
 
-    Raises ConfigError for a config that cannot be used or resumed, TrainingStopped for a non-finite loss or gradient
-    and for too many bad samples. Every rank raises alike.
+    Raises ConfigError for a config that cannot be used or resumed, TrainingStopped (step.py) for a loss or gradient
+    that is not finite and for too many bad samples. All ranks raise the same error.
     """
     config = with_start(config)
     distributed.start()
@@ -51,7 +43,7 @@ def train(config: Config) -> None:
     checkpoint = distributed.on_rank_0(lambda: checkpoints.find_checkpoint(config))
     mixture = open_mixture(config)
     distillation = open_distillation(config, mixture.sources, distributed.device())
-    state = _state_to_start_from(config, mixture.fingerprint(), distillation.fingerprints, checkpoint)
+    state = _initial_state(config, mixture.fingerprint(), distillation.fingerprints, checkpoint)
     if state.step == config.train.steps and (config.run.dir / "export").exists():
         if distributed.rank() == 0:
             print(f"{config.run.dir} is finished: {state.step} steps, model in {config.run.dir / 'export'}")
@@ -72,20 +64,12 @@ def train(config: Config) -> None:
     if checkpoint is not None:
         checkpoints.load_checkpoint(engine, checkpoint)
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)
-    dataset = StepDataset(
-        mixture,
-        encoder.encode,
-        partial(pack, seg_id=encoder.tokens.seg, patch_id=encoder.tokens.vision_patch),
-        config.train.batch_size,
-        config.train.micro_batch_tokens,
-        distributed.rank(),
-        distributed.world_size(),
-    )
+    dataset = build_step_dataset(config, mixture, encoder)
     watch = Stopwatch()
     model.train()
     for data in timed(load_steps(dataset, state.step, config.train.steps, config.data.workers), watch):
-        totals = count(data, config)
-        bad_samples = state.bad_samples + note_bad_samples(data, totals, state.bad_samples, config)
+        totals = gather_totals(data, config)
+        bad_samples = state.bad_samples + record_bad_samples(data, totals, state.bad_samples, config)
         torch.manual_seed(config.run.seed + 1_000_003 * data.step + distributed.rank())
         losses = run_micro_batches(engine, data, totals, config)
         lr = lr_at(data.step, config.train.steps, config.train.lr, config.train.warmup_fraction)
@@ -108,105 +92,10 @@ def train(config: Config) -> None:
     log.close()
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What one optimizer step holds over all ranks."""
-
-    counts: dict[str, float]  # denominators of the losses, see Batch.counts
-    tokens: int
-    samples: int
-    bad: int
-    dropped_turns: int
-    micro_batches: int  # of the rank that has most
-
-
-def count(data: StepData, config: Config) -> Totals:
-    """One small all-gather at the start of each step."""
-    names = sorted(set(loss_counts(config).values()))
-    mine = [sum(batch.counts()[name] for batch in data.batches) for name in names]
-    mine += [sum(batch.tokens for batch in data.batches), data.samples, len(data.bad)]
-    mine += [sum(batch.dropped_turns for batch in data.batches), len(data.batches)]
-    everyone = distributed.all_gather_numbers([float(value) for value in mine])
-    *denominators, tokens, samples, bad, dropped, _ = (sum(column) for column in zip(*everyone, strict=True))
-    micro_batches = max(1, *(int(row[-1]) for row in everyone))
-    counts = dict(zip(names, denominators, strict=True))
-    return Totals(counts, int(tokens), int(samples), int(bad), int(dropped), micro_batches)
-
-
-def run_micro_batches(engine: Engine, data: StepData, totals: Totals, config: Config) -> dict[str, float]:
-    """Gradients of one optimizer step. Returns the loss and its unweighted terms, means over the global counts.
-
-    Raises TrainingStopped, on all ranks together, when the loss is not finite.
-    """
-    weights = loss_weights(config)
-    # A step without any mask (or label, or image) has sum 0 and count 0: its term is 0.
-    counts = [max(totals.counts[count_name], 1.0) for count_name in loss_counts(config).values()]
-    scales = {name: weights[name] / n for name, n in zip(weights, counts, strict=True)}
-    nothing = dict.fromkeys(scales, 0.0)
-    parts: list[Tensor] = []
-    for number in range(totals.micro_batches):
-        last = number == totals.micro_batches - 1
-        if number < len(data.batches):
-            parts.append(engine.forward_backward(data.batches[number], scales, last))
-        else:
-            engine.forward_backward(data.filler, nothing, last)
-    mine = torch.stack(parts).sum(0) if parts else torch.zeros(len(counts), device=engine.device)
-    sums = distributed.all_reduce_sum(mine).tolist()
-    terms = {name: total / n for name, total, n in zip(weights, sums, counts, strict=True)}
-    loss = sum(weights[name] * terms[name] for name in terms)
-    if not math.isfinite(loss):
-        bad = [
-            key
-            for part, batch in zip(parts, data.batches, strict=True)
-            if not part.isfinite().all()
-            for key in batch.keys
-        ]
-        keys = [key for keys in distributed.all_gather_objects(bad) for key in keys]
-        raise TrainingStopped(
-            f"the loss of step {data.step + 1} is not finite ({terms}); nothing was updated. "
-            f"Samples of the micro-batches concerned: {', '.join(keys)}"
-        )
-    return {"loss": loss, **terms}
-
-
-def take_step(engine: Engine, lr: float, data: StepData) -> float:
-    """Updates the weights; the gradient norm. Raises TrainingStopped, before any update, when that is not finite."""
-    grad_norm = engine.step(lr)
-    if not math.isfinite(grad_norm):
-        mine = [key for batch in data.batches for key in batch.keys]
-        keys = [key for keys in distributed.all_gather_objects(mine) for key in keys]
-        raise TrainingStopped(
-            f"the gradient of step {data.step + 1} is not finite; nothing was updated. Its samples: {', '.join(keys)}"
-        )
-    return grad_norm
-
-
-def note_bad_samples(data: StepData, totals: Totals, before: int, config: Config) -> int:
-    """Lists the bad samples of a step in bad_samples.jsonl; their number over all ranks.
-
-    Raises TrainingStopped with the list when they become more than data.max_bad_samples.
-    """
-    if totals.bad == 0:
-        return 0
-    path = config.run.dir / "bad_samples.jsonl"
-    records = sorted((r for part in distributed.all_gather_objects(data.bad) for r in part), key=lambda r: r.position)
-    if distributed.rank() == 0:
-        for record in records:
-            append_json_line(path, asdict(replace(record, step=record.step + 1)))
-    distributed.barrier()
-    if before + len(records) > config.data.max_bad_samples:
-        listed = "\n".join(f"  {line['key']}: {line['message']}" for line in read_json_lines(path))
-        raise TrainingStopped(
-            f"{before + len(records)} unusable samples by step {data.step + 1}, more than "
-            f"data.max_bad_samples={config.data.max_bad_samples} ({path}):\n{listed}"
-        )
-    return len(records)
-
-
 def log_values(
-    state: TrainState, losses: dict[str, float], grad_norm: float, lr: float, totals: Totals, config: Config
+    state: TrainState, losses: dict[str, float], grad_norm: float, lr: float, totals: StepTotals, config: Config
 ) -> dict[str, float]:
-    """The reproducible values of a log line: those of this very step; bad_samples since the start of the run."""
+    """The reproducible values of a log line. They are those of this step, but bad_samples counts from the start."""
     return {
         "step": state.step,
         **losses,
@@ -221,7 +110,7 @@ def log_values(
 
 
 def timed(steps: Iterator[StepData], watch: Stopwatch) -> Iterator[StepData]:
-    """The same items; the time they were waited for goes to `watch`."""
+    """Yield the same items and report the time spent waiting for them to `watch`."""
     while True:
         started = time.perf_counter()
         data = next(steps, None)
@@ -232,20 +121,20 @@ def timed(steps: Iterator[StepData], watch: Stopwatch) -> Iterator[StepData]:
 
 
 def prepare_folder(config: Config, state: TrainState) -> None:
-    """The run folder as it was after `state.step` steps, with what says how the run was made."""
+    """Put the run folder into its state after `state.step` steps; write config.yaml and environment.json."""
     folder = config.run.dir
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.remove_run_leftovers(folder)
     for name in ("log.jsonl", "validation.jsonl", "bad_samples.jsonl"):
         forget_after(folder / name, state.step)
-    for scored in (folder / "validation").glob("step_*"):
-        if int(scored.name.removeprefix("step_")) > state.step:
-            shutil.rmtree(scored)  # else a run begun anew here would take these predictions for its own
+    for validation in (folder / "validation").glob("step_*"):
+        if int(validation.name.removeprefix("step_")) > state.step:
+            shutil.rmtree(validation)  # else validation would continue the predictions of an earlier run
     save_config(config, folder / "config.yaml")
     write_json(folder / "environment.json", environment())
 
 
-def _state_to_start_from(
+def _initial_state(
     config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path | None
 ) -> TrainState:
     values, world_size = config.model_dump(mode="json"), distributed.world_size()

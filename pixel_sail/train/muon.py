@@ -1,8 +1,8 @@
 """Muon for matrices and convolution kernels, AdamW for everything else, as one optimizer with one state.
 
 Muon: K. Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of its steps: J. Liu et al., arXiv 2502.16982.
-torch's own (torch.optim.Muon) takes one matrix after another and no kernels. Here all matrices of one shape go through
-the orthogonalization together, which takes well under half the time where they are many and small.
+torch.optim.Muon updates one matrix after another and no kernels. Here all matrices of one shape are orthogonalized
+together, which takes less than half the time for many small matrices.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its quintic
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether Muon can learn it: a matrix, or a convolution kernel as one (first axis, all others).
+    """Whether Muon can update a parameter: a matrix, or a convolution kernel seen as one (first axis, all others).
 
-    Not kernels of one input channel (depthwise): there is nothing between whose rows to share out.
+    Not kernels of one input channel (depthwise), whose rows belong to separate channels.
     """
     return parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
 
@@ -35,10 +35,10 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
         super().__init__(groups, defaults={})
         self.betas = betas
-        self._share()
+        self._share_with_adamw()
 
-    def _share(self) -> None:
-        """AdamW works on this optimizer's own groups and state."""
+    def _share_with_adamw(self) -> None:
+        """Let AdamW work on the groups and the state of this optimizer."""
         adamw = [group for group in self.param_groups if not group["muon"]]
         self._adamw = torch.optim.AdamW(adamw, lr=0.0, betas=self.betas, fused=True)
         self._adamw.state = self.state
@@ -73,13 +73,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)  # replaces groups and state
-        self._share()
+        self._share_with_adamw()
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """(n, rows, columns) -> bfloat16 of the same shape: U S V' of each becomes U S' V', singular values near 1.
 
-    "Near" is 0.7 to 1.2: the iteration's coefficients are for speed, and learning does not mind.
+    "Near" is 0.7 to 1.2: the coefficients of the iteration are chosen for speed, and training does not need more.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
     x = (matrices if wide else matrices.mT).bfloat16()

@@ -1,4 +1,4 @@
-"""The optimizer: which parameters decay, which learn faster, and the learning rate of every step."""
+"""The optimizer: which parameters decay, which learn faster, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DECODER_PREFIX = "language_model."  # every other parameter of the model is a ne
 def lr_at(step: int, steps: int, lr: float, warmup_fraction: float) -> float:
     """Learning rate of optimizer step `step` (0 <= step < steps): linear warm-up to `lr`, then cosine to 0.
 
-    The warm-up's first step already learns, and the last step of the cosine is the first that would have rate 0.
+    The first step of the warm-up already has a rate above 0. The cosine would reach 0 at step `steps`, after the last.
     """
     warmup_steps = int(warmup_fraction * steps)
     if step < warmup_steps:
@@ -27,10 +27,10 @@ def lr_at(step: int, steps: int, lr: float, warmup_fraction: float) -> float:
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
-    """Groups by decoder or new part, decayed or not, and, with Muon, matrix (or kernel) or not.
+    """Optimizer groups by decoder or new part, decayed or not, and, with Muon, matrix (or kernel) or not.
 
     Matrices and convolution kernels decay; biases, norms and embeddings do not. `lr_scale` multiplies `lr_at`; `muon`
-    says who updates the group.
+    says whether Muon updates the group.
     """
     rates = _embedding_rates(model, train)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -49,7 +49,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
 
 
 def _embedding_rates(model: nn.Module, train: TrainConfig) -> dict[int, float]:
-    """id of each table of embeddings, or of the rows of one that are trained -> its rate relative to train.lr."""
+    """id of each embedding table, or of its trained rows (NewRows) -> its rate relative to train.lr."""
     table = 1.0 if train.muon is None else train.muon.embeddings_lr_scale
     rows = 1.0 if train.lora is None else train.lora.rows_lr_scale
     rates = {id(module.weight): table for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -57,10 +57,10 @@ def _embedding_rates(model: nn.Module, train: TrainConfig) -> dict[int, float]:
 
 
 def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or Muon; DeepSpeed's CPU AdamW when its states are offloaded.
+    """AdamW or Muon; DeepSpeed's CPU AdamW if its states are offloaded.
 
-    The rate starts at 0 because `set_lr` gives it before every step. Raises ConfigError when DeepSpeed's kernel cannot
-    be compiled, and for Muon with ZeRO, which cuts matrices into pieces that Muon cannot use.
+    The rate starts at 0 because `set_lr` sets it before every step. Raises ConfigError if DeepSpeed's kernel cannot be
+    compiled, and for Muon with ZeRO, which shards matrices, while Muon needs whole ones.
     """
     if train.muon is not None:
         if train.zero_stage > 0:
@@ -81,6 +81,6 @@ def build_optimizer(groups: list[dict], train: TrainConfig) -> torch.optim.Optim
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group `lr` times its own scale."""
+    """Set the rate of every group to `lr` times its own scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

@@ -1,6 +1,7 @@
 """Frozen linears in 4 bits (bitsandbytes' nf4) under trained adapters, after QLoRA (arXiv 2305.14314).
 
-Trained adapters are merged into the 4-bit weights that they were trained on: an export is what was trained.
+An export merges the adapters into the 4-bit weights that they were trained on (weights/merge.py), so that it is the
+model that was trained.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pixel_sail.train import distributed
 
 
 def quantize_linears(decoder: nn.Module, names: Sequence[str], train: TrainConfig) -> None:
-    """Replaces the named linears, one at a time, by 4-bit ones on this process's device.
+    """Replace the named linears, one at a time, by 4-bit ones on the device of this process.
 
-    Raises ConfigError without bitsandbytes, without a GPU, or with ZeRO, which cuts weights that 4 bits do not allow.
+    Raises ConfigError without bitsandbytes, without a GPU, or with ZeRO, which cannot shard 4-bit weights.
     """
     _check(train)
     import bitsandbytes as bnb
@@ -28,19 +29,21 @@ def quantize_linears(decoder: nn.Module, names: Sequence[str], train: TrainConfi
         parent, _, leaf = name.rpartition(".")
         linear = decoder.get_submodule(name)
         compute = torch.float32 if train.precision == "fp32" else torch.bfloat16
-        small = _frozen_linear(bnb)(
+        quantized = _frozen_linear(bnb)(
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=compute, quant_type="nf4"
         )
-        small.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4", module=small)
+        quantized.weight = bnb.nn.Params4bit(
+            linear.weight.detach(), requires_grad=False, quant_type="nf4", module=quantized
+        )
         if linear.bias is not None:
-            small.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        setattr(decoder.get_submodule(parent), leaf, small.to(distributed.device()))
-    decoder.is_loaded_in_4bit = True  # PEFT looks at it
+            quantized.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        setattr(decoder.get_submodule(parent), leaf, quantized.to(distributed.device()))
+    decoder.is_loaded_in_4bit = True  # PEFT reads it
 
 
 def _check(train: TrainConfig) -> None:
     if train.zero_stage > 0:
-        raise ConfigError("train.lora.quantize=nf4 needs train.zero_stage=0: ZeRO cannot cut 4-bit weights")
+        raise ConfigError("train.lora.quantize=nf4 needs train.zero_stage=0: ZeRO cannot shard 4-bit weights")
     if distributed.device().type != "cuda":
         raise ConfigError("train.lora.quantize=nf4 needs a GPU, and there is none: set train.lora.quantize=none")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -49,7 +52,7 @@ def _check(train: TrainConfig) -> None:
 
 def _frozen_linear(bnb: Any) -> type[nn.Module]:
     class FrozenLinear(bnb.nn.Linear4bit):
-        """Its weights never come from a checkpoint: they are made from the start of the run, and must be the same."""
+        """A 4-bit linear that never loads weights: they are quantized at the start and must equal the checkpoint's."""
 
         def _load_from_state_dict(
             self,

@@ -1,4 +1,4 @@
-"""Scores a model while it trains, through the code of tools/test.py."""
+"""Score a model while it trains, with the code of tools/test.py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pixel_sail.train.export import export_model
 def validate(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config, step: int
 ) -> dict[str, dict[str, Any]]:
-    """Scores of `evaluate.benchmarks` by name, empty on ranks other than 0. All ranks call it; each predicts a share.
+    """Scores of `evaluate.benchmarks` by name, empty on ranks other than 0. All ranks must call it.
 
-    The predictions stay in run.dir/validation/step_*/predictions/.
+    Each rank predicts a share. The predictions stay in run.dir/validation/step_*/predictions/.
     """
     out = config.run.dir / "validation" / f"step_{step:08d}"
     predictor = _predictor(engine, tokenizer, config)
@@ -37,10 +37,10 @@ def validate(
 
 
 def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config) -> Predictor:
-    """The model itself where every rank has all of it.
+    """A predictor of the model itself, or under ZeRO-3 of a copy.
 
-    Under ZeRO-3 each forward pass is a collective of all ranks, but generated answers differ in length: there every
-    rank loads a whole copy from a temporary export.
+    Under ZeRO-3 each forward pass is a collective of all ranks, but generated answers differ in length. So every rank
+    loads a complete copy from a temporary export.
     """
     if engine.stage < 3:
         return Predictor(engine.model, tokenizer)

@@ -1,10 +1,10 @@
-"""What ZeRO-3 needs of modules whose submodules run differently often on different ranks.
+"""ZeRO-3 for modules whose submodules run a different number of times on different ranks.
 
 ZeRO-3 gathers the weights of a module before each call, in a collective of all ranks. The mask head runs its blocks
-once for each image size in the batch, so the ranks' calls would not line up. DeepSpeed can gather such a module
-whole, once a forward pass (a "leaf"), on two conditions that it does not check:
-* it finds tensors only among plain arguments and in a plain tuple of outputs; with lists in either, the leaf's
-  gradients are silently never reduced and its weights never change;
+once for each image size in the batch, so the calls of the ranks would not line up. DeepSpeed can gather such a module
+as a whole, once per forward pass (a "leaf"), on two conditions that it does not check:
+* tensors must be plain arguments and outputs a tensor or a plain tuple; with lists in either, the gradients of the leaf
+  are silently never reduced and its weights never change;
 * every output tensor counts as one use in backward, so their number must be the same on all ranks.
 So a leaf here takes flat arguments and returns one tensor, and a plain function around it restores the lists.
 """
@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 
 class Leaf(nn.Module):
-    """Calls `module` with arguments that were flattened; returns all its output tensors as one vector."""
+    """Calls `module` with flattened arguments and returns all its output tensors as one vector."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -35,9 +35,9 @@ class Leaf(nn.Module):
 
 
 class NestedCall:
-    """Takes the arguments of the wrapped module and returns what it returns, by way of its Leaf.
+    """Calls a Leaf with the arguments of the wrapped module and returns the outputs of the wrapped module.
 
-    Not a module itself: DeepSpeed would count its outputs.
+    Not a module itself, because DeepSpeed would count its outputs.
     """
 
     def __init__(self, leaf: Leaf):
@@ -52,7 +52,7 @@ class NestedCall:
 
 
 def wrap_leaves(model: nn.Module, classes: Sequence[type[nn.Module]]) -> None:
-    """Puts every submodule of the given classes into a Leaf that DeepSpeed gathers whole. Changes parameter names."""
+    """Wrap every submodule of these classes in a Leaf, which DeepSpeed gathers as a whole. Changes parameter names."""
     import deepspeed
 
     for parent in list(model.modules()):

@@ -1,4 +1,4 @@
-"""The weights of a resume checkpoint, gathered from what every process wrote, in one process and without a GPU."""
+"""Gather the weights of a resume checkpoint from the files of all processes, in one process and without a GPU."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pixel_sail.weights.run_folder import ENGINE, MODEL, is_checkpoint, read_sta
 
 
 def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """The model as it was saved in `checkpoint` (run.dir/checkpoints/step_*), float32, eval mode, and its tokenizer.
+    """The model saved in `checkpoint` (run.dir/checkpoints/step_*), float32, in eval mode, and its tokenizer.
 
-    Whatever ZeRO stage and number of processes wrote it; adapters are merged. Nothing else of the run is needed. The
-    files are pickles of DeepSpeed: read none that you do not trust. Raises ConfigError for a checkpoint that is not
-    whole or does not fit.
+    Any ZeRO stage and number of processes; adapters are merged. Nothing else of the run is needed. The files are
+    pickles of DeepSpeed: never read a checkpoint that you do not trust. Raises ConfigError for a checkpoint that is
+    incomplete or does not fit its model.
     """
     if not is_checkpoint(checkpoint):
         raise ConfigError(f"{checkpoint} is no checkpoint: it has no state.json; give a folder step_* of a run")
@@ -32,8 +32,8 @@ def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenize
     weights = merged(read_weights(checkpoint, config.train.zero_stage), config.train.lora)
     model = PixelSail(PixelSailConfig.from_pretrained(checkpoint / MODEL, local_files_only=True))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL, local_files_only=True)
-    own = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
-    missing, unexpected = sorted(own - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
+    untied = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
+    missing, unexpected = sorted(untied - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
     if missing or unexpected:
         raise ConfigError(f"{checkpoint} does not fit its model: missing {missing}, unexpected {unexpected}")
     model.load_state_dict(weights, strict=False)
@@ -41,12 +41,12 @@ def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenize
 
 
 def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
-    """Float32 weights of the model by its names in training; those of distillation adapters are left out."""
-    found = dequantize_state(_without_zero(checkpoint)) if zero_stage == 0 else _with_zero(checkpoint)
-    # LossModule calls the model `model`; ZeRO-3 trains some of its parts inside a Leaf (train/zero3.py).
+    """Float32 weights of the model under their names in training, without those of distillation adapters."""
+    state = dequantize_state(_without_zero(checkpoint)) if zero_stage == 0 else _with_zero(checkpoint)
+    # LossModule (train/engine.py) names the model `model`; ZeRO-3 wraps parts of it in a Leaf (train/zero3.py).
     return {
         name.removeprefix("model.").replace("_leaf.module.", "."): tensor.float()
-        for name, tensor in found.items()
+        for name, tensor in state.items()
         if name.startswith("model.")
     }
 
@@ -62,7 +62,7 @@ def _with_zero(checkpoint: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells every file that it opens
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the name of every file
             return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"{checkpoint} is not whole: {error}") from error

@@ -17,7 +17,7 @@ CODE = "https://arxiv.org/abs/2504.10465"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of how a model was made; None where it is not."""
+    """What is known about the origin of a model; None for what is unknown."""
 
     training: dict[str, Any] | None = None  # the resolved config of the run
     environment: dict[str, Any] | None = None  # environment.json of the run: commit, packages, machine
@@ -26,23 +26,23 @@ class Provenance:
 
 
 def model_card(
-    name: str, config: PixelSailConfig, chat: ChatFormat, parameters: int, dtype: str, made: Provenance
+    name: str, config: PixelSailConfig, chat: ChatFormat, parameters: int, dtype: str, provenance: Provenance
 ) -> str:
-    """Markdown with the front matter that model hubs read. Nothing in it is guessed: what is not known is said so."""
+    """Markdown with the front matter that model hubs read. Nothing is guessed: the card says what is unknown."""
     front = {"library_name": "pixel_sail", "pipeline_tag": "image-segmentation", "tags": ["pixel-grounding"]}
-    front |= {"license": made.license} if made.license else {}
+    front |= {"license": provenance.license} if provenance.license else {}
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
         _use(chat),
-        _origin(config, made),
-        _training(made),
-        _scores(made.metrics),
+        _origin(config, provenance),
+        _training(provenance),
+        _scores(provenance.metrics),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def chat_example(chat: ChatFormat) -> dict[str, str]:
-    """The chat format as text, for other programs; an image's block of tokens stands before `first_question`."""
+    """The chat format as text, for other programs. The tokens of an image come before `first_question`."""
     return {
         "name": chat.name,
         "image": "<vision> + <vpatch> for each patch, row by row + </vision>",
@@ -53,7 +53,7 @@ def chat_example(chat: ChatFormat) -> dict[str, str]:
 
 
 def public(values: Any) -> Any:
-    """A config without the folders of the machine it ran on: of an absolute path the last part is left."""
+    """The values of a config without the folders of its machine: an absolute path is cut to its last part."""
     if isinstance(values, dict):
         return {key: public(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -92,33 +92,33 @@ answer.text, answer.masks
 ```"""
 
 
-def _origin(config: PixelSailConfig, made: Provenance) -> str:
-    base = (made.training or {}).get("model", {}).get("base")
-    start = (made.training or {}).get("train", {}).get("init_from")
+def _origin(config: PixelSailConfig, provenance: Provenance) -> str:
+    base = (provenance.training or {}).get("model", {}).get("base")
+    start = (provenance.training or {}).get("train", {}).get("init_from")
     facts = []
     if config.converted_from:
         facts.append(f"Its weights go back to a released checkpoint of the family `{config.converted_from}`.")
     if start or base:
         facts.append(f"Training started from `{public(start or base)}`.")
-    elif made.training:
+    elif provenance.training:
         facts.append("Training started from random weights.")
     if config.differences:
-        facts.append("It differs from that base, and was to adapt in training:\n" + _list(config.differences))
-    facts.append(f"License: {made.license or 'not stated; that of the base and of the training data may bind'}.")
+        facts.append("It differs from that base and had to adapt in training:\n" + _list(config.differences))
+    facts.append(f"License: {provenance.license or 'not stated; that of the base and of the training data may bind'}.")
     return "## Origin\n\n" + "\n\n".join(facts)
 
 
-def _training(made: Provenance) -> str:
-    if made.training is None:
+def _training(provenance: Provenance) -> str:
+    if provenance.training is None:
         return "## Training\n\nNot trained by pixel_sail, or its config was not given."
-    environment = made.environment or {}
+    environment = provenance.environment or {}
     commit = environment.get("commit") or "not recorded"
     changed = len(environment.get("modified_files") or [])
     changed_text = f" and {changed} files that were not committed" if changed else ""
     packages = ", ".join(
         f"{name} {version}" for name, version in (environment.get("packages") or {}).items() if version
     )
-    values = yaml.safe_dump(public(made.training), sort_keys=False)
+    values = yaml.safe_dump(public(provenance.training), sort_keys=False)
     return (
         f"## Training\n\nCode at commit `{commit}`{changed_text}. {packages}\n\n"
         f"The whole config (training_config.yaml):\n\n```yaml\n{values}```"

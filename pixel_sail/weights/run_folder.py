@@ -1,9 +1,9 @@
-"""What a run leaves in its folder, for those that read it: training itself, a new start, an export.
+"""What a run leaves in its folder, read by training itself, by a new start (train.init_from) and by tools/export.py.
 
 run.dir/checkpoints/step_00000010/
     state.json    step, config, data fingerprint, number of processes, bad samples so far
-    engine/       DeepSpeed's own files: weights, optimizer state, one shard for each process
-    model/        config.json and tokenizer, so that the weights can be read without what the run started from
+    engine/       DeepSpeed's own files: weights and optimizer state, one shard per process
+    model/        config.json and tokenizer, so that the weights can be read without the base of the run
 run.dir/export/   the finished model
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 from pixel_sail.durable import PARTIAL
 
 STATE = "state.json"
-ENGINE = "engine"  # the folder of DeepSpeed's files in a checkpoint, and what DeepSpeed calls its tag
-MODEL = "model"  # the folder of config.json and tokenizer in a checkpoint
+ENGINE = "engine"  # folder of DeepSpeed's files in a checkpoint; DeepSpeed calls it the tag
+MODEL = "model"  # folder of config.json and tokenizer in a checkpoint
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands. Everything random is a function of seed and position, so no generator needs saving."""
+    """The progress of a run. Everything random is a function of seed and position, so no generator is saved."""
 
     step: int  # optimizer steps completed
     bad_samples: int
@@ -34,14 +34,15 @@ class TrainState:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether this is a folder step_* of a run."""
+    """Whether `folder` is a checkpoint, a folder step_* of a run."""
     return (folder / STATE).is_file()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` that are whole, oldest first."""
+    """The complete checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step_*") if path.suffix != PARTIAL and is_checkpoint(path))
 
 
 def read_state(checkpoint: Path) -> TrainState:
+    """The state.json of a checkpoint. Its config is as it was written: see config.upgraded."""
     return TrainState(**json.loads((checkpoint / STATE).read_text()))

@@ -1,4 +1,4 @@
-"""The model of ours that a run starts from (train.init_from): where it lies, what it is, its weights."""
+"""The model of ours that a run starts from (train.init_from): find its folder, read its config, load its weights."""
 
 from __future__ import annotations
 
@@ -15,69 +15,76 @@ from pixel_sail.weights.consolidate import model_of_checkpoint
 from pixel_sail.weights.run_folder import MODEL, complete_checkpoints, is_checkpoint
 
 
-def find_source(given: Path) -> Path:
-    """The export folder or the checkpoint that `given` means. FileNotFoundError says what was looked for."""
-    if is_checkpoint(given) or (given / "config.json").is_file():
-        return given
-    if (given / "export" / "config.json").is_file():
-        return given / "export"
-    saved = complete_checkpoints(given / "checkpoints")
-    if not saved:
+def find_model(path: Path) -> Path:
+    """The export folder or checkpoint at `path`: itself, or of a run its export/, else its newest checkpoint.
+
+    Raises FileNotFoundError that says what was looked for.
+    """
+    if is_checkpoint(path) or (path / "config.json").is_file():
+        return path
+    if (path / "export" / "config.json").is_file():
+        return path / "export"
+    checkpoints = complete_checkpoints(path / "checkpoints")
+    if not checkpoints:
         raise FileNotFoundError(
-            f"{given} is no model: it has neither config.json, nor state.json, nor export/, nor checkpoints/step_*"
+            f"{path} is no model: it has neither config.json, nor state.json, nor export/, nor checkpoints/step_*"
         )
-    return saved[-1]
+    return checkpoints[-1]
 
 
-def model_folder(given: Path) -> Path:
-    """The folder with config.json and tokenizer of the model that `given` means."""
-    place = find_source(given)
-    return place / MODEL if is_checkpoint(place) else place
+def model_folder(path: Path) -> Path:
+    """The folder with config.json and tokenizer of the model at `path` (see `find_model`)."""
+    folder = find_model(path)
+    return folder / MODEL if is_checkpoint(folder) else folder
 
 
 def with_start(config: Config) -> Config:
-    """The same config; with train.init_from, its section `architecture` says what that model is.
+    """The config with its section `architecture` taken from train.init_from; unchanged without train.init_from.
 
-    `architecture.max_side_px`, on which no weight depends, may be given anew: a model goes on at another resolution.
-    Raises FileNotFoundError where there is no model, and ConfigError that lists the keys of `architecture` (and
-    `model.chat_format`) that were given and say otherwise. `model.base` and `model.scratch` are not read.
+    `architecture.max_side_px`, on which no weight depends, may be given: a model can continue at another resolution.
+    `model.base` and `model.scratch` are ignored. Raises FileNotFoundError if there is no model, and ConfigError that
+    lists the given keys of `architecture` (and `model.chat_format`) that contradict the checkpoint.
     """
     if config.train.init_from is None:
         return config
-    found = _model_config(model_folder(config.train.init_from))
-    given = config.architecture.model_dump(exclude_unset=True)
-    size = {"max_side_px": given.pop("max_side_px", found.architecture.max_side_px)}
-    differing = _contradictions(given, found.architecture.model_dump(), "architecture")
-    if config.model.chat_format not in ("auto", found.chat_format):
-        differing.append(f"model.chat_format: config {config.model.chat_format}, checkpoint {found.chat_format}")
-    if differing:
+    start = _model_config(model_folder(config.train.init_from))
+    requested = config.architecture.model_dump(exclude_unset=True)
+    size = {"max_side_px": requested.pop("max_side_px", start.architecture.max_side_px)}
+    contradictions = _contradictions(requested, start.architecture.model_dump(), "architecture")
+    if config.model.chat_format not in ("auto", start.chat_format):
+        contradictions.append(f"model.chat_format: config {config.model.chat_format}, checkpoint {start.chat_format}")
+    if contradictions:
         raise ConfigError(
-            f"train.init_from={config.train.init_from} does not fit the config: {'; '.join(differing)}. "
+            f"train.init_from={config.train.init_from} does not fit the config: {'; '.join(contradictions)}. "
             "Leave these keys out: they come from the checkpoint"
         )
-    architecture = Architecture.model_validate(found.architecture.model_dump() | size)
+    architecture = Architecture.model_validate(start.architecture.model_dump() | size)
     return config.model_copy(update={"architecture": architecture})
 
 
-def load_start(given: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+def load_start(path: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """The model (float32) and the tokenizer of an export folder, a run or a checkpoint."""
-    place = find_source(given)
-    if is_checkpoint(place):
-        return model_of_checkpoint(place)
-    return PixelSail.from_pretrained(place), AutoTokenizer.from_pretrained(place, local_files_only=True)
+    folder = find_model(path)
+    if is_checkpoint(folder):
+        return model_of_checkpoint(folder)
+    return PixelSail.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _contradictions(given: Any, found: Any, key: str) -> list[str]:
-    """Of every value that was given the key, where the checkpoint has another."""
-    if isinstance(given, dict) and isinstance(found, dict):
-        return [line for name in given for line in _contradictions(given[name], found.get(name), f"{key}.{name}")]
-    return [] if given == found else [f"{key}: config {given}, checkpoint {found}"]
+def _contradictions(requested: Any, actual: Any, key: str) -> list[str]:
+    """A line for each requested value that the checkpoint has differently."""
+    if isinstance(requested, dict) and isinstance(actual, dict):
+        return [
+            line
+            for name, value in requested.items()
+            for line in _contradictions(value, actual.get(name), f"{key}.{name}")
+        ]
+    return [] if requested == actual else [f"{key}: config {requested}, checkpoint {actual}"]
 
 
 def _model_config(folder: Path) -> PixelSailConfig:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"no {folder / 'config.json'}; checkpoints of older versions start nothing: take export/"
+            f"no {folder / 'config.json'}: checkpoints of older versions start nothing: take export/"
         )
     config = PixelSailConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type != PixelSailConfig.model_type or config.text_config is None:

@@ -40,7 +40,8 @@ from pixel_sail.losses import distillation_loss
 from pixel_sail.train import distillation
 from pixel_sail.train.distillation import build_adapters, open_distillation, student_features
 from pixel_sail.train.engine import Engine
-from pixel_sail.train.loop import TrainingStopped, train
+from pixel_sail.train.loop import train
+from pixel_sail.train.step import TrainingStopped
 from pixel_sail.types import Batch, Output
 
 TEXT_ONLY = [{"conversations": [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": n}]} for n in "abcd"]

@@ -11,9 +11,8 @@ from conftest import write_refer_dataset
 from tiny_run import assert_same_bits, forget_second_half, log_lines, tiny_config
 
 from pixel_sail.config import ConfigError, load_config
-from pixel_sail.durable import publish_folder
+from pixel_sail.durable import append_json_line, publish_folder
 from pixel_sail.train.checkpoint import FREE_KEYS
-from pixel_sail.train.log import append_json_line
 from pixel_sail.train.loop import train
 
 

@@ -11,7 +11,8 @@ from tiny_run import log_lines, run_cli, tiny_config, write_config
 
 from pixel_sail.durable import read_json_lines
 from pixel_sail.train.engine import Engine
-from pixel_sail.train.loop import TrainingStopped, train
+from pixel_sail.train.loop import train
+from pixel_sail.train.step import TrainingStopped
 
 EXPLODING = ("train.lr=1e30", "train.save_every=1", "train.warmup_fraction=0")
 

@@ -23,7 +23,7 @@ from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.loop import train
 from pixel_sail.weights.consolidate import model_of_checkpoint
 from pixel_sail.weights.convert.language_model import SMOLLM2, _load_base, assemble
-from pixel_sail.weights.convert.streaming import WeightFiles
+from pixel_sail.weights.files import WeightFiles
 
 STEP = "checkpoints/step_00000004"
 

@@ -127,7 +127,7 @@ def test_sampled_losses_and_gradients(tiny) -> None:
     total = sum(losses.values())
     close(total, recorded["sampled_total"])
     gradients, plan = load_file(folder / "grads_sampled_total.safetensors"), plan_research(folder)
-    wanted = {name: made.make(gradients[made.reads[0]]) for name, made in plan.made.items()}
+    wanted = {name: weight.derive(gradients[weight.sources[0]]) for name, weight in plan.derived.items()}
     parameters = dict(model.named_parameters())
     assert wanted.keys() == parameters.keys()
     for name, gradient in zip(wanted, torch.autograd.grad(total, [parameters[n] for n in wanted]), strict=True):

@@ -24,7 +24,8 @@ from pixel_sail.serve.predictor import Predictor
 from pixel_sail.tokens import PROMPTS, SEG
 from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
 from pixel_sail.weights.convert.scratch import train_tokenizer
-from pixel_sail.weights.convert.streaming import WeightFiles, check, cut, partial_folder, write
+from pixel_sail.weights.convert.streaming import check, write
+from pixel_sail.weights.files import WeightFiles, new_folder, split_by_size
 
 TEXTS = ["Where is the red mug on the table?", "Please segment the ball.", "It is here."] * 3
 PARTS = Architecture(patch_size=16, mask_stride=4, mask_dim=24, max_side_px=64)
@@ -123,20 +124,20 @@ def test_a_full_folder_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_key_that_nothing_reads_is_not_forgotten(tmp_path: Path) -> None:
     _, folder = save_base(DECODERS["llama, tied"], tmp_path / "base")
     plan = plan_language_model(folder, PARTS, QUESTION)
-    made = {name: one for name, one in plan.made.items() if name != "language_model.model.norm.weight"}
+    derived = {name: weight for name, weight in plan.derived.items() if name != "language_model.model.norm.weight"}
     with pytest.raises(ValueError, match="missing language_model.model.norm.weight; unexpected model.norm.weight"):
-        check(replace(plan, made=made))
+        check(replace(plan, derived=derived))
 
 
 def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), partial_folder(tmp_path / "ours") as folder:
+    with pytest.raises(KeyError), new_folder(tmp_path / "ours") as folder:
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyError("the disk is full, say")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_are_cut_in_order() -> None:
-    assert cut({"a": 3, "b": 3, "c": 5, "d": 9, "e": 1}, 6) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert split_by_size({"a": 3, "b": 3, "c": 5, "d": 9, "e": 1}, 6) == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def test_the_tool_and_the_dtypes(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -184,7 +185,8 @@ def test_memory_is_that_of_a_shard(tmp_path: Path) -> None:
     script = (
         "import sys, torch; from pathlib import Path; from pixel_sail.architecture import Architecture\n"
         "from pixel_sail.weights.convert.language_model import plan_language_model\n"
-        "from pixel_sail.weights.convert.streaming import peak_bytes, write\n"
+        "from pixel_sail.weights.convert.streaming import write\n"
+        "from pixel_sail.weights.files import peak_bytes\n"
         "parts = Architecture(mask_stride=16, mask_dim=8)\n"
         "plan = plan_language_model(Path(sys.argv[1]), parts, 'Segment {expression}.')\n"
         "before = peak_bytes()\n"

@@ -1,9 +1,9 @@
-"""EVEv2 (SPEC section 2): a Qwen2 decoder with twins for visual tokens, patches embedded by two convolutions.
+"""EVEv2 (arXiv 2502.06788): a Qwen2 decoder with twins for visual tokens; two convolutions embed the patches.
 
-Three things that EVEv2 has and we have not are written into weights that we do have, without any loss:
-* its CLIP mean and standard deviation of pixels, into the first convolution, which then takes ours;
-* the bias of its second convolution, into the embedding of <vpatch>, which is added to every patch;
-* its class and split embeddings, as those of <vision> and </vision>: they open an image and close its last row.
+Three parts of EVEv2 that our model lacks are folded into weights that it has, without loss:
+* CLIP's mean and standard deviation of pixels, into the first convolution, which then expects our normalization;
+* the bias of the second convolution, into the embedding of <vpatch>, which is added to every patch;
+* the class and split embeddings, into those of <vision> and </vision>: they open an image and close its last row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import Qwen2Config
 
 from pixel_sail.data.image import MEAN, STD
 from pixel_sail.tokens import SpecialTokens
-from pixel_sail.weights.convert.new_parts import NewParts, grown, new_parts, released_config
+from pixel_sail.weights.convert.new_parts import NewParts, grown, model_config, new_parts
 from pixel_sail.weights.convert.released import (
     EMBED,
     HEAD,
@@ -27,7 +27,8 @@ from pixel_sail.weights.convert.released import (
     renamed,
     shape,
 )
-from pixel_sail.weights.convert.streaming import Conversion, Made, WeightFiles, copied
+from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
+from pixel_sail.weights.files import WeightFiles
 
 CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)  # of RGB in 0..1
 CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
@@ -38,7 +39,7 @@ CONV2, BIAS2 = f"{VISION}patch_embedding.2.weight", f"{VISION}patch_embedding.2.
 CLASS, SPLIT = f"{VISION}class_embedding", f"{VISION}split_embedding"
 
 _LAYER = r"(model\.layers\.\d+\.)"
-# The file's names -> ours. Every linear and norm of a layer is a pair (model/modality_experts.py).
+# Names in the files -> ours. Every linear and norm of a layer is a pair (model/modality_experts.py).
 PATTERNS = [
     (_LAYER + r"self_attn\.moe_([qkvo]_proj)\.(.*)", r"language_model.\1self_attn.\2.vision.\3"),
     (_LAYER + r"self_attn\.([qkvo]_proj)\.(.*)", r"language_model.\1self_attn.\2.text.\3"),
@@ -49,29 +50,37 @@ PATTERNS = [
     (r"(model\.norm\.weight|model\.embed_tokens\.weight|lm_head\.weight)", r"language_model.\1"),
 ]
 
-# As with SOLO: Pixel-SAIL's 7B starts from EVEv2 and is trained with its own positions and attention.
+# As with SOLO: the paper's 7B model starts from EVEv2 and is trained with its own positions and attention.
 DIFFERENCES = (
     "every row of patches was closed by a split token; now only the last is, by `</vision>`, and the positions "
     "(row, column) say where a row ends",
     "positions were 1-D; now patches have (row, column)",
     "a patch saw those before it; now all tokens of an image see each other",
-    "images were resized by EVEv2's own rule; now as in SPEC section 1",
+    "images were resized by EVEv2's own rule; now both sides are rounded up to whole patches, up to `max_side_px`",
 )
 
 
 def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
     """Raises FileNotFoundError for missing files, ValueError for weights that are not EVEv2's."""
-    settings, weights = read_settings(folder), WeightFiles(folder)
+    settings, files = read_settings(folder), WeightFiles(folder)
     tokenizer, new_ids = read_tokenizer(folder)
-    text_config = decoder_config(Qwen2Config, weights, settings, tokenizer)
-    width, _, sub_patch_size, _ = shape(weights, CONV1)
-    patch_size = sub_patch_size * shape(weights, CONV2)[-1]
+    text_config = decoder_config(Qwen2Config, files, settings, tokenizer)
+    width, _, sub_patch_size, _ = shape(files, CONV1)
+    patch_size = sub_patch_size * shape(files, CONV2)[-1]
     architecture = parts.architecture(
         patch_size, sub_patch_size=sub_patch_size, sub_patch_width=width, vision_experts=True
     )
-    config = released_config(architecture, parts.question, text_config, tokenizer, "auto", "evev2", list(DIFFERENCES))
-    decoder = [key for key in weights.shapes if key not in (CONV1, BIAS1, CONV2, BIAS2, CLASS, SPLIT)]
-    made = copied(renamed(decoder, PATTERNS, "EVEv2")) | _fusion()
+    config = model_config(
+        text_config,
+        architecture,
+        tokenizer,
+        "auto",
+        parts.question,
+        converted_from="evev2",
+        differences=list(DIFFERENCES),
+    )
+    decoder = [key for key in files.shapes if key not in (CONV1, BIAS1, CONV2, BIAS2, CLASS, SPLIT)]
+    derived = copied(renamed(decoder, PATTERNS, "EVEv2")) | _fusion()
     tokens, rows = SpecialTokens.of(tokenizer), text_config.vocab_size
 
     def table(old: Tensor, opening: Tensor, patch: Tensor, closing: Tensor) -> Tensor:
@@ -81,26 +90,28 @@ def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
         ).to(grown_rows.dtype)
         return grown_rows
 
-    made[f"language_model.{EMBED}"] = Made((EMBED, CLASS, BIAS2, SPLIT), table)
-    if HEAD in weights.shapes:
-        made[f"language_model.{HEAD}"] = Made((HEAD,), lambda old: grown(old, rows, new_ids))
-    return Conversion(weights, config, tokenizer, new_parts(config) | made)
+    derived[f"language_model.{EMBED}"] = DerivedWeight((EMBED, CLASS, BIAS2, SPLIT), table)
+    if HEAD in files.shapes:
+        derived[f"language_model.{HEAD}"] = DerivedWeight((HEAD,), lambda old: grown(old, rows, new_ids))
+    return Conversion(files, config, tokenizer, new_parts(config) | derived)
 
 
-def _fusion() -> dict[str, Made]:
+def _fusion() -> dict[str, DerivedWeight]:
     return {
-        "fusion.sub_patch_linear.weight": Made((CONV1,), lambda kernel: _times(kernel, STD / CLIP_STD).flatten(1)),
-        "fusion.sub_patch_linear.bias": Made((CONV1, BIAS1), _first_bias),
-        # (D, m, row, column) -> (D, row column m): our sub-patches come one after the other
-        "fusion.patch_linear.weight": Made((CONV2,), lambda kernel: kernel.permute(0, 2, 3, 1).flatten(1)),
+        "fusion.sub_patch_linear.weight": DerivedWeight(
+            (CONV1,), lambda kernel: _times(kernel, STD / CLIP_STD).flatten(1)
+        ),
+        "fusion.sub_patch_linear.bias": DerivedWeight((CONV1, BIAS1), _first_bias),
+        # (D, m, row, column) -> (D, row column m): our sub-patches follow one another
+        "fusion.patch_linear.weight": DerivedWeight((CONV2,), lambda kernel: kernel.permute(0, 2, 3, 1).flatten(1)),
     }
 
 
 def _first_bias(kernel: Tensor, bias: Tensor) -> Tensor:
-    """(m,): with x ours, CLIP's pixel is (STD x + MEAN - CLIP_MEAN) / CLIP_STD; its constant part goes through here."""
+    """(m,): a pixel x of ours is (STD x + MEAN - CLIP_MEAN) / CLIP_STD of CLIP's; this adds the constant part."""
     return bias.float() + _times(kernel, (MEAN - CLIP_MEAN) / CLIP_STD).sum((1, 2, 3))
 
 
 def _times(kernel: Tensor, channels: np.ndarray) -> Tensor:
-    """A kernel (m, 3, rows, columns) with each input channel multiplied by its number."""
+    """A kernel (m, 3, rows, columns), each input channel multiplied by its entry of `channels` (3,)."""
     return kernel.float() * torch.from_numpy(channels).to(kernel.device)[:, None, None]

@@ -1,4 +1,4 @@
-"""What SOLO and SAIL share: MistralForCausalLM in its own names, and one linear over patches, added to <vpatch>."""
+"""What SOLO and SAIL share: MistralForCausalLM under its own names, and one linear over patches, added to <vpatch>."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import MistralConfig
 
 from pixel_sail.tokens import SpecialTokens
-from pixel_sail.weights.convert.new_parts import NewParts, grown, new_parts, released_config
+from pixel_sail.weights.convert.new_parts import NewParts, grown, model_config, new_parts
 from pixel_sail.weights.convert.released import (
     EMBED,
     HEAD,
@@ -20,7 +20,8 @@ from pixel_sail.weights.convert.released import (
     require_tokens,
     shape,
 )
-from pixel_sail.weights.convert.streaming import Conversion, Made, WeightFiles, copied
+from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
+from pixel_sail.weights.files import WeightFiles
 
 
 def mistral_conversion(
@@ -31,33 +32,45 @@ def mistral_conversion(
     known_tokens: Sequence[str],
     differences: Sequence[str],
 ) -> Conversion:
-    """`patch_embedding`: the key of the (D, 3 P P) linear; `known_tokens`: ours that the base was trained with.
+    """The conversion of a SOLO or SAIL checkpoint.
+
+    `patch_embedding`: the key of the (D, 3 P P) linear; `known_tokens`: our special tokens that the base was trained
+    with; `differences`: what the base did otherwise, for config.json and the user.
 
     Raises FileNotFoundError for missing files, ValueError for weights or a tokenizer that are not of the family.
     """
-    settings, weights = read_settings(folder), WeightFiles(folder)
+    settings, files = read_settings(folder), WeightFiles(folder)
     tokenizer, new_ids = read_tokenizer(folder)
     require_tokens(tokenizer, new_ids, known_tokens, family)
     window = settings.get("sliding_window")
     text_config = decoder_config(
-        MistralConfig, weights, settings, tokenizer, sliding_window=None, head_dim=settings.get("head_dim")
+        MistralConfig, files, settings, tokenizer, sliding_window=None, head_dim=settings.get("head_dim")
     )
-    patch_size = round((shape(weights, patch_embedding)[1] / 3) ** 0.5)
-    noted = [] if window is None else [f"text beyond {window} tokens saw only so many before it; now all"]
-    architecture, listed = parts.architecture(patch_size), [*differences, *noted]
-    config = released_config(architecture, parts.question, text_config, tokenizer, "inst", family.lower(), listed)
+    patch_size = round((shape(files, patch_embedding)[1] / 3) ** 0.5)
+    if window is not None:
+        differences = [*differences, f"text beyond {window} tokens saw only that many before it; now all"]
+    architecture = parts.architecture(patch_size)
+    config = model_config(
+        text_config,
+        architecture,
+        tokenizer,
+        "inst",
+        parts.question,
+        converted_from=family.lower(),
+        differences=list(differences),
+    )
     patterns = [
         (patch_embedding.replace(".", r"\."), "fusion.patch_linear.weight"),
         (r"(model\.(embed_tokens|norm|layers\.\d+)\..*|lm_head\.weight)", r"language_model.\1"),
     ]
-    made = copied(renamed(list(weights.shapes), patterns, family))
+    derived = copied(renamed(list(files.shapes), patterns, family))
     tokens = SpecialTokens.of(tokenizer)
 
     def table(old: Tensor) -> Tensor:
         rows = grown(old, text_config.vocab_size, new_ids)
-        if tokens.vision_end in new_ids:  # SOLO closes an image by <vision>, which we name differently
+        if tokens.vision_end in new_ids:  # SOLO closes an image with <vision>, we with </vision>
             rows[tokens.vision_end] = rows[tokens.vision_start]
         return rows
 
-    made |= {f"language_model.{key}": Made((key,), table) for key in (EMBED, HEAD) if key in weights.shapes}
-    return Conversion(weights, config, tokenizer, new_parts(config) | made)
+    derived |= {f"language_model.{key}": DerivedWeight((key,), table) for key in (EMBED, HEAD) if key in files.shapes}
+    return Conversion(files, config, tokenizer, new_parts(config) | derived)

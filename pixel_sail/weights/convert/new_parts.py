@@ -1,4 +1,4 @@
-"""What a base does not have: rows for new tokens, the prompt fusion, the mask head, and the sizes that they need."""
+"""What a base lacks: rows for new tokens, the prompt fusion, the mask head, and their sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pixel_sail.data.templates import QUESTIONS
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens
-from pixel_sail.weights.convert.streaming import Made
+from pixel_sail.weights.convert.streaming import DerivedWeight
 
 PATCH_LINEAR = "fusion.patch_linear.weight"
 PROMPT_LINEAR = "fusion.prompt_linear.weight"
@@ -27,7 +27,7 @@ SMALLEST_STRIDE = 4  # pixels of the image per mask logit, as in the paper
 
 @dataclass(frozen=True)
 class NewParts:
-    """What a user may choose of a model that is made from a released base with a patch embedding of its own."""
+    """A user's choices for a model that starts from a released base with a patch embedding of its own."""
 
     max_side_px: int | None = None  # None: the largest multiple of the patch side up to 1024
     mask_stride: int | None = None  # None: the patch side halved as often as it stays whole and at least 4
@@ -35,14 +35,14 @@ class NewParts:
     question: str = QUESTIONS[0]
 
     def side_for(self, patch_size: int) -> int:
-        """Pixels of the longer side; ValueError where it is not a multiple of the patch side."""
+        """Pixels of the longer side. Raises ValueError if it is not a multiple of the patch side."""
         side = 1024 // patch_size * patch_size if self.max_side_px is None else self.max_side_px
         if side % patch_size:
             raise ValueError(f"--max-side-px {side} must be a multiple of the base's patch side {patch_size}")
         return side
 
     def architecture(self, patch_size: int, **base: Any) -> Architecture:
-        """The choices and what the base says, as fields of Architecture. ValueError for a bad choice."""
+        """The Architecture of these choices and of what the base determines. Raises ValueError if they clash."""
         choices = {"max_side_px": self.side_for(patch_size), "mask_stride": self.stride_for(patch_size)}
         try:
             return Architecture(patch_size=patch_size, mask_dim=self.mask_dim, **choices, **base)
@@ -50,7 +50,7 @@ class NewParts:
             raise ValueError("; ".join(item["msg"] for item in error.errors())) from None
 
     def stride_for(self, patch_size: int) -> int:
-        """16 and 32 pixels: 4. 14 pixels: 7, because 3.5 is none."""
+        """The chosen stride, or the default: 4 for patches of 16 and 32 pixels, 7 for 14 (3.5 is no whole number)."""
         stride = patch_size if self.mask_stride is None else self.mask_stride
         while self.mask_stride is None and stride % 2 == 0 and stride // 2 >= SMALLEST_STRIDE:
             stride //= 2
@@ -58,57 +58,59 @@ class NewParts:
 
 
 def bare_config(text_config: PretrainedConfig, architecture: Architecture) -> PixelSailConfig:
-    """What decides which weights a model has, and their shapes; `text_config` has the rows of all tokens already."""
+    """A config with just what determines the weights and their shapes; `text_config` counts our special tokens."""
     return PixelSailConfig(
-        text_config=copy.deepcopy(text_config),  # else the base would lose its own attention
+        text_config=copy.deepcopy(text_config),  # PixelSail changes its attention: the base keeps its own
         architecture=architecture,
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
 
 
-def released_config(
-    architecture: Architecture,
-    question: str,
+def model_config(
     text_config: PretrainedConfig,
+    architecture: Architecture,
     tokenizer: PreTrainedTokenizerBase,
     chat_format: str,
-    converted_from: str,
-    differences: list[str],
+    question: str,
+    hide: str = "none",
+    converted_from: str | None = None,
+    differences: list[str] | None = None,
 ) -> PixelSailConfig:
-    """The config of a converted model; its `tokenizer` has all special tokens already."""
+    """The config of a whole model. `text_config` and `tokenizer` must have our special tokens already."""
     config = bare_config(text_config, architecture)
     config.chat_format = ChatFormat.of(chat_format, tokenizer).name
-    config.question = question
+    config.question, config.hide = question, hide
     config.prompt_token_ids = list(SpecialTokens.of(tokenizer).prompts)
     config.converted_from, config.differences = converted_from, differences
     return config
 
 
-def new_parts(config: PixelSailConfig) -> dict[str, Made]:
-    """Patch embedding, prompt fusion and mask head as they start where a base has none. Seed torch before the call.
+def new_parts(config: PixelSailConfig) -> dict[str, DerivedWeight]:
+    """Initial weights of patch embedding, prompt fusion and mask head. Seed torch before the call.
 
-    A prompt starts as its name, as loud as that is: patches of a trained base are about as loud as words.
+    A prompt starts as the embedding of its name, unscaled: the patches of a trained base have about the same norm as
+    its token embeddings.
     """
     with torch.device("meta"):
         model = PixelSail(config)
-    made = {}
+    weights = {}
     for part in ("fusion", "mask_head"):
         module = getattr(model, part).to_empty(device="cpu")
         for layer in module.modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
         for name, tensor in module.state_dict().items():
-            made[f"{part}.{name}"] = Made((), lambda tensor=tensor: tensor)
-    if PROMPT_LINEAR in made:
-        made[PROMPT_LINEAR] = Made((), lambda: torch.eye(config.text_config.hidden_size))
-    return made
+            weights[f"{part}.{name}"] = DerivedWeight((), lambda tensor=tensor: tensor)
+    if PROMPT_LINEAR in weights:
+        weights[PROMPT_LINEAR] = DerivedWeight((), lambda: torch.eye(config.text_config.hidden_size))
+    return weights
 
 
 def grown(old: Tensor, rows: int, new_ids: Sequence[int]) -> Tensor:
-    """Embeddings (V, D) as (max(V, rows), D) float32 with rows for `new_ids`, or `old` itself if none is needed.
+    """Embeddings (V, D) with rows for `new_ids`: (max(V, rows), D) float32, or `old` itself if no row is new.
 
-    New rows have the mean and the spread of the words before them: plausible, and as distinct from each other as words.
-    That is also so for new tokens that fall into rows which a base keeps empty.
+    New rows are drawn with the mean and the standard deviation of the rows before them, so that they are plausible and
+    as distinct from each other as words. New tokens that fall into spare rows of the base are drawn as well.
     """
     fresh = sorted({*new_ids, *range(len(old), rows)})
     if not fresh:

@@ -1,4 +1,4 @@
-"""The research code's Pixel-SAIL checkpoints (SPEC section 2): names and shapes to ours, every key accounted for."""
+"""Checkpoints of the research code of Pixel-SAIL (arXiv 2504.10465). Every key must be known."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config
 from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.weights.convert.new_parts import released_config
+from pixel_sail.weights.convert.new_parts import model_config
 from pixel_sail.weights.convert.released import read_settings, read_tokenizer, renamed, setting
-from pixel_sail.weights.convert.streaming import Conversion, Made, WeightFiles, load
+from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied, load
+from pixel_sail.weights.files import WeightFiles
 
 QUESTION = "Please segment {expression} in this image."  # of the research code
 
-# Patterns of research keys -> ours; the first that matches names the key.
+# Patterns of research keys -> ours. The first pattern that matches gives the name.
 _RENAMES = [
     (r"single_transformer\.model\.vis_embed\.weight", "fusion.patch_linear.weight"),
     (r"single_transformer\.model\.vp_embed\.weight", "fusion.prompt_linear.weight"),
@@ -39,68 +40,73 @@ def from_research(folder: Path, question: str = QUESTION) -> tuple[PixelSail, Pr
 
 
 def plan_research(folder: Path, question: str = QUESTION) -> Conversion:
-    """Of `folder` (config.json, *.safetensors, tokenizer/ or its files).
+    """The conversion of `folder` (config.json, *.safetensors, tokenizer/ or its files).
 
-    Raises FileNotFoundError for missing files, ValueError that lists unknown, missing and mis-shaped keys.
+    Raises FileNotFoundError for missing files and ValueError that lists unknown keys.
     """
-    settings, weights = read_settings(folder), WeightFiles(folder)
-    names = renamed(list(weights.shapes), _RENAMES, "research Pixel-SAIL")
+    settings, files = read_settings(folder), WeightFiles(folder)
+    names = renamed(list(files.shapes), _RENAMES, "research Pixel-SAIL")
     tokenizer_folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     tokenizer, new_ids = read_tokenizer(tokenizer_folder)
     if new_ids:
         raise ValueError(
             f"the tokenizer in {tokenizer_folder} lacks special tokens; it does not belong to these weights"
         )
-    made = {ours: Made((theirs,), _linear if ".pointwise.weight" in ours else _same) for ours, theirs in names.items()}
-    return Conversion(weights, _config(weights, names, settings, tokenizer, question), tokenizer, made)
-
-
-def _same(weight: Tensor) -> Tensor:
-    return weight
+    kernels = {ours: theirs for ours, theirs in names.items() if ".pointwise.weight" in ours}
+    derived = copied(names) | {ours: DerivedWeight((theirs,), _linear) for ours, theirs in kernels.items()}
+    return Conversion(files, _config(files, names, settings, tokenizer, question), tokenizer, derived)
 
 
 def _linear(kernel: Tensor) -> Tensor:
-    """The research code writes its pointwise layer as a 1x1 convolution."""
+    """Our pointwise layer is a linear; in the research code it is a 1x1 convolution."""
     return kernel[:, :, 0, 0]
 
 
 def _config(
-    weights: WeightFiles,
+    files: WeightFiles,
     names: dict[str, str],
-    given: dict[str, Any],
+    settings: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     question: str,
 ) -> PixelSailConfig:
-    """Sizes come from the weights; only what they do not show is read from config.json."""
-    folder = weights.folder
-    vocabulary, hidden = _shape(weights, names, "language_model.model.embed_tokens.weight")
-    layers = {int(found[1]) for key in names if (found := re.match(r"language_model\.model\.layers\.(\d+)\.", key))}
-    blocks = {int(found[1]) for key in names if (found := re.match(r"mask_head\.blocks\.(\d+)\.", key))}
+    """Sizes come from the weights; config.json is read only for what the weights do not show."""
+    folder = files.folder
+    vocabulary, hidden = _shape(files, names, "language_model.model.embed_tokens.weight")
+    layers = {int(match[1]) for key in names if (match := re.match(r"language_model\.model\.layers\.(\d+)\.", key))}
+    blocks = {int(match[1]) for key in names if (match := re.match(r"mask_head\.blocks\.(\d+)\.", key))}
     text_config = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
-        intermediate_size=_shape(weights, names, "language_model.model.layers.0.mlp.gate_proj.weight")[0],
+        intermediate_size=_shape(files, names, "language_model.model.layers.0.mlp.gate_proj.weight")[0],
         num_hidden_layers=len(layers),
-        num_attention_heads=setting(given, folder, "heads", "num_attention_heads"),
-        num_key_value_heads=setting(given, folder, "kv_heads", "num_key_value_heads"),
-        rms_norm_eps=setting(given, folder, "rms_norm_eps"),
-        rope_parameters={"rope_type": "default", "rope_theta": setting(given, folder, "rope_theta")},
+        num_attention_heads=setting(settings, folder, "heads", "num_attention_heads"),
+        num_key_value_heads=setting(settings, folder, "kv_heads", "num_key_value_heads"),
+        rms_norm_eps=setting(settings, folder, "rms_norm_eps"),
+        rope_parameters={"rope_type": "default", "rope_theta": setting(settings, folder, "rope_theta")},
         tie_word_embeddings="language_model.lm_head.weight" not in names,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    patch_size = round((_shape(weights, names, "fusion.patch_linear.weight")[1] / 3) ** 0.5)
+    patch_size = round((_shape(files, names, "fusion.patch_linear.weight")[1] / 3) ** 0.5)
     architecture = Architecture(
         patch_size=patch_size,
         max_side_px=1024 // patch_size * patch_size,
         mask_stride=patch_size // 2 ** len(blocks),
-        mask_dim=_shape(weights, names, "mask_head.pixel_projector.2.weight")[0],
+        mask_dim=_shape(files, names, "mask_head.pixel_projector.2.weight")[0],
         mask_channels=[min(hidden, MAX_MASK_CHANNELS)] * (len(blocks) + 1),
     )
-    return released_config(architecture, question, text_config, tokenizer, "research", "research Pixel-SAIL", [])
+    return model_config(
+        text_config,
+        architecture,
+        tokenizer,
+        "research",
+        question,
+        converted_from="research Pixel-SAIL",
+        differences=[],
+    )
 
 
-def _shape(weights: WeightFiles, names: dict[str, str], ours: str) -> tuple[int, ...]:
+def _shape(files: WeightFiles, names: dict[str, str], ours: str) -> tuple[int, ...]:
     if ours not in names:
-        raise ValueError(f"{weights.folder}: the weights lack what becomes {ours}")
-    return weights.shapes[names[ours]]
+        raise ValueError(f"{files.folder}: the weights lack what becomes {ours}")
+    return files.shapes[names[ours]]

@@ -1,4 +1,4 @@
-"""SAIL (SPEC section 2): a Mistral decoder and one linear over patches, with our positions and attention already."""
+"""SAIL (arXiv 2504.10462): a Mistral decoder and one linear over patches, with our positions and attention."""
 
 from __future__ import annotations
 

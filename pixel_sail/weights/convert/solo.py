@@ -1,4 +1,4 @@
-"""SOLO (SPEC section 2): a Mistral decoder and one linear over patches of 32 pixels."""
+"""SOLO (arXiv 2407.06438): a Mistral decoder and one linear over patches of 32 pixels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pixel_sail.weights.convert.mistral import mistral_conversion
 from pixel_sail.weights.convert.new_parts import NewParts
 from pixel_sail.weights.convert.streaming import Conversion
 
-# Pixel-SAIL is trained from SOLO-style bases with its own positions and attention (arXiv 2504.10465), all weights
-# learning: the base's ways are not kept as options beside ours. docs/convert.md says more.
+# Pixel-SAIL starts from SOLO-style bases with its own positions and attention and trains all weights (arXiv
+# 2504.10465), so the base's ways are not kept as options. docs/convert.md says more.
 DIFFERENCES = (
     "rows of patches were joined by `<vrow_sep>`; now the positions (row, column) alone say where a row ends",
     "an image was closed by `<vision>` again; now by `</vision>`, a copy of it where the base has none",

@@ -1,0 +1,117 @@
+"""One optimizer step over all ranks: count, accumulate gradients, update. Stops before a value that is not finite."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pixel_sail.config import Config
+from pixel_sail.data.loader import StepData
+from pixel_sail.durable import append_json_line, read_json_lines
+from pixel_sail.losses import loss_counts, loss_weights
+from pixel_sail.train import distributed
+from pixel_sail.train.engine import Engine
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot continue. The message says why, at which step, and names the samples concerned."""
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What one optimizer step contains over all ranks."""
+
+    counts: dict[str, float]  # denominators of the losses, see Batch.counts
+    tokens: int
+    samples: int
+    bad: int
+    dropped_turns: int
+    micro_batches: int  # of the rank that has most
+
+
+def gather_totals(data: StepData, config: Config) -> StepTotals:
+    """The totals of a step: one small all-gather at its start. All ranks must call it."""
+    names = sorted(set(loss_counts(config).values()))
+    local = [sum(batch.counts()[name] for batch in data.batches) for name in names]
+    local += [sum(batch.tokens for batch in data.batches), data.samples, len(data.bad)]
+    local += [sum(batch.dropped_turns for batch in data.batches), len(data.batches)]
+    by_rank = distributed.all_gather_numbers([float(value) for value in local])
+    *denominators, tokens, samples, bad, dropped, _ = (sum(column) for column in zip(*by_rank, strict=True))
+    micro_batches = max(1, *(int(row[-1]) for row in by_rank))
+    counts = dict(zip(names, denominators, strict=True))
+    return StepTotals(counts, int(tokens), int(samples), int(bad), int(dropped), micro_batches)
+
+
+def run_micro_batches(engine: Engine, data: StepData, totals: StepTotals, config: Config) -> dict[str, float]:
+    """Accumulate the gradients of one step. Returns the loss and its unweighted terms, means over the global counts.
+
+    Raises TrainingStopped, on all ranks together, if the loss is not finite.
+    """
+    weights = loss_weights(config)
+    # A step without any mask (or label, or image) has sum 0 and count 0: its term is 0.
+    counts = [max(totals.counts[count_name], 1.0) for count_name in loss_counts(config).values()]
+    scales = {name: weights[name] / n for name, n in zip(weights, counts, strict=True)}
+    zero_scales = dict.fromkeys(scales, 0.0)
+    batch_sums: list[Tensor] = []
+    for number in range(totals.micro_batches):
+        last = number == totals.micro_batches - 1
+        if number < len(data.batches):
+            batch_sums.append(engine.forward_backward(data.batches[number], scales, last))
+        else:
+            engine.forward_backward(data.filler, zero_scales, last)
+    local = torch.stack(batch_sums).sum(0) if batch_sums else torch.zeros(len(counts), device=engine.device)
+    sums = distributed.all_reduce_sum(local).tolist()
+    terms = {name: total / n for name, total, n in zip(weights, sums, counts, strict=True)}
+    loss = sum(weights[name] * terms[name] for name in terms)
+    if not math.isfinite(loss):
+        suspects = [
+            batch.keys for batch, part in zip(data.batches, batch_sums, strict=True) if not part.isfinite().all()
+        ]
+        raise TrainingStopped(
+            f"the loss of step {data.step + 1} is not finite ({terms}); nothing was updated. "
+            f"Samples of the micro-batches concerned: {_keys_of_all_ranks(suspects)}"
+        )
+    return {"loss": loss, **terms}
+
+
+def take_step(engine: Engine, lr: float, data: StepData) -> float:
+    """Update the weights and return the gradient norm. Raises TrainingStopped before any update if it is not finite."""
+    grad_norm = engine.step(lr)
+    if not math.isfinite(grad_norm):
+        keys = _keys_of_all_ranks([batch.keys for batch in data.batches])
+        raise TrainingStopped(
+            f"the gradient of step {data.step + 1} is not finite; nothing was updated. Its samples: {keys}"
+        )
+    return grad_norm
+
+
+def record_bad_samples(data: StepData, totals: StepTotals, before: int, config: Config) -> int:
+    """Append the bad samples of a step to bad_samples.jsonl and return their number over all ranks.
+
+    `before`: the number of bad samples of all steps before. Raises TrainingStopped with the list if the sum exceeds
+    data.max_bad_samples.
+    """
+    if totals.bad == 0:
+        return 0
+    path = config.run.dir / "bad_samples.jsonl"
+    by_rank = distributed.all_gather_objects(data.bad)
+    records = sorted((record for bad in by_rank for record in bad), key=lambda record: record.position)
+    if distributed.rank() == 0:
+        for record in records:
+            append_json_line(path, asdict(replace(record, step=record.step + 1)))
+    distributed.barrier()
+    if before + len(records) > config.data.max_bad_samples:
+        listed = "\n".join(f"  {line['key']}: {line['message']}" for line in read_json_lines(path))
+        raise TrainingStopped(
+            f"{before + len(records)} unusable samples by step {data.step + 1}, more than "
+            f"data.max_bad_samples={config.data.max_bad_samples} ({path}):\n{listed}"
+        )
+    return len(records)
+
+
+def _keys_of_all_ranks(batches: list[tuple[str, ...]]) -> str:
+    """The keys of samples of every rank, in rank order. All ranks must call it."""
+    return ", ".join(key for rank in distributed.all_gather_objects(batches) for keys in rank for key in keys)
