@@ -1,4 +1,4 @@
-"""Special tokens: added once, looked up once, checked."""
+"""The special tokens: add them to a tokenizer, look up their ids."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ VISION_START, VISION_PATCH, VISION_END = "<vision>", "<vpatch>", "</vision>"
 SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"
 MAX_PROMPTS = 15
 PROMPTS = tuple(f"<Prompt{k}>" for k in range(MAX_PROMPTS))
-NO_PROMPT = "<NO_Prompt>"  # never used; kept so that the ids of research checkpoints stay as they are
+NO_PROMPT = "<NO_Prompt>"  # never used; kept so that the ids of research checkpoints do not change
 
 IMAGE_TOKENS = (VISION_START, VISION_PATCH, VISION_END)
-# The order is that of the research checkpoints: their ids are consecutive from [SEG] on.
+# In the order of the research checkpoints, whose ids are consecutive from [SEG] on.
 GROUNDING_TOKENS = (SEG, PHRASE_START, PHRASE_END, *PROMPTS, NO_PROMPT)
 
 _PROMPT_NAME = re.compile(r"<Prompt(\d+)>")
@@ -30,16 +30,16 @@ class SpecialTokens:
     seg: int
     phrase_start: int
     phrase_end: int
-    prompts: tuple[int, ...]  # MAX_PROMPTS ids, prompts[k] is <PromptK>
+    prompts: tuple[int, ...]  # MAX_PROMPTS ids; prompts[k] is that of <PromptK>
 
     @property
     def all_ids(self) -> tuple[int, ...]:
-        named = (self.vision_start, self.vision_patch, self.vision_end, self.seg, self.phrase_start, self.phrase_end)
-        return (*named, *self.prompts)
+        single = (self.vision_start, self.vision_patch, self.vision_end, self.seg, self.phrase_start, self.phrase_end)
+        return (*single, *self.prompts)
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-        """Looks the ids up; ValueError names every special token that the tokenizer lacks or splits."""
+        """Look up the ids. Raises ValueError that names every special token that the tokenizer lacks."""
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (*IMAGE_TOKENS, *GROUNDING_TOKENS) if token not in vocabulary]
         if missing:
@@ -52,12 +52,12 @@ class SpecialTokens:
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Adds what is missing, in the fixed order; returns how many were new. The model's embedding must then grow."""
+    """Add the missing special tokens in a fixed order and return their number. The embeddings must grow by as many."""
     present = tokenizer.get_vocab()
     missing = [token for token in (*IMAGE_TOKENS, *GROUNDING_TOKENS) if token not in present]
     return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
 
 
 def prompt_names(text: str) -> list[int]:
-    """The K of every <PromptK> in `text`, in order, with repeats."""
+    """The K of every <PromptK> in `text`, in order, with repetitions."""
     return [int(k) for k in _PROMPT_NAME.findall(text)]

@@ -1,4 +1,4 @@
-"""The nouns that travel through pixel_sail, in the order in which they are made: Sample, Encoded, Batch, Output.
+"""The types that pass through pixel_sail, in order: Sample, Encoded, Batch, Output.
 
 Shape legend, used in every comment of the package:
 
@@ -27,11 +27,11 @@ UNPROMPTED = -1
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used; the message names its key and what is wrong. The loader counts and lists these."""
+    """A sample that cannot be used. The message gives its key and what is wrong. The loader counts and lists them."""
 
 
 class RLE(TypedDict):
-    """COCO compressed run-length mask: column-major runs, as pycocotools writes them, `counts` as text."""
+    """COCO compressed run-length mask: column-major runs as in pycocotools, with `counts` as text."""
 
     size: list[int]  # [height_px, width_px]
     counts: str
@@ -39,7 +39,7 @@ class RLE(TypedDict):
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer; `[SEG]` stands in the answer where a mask belongs, `<PromptK>` names a region."""
+    """One question and its answer. `[SEG]` in the answer stands for a mask, `<PromptK>` names a region."""
 
     question: str
     answer: str
@@ -49,32 +49,32 @@ class Turn:
 class Sample:
     """One annotated image. No tensors, no tokenizer, no patches."""
 
-    key: str  # says where it came from and is unique in its source: "refcoco/train/image=12"
-    image: Path | bytes | None  # file, encoded file contents, or None for a text-only conversation
+    key: str  # unique in its source and says where the sample comes from: "refcoco/train/image=12"
+    image: Path | bytes | None  # path or bytes of the image file, or None for a text-only conversation
     turns: tuple[Turn, ...]
-    masks: tuple[RLE, ...] = ()  # one for each [SEG] of the answers, in reading order; size of the stored image
+    masks: tuple[RLE, ...] = ()  # one per [SEG] of the answers, in reading order, at the size of the stored image
     prompts: dict[int, RLE] = field(default_factory=dict)  # K of <PromptK> -> its region
-    # expert -> (C, h, w) float16, where a shard carries its features; arrays have no plain ==, so it is left out of it
+    # expert -> (C, h, w) float16, if a shard carries its features; not compared, because arrays have no plain ==
     features: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sequence, ready to be packed. The only tensors that know both tokens and patches."""
+    """One sequence of tokens and patches, ready to be packed."""
 
     key: str
-    seed: int  # of the random points at which its masks are supervised: the same however it is packed
+    seed: int  # of the random points at which masks are supervised; independent of the packing
     input_ids: Tensor  # (T,) int64
-    labels: Tensor  # (T,) int64; labels[i] is the token at i if it is to be predicted, else IGNORE_LABEL
+    labels: Tensor  # (T,) int64; labels[i] is the token at i if it must be predicted, else IGNORE_LABEL
     position_ids: Tensor  # (3, T) int64; axes t, h, w
     patches: Tensor  # (N, 3 P P) float32, normalized; rows (channel, row, column)
-    prompt_ids: Tensor  # (N,) int64; K of the <PromptK> drawn on the patch, or UNPROMPTED
+    prompt_ids: Tensor  # (N,) int64; K of the <PromptK> whose region covers the patch, or UNPROMPTED
     grid_hw: tuple[int, int]  # (h, w); (0, 0) without an image
     image_span: tuple[int, int]  # tokens [<vision>, one past </vision>); (0, 0) without an image
-    masks: Tensor  # (K, h P, w P) uint8 in {0, 1}; one for each [SEG] with a label, in order
+    masks: Tensor  # (K, h P, w P) uint8 in {0, 1}; one per [SEG] with a label, in order
     lm_weight: float = 1.0  # weight of this sequence's language loss
-    dropped_turns: int = 0  # turns that did not fit into the length limit, gone with their masks
-    # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is to see; none without an image
+    dropped_turns: int = 0  # turns over the length limit; their masks are dropped too
+    # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
     expert_features: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -83,31 +83,30 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Several sequences end to end; they never see each other. Index tensors point into the L packed tokens."""
+    """Several sequences end to end, which never attend to each other. Indices refer to the L packed tokens."""
 
     keys: tuple[str, ...]
-    seeds: tuple[int, ...]  # one a sequence
-    # one a sequence, host integers: (start, first image token, one past the last image token, stop)
+    seeds: tuple[int, ...]  # one per sequence
+    # one per sequence, host integers: (start, first image token, one past the last image token, stop)
     spans: tuple[tuple[int, int, int, int], ...]
-    grids_hw: tuple[tuple[int, int], ...]  # one a sequence, (0, 0) without an image
+    grids_hw: tuple[tuple[int, int], ...]  # one per sequence, (0, 0) without an image
     masks_per_sequence: tuple[int, ...]
     input_ids: Tensor  # (L,) int64
     position_ids: Tensor  # (3, L) int64
     patches: Tensor  # (sum N, 3 P P) float32
-    patch_index: Tensor  # (sum N,) int64, position of each patch in L
+    patch_index: Tensor  # (sum N,) int64, position of each patch in the packed tokens
     prompt_ids: Tensor  # (sum N,) int64, K of <PromptK> or UNPROMPTED
-    predict_index: Tensor  # (M,) int64, the position whose state predicts label m (one before the labelled token)
+    predict_index: Tensor  # (M,) int64, position whose hidden state predicts label m: the one before the labelled token
     labels: Tensor  # (M,) int64
     label_weights: Tensor  # (M,) float32
-    seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s that own a mask, in sequence order
-    masks: tuple[Tensor, ...]  # one a sequence, (K, h P, w P) uint8
+    seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s with a mask, in sequence order
+    masks: tuple[Tensor, ...]  # one per sequence, (K, h P, w P) uint8
     dropped_turns: int = 0
-    expert_features: dict[str, tuple[Tensor, ...]] = field(
-        default_factory=dict
-    )  # one a sequence; (0,) without an image
+    # expert -> one tensor per sequence, (0,) without an image
+    expert_features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch on `device`; `dtype` casts the patches only (indices, labels and masks keep theirs)."""
+        """The same batch on `device`. `dtype` casts only the patches: indices, labels and masks keep theirs."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -126,7 +125,7 @@ class Batch:
         return self.input_ids.numel()
 
     def counts(self) -> dict[str, float]:
-        """Denominators of the losses that this batch contributes to; summed over a whole optimizer step."""
+        """Denominators of the losses. They are summed over all batches of an optimizer step."""
         return {
             "lm": float(self.labels.numel()),
             "mask": float(sum(self.masks_per_sequence)),
@@ -136,9 +135,9 @@ class Batch:
 
 @dataclass
 class Output:
-    """What the model says about a Batch: what losses and metrics read."""
+    """The outputs of the model for a Batch, which losses and metrics read."""
 
-    logits: Tensor  # (M, V) at the supervised positions only
+    logits: Tensor  # (M, V), only at the supervised positions
     hidden: Tensor  # (L, D) after the final norm
-    mask_features: Sequence[Tensor]  # one a sequence with an image: (S, h', w') with h' = h * 2**blocks
-    mask_logits: Sequence[Tensor]  # one a sequence: (K, h', w'); (0, h', w') where it owns no mask
+    mask_features: Sequence[Tensor]  # one per sequence with an image: (S, h', w') with h' = h * 2**blocks
+    mask_logits: Sequence[Tensor]  # one per sequence: (K, h', w'); (0, h', w') without masks

@@ -1,4 +1,4 @@
-"""Measures speed and memory; prints one JSON line.
+"""Measure speed and memory and print one JSON line.
 
 python tools/bench.py step --preset research-512 --mask-stride 4 --reference
 python tools/bench.py data configs/quickstart.yaml
@@ -30,21 +30,21 @@ def main() -> None:
     step.add_argument(
         "--head", choices=("tapered", "constant"), default="tapered", help="channel widths of our mask head"
     )
-    step.add_argument("--reference", action="store_true", help="also the plain implementation, interleaved")
+    step.add_argument("--reference", action="store_true", help="also measure the plain implementation, interleaved")
     step.add_argument("--repeats", type=int, default=5)
     step.add_argument("--threads", type=int, default=2)
     step.add_argument("--device", default="cpu")
     step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    data = commands.add_parser("data", help="samples a second through encode and pack")
+    data = commands.add_parser("data", help="samples per second through encode and pack")
     data.add_argument("config")
     data.add_argument("overrides", nargs="*", metavar="key.sub=value")
     data.add_argument("--samples", type=int, default=200)
     data.add_argument("--shards", type=Path, help="also the same samples from this folder, interleaved")
-    distill = commands.add_parser("distill", help="a training step without experts, cached and online")
+    distill = commands.add_parser("distill", help="a training step without experts, with cached and online ones")
     distill.add_argument("config")
     distill.add_argument("overrides", nargs="*", metavar="key.sub=value")
     distill.add_argument("--steps", type=int, default=8)
-    score = commands.add_parser("score", help="expressions a second with and without sharing the image")
+    score = commands.add_parser("score", help="expressions per second with and without sharing the image")
     score.add_argument("checkpoint", type=Path)
     score.add_argument("--data-root", type=Path, required=True)
     score.add_argument("--benchmark", default="refcoco:val")

@@ -1,1 +1,9 @@
-"""Measurements of speed and memory, as ratios within one run; called by tools/bench.py."""
+"""Speed and memory, measured (tools/bench.py) or predicted before a run (tools/train.py --plan).
+
+A way through the room:
+
+step.py        forward and backward of one step, beside the plain implementation of reference.py
+throughput.py  samples per second from files and shards; expressions per second with and without a shared image
+distill.py     a training step without experts, with cached features, and with experts online
+plan.py        the report of --plan; memory.py its formulas
+"""

@@ -1,4 +1,4 @@
-"""Time of a training step without experts, with their features from a cache, and with the experts online."""
+"""Time of a training step without experts, with cached features, and with experts online."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pixel_sail.train.step import gather_totals, run_micro_batches
 
 
 @dataclass
-class Variant:
-    """One way to train, ready to go."""
+class TrainingSetup:
+    """A config with its engine and its data, prepared in advance, and the times measured so far."""
 
     config: Config
     engine: Engine
@@ -38,10 +38,11 @@ class Variant:
 
 
 def measure_distill(config: Config, steps: int) -> dict[str, Any]:
-    """Medians over `steps` steps of the config, after one to warm up; the three ways take turns at every step.
+    """Medians over `steps` steps of the config after one warm-up step; the three setups take turns at every step.
 
-    `step_ms` is forward, backward and update; `data_ms` reading, encoding and packing in this process, which workers
-    hide in a run. `ratio` compares step by step. Raises ConfigError for a config without experts.
+    `step_ms` is the time of forward, backward and update; `data_ms` that of reading, encoding and packing in this
+    process, which workers hide in a run. `ratio` is the median over steps. Raises ConfigError for a config without
+    experts.
     """
     if not config.experts:
         raise ConfigError("tools/bench.py distill compares with and without experts: the config names none")
@@ -50,18 +51,18 @@ def measure_distill(config: Config, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         cached, kilobytes = _make_caches(config, mixture, steps + 1, Path(folder))
         online = [expert.model_copy(update={"cache": None, "standardize": False}) for expert in config.experts]
-        ways = {"none": [], "cached": cached, "online": online}
-        variants = {name: _prepare(config, experts, mixture, steps + 1) for name, experts in ways.items()}
+        experts_of = {"none": [], "cached": cached, "online": online}
+        setups = {name: _prepare(config, experts, mixture, steps + 1) for name, experts in experts_of.items()}
         for number in range(steps + 1):
-            for variant in variants.values():
-                variant.step_ms.append(_one_step(variant, number))
+            for setup in setups.values():
+                setup.step_ms.append(_time_step(setup, number))
     result: dict[str, Any] = {"bench": "distill", "device": str(distributed.device()), "steps": steps}
     result["experts"] = {expert.name: {"at": expert.at, "kb_an_image": kilobytes[expert.name]} for expert in cached}
-    for name, variant in variants.items():
-        result[name] = {"step_ms": _median(variant.step_ms), "data_ms": _median(variant.data_ms)}
-    plain = variants["none"].step_ms
+    for name, setup in setups.items():
+        result[name] = {"step_ms": _median(setup.step_ms), "data_ms": _median(setup.data_ms)}
+    plain = setups["none"].step_ms
     result["ratio"] = {
-        name: round(median(a / b for a, b in zip(variants[name].step_ms[1:], plain[1:], strict=True)), 3)
+        name: round(median(a / b for a, b in zip(setups[name].step_ms[1:], plain[1:], strict=True)), 3)
         for name in ("cached", "online")
     }
     return result
@@ -70,11 +71,11 @@ def measure_distill(config: Config, steps: int) -> dict[str, Any]:
 def _make_caches(
     config: Config, mixture: Mixture, steps: int, folder: Path
 ) -> tuple[list[ExpertConfig], dict[str, float]]:
-    """The experts with caches of just the images of the first steps, and kB an image of each."""
-    drawn = dict.fromkeys(mixture.locate(position)[:2] for position in range(steps * config.train.batch_size))
+    """The experts with caches of only the images of the first steps, and kB per image of each."""
+    samples = dict.fromkeys(mixture.locate(position)[:2] for position in range(steps * config.train.batch_size))
     images = [
         (number, index)
-        for number, index in drawn
+        for number, index in samples
         if mixture.sources[number].sample(index, np.random.default_rng(0)).image is not None
     ]
     cached, kilobytes = [], {}
@@ -90,28 +91,28 @@ def _make_caches(
     return cached, kilobytes
 
 
-def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, steps: int) -> Variant:
+def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, steps: int) -> TrainingSetup:
     config = config.model_copy(update={"experts": list(experts)})
     model, tokenizer = build_model(config, mixture.sources)
     distillation = open_distillation(config, mixture.sources, distributed.device())
     engine = Engine(model, config, [MaskHead], distillation)
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)
     dataset = build_step_dataset(config, mixture, encoder)
-    variant = Variant(config, engine, [], [], [])
+    setup = TrainingSetup(config, engine, [], [], [])
     model.train()
     for number in range(steps):
         started = time.perf_counter()
-        variant.steps.append(dataset[number])
-        variant.data_ms.append(1e3 * (time.perf_counter() - started))
-    return variant
+        setup.steps.append(dataset[number])
+        setup.data_ms.append(1e3 * (time.perf_counter() - started))
+    return setup
 
 
-def _one_step(variant: Variant, number: int) -> float:
-    """Milliseconds. Reading the loss and the gradient norm waits for the device."""
-    data = variant.steps[number]
+def _time_step(setup: TrainingSetup, number: int) -> float:
+    """Milliseconds of one step. Reading the loss and the gradient norm waits for the device."""
+    data = setup.steps[number]
     started = time.perf_counter()
-    run_micro_batches(variant.engine, data, gather_totals(data, variant.config), variant.config)
-    variant.engine.step(lr=0.0)
+    run_micro_batches(setup.engine, data, gather_totals(data, setup.config), setup.config)
+    setup.engine.step(lr=0.0)
     return 1e3 * (time.perf_counter() - started)
 
 

@@ -1,7 +1,7 @@
-"""Memory of a training step on one GPU, by arithmetic: no GPU is asked and no weight is made.
+"""Memory of a training step on one GPU, computed without a GPU and without weights.
 
-What lies where is what DeepSpeed's optimizers do with our config (engine.py), read in its source (0.19). With P
-weights, T of them trained, G GPUs, w = 2 bytes a weight (bf16) or 4 (fp32):
+The table follows the source of DeepSpeed 0.19 for our config (train/engine.py). With P weights, T of them trained, G
+GPUs, w = 2 bytes per weight (bf16) or 4 (fp32):
 
     ZeRO   weights                          gradients                optimizer (master weights and AdamW)
     0      4 P, and 2 P of bf16 copies      4 T                      8 T
@@ -9,8 +9,8 @@ weights, T of them trained, G GPUs, w = 2 bytes a weight (bf16) or 4 (fp32):
     2      w P                              4 T / G                  12 T / G
     3      w P / G                          4 T / G                  12 T / G
 
-Activations are the tensors that autograd keeps for the backward pass, see `activation_bytes`. Neither counts what
-lives for a moment: results that are not kept, the gradient of the logits, the CUDA context, fragmentation.
+Activations are the tensors that autograd keeps for the backward pass, see `activation_bytes`. Not counted: temporary
+results, the gradient of the logits, the CUDA context, fragmentation.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pixel_sail.train.engine import BUCKET_ELEMENTS
 
 Mode = Literal["fp32", "bf16", "autocast"]  # autocast: bf16 on float32 weights, as at stage 0
 
-ALL_REDUCE_ELEMENTS = 500_000_000  # DeepSpeed copies as many gradients together at stage 0
-LIVE_PARAMETERS = 1_000_000_000  # of stage 3, stage3_max_live_parameters: weights that are gathered at one time
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: half a byte, a scale for each 64, a scale of 256 scales
+ALL_REDUCE_ELEMENTS = 500_000_000  # gradients that DeepSpeed copies into one buffer at stage 0
+LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: weights gathered at one time
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: half a byte, a scale for each 64, a scale of 256 scales
 EXPERT_WIDTH = 256  # channels of Mask2Former's and SAM 2's features; others may differ, which changes little
 
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on one GPU that are there in every step."""
+    """Bytes on one GPU that persist from step to step."""
 
     weights: int
     gradients: int
@@ -44,7 +44,7 @@ class States:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one forward pass holds."""
+    """The numbers of tokens in one forward pass."""
 
     all: int
     patches: int
@@ -52,7 +52,7 @@ class Tokens:
 
 
 def mode_of(stage: int, precision: str) -> Mode:
-    """`precision`: "bf16" or "fp32"."""
+    """The numeric mode at a ZeRO stage; `precision`: "bf16" or "fp32"."""
     if precision == "fp32":
         return "fp32"
     return "autocast" if stage == 0 else "bf16"
@@ -67,10 +67,10 @@ def state_bytes(
     offload: str = "none",
     in_4_bits: int = 0,
 ) -> States:
-    """`weights`: their number P; `groups`: those of `parameter_groups`, which say what is trained and by whom.
+    """The table above for one GPU.
 
-    `offload` "optimizer" or "parameters" moves to the CPU what train.offload moves. `in_4_bits`: how many of the
-    weights are nf4 (stage 0 only).
+    `weights`: their number P; `groups`: those of `parameter_groups`, which say what is trained by which optimizer;
+    `offload`: "none", "optimizer" or "parameters", as train.offload; `in_4_bits`: number of nf4 weights (stage 0 only).
     """
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     element = 2 if precision == "bf16" else 4
@@ -92,9 +92,9 @@ def state_bytes(
 
 
 def optimizer_bytes(groups: Sequence[dict]) -> int:
-    """What the optimizer of `build_optimizer` holds at stage 0 after its first step, to the byte.
+    """Exact bytes of the optimizer of `build_optimizer` at stage 0 after its first step.
 
-    AdamW: two float32 moments and a step count for each tensor; Muon: one moment.
+    AdamW: two float32 moments per weight and a step count per tensor; Muon: one moment per weight.
     """
     total = 0
     for group in groups:
@@ -112,8 +112,8 @@ def activation_bytes(
 ) -> dict[str, int]:
     """Bytes that autograd keeps of one forward pass, by part.
 
-    Written for decoders of the Llama and Qwen2 kind as transformers has them, attention by flash-attn or FlexAttention.
-    `checkpointing`: the input of every layer is kept, and one layer at a time is run again.
+    For decoders like Llama and Qwen2 in transformers, with flash-attn or FlexAttention. `checkpointing`: only the input
+    of every layer is kept, and one layer at a time is run again.
     """
     layer = _layer_bytes(config, mode) * tokens.all
     layers = config.text_config.num_hidden_layers
@@ -133,7 +133,7 @@ def _element(mode: Mode) -> int:
 
 
 def _norm_bytes(mode: Mode) -> int:
-    """A float32 copy of the input, or the input itself, and the normalized values before their weight."""
+    """Per input value of a norm: its float32 copy (or itself), and the normalized value before the weight."""
     return 4 + (2 if mode == "bf16" else 4)
 
 
@@ -143,28 +143,28 @@ def _head_width(config: PixelSailConfig) -> int:
 
 
 def _layer_bytes(config: PixelSailConfig, mode: Mode) -> int:
-    """Of one token in one layer."""
+    """Per token, in one layer."""
     text = config.text_config
     hidden, mlp, a = text.hidden_size, text.intermediate_size, _element(mode)
     head = _head_width(config)
     queries, keys = head * text.num_attention_heads, head * (text.num_key_value_heads or text.num_attention_heads)
-    # A norm's output is the input of several linears: kept once, but cast for each by autocast, and gathered for each
-    # of q, k and v by twins.
+    # The output of a norm is the input of several linears. It is kept once, but autocast casts it for each of them, and
+    # modality twins gather it for each of q, k and v.
     to_qkv = 3 if mode == "autocast" or config.architecture.vision_experts else 1
     to_mlp = 2 if mode == "autocast" else 1
     norms = 2 * _norm_bytes(mode) * hidden + (to_qkv + to_mlp) * a * hidden
-    # q, k, v after their positions, the kernel's result and the same put in order; gate, silu(gate), up, product
+    # q, k, v after rotation, the result of the kernel and its reordered copy; gate, silu(gate), up, product
     return norms + a * (3 * queries + 2 * keys) + 4 * text.num_attention_heads + 4 * a * mlp
 
 
 def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:
-    """Of one patch: its pixels, and what stands between them and its embedding."""
+    """Per patch: its pixels, and the values between them and its embedding."""
     parts, small = config.architecture, config.architecture.small
     values = 3 * parts.patch_size**2
     if parts.sub_patch_size is not None:
         values += 2 * parts.sub_patch_width * (parts.patch_size // parts.sub_patch_size) ** 2
     if small.stem_widths:
-        values *= 2  # the stem reads an image that is put together of them
+        values *= 2  # the stem reads an image that is assembled from the patches
     if small.patch_positions:
         values += POSITION_VALUES
     for stage, width in enumerate(small.stem_widths or []):
@@ -174,7 +174,7 @@ def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:
 
 
 def _logit_bytes(config: PixelSailConfig, tokens: Tokens, mode: Mode) -> int:
-    """The final norm of every token; of the supervised ones the state and float32 log-probabilities."""
+    """The final norm of every token; state and float32 log-probabilities of supervised tokens."""
     hidden = config.text_config.hidden_size
     return (
         _norm_bytes(mode) * hidden * tokens.all
@@ -183,22 +183,22 @@ def _logit_bytes(config: PixelSailConfig, tokens: Tokens, mode: Mode) -> int:
 
 
 def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], mode: Mode) -> int:
-    """Of one patch of an image with masks, and of its features where experts look at them."""
+    """Per patch of an image with masks, including the features that experts are compared with."""
     a, hidden, channels = (
         _element(mode),
         config.text_config.hidden_size,
         config.architecture.channels(config.text_config.hidden_size),
     )
-    total = a * hidden  # the gathered states
+    total = a * hidden  # the gathered hidden states
     if hidden > channels[0]:
         total += a * (hidden + channels[0])
     pixels = 1
     for width in channels[1:]:
         pixels *= 4
-        # results of the transposed convolution, GELU, depthwise, pointwise (float32 under autocast) and of the norm
+        # results of the transposed convolution, GELU, depthwise, pointwise (float32 under autocast) and the norm
         total += pixels * width * (12 if mode == "autocast" else 5 * a)
     total += pixels * channels[-1] * a  # the hidden layer of the projector
-    features = 8 * EXPERT_WIDTH  # float32, the adapter's result and what it is compared with
+    features = 8 * EXPERT_WIDTH  # float32: the adapter's output and the expert's features
     for expert in experts:
         total += (
             pixels * (a * config.architecture.mask_dim + features)
@@ -211,7 +211,7 @@ def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], m
 
 
 def forward_tokens(train: TrainConfig, max_length: int, gpus: int) -> Tokens:
-    """The largest forward pass of a run, with the most that is usual of patches (95 %) and of labels (5 %)."""
-    share = -(-train.batch_size // gpus) * max_length  # of one process in a step
+    """The largest forward pass of a run, with high shares of patches (95 %) and of labels (5 %)."""
+    share = -(-train.batch_size // gpus) * max_length  # tokens of one process in a step
     tokens = min(share, max(train.micro_batch_tokens, max_length))
     return Tokens(tokens, round(0.95 * tokens), round(0.05 * tokens))

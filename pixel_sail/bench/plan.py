@@ -1,6 +1,6 @@
-"""What a run will need, before it is started: parameters, memory of each GPU at every ZeRO stage, DeepSpeed's JSON.
+"""What a run needs, predicted before it starts (`tools/train.py CONFIG --plan`): parameters, memory, DeepSpeed's JSON.
 
-The model is built on torch's meta device: its weights have shapes and no values. `tools/train.py CONFIG --plan`.
+The model is built on torch's meta device: its weights have shapes and no values.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from pixel_sail.weights.start import model_folder, with_start
 
 GIB = 2**30
 STAGES = (0, 1, 2, 3)
-ADDED = len(IMAGE_TOKENS) + len(GROUNDING_TOKENS)
+ADDED_TOKENS = len(IMAGE_TOKENS) + len(GROUNDING_TOKENS)
 
 
 def plan(config: Config, gpus: int) -> str:
-    """The report that --plan prints. Errors as those of the run: ConfigError, FileNotFoundError for a missing base."""
+    """The report that --plan prints. Raises ConfigError, FileNotFoundError for a missing base."""
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: give the number of GPUs of all machines together, at least 1")
     config = with_start(config)
-    values, planned = deepspeed_config(config, gpus, "cuda"), planned_model(config)
+    deepspeed_json, planned = deepspeed_config(config, gpus, "cuda"), planned_model(config)
     lines = [f"plan for {config.run.dir} on {gpus} GPU{'s' if gpus > 1 else ''}", ""]
     lines += [*_parameter_lines(planned), "", *_memory_lines(config, planned, gpus), ""]
-    lines += [*planned.notes, "DeepSpeed is given:", json.dumps(values, indent=2)]
+    lines += [*planned.notes, "DeepSpeed's config:", json.dumps(deepspeed_json, indent=2)]
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The model that `build_model` and `prepare_finetuning` would make, without values."""
+class PlannedModel:
+    """The model that `build_model` and `prepare_finetuning` would build, on the meta device."""
 
     model: PixelSail
     adapters: nn.ModuleDict  # of the experts
-    notes: list[str]  # what was assumed
+    notes: list[str]  # assumptions about what is not known yet
 
 
-def planned_model(config: Config) -> Planned:
-    """From config.json and the tokenizer alone, on the meta device; `config` must come from `with_start`."""
+def planned_model(config: Config) -> PlannedModel:
+    """Built from config.json and the tokenizer alone. `config` must come from `with_start`."""
     model_config, notes = _model_config(config)
     with torch.device("meta"):
         model = PixelSail(model_config)
@@ -63,23 +63,23 @@ def planned_model(config: Config) -> Planned:
             config, widths, model_config.text_config.hidden_size, model_config.architecture.mask_dim
         )
         prepare_finetuning(model, _bytes_tokenizer(), _without_quantization(config))
-    return Planned(model, adapters, notes)
+    return PlannedModel(model, adapters, notes)
 
 
 def _model_config(config: Config) -> tuple[PixelSailConfig, list[str]]:
-    """The model's config, and what was assumed."""
+    """The model's config, and the assumptions in it."""
     section = config.model
     if config.train.init_from is not None:
         return PixelSailConfig.from_pretrained(model_folder(config.train.init_from), local_files_only=True), []
     if section.scratch is not None:
         text_config = scratch_decoder(section.scratch, _bytes_tokenizer())
-        text_config.vocab_size = section.scratch.vocab_size + ADDED
-        note = f"the tokenizer is not trained yet: {text_config.vocab_size:,} tokens are the most that it can have"
+        text_config.vocab_size = section.scratch.vocab_size + ADDED_TOKENS
+        note = f"the tokenizer is not trained yet: {text_config.vocab_size:,} tokens, the most it can have, are assumed"
         return bare_config(text_config, config.architecture), [note]
     text_config, tokenizer = read_base(section.base)
     if tokenizer is None:
-        text_config.vocab_size += ADDED
-        note = f"{section.base} has no tokenizer here: {ADDED} rows of embeddings are added, which is the most"
+        text_config.vocab_size += ADDED_TOKENS
+        note = f"{section.base} has no tokenizer here: {ADDED_TOKENS} added rows of embeddings, the most, are assumed"
         return bare_config(text_config, config.architecture), [note]
     add_special_tokens(tokenizer)
     # A base may have more rows than tokens, which our special tokens fill first.
@@ -88,29 +88,29 @@ def _model_config(config: Config) -> tuple[PixelSailConfig, list[str]]:
 
 
 def _bytes_tokenizer() -> PreTrainedTokenizerBase:
-    """Stands for the run's own where only the number of special tokens matters."""
+    """A stand-in for the run's tokenizer where only the special tokens matter."""
     tokenizer = train_tokenizer([], 0)
     add_special_tokens(tokenizer)
     return tokenizer
 
 
 def _without_quantization(config: Config) -> Config:
-    """4-bit weights need a GPU; they are counted by `_quantized` instead."""
+    """The same config without 4-bit weights, which need a GPU; `_quantized_weights` counts them."""
     if config.train.lora is None:
         return config
     lora = config.train.lora.model_copy(update={"quantize": "none"})
     return config.model_copy(update={"train": config.train.model_copy(update={"lora": lora})})
 
 
-def count_parameters(planned: Planned) -> dict[str, tuple[int, int]]:
-    """Part -> its parameters, and how many of them are trained. Tied ones count once."""
+def count_parameters(planned: PlannedModel) -> dict[str, tuple[int, int]]:
+    """Part -> (number of its parameters, number of its trained parameters). Tied parameters count once."""
     decoder = planned.model.language_model
-    ends = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
-    embeddings = {id(parameter) for end in ends for parameter in end.parameters()}
+    tables = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
+    embeddings = {id(parameter) for table in tables for parameter in table.parameters()}
     counts: dict[str, tuple[int, int]] = {}
-    named = [*planned.model.named_parameters()]
-    named += [(f"adapters.{name}", one) for name, one in planned.adapters.named_parameters()]
-    for name, parameter in named:
+    parameters = [*planned.model.named_parameters()]
+    parameters += [(f"adapters.{name}", parameter) for name, parameter in planned.adapters.named_parameters()]
+    for name, parameter in parameters:
         part = _part(name, id(parameter) in embeddings)
         total, trained = counts.get(part, (0, 0))
         number = parameter.numel()
@@ -126,65 +126,66 @@ def _part(name: str, is_embedding: bool) -> str:
     return {"fusion": "patches and prompts", "mask_head": "mask head"}.get(name.split(".")[0], "distillation adapters")
 
 
-def _parameter_lines(planned: Planned) -> list[str]:
+def _parameter_lines(planned: PlannedModel) -> list[str]:
     counts = count_parameters(planned)
-    everything = tuple(sum(column) for column in zip(*counts.values(), strict=True))
-    rows = [*counts.items(), ("all", everything)]
+    totals = tuple(sum(column) for column in zip(*counts.values(), strict=True))
+    rows = [*counts.items(), ("all", totals)]
     return [f"{'parameters':28}{'all':>18}{'trained':>18}"] + [f"  {n:26}{a:>18,}{t:>18,}" for n, (a, t) in rows]
 
 
-def _memory_lines(config: Config, planned: Planned, gpus: int) -> list[str]:
+def _memory_lines(config: Config, planned: PlannedModel, gpus: int) -> list[str]:
     train, precision = config.train, resolve_precision(config.train, "cuda")
     tokens = forward_tokens(train, config.data.max_length, gpus)
     weights = sum(total for total, _ in count_parameters(planned).values())
     groups = parameter_groups(planned.model, train) + parameter_groups(planned.adapters, train)
-    in_4_bits = _in_4_bits(planned.model) if train.lora is not None and train.lora.quantize == "nf4" else 0
+    in_4_bits = _quantized_weights(planned.model) if train.lora is not None and train.lora.quantize == "nf4" else 0
     lines = [
-        "GiB on each GPU; activations, and with them the sum, without | with checkpointing; * is what the config says",
+        "GiB on each GPU; activations and sums: without | with activation checkpointing; *: the stage of the config",
         f"{'':10}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'buffers':>9}{'activations':>18}{'sum':>18}",
     ]
     for stage in (0,) if in_4_bits else STAGES:
         offload = _offload(train, stage)
         states = astuple(state_bytes(weights, groups, stage, precision, gpus, offload, in_4_bits))
-        kept = [
+        activations = [
             sum(
                 activation_bytes(
-                    planned.model.config, config.experts, tokens, mode_of(stage, precision), saves
+                    planned.model.config, config.experts, tokens, mode_of(stage, precision), checkpointing
                 ).values()
             )
-            for saves in (False, True)
+            for checkpointing in (False, True)
         ]
-        sums = [sum(states) + one for one in kept]
-        numbers = "".join(f"{_gib(one):>{width}}" for one, width in zip(states, (9, 11, 11, 9), strict=True))
+        sums = [sum(states) + total for total in activations]
+        numbers = "".join(f"{_gib(value):>{width}}" for value, width in zip(states, (9, 11, 11, 9), strict=True))
         mark = "*" if stage == train.zero_stage else " "
-        lines.append(f"ZeRO {stage} {mark}  {numbers}{_pair(kept):>18}{_pair(sums):>18}")
+        lines.append(f"ZeRO {stage} {mark}  {numbers}{_pair(activations):>18}{_pair(sums):>18}")
     return lines + _activation_lines(config, planned.model.config, tokens)
 
 
 def _activation_lines(config: Config, model_config: PixelSailConfig, tokens: Tokens) -> list[str]:
-    """What the activations of the config's own stage and checkpointing are made of, and what is left out."""
+    """The activations of the config's own stage and checkpointing by part, and what is not counted."""
     train = config.train
     mode = mode_of(train.zero_stage, resolve_precision(train, "cuda"))
     parts = activation_bytes(model_config, config.experts, tokens, mode, train.activation_checkpointing)
     checkpointing = "with" if train.activation_checkpointing else "without"
     lines = [
-        f"one forward pass: {tokens.all:,} tokens, of them {tokens.patches:,} patches and {tokens.labels:,} labels",
+        f"one forward pass: {tokens.all:,} tokens, with {tokens.patches:,} patches and {tokens.labels:,} labels",
         f"its activations {checkpointing} checkpointing: {', '.join(f'{n} {_gib(b)}' for n, b in parts.items())}",
-        "formulas, and what they leave out: docs/recipes.md; keep some 10 % and 2 GiB free",
+        "formulas and their limits: docs/recipes.md; keep about 10 % and 2 GiB free",
     ]
     if online := [expert.name for expert in config.experts if expert.cache is None]:
         lines.append(f"not counted: the experts that run online ({', '.join(online)})")
     if train.offload != "none":
-        lines.append(f"train.offload={train.offload}: what is on the CPU is not counted")
+        lines.append(f"train.offload={train.offload}: memory of the CPU is not counted")
     return lines
 
 
-def _in_4_bits(model: PixelSail) -> int:
-    return sum(one.numel() for name, one in model.named_parameters() if name.endswith(".base_layer.weight"))
+def _quantized_weights(model: PixelSail) -> int:
+    parameters = model.named_parameters()
+    return sum(parameter.numel() for name, parameter in parameters if name.endswith(".base_layer.weight"))
 
 
 def _offload(train: TrainConfig, stage: int) -> str:
-    """train.offload, where this stage can do it."""
+    """train.offload if this stage supports it, else "none"."""
     possible = {0: (), 3: ("optimizer", "parameters")}.get(stage, ("optimizer",))
     return train.offload if train.offload in possible else "none"
 
@@ -194,4 +195,4 @@ def _gib(number: float) -> str:
 
 
 def _pair(numbers: Sequence[float]) -> str:
-    return " | ".join(_gib(one) for one in numbers)
+    return " | ".join(_gib(number) for number in numbers)

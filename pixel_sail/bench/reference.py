@@ -1,6 +1,6 @@
-"""The plain way to the same losses, kept to measure against: a dense mask, all logits, the head an image at a time.
+"""A plain implementation of the losses, to measure against: dense mask, all logits, one image at a time in the head.
 
-It uses the model's own weights, so that it must give the same numbers (a test says so); only the way differs.
+It uses the model's own weights and must give the same numbers (tests/bench/test_bench.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pixel_sail.types import IGNORE_LABEL, Batch, Output
 
 
 def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
-    """The weighted loss of `batch`, the plain way."""
+    """The weighted loss of `batch`."""
     decoder = model.language_model.get_decoder()
     output = decoder(
         inputs_embeds=model.embed(batch)[None],
@@ -25,7 +25,7 @@ def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
         use_cache=False,
     )
     hidden = output.last_hidden_state[0]
-    logits = model.language_model.get_output_embeddings()(hidden)  # every position, also the patches
+    logits = model.language_model.get_output_embeddings()(hidden)  # at every position, patches included
     labels = torch.full((batch.tokens,), IGNORE_LABEL, device=hidden.device)
     weights = torch.zeros(batch.tokens, device=hidden.device)
     labels[batch.predict_index], weights[batch.predict_index] = batch.labels, batch.label_weights
@@ -37,7 +37,7 @@ def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
 
 
 def dense_mask(batch: Batch) -> Tensor:
-    """(L, L) bool, True = may see."""
+    """(L, L) bool; True where the token of a row attends to the token of a column."""
     mask = torch.zeros(batch.tokens, batch.tokens, dtype=torch.bool, device=batch.input_ids.device)
     for start, image_start, image_stop, stop in batch.spans:
         mask[start:stop, start:stop] = torch.ones_like(mask[start:stop, start:stop]).tril()

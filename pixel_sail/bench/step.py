@@ -1,4 +1,4 @@
-"""Forward and backward of one training step, ours beside the plain implementation, interleaved in one process."""
+"""Time and memory of forward and backward of one step, interleaved with the plain implementation (reference.py)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
 
-SEG_ID, PATCH_ID = 1, 2  # of the made-up vocabulary
+SEG_ID, PATCH_ID = 1, 2  # of the random vocabulary
 PROMPT_IDS = list(range(3, 18))
 RATIOS = ("forward_ms", "backward_ms", "step_ms", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
 class Preset:
+    """Sizes of the model and of the one sample of its batch."""
+
     layers: int
     hidden_size: int
     heads: int
@@ -99,6 +101,7 @@ def _sample(preset: Preset) -> Encoded:
 
 
 def our_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
+    """The weighted loss of `batch`, as training computes it."""
     losses = compute_losses(model(batch), batch, config)
     counts = batch.counts()
     weights = {"lm": config.lm, "bce": config.bce, "dice": config.dice}
@@ -121,7 +124,7 @@ def measure(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for round_number in range(repeats + 1):
         for name, (model, batch, losses) in runs.items():
-            measured = _one_step(model, batch, losses)
+            measured = _time_step(model, batch, losses)
             if round_number:  # the first is warm-up
                 times[name].append(measured)
     tokens = runs["ours"][1].tokens
@@ -129,19 +132,19 @@ def measure(
     for name in runs:
         arguments = (preset, mask_stride, tapered and name == "ours", name == "reference", device, dtype)
         result[name]["peak_memory_mib"] = _peak_memory(arguments)
-    about = {"preset": preset_name, "mask_stride": mask_stride, "head": "tapered" if tapered else "constant width"}
-    about |= {"tokens": tokens, "device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
+    settings = {"preset": preset_name, "mask_stride": mask_stride, "head": "tapered" if tapered else "constant width"}
+    settings |= {"tokens": tokens, "device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
     if reference:
-        about["ratio"] = {key: _ratio(result["reference"][key], result["ours"][key]) for key in RATIOS}
-    return {"bench": "step", **about, **result}
+        settings["ratio"] = {key: _ratio(result["reference"][key], result["ours"][key]) for key in RATIOS}
+    return {"bench": "step", **settings, **result}
 
 
 def _ratio(reference: float, ours: float) -> float | None:
-    return round(reference / ours, 2) if ours else None  # a model this small may fit into memory already held
+    return round(reference / ours, 2) if ours else None  # a tiny model may fit into memory that is held already
 
 
-def _one_step(model: PixelSail, batch: Batch, losses: Losses) -> tuple[float, float]:
-    """Seconds of forward and backward."""
+def _time_step(model: PixelSail, batch: Batch, losses: Losses) -> tuple[float, float]:
+    """Seconds of forward, seconds of backward."""
     model.zero_grad(set_to_none=True)
     _synchronize(model)
     start = time.perf_counter()
@@ -166,7 +169,7 @@ def _summary(values: list[tuple[float, float]], tokens: int) -> dict[str, float]
 
 
 def _peak_memory(arguments: tuple[Any, ...]) -> float:
-    """Peak of one step above the model itself, in a process of its own (a process's peak never falls again)."""
+    """Peak MiB of one step above the model itself. In a new process, because the peak of a process never falls."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return round(pool.apply(_peak_memory_here, arguments), 1)
@@ -179,14 +182,14 @@ def _peak_memory_here(
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _one_step(model, batch, plain_losses if plain else our_losses)
+        _time_step(model, batch, plain_losses if plain else our_losses)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = _peak_resident_mib()
-    _one_step(model, batch, plain_losses if plain else our_losses)
+    _time_step(model, batch, plain_losses if plain else our_losses)
     return _peak_resident_mib() - before
 
 
 def _peak_resident_mib() -> float:
-    # Not getrusage: its peak is handed down to a new process by the one that started it.
+    # Not getrusage: a new process inherits the peak of its parent there.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10

@@ -1,4 +1,4 @@
-"""Samples a second from files and shards, and expressions a second with and without sharing the image."""
+"""Samples per second from files and shards; expressions per second with and without sharing the encoded image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pixel_sail.evaluate.benchmark import by_image
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.build import build_encoder, build_model
 
-TURN = 20  # samples that one way reads before the other has its turn
+TURN = 20  # samples that are read from files, then as many from shards, and so on
 
 
 def measure_data(config: Config, samples: int) -> dict[str, Any]:
-    """One process, no workers: read, encode and pack `samples` samples of the first source of a run."""
+    """Read, encode and pack `samples` samples of the first source of a run, in one process without workers."""
     sources = open_mixture(config).sources
     model, tokenizer = build_model(config, sources)
     encoder = build_encoder(config, model, tokenizer)
@@ -37,10 +37,10 @@ def measure_data(config: Config, samples: int) -> dict[str, Any]:
 
 
 def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]:
-    """One process, no workers: the mixture of a run from its files and from shards, in turns of a few samples.
+    """The mixture of a run from its files and from shards, in turns of a few samples, in one process without workers.
 
-    `read`: samples a second with their images' bytes; `encoded`: read, encoded and packed. A ratio above 1: shards
-    are faster. Files that were read before come from memory either way.
+    `read`: samples per second, with the bytes of their images; `encoded`: read, encoded and packed. With a ratio above
+    1 shards are faster. Both come from the page cache if they were read before.
     """
     entry = MixtureEntry(source="shards", root=shards)
     streamed = config.model_copy(update={"data": config.data.model_copy(update={"mixture": [entry]})})
@@ -56,33 +56,33 @@ def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]
         with_bytes(mixture.sample(position))
 
     result: dict[str, Any] = {"bench": "data", "samples": samples, "shards": len(mixtures["shards"].sources[0].shards)}
-    for work in (read, encoded):
+    for measured in (read, encoded):
         elapsed_s = dict.fromkeys(mixtures, 0.0)
         for first in range(0, samples, TURN):
-            for way, mixture in mixtures.items():
+            for name, mixture in mixtures.items():
                 start = time.perf_counter()
                 for position in range(first, min(first + TURN, samples)):
-                    work(mixture, position)
-                elapsed_s[way] += time.perf_counter() - start
-        rates = {way: round(samples / elapsed_s[way], 1) for way in mixtures}
-        result[work.__name__] = rates | {"ratio": round(elapsed_s["map"] / elapsed_s["shards"], 2)}
+                    measured(mixture, position)
+                elapsed_s[name] += time.perf_counter() - start
+        rates = {name: round(samples / elapsed_s[name], 1) for name in mixtures}
+        result[measured.__name__] = rates | {"ratio": round(elapsed_s["map"] / elapsed_s["shards"], 2)}
     return result
 
 
 def measure_score(checkpoint: Path, data_root: Path, benchmark: str, images: int) -> dict[str, Any]:
-    """Expressions a second on the first `images` images: all questions of an image in one call, and one a call."""
+    """Expressions per second on the first `images` images: all of an image in one call, and one per call."""
     predictor = Predictor.from_pretrained(checkpoint)
     groups = by_image(read_benchmark(data_root, benchmark).cases)[:images]
     elapsed_s = {"shared": 0.0, "one_by_one": 0.0}
     encoded = {"shared": 0, "one_by_one": 0}
-    for cases in groups:  # interleaved, so that both ways meet the same machine
+    for cases in groups:  # interleaved, so that both are measured under the same load
         image, sentences = load_image(cases[0].image), [case.sentence for case in cases]
-        for way, calls in (("shared", [sentences]), ("one_by_one", [[s] for s in sentences])):
+        for name, calls in (("shared", [sentences]), ("one_by_one", [[s] for s in sentences])):
             before, start = predictor.images_encoded, time.perf_counter()
             for call in calls:
                 predictor.segment(image, call)
-            elapsed_s[way] += time.perf_counter() - start
-            encoded[way] += predictor.images_encoded - before
+            elapsed_s[name] += time.perf_counter() - start
+            encoded[name] += predictor.images_encoded - before
     expressions = sum(map(len, groups))
     result: dict[str, Any] = {
         "bench": "score",
@@ -90,7 +90,7 @@ def measure_score(checkpoint: Path, data_root: Path, benchmark: str, images: int
         "expressions": expressions,
         "images": len(groups),
     }
-    for way in elapsed_s:
-        rate = round(expressions / elapsed_s[way], 2)
-        result[way] = {"expressions_per_s": rate, "images_encoded": encoded[way]}
+    for name, seconds in elapsed_s.items():
+        rate = round(expressions / seconds, 2)
+        result[name] = {"expressions_per_s": rate, "images_encoded": encoded[name]}
     return result | {"ratio": round(elapsed_s["one_by_one"] / elapsed_s["shared"], 2)}

@@ -321,7 +321,7 @@ def test_activations_are_what_autograd_keeps(
     if twins:
         model.config.architecture = config.architecture.model_copy(update={"vision_experts": True})
         model = PixelSail(model.config)
-    batch = _with_teachers(_batch(config, model, tokenizer), config)
+    batch = _with_expert_features(_batch(config, model, tokenizer), config)
     measured = _measure(config, model, batch, mode)
     tokens = Tokens(batch.tokens, len(batch.patches), len(batch.labels))
     expected = sum(activation_bytes(model.config, config.experts, tokens, mode, checkpointing=False).values())
@@ -346,7 +346,7 @@ def _batch(config: Config, model: nn.Module, tokenizer: Any) -> Batch:
     return pack(sequences, encoder.tokens.seg, encoder.tokens.vision_patch)
 
 
-def _with_teachers(batch: Batch, config: Config) -> Batch:
+def _with_expert_features(batch: Batch, config: Config) -> Batch:
     """Features as an expert gives them, of some other grid."""
     features = {one.name: tuple(torch.randn(EXPERT_WIDTH, 9, 9) for _ in batch.keys) for one in config.experts}
     batch.expert_features.update(features)
