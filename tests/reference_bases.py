@@ -1,6 +1,6 @@
-"""Small checkpoints in the released bases' key names, and their forward pass: from SPEC section 2, by plain loops.
+"""Small checkpoints under the key names of released bases (docs/model.md), and their forward pass in plain loops.
 
-Nothing here uses pixel_sail's model or converters, so that both can be wrong only in different ways.
+Nothing here uses pixel_sail's model or converters, so that the two implementations cannot share a mistake.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Base:
-    """One family at a small size: its config.json, the tokens its tokenizer was given, its patch side."""
+    """A family at a small size: its config.json, the tokens added to its tokenizer, its patch side."""
 
     name: str
     patch: int
@@ -51,12 +51,12 @@ SUB_PATCH, SUB_WIDTH = 16, 20  # of EVEv2's two convolutions
 
 
 def weights_of(base: Base) -> dict[str, Tensor]:
-    """Random weights, loud enough that a wrong one shows."""
+    """Random weights, large enough that a wrong one changes the results."""
     generator = torch.Generator().manual_seed(len(base.name))
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
 
     def add(name: str, *shape: int, scale: float = 0.15, around: float = 0.0) -> None:
-        found[name] = around + scale * torch.randn(*shape, generator=generator)
+        weights[name] = around + scale * torch.randn(*shape, generator=generator)
 
     width, queries, keys = base.hidden, base.heads * base.head_dim, base.kv_heads * base.head_dim
     add("model.embed_tokens.weight", base.vocabulary, width, scale=0.5)
@@ -87,11 +87,11 @@ def weights_of(base: Base) -> dict[str, Tensor]:
         add(f"{tower}patch_embedding.2.bias", width, scale=0.5)
         add(f"{tower}class_embedding", width, scale=0.5)
         add(f"{tower}split_embedding", width, scale=0.5)
-    return found
+    return weights
 
 
 def write_base(base: Base, folder: Path, weights: dict[str, Tensor] | None = None) -> Path:
-    """A folder as it is downloaded: two shards with an index, config.json, the tokenizer's files."""
+    """A folder as it would be downloaded: two shards with an index, config.json, the tokenizer's files."""
     weights = weights_of(base) if weights is None else weights
     folder.mkdir(parents=True)
     names = sorted(weights)

@@ -23,6 +23,6 @@ def save_expert(folder: Path, seed: int = 0) -> Path:
 
 
 def expert_values(path: Path, **changes: Any) -> dict[str, Any]:
-    """A line of `experts` in a config: the expert sees images of 48 px on the short side."""
+    """An entry of `experts` in a config; the short side of the expert's images is 48 px."""
     values = {"name": "vit", "kind": "timm", "path": str(path), "at": "patches", "size_px": 48, "fit": "short"}
     return values | changes

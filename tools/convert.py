@@ -54,7 +54,7 @@ def _parse() -> argparse.Namespace:
     research = families.add_parser("research", help="a checkpoint in the research code's key names")
     language = families.add_parser("language-model", help="any Hugging Face decoder as a new base")
     language.add_argument("--patch-size", type=int, default=16)
-    language.add_argument("--in-memory", action="store_true", help="let transformers load a local folder, whole")
+    language.add_argument("--in-memory", action="store_true", help="let transformers load a local folder into memory")
     bases = [families.add_parser(name, help=f"a released {name} checkpoint") for name in BASES]
     for family in (language, *bases):
         family.add_argument("--max-side-px", type=int, help="default: the largest multiple of the patch up to 1024")
@@ -71,7 +71,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _plan(a: argparse.Namespace) -> Conversion | None:
-    """The conversion; None for a language model that transformers must load whole (from the hub, or a GGUF)."""
+    """The conversion; None for a language model that transformers must load into memory (from the hub, or a GGUF)."""
     if a.family == "research":
         return plan_research(Path(a.source), a.question)
     if a.family in BASES:

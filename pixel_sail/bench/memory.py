@@ -76,9 +76,9 @@ def state_bytes(
     element = 2 if precision == "bf16" else 4
     if stage == 0:
         each = 6 if precision == "bf16" else 4
-        held = each * (weights - in_4_bits) + round(NF4_BYTES * in_4_bits)
+        weight_bytes = each * (weights - in_4_bits) + round(NF4_BYTES * in_4_bits)
         buffers = 4 * min(trained, ALL_REDUCE_ELEMENTS) if gpus > 1 else 0
-        return States(held, 4 * trained, optimizer_bytes(groups), buffers)
+        return States(weight_bytes, 4 * trained, optimizer_bytes(groups), buffers)
     share, bucket = -(-trained // gpus), BUCKET_ELEMENTS["cuda"] * element
     optimizer = 0 if offload != "none" else 4 * share + _adam_bytes(share, len(groups))
     if stage == 1:
@@ -87,8 +87,8 @@ def state_bytes(
     gradients = 0 if offload != "none" else 4 * share
     if stage == 2:
         return States(element * weights, gradients, optimizer, 2 * bucket)
-    held = 0 if offload == "parameters" else element * -(-weights // gpus)
-    return States(held, gradients, optimizer, bucket + element * min(weights, LIVE_PARAMETERS))
+    weight_bytes = 0 if offload == "parameters" else element * -(-weights // gpus)
+    return States(weight_bytes, gradients, optimizer, bucket + element * min(weights, LIVE_PARAMETERS))
 
 
 def optimizer_bytes(groups: Sequence[dict]) -> int:

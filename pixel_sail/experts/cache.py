@@ -84,14 +84,14 @@ def check_made_with(
 class FeatureCache:
     """A finished cache, memory-mapped; forked workers share it.
 
-    Raises DatasetError for a folder that is no cache, is not finished or has a truncated file.
+    Raises DatasetError for a folder that is not a cache, is not finished or has a truncated file.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.manifest = read_manifest(folder)
         if "statistics" not in self.manifest:
-            raise DatasetError(f"{folder} is not finished: repeat the tools/cache_expert.py command, it goes on")
+            raise DatasetError(f"{folder} is not finished: repeat the tools/cache_expert.py command, it continues")
         self.width: int = self.manifest["width"]
         parts = [_open_part(path, self.width) for path in sorted(folder.glob("*.index"))]
         self._features = [features for _, features in parts]

@@ -40,6 +40,8 @@ FREE_KEYS = (
     "train.activation_checkpointing",
     "evaluate",
 )
+# Keys of `architecture` that only config.json had before `architecture` was a section of a run's config.
+NOT_RECORDED = ("mask_channels", "vision_experts")
 
 
 def find_checkpoint(config: Config) -> Path | None:
@@ -79,7 +81,7 @@ def check_same_run(
     state: TrainState, config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path
 ) -> None:
     """Raise ConfigError that names every difference that would change the result or that ZeRO cannot handle."""
-    changes = differences(_with_defaults(state.config, checkpoint), config.model_dump(mode="json"), _is_free)
+    changes = differences(_recorded_config(state.config, config, checkpoint), config.model_dump(mode="json"), _is_free)
     if state.data != data:
         changes.append(f"the data changed (samples and keys of each source were {state.data}, are {data})")
     changes += [
@@ -140,10 +142,17 @@ def _refuse_used_folder(run_dir: Path, why: str) -> None:
         )
 
 
-def _with_defaults(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The config of a checkpoint, with defaults for keys that did not exist yet. Unchanged if it cannot be upgraded."""
+def _recorded_config(values: dict[str, Any], config: Config, checkpoint: Path) -> dict[str, Any]:
+    """The config of a checkpoint with today's keys; unchanged if it cannot be upgraded.
+
+    Keys that did not exist yet get their defaults.
+    """
+    current = upgraded(values)
+    if current is not values:
+        architecture = config.architecture.model_dump(mode="json")
+        current["architecture"] |= {key: architecture[key] for key in NOT_RECORDED if key not in values["model"]}
     try:
-        return build_config(upgraded(values), str(checkpoint)).model_dump(mode="json")
+        return build_config(current, str(checkpoint)).model_dump(mode="json")
     except ConfigError:
         return values
 

@@ -123,21 +123,21 @@ class _TokenTables:
             self.decoder.set_output_embeddings(NewRows(self.head, ids, rows))
 
 
-def _targets(decoder: PreTrainedModel, wanted: list[str] | None) -> list[str]:
-    """Names of the linears that get adapters: in the layers, not frozen, with a part of their name in `wanted`."""
+def _targets(decoder: PreTrainedModel, requested: list[str] | None) -> list[str]:
+    """Names of the linears that get adapters: in the layers, not frozen, with a part of their name in `requested`."""
     layers = next(name for name, module in decoder.named_modules() if module is decoder.get_decoder().layers)
     linears = [
         name
         for name, module in decoder.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(f"{layers}.") and module.weight.requires_grad
     ]
-    if wanted is None:
+    if requested is None:
         return linears
     parts = {part for name in linears for part in name.split(".")}
-    unknown = [target for target in wanted if target not in parts]
+    unknown = [target for target in requested if target not in parts]
     if unknown:
         raise ConfigError(f"train.lora.targets: {unknown} are in no name of a linear: {', '.join(_by_kind(linears))}")
-    return [name for name in linears if set(wanted) & set(name.split("."))]
+    return [name for name in linears if set(requested) & set(name.split("."))]
 
 
 def _by_kind(names: Sequence[str]) -> list[str]:

@@ -64,8 +64,11 @@ def _frozen_linear(bnb: Any) -> type[nn.Module]:
             unexpected_keys: list[str],
             error_msgs: list[str],
         ) -> None:
-            own = self.state_dict(prefix=prefix)
-            if any(key not in state_dict or not torch.equal(own[key].cpu(), state_dict[key].cpu()) for key in own):
+            quantized_state = self.state_dict(prefix=prefix)
+            if any(
+                key not in state_dict or not torch.equal(quantized_state[key].cpu(), state_dict[key].cpu())
+                for key in quantized_state
+            ):
                 error_msgs.append(f"{prefix}weight is another than the run began with: its start has changed")
 
     return FrozenLinear

@@ -25,10 +25,10 @@ def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenize
     incomplete or does not fit its model.
     """
     if not is_checkpoint(checkpoint):
-        raise ConfigError(f"{checkpoint} is no checkpoint: it has no state.json; give a folder step_* of a run")
+        raise ConfigError(f"{checkpoint} is not a checkpoint: it has no state.json; give a folder step_* of a run")
     config = build_config(upgraded(read_state(checkpoint).config), where=str(checkpoint / "state.json"))
     if not (checkpoint / MODEL / "config.json").is_file():
-        raise ConfigError(f"{checkpoint} is not whole: {checkpoint / MODEL / 'config.json'} is missing")
+        raise ConfigError(f"{checkpoint} is incomplete: {checkpoint / MODEL / 'config.json'} is missing")
     weights = merged(read_weights(checkpoint, config.train.zero_stage), config.train.lora)
     model = PixelSail(PixelSailConfig.from_pretrained(checkpoint / MODEL, local_files_only=True))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL, local_files_only=True)
@@ -54,7 +54,7 @@ def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
 def _without_zero(checkpoint: Path) -> dict[str, Tensor]:
     file = checkpoint / ENGINE / "mp_rank_00_model_states.pt"
     if not file.is_file():
-        raise ConfigError(f"{checkpoint} is not whole: {file} is missing")
+        raise ConfigError(f"{checkpoint} is incomplete: {file} is missing")
     return torch.load(file, map_location="cpu", weights_only=False)["module"]
 
 
@@ -65,4 +65,4 @@ def _with_zero(checkpoint: Path) -> dict[str, Tensor]:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the name of every file
             return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE)
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{checkpoint} is not whole: {error}") from error
+        raise ConfigError(f"{checkpoint} is incomplete: {error}") from error

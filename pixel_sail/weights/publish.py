@@ -72,7 +72,7 @@ def publish(
 
     `dtype` None: each weight keeps its own.
     """
-    config, dtypes = model.config, {key: dtype or own for key, own in model.dtypes.items()}
+    config, dtypes = model.config, {key: dtype or stored for key, stored in model.dtypes.items()}
     config.architectures = [PixelSail.__name__]
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
     run_config, environment = _read(model.run, "config.yaml"), _read(model.run, "environment.json")

@@ -19,9 +19,9 @@ def test_reference_agrees(mask_stride: int) -> None:
     model, batch = build(PRESETS["tiny"], mask_stride, tapered=True, device="cpu", dtype=torch.float32)
     gradients = []
     losses = []
-    for way in (our_losses, plain_losses):
+    for compute_loss in (our_losses, plain_losses):
         model.zero_grad()
-        losses.append(way(model, batch, LossConfig(points=500)))
+        losses.append(compute_loss(model, batch, LossConfig(points=500)))
         losses[-1].backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)

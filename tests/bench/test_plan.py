@@ -56,7 +56,7 @@ def make(model: dict[str, Any], root: Path | None = None, **sections: dict[str, 
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], bool]]:
-    return {name: (tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()}
+    return {name: (tuple(parameter.shape), parameter.requires_grad) for name, parameter in model.named_parameters()}
 
 
 # Parameters
@@ -81,11 +81,11 @@ def test_the_planned_model_is_the_one_that_is_built(changes: dict, train: dict, 
     prepare_finetuning(model, tokenizer, config)
     planned = planned_model(config)
     assert shapes(planned.model) == shapes(model)
-    assert planned.notes == [] and {one.device.type for one in planned.model.parameters()} == {"meta"}
+    assert planned.notes == [] and {parameter.device.type for parameter in planned.model.parameters()} == {"meta"}
     counts = count_parameters(planned)
-    assert sum(total for total, _ in counts.values()) == sum(one.numel() for one in model.parameters())
+    assert sum(total for total, _ in counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     assert sum(trained for _, trained in counts.values()) == sum(
-        one.numel() for one in model.parameters() if one.requires_grad
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
     assert set(counts) >= {"decoder layers", "token embeddings and head", "patches and prompts", "mask head"}
     assert ("LoRA adapters" in counts) == ("lora" in train)
@@ -110,11 +110,11 @@ def test_from_an_export_and_from_scratch(base: Path, tmp_path: Path, dataset: Pa
         {"scratch": scratch}, dataset, architecture={"patch_size": 8, "small_images": {"stem_widths": [8, 16]}}
     )
     planned, (model, _) = planned_model(config), build_model(config)
-    found, made = shapes(planned.model), shapes(model)
-    different = {name for name in made if found[name] != made[name]}
-    assert found.keys() == made.keys() and different <= {"language_model.model.embed_tokens.weight"}
+    planned_shapes, built_shapes = shapes(planned.model), shapes(model)
+    different = {name for name in built_shapes if planned_shapes[name] != built_shapes[name]}
+    assert planned_shapes.keys() == built_shapes.keys() and different <= {"language_model.model.embed_tokens.weight"}
     assert "at most" in planned.notes[0] or "the most" in planned.notes[0]
-    rows = [one["language_model.model.embed_tokens.weight"][0][0] for one in (found, made)]
+    rows = [shapes_of["language_model.model.embed_tokens.weight"][0][0] for shapes_of in (planned_shapes, built_shapes)]
     assert rows[0] == 322 >= rows[1]
 
 
@@ -147,8 +147,8 @@ def test_optimizer_bytes_are_what_torch_holds(train: dict, base: Path) -> None:
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    held = sum(_tensor_bytes(state) for state in optimizer.state.values())
-    assert held == optimizer_bytes(parameter_groups(planned_model(config).model, config.train)) > 0
+    state_of_torch = sum(_tensor_bytes(state) for state in optimizer.state.values())
+    assert state_of_torch == optimizer_bytes(parameter_groups(planned_model(config).model, config.train)) > 0
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -168,29 +168,34 @@ def test_what_deepspeed_holds(stage: int, base: Path, dataset: Path, monkeypatch
     gradients = _gradient_bytes(engine.deepspeed.optimizer, stage)
     engine.step(1e-3)
     planned = planned_model(config).model
-    weights, groups = sum(one.numel() for one in planned.parameters()), parameter_groups(planned, config.train)
+    weights, groups = (
+        sum(parameter.numel() for parameter in planned.parameters()),
+        parameter_groups(planned, config.train),
+    )
     expected = state_bytes(weights, groups, stage, "bf16", gpus=1)
     inner = engine.deepspeed.optimizer.optimizer
-    masters = [one for group in inner.param_groups for one in group["params"]]
+    masters = [parameter for group in inner.param_groups for parameter in group["params"]]
     if stage == 3:  # it lends them to the optimizer, one group at a time
         masters = engine.deepspeed.optimizer.fp32_partitioned_groups_flat
-    held = _bytes(masters) + sum(_tensor_bytes(state) for state in inner.state.values())
-    assert held == pytest.approx(expected.optimizer, rel=0.01)
-    own = [getattr(one, "ds_tensor", one) for one in engine.deepspeed.module.model.parameters()]
-    assert _bytes(own) == pytest.approx(expected.weights, rel=0.01)
+    state_of_optimizer = _bytes(masters) + sum(_tensor_bytes(state) for state in inner.state.values())
+    assert state_of_optimizer == pytest.approx(expected.optimizer, rel=0.01)
+    weights_of_rank = [
+        getattr(parameter, "ds_tensor", parameter) for parameter in engine.deepspeed.module.model.parameters()
+    ]
+    assert _bytes(weights_of_rank) == pytest.approx(expected.weights, rel=0.01)
     in_bf16 = 2 * weights if stage == 1 else 0  # gradients as they come, freed once they are added up
     assert gradients == pytest.approx(expected.gradients - in_bf16, rel=0.01)
 
 
 def test_shares_of_gpus_and_what_is_moved(base: Path) -> None:
     model = planned_model(make({"base": str(base)})).model
-    weights = sum(one.numel() for one in model.parameters())
+    weights = sum(parameter.numel() for parameter in model.parameters())
     groups = parameter_groups(model, make({"base": str(base)}).train)
     share = -(-weights // 4)
-    one, two, three = (state_bytes(weights, groups, stage, "bf16", 4) for stage in (1, 2, 3))
-    assert (one.weights, two.weights, three.weights) == (2 * weights, 2 * weights, 2 * share)
-    assert (one.gradients, two.gradients, three.gradients) == (6 * weights, 4 * share, 4 * share)
-    assert one.optimizer == two.optimizer == three.optimizer == 12 * share + 4 * len(groups)
+    stage_1, stage_2, stage_3 = (state_bytes(weights, groups, stage, "bf16", 4) for stage in (1, 2, 3))
+    assert (stage_1.weights, stage_2.weights, stage_3.weights) == (2 * weights, 2 * weights, 2 * share)
+    assert (stage_1.gradients, stage_2.gradients, stage_3.gradients) == (6 * weights, 4 * share, 4 * share)
+    assert stage_1.optimizer == stage_2.optimizer == stage_3.optimizer == 12 * share + 4 * len(groups)
     moved = state_bytes(weights, groups, 3, "bf16", 4, offload="parameters")
     assert (moved.weights, moved.gradients, moved.optimizer) == (0, 0, 0)
     four_bits = state_bytes(1_000_000, [], 0, "bf16", 1, in_4_bits=1_000_000)
@@ -221,20 +226,20 @@ def test_checkpointed_layers_are_fed_their_own_inputs(base: Path, dataset: Path)
     batch, inputs = _batch(config, model, tokenizer), []
     model.gradient_checkpointing_enable()
     for layer in model.language_model.get_decoder().layers:
-        layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     model.train()(batch)
-    assert len({one.untyped_storage().data_ptr() for one in inputs}) == 2
-    assert sum(one.untyped_storage().nbytes() for one in inputs) == 2 * 4 * 32 * batch.tokens
+    assert len({tensor.untyped_storage().data_ptr() for tensor in inputs}) == 2
+    assert sum(tensor.untyped_storage().nbytes() for tensor in inputs) == 2 * 4 * 32 * batch.tokens
 
 
 def test_plan_is_printed(base: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [str(REPOSITORY / "configs/pixel_sail_0p5b.yaml"), f"model.base={base}", "--plan", "--gpus", "4"]
-    said = _tool(monkeypatch, capsys, *arguments, "train.micro_batch_tokens=9000")
+    report = _tool(monkeypatch, capsys, *arguments, "train.micro_batch_tokens=9000")
     planned = planned_model(load_config(arguments[0], arguments[1:2]))
     total = sum(all_ for all_, _ in count_parameters(planned).values())
-    assert f"{total:,}" in said and "on 4 GPUs" in said and "9,000 tokens" in said
-    assert re.findall(r"^ZeRO (\d) (.)", said, re.MULTILINE) == [("0", " "), ("1", " "), ("2", "*"), ("3", " ")]
-    values = json.loads(said[said.index("{") :])
+    assert f"{total:,}" in report and "on 4 GPUs" in report and "9,000 tokens" in report
+    assert re.findall(r"^ZeRO (\d) (.)", report, re.MULTILINE) == [("0", " "), ("1", " "), ("2", "*"), ("3", " ")]
+    values = json.loads(report[report.index("{") :])
     assert values["zero_optimization"]["stage"] == 2 and values["train_batch_size"] == 4 and values["bf16"]["enabled"]
     assert values["zero_optimization"]["reduce_bucket_size"] == 50_000_000  # that of a GPU
     alone = _tool(monkeypatch, capsys, *arguments[:3], "--gpus", "1", "train.offload=optimizer", "experts.0.cache=null")
@@ -275,11 +280,11 @@ def _gradient_bytes(optimizer: Any, stage: int) -> int:
 
 
 def _bytes(tensors: list[Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _tensor_bytes(state: dict[str, Any]) -> int:
-    return _bytes([one for one in state.values() if isinstance(one, Tensor)])
+    return _bytes([value for value in state.values() if isinstance(value, Tensor)])
 
 
 # Activations
@@ -327,7 +332,9 @@ def test_activations_are_what_autograd_keeps(
     expected = sum(activation_bytes(model.config, config.experts, tokens, mode, checkpointing=False).values())
     expected += _only_on_a_cpu(decoder, batch, mode)
     if mode == "autocast":  # bf16 copies of the weights, which state_bytes counts
-        expected += 2 * sum(one.numel() for name, one in model.named_parameters() if "embed_tokens" not in name)
+        expected += 2 * sum(
+            parameter.numel() for name, parameter in model.named_parameters() if "embed_tokens" not in name
+        )
     print(f"{mode} {section}: planned / measured {expected / measured:.3f}")
     assert expected == pytest.approx(measured, rel=0.03)
 
@@ -348,7 +355,7 @@ def _batch(config: Config, model: nn.Module, tokenizer: Any) -> Batch:
 
 def _with_expert_features(batch: Batch, config: Config) -> Batch:
     """Features as an expert gives them, of some other grid."""
-    features = {one.name: tuple(torch.randn(EXPERT_WIDTH, 9, 9) for _ in batch.keys) for one in config.experts}
+    features = {expert.name: tuple(torch.randn(EXPERT_WIDTH, 9, 9) for _ in batch.keys) for expert in config.experts}
     batch.expert_features.update(features)
     return batch
 
@@ -361,7 +368,7 @@ def _measure(config: Config, model: nn.Module, batch: Batch, mode: Mode) -> int:
     whole.requires_grad_(True)
     if mode == "bf16":
         whole, batch = whole.bfloat16(), batch.to("cpu", torch.bfloat16)
-    known = {one.untyped_storage().data_ptr() for one in whole.parameters()}
+    known = {parameter.untyped_storage().data_ptr() for parameter in whole.parameters()}
     kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The cache of an expert's features: what is found in it is what the expert says, however it came to be made."""
+"""The cache of an expert's features: it returns what the expert computes, however the cache was filled."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def assert_same_features(a: FeatureCache, b: FeatureCache, root: Path) -> None:
         assert first is not None and second is not None and np.array_equal(first, second)
 
 
-# What is stored
+# Contents
 
 
 @pytest.mark.parametrize(
@@ -108,16 +108,16 @@ def test_an_expert_image_is_the_whole_image() -> None:
 
 
 def test_every_image_is_stored_once(finished: Config, root: Path, expert: Path) -> None:
-    """Two sources name each image; what is found is what the expert says, rounded to float16."""
+    """Two sources name each image; the cache has the expert's features, rounded to float16."""
     cache = FeatureCache(finished.experts[0].cache)
     assert cache.manifest["statistics"]["images"] == IMAGES
     features = finished.experts[0].cache / "00000-of-00001.features"
     assert features.stat().st_size == IMAGES * WIDTH * 3 * 4 * 2 == cache.manifest["statistics"]["bytes"]
     opened, total = open_expert(finished.experts[0], "cpu"), torch.zeros(2, WIDTH, dtype=torch.float64)
     for path in images_of(root):
-        [said] = opened.features([expert_image(load_image(path), 48, "short", opened.multiple)])
+        [features_of_expert] = opened.features([expert_image(load_image(path), 48, "short", opened.multiple)])
         stored = torch.from_numpy(cache.find(image_digest(path)).copy())
-        assert torch.equal(stored, said.half())
+        assert torch.equal(stored, features_of_expert.half())
         total += torch.stack([stored.double().mean((1, 2)), stored.double().square().mean((1, 2))]) / IMAGES
     mean, std = (torch.from_numpy(values).double() for values in cache.statistics())
     torch.testing.assert_close(mean, total[0], atol=1e-6, rtol=1e-5)
@@ -125,10 +125,10 @@ def test_every_image_is_stored_once(finished: Config, root: Path, expert: Path) 
     assert cache.find("0" * 64) is None and cache.find("f" * 64) is None
 
 
-def test_one_expert_at_two_places_runs_once(
+def test_one_expert_with_two_caches_runs_once(
     tmp_path: Path, root: Path, expert: Path, finished: Config, monkeypatch
 ) -> None:
-    """Each place gets what it would get alone; an image that only one of them lacks is added to that one."""
+    """Each `at` gets what it would get alone; an image that only one cache lacks is added to that one."""
     [vit] = finished.experts
     masks = vit.model_copy(update={"name": "masks", "at": "mask_features", "cache": tmp_path / "masks"})
     patches = vit.model_copy(update={"name": "patches", "cache": tmp_path / "patches"})
@@ -155,7 +155,7 @@ def test_one_expert_at_two_places_runs_once(
 
 
 def test_storing_the_smaller_grid_loses_nothing(tmp_path: Path, root: Path, expert: Path) -> None:
-    """An expert of 8 x 2 places and a student of 3 x 4: stored are 3 x 2, and the loss compares the same."""
+    """Expert grid 8 x 2, student grid 3 x 4: 3 x 2 is stored, and the loss compares the same values."""
     values = expert_values(expert, fit="square", cache=tmp_path / "cache")
     config = load_config(write_config(tmp_path, root, expert))
     image = load_image(images_of(root)[0])
@@ -172,10 +172,13 @@ def test_the_students_grid_limits_what_is_stored(tmp_path: Path, root: Path, exp
     finish_cache(config, "vit", progress=False)
     cache, path = FeatureCache(tmp_path / "cache"), images_of(root)[0]
     opened = open_expert(config.experts[0], "cpu")
-    [said] = opened.features([expert_image(load_image(path), 192, "short", opened.multiple)])
+    [features_of_expert] = opened.features([expert_image(load_image(path), 192, "short", opened.multiple)])
     stored = torch.from_numpy(cache.find(image_digest(path)).copy())
-    assert said.shape[1:] == (12, 16) and stored.shape[1:] == (2, 2)  # 64 x 48 px become 32 x 32 (24 rounded up)
-    assert torch.equal(stored, resize_features(said, (2, 2)).permute(2, 0, 1).half())
+    assert features_of_expert.shape[1:] == (12, 16) and stored.shape[1:] == (
+        2,
+        2,
+    )  # 64 x 48 px become 32 x 32 (24 rounded up)
+    assert torch.equal(stored, resize_features(features_of_expert, (2, 2)).permute(2, 0, 1).half())
 
 
 def test_images_inside_of_shards(tmp_path: Path, root: Path, expert: Path, finished: Config) -> None:
@@ -186,13 +189,13 @@ def test_images_inside_of_shards(tmp_path: Path, root: Path, expert: Path, finis
     cache_experts(config, ["vit"], "cpu", progress=False)
     finish_cache(config, "vit", progress=False)
     cache, whole = FeatureCache(tmp_path / "cache"), FeatureCache(finished.experts[0].cache)
-    found = [path for path in images_of(root) if cache.find(image_digest(path)) is not None]
-    assert len(found) == cache.manifest["statistics"]["images"] <= 20
-    for path in found:
+    cached_paths = [path for path in images_of(root) if cache.find(image_digest(path)) is not None]
+    assert len(cached_paths) == cache.manifest["statistics"]["images"] <= 20
+    for path in cached_paths:
         assert np.array_equal(cache.find(image_digest(path)), whole.find(image_digest(path)))
 
 
-# Made by several processes, killed, repeated
+# Filled by several processes, killed, repeated
 
 
 def test_killed_and_finished_by_two(tmp_path: Path, root: Path, expert: Path, finished: Config) -> None:
@@ -239,7 +242,7 @@ def test_a_torn_tail_is_dropped(tmp_path: Path, root: Path, expert: Path, finish
     assert_same_features(FeatureCache(tmp_path / "cache"), FeatureCache(finished.experts[0].cache), root)
 
 
-def test_what_is_added_is_added(tmp_path: Path, root: Path, expert: Path, finished: Config) -> None:
+def test_changed_images_are_added(tmp_path: Path, root: Path, expert: Path, finished: Config) -> None:
     """Two files that became the same image are computed, once, when the command is repeated; nothing else is."""
     config = copy_of(finished, tmp_path)
     other = shutil.copytree(root, tmp_path / "root")
@@ -262,7 +265,7 @@ def test_shares_are_disjoint_and_complete(root: Path, finished: Config) -> None:
     assert min(map(len, shares)) > IMAGES / 6
 
 
-# What is refused
+# Refusals
 
 
 def test_one_writer_a_part(tmp_path: Path, finished: Config) -> None:

@@ -141,18 +141,18 @@ def test_shapes(folders: Path, name: str) -> None:
     expert = expert_of(folders / name)
     assert expert.width == width and 96 % expert.multiple == 0
     assert re.fullmatch("[0-9a-f]{16}", expert.fingerprint)
-    for (height, side), found in zip(
+    for (height, side), features in zip(
         sizes := [(96, 160), (160, 96), (32, 288)], expert.features(images(*sizes)), strict=True
     ):
-        assert found.shape == (width, height // stride, side // stride) and found.dtype == torch.float32
+        assert features.shape == (width, height // stride, side // stride) and features.dtype == torch.float32
 
 
 @every_expert
 def test_different_sizes_together_are_one_by_one(folders: Path, name: str) -> None:
     expert = expert_of(folders / name)
-    given = images((96, 64), (64, 96), (96, 64), (64, 64), (64, 96))
-    alone = [expert.features([image])[0] for image in given]
-    for a, b in zip(expert.features(given), alone, strict=True):
+    mixed_sizes = images((96, 64), (64, 96), (96, 64), (64, 64), (64, 96))
+    alone = [expert.features([image])[0] for image in mixed_sizes]
+    for a, b in zip(expert.features(mixed_sizes), alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     assert expert.features([]) == []
 
@@ -172,9 +172,9 @@ def test_sam2_is_its_image_embedding(folders: Path) -> None:
     expected = (
         model.get_image_embeddings(normalized(image))[-1][0] - model.no_memory_embedding.detach()[0, 0, :, None, None]
     )
-    found = expert_of(folders / "sam2").features([image])[0]
-    assert found.shape == (32, 64, 64)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    features = expert_of(folders / "sam2").features([image])[0]
+    assert features.shape == (32, 64, 64)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["timm_vit", "timm_swin", "timm_convnext"])
@@ -207,8 +207,8 @@ def test_an_object_shows_where_it_is(folders: Path, name: str) -> None:
             without, with_it = expert.features([empty, shown])
             change = (with_it - without).abs().mean(dim=(0, 3 - axis))
             quarter = len(change) // 4
-            here, there = (change if first else change.flip(0)).split([quarter, len(change) - quarter])
-            assert here.mean() > 1.4 * there[-quarter:].mean(), (side, change)
+            here, elsewhere = (change if first else change.flip(0)).split([quarter, len(change) - quarter])
+            assert here.mean() > 1.4 * elsewhere[-quarter:].mean(), (side, change)
 
 
 @every_expert
@@ -218,8 +218,8 @@ def test_frozen(folders: Path, name: str) -> None:
             super().__init__()
             self.linear, self.expert = nn.Linear(1, 1), expert_of(folders / name)
 
-    student, given = Student(), images((64, 96), (96, 64))
-    before = student.expert.features(given)
+    student, two_images = Student(), images((64, 96), (96, 64))
+    before = student.expert.features(two_images)
     student.train()
     student.double()
     assert [key for key, _ in student.named_parameters()] == ["linear.weight", "linear.bias"]
@@ -227,7 +227,7 @@ def test_frozen(folders: Path, name: str) -> None:
     assert not any(part.training for part in student.expert._module.modules())
     assert not any(p.requires_grad for p in student.expert._module.parameters())
     with torch.autocast("cpu", torch.bfloat16):
-        after = student.expert.features(given)
+        after = student.expert.features(two_images)
     for a, b in zip(before, after, strict=True):  # drop path would show, and so would half precision
         assert torch.equal(a, b) and not a.requires_grad and not a.is_inference()
     (before[0].mean() * student.linear.weight.sum()).backward()  # a loss may use them
@@ -254,13 +254,13 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_fingerprint(folders: Path, tmp_path: Path, name: str) -> None:
-    mine = expert_of(folders / name).fingerprint
+    fingerprint = expert_of(folders / name).fingerprint
     copy = shutil.copytree(folders / name, tmp_path / name)
-    assert expert_of(copy).fingerprint == mine
+    assert expert_of(copy).fingerprint == fingerprint
     used, unused = WEIGHTS[name]
     for key, same in ((unused, True), (used, False)):
         edit_weights(copy, lambda tensors, key=key: tensors[key][-1:].add_(1e-3))
-        assert (expert_of(copy).fingerprint == mine) == same, key
+        assert (expert_of(copy).fingerprint == fingerprint) == same, key
 
 
 @pytest.mark.parametrize("name", ["sam2", "timm_vit"])

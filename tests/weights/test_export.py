@@ -1,4 +1,4 @@
-"""Publishing: any run or checkpoint becomes a folder that loads in one line, with all that is known of it."""
+"""Publishing: any run or checkpoint becomes a folder that loads in one line, with a model card."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_a_run_with_all_that_is_known(finished: Path, tmp_path: Path, export) -> None:
+def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path, export) -> None:
     scores = {"checkpoint": "/data/me/run", "benchmarks": {"refcoco:val": {"ciou": 33.91234, "cases": 12}}}
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     options = ["--metrics", tmp_path / "metrics.json", "--license", "apache-2.0", "--shard-gb", 0.0001]
@@ -68,20 +68,20 @@ def test_a_run_with_all_that_is_known(finished: Path, tmp_path: Path, export) ->
     files = sorted(out.glob("*.safetensors"))
     assert len(files) > 1 and all(file.stat().st_size < 130_000 for file in files)
     assert_same_weights(out, finished / "export")
-    a, b = (
+    published_answer, export_answer = (
         Predictor.from_pretrained(folder).chat(None, "What is it?")[0].text for folder in (out, finished / "export")
     )
-    assert a == b
+    assert published_answer == export_answer
     card = (out / "README.md").read_text()
     commit = json.loads((finished / "environment.json").read_text())["commit"]
     for part in ("license: apache-2.0", commit, "| refcoco:val | ciou 33.91, cases 12 |", "steps: 4", "random weights"):
         assert part in card, part
-    given = (
+    published_texts = (
         card,
         *(file.read_text() for file in out.glob("*.*ml")),
         *(file.read_text() for file in out.glob("*.json")),
     )
-    assert not any(str(path) in text for text in given for path in (finished, tmp_path, "/data/me"))
+    assert not any(str(path) in text for text in published_texts for path in (finished, tmp_path, "/data/me"))
     chat = json.loads((out / "chat_format.json").read_text())
     assert chat["first_question"] == "<|im_start|> {question}<|im_end|>" and chat["answer"] == " {answer}<|endoftext|>"
 
@@ -91,7 +91,7 @@ def test_bf16_and_again(finished: Path, tmp_path: Path, export) -> None:
     assert set(WeightFiles(tmp_path / "bf16").dtypes.values()) == {torch.bfloat16}
     card = (tmp_path / "bf16/README.md").read_text()
     assert "# small" in card and "in bfloat16" in card and "License: not stated" in card
-    export(tmp_path / "bf16", "--out", tmp_path / "again")  # what was published can be published
+    export(tmp_path / "bf16", "--out", tmp_path / "again")  # a published folder can be published again
     assert_same_weights(tmp_path / "bf16", tmp_path / "again")
     assert "Not trained by pixel_sail" in (tmp_path / "again/README.md").read_text()
 
@@ -127,8 +127,8 @@ def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path, export) -> 
     refused("no metrics.json of tools/test.py", finished, "--metrics", tmp_path / "config.json")
     broken = shutil.copytree(finished / STEP, tmp_path / "broken")
     (broken / "engine" / "mp_rank_00_model_states.pt").unlink()
-    refused("is not whole: .*mp_rank_00_model_states.pt is missing", broken)
-    with pytest.raises(ConfigError, match=r"is no checkpoint: it has no state.json"):
+    refused("is incomplete: .*mp_rank_00_model_states.pt is missing", broken)
+    with pytest.raises(ConfigError, match=r"is not a checkpoint: it has no state.json"):
         model_of_checkpoint(finished / "export")
     damaged = shutil.copytree(finished / "export", tmp_path / "damaged")
     config = json.loads((damaged / "config.json").read_text())

@@ -51,8 +51,8 @@ def golden_batch(folder: Path, encoder: Encoder) -> Batch:
     return pack([encoder.encode(golden_sample(folder))], encoder.tokens.seg, encoder.tokens.vision_patch)
 
 
-def close(found: torch.Tensor, recorded: np.ndarray) -> None:
-    torch.testing.assert_close(found.detach(), torch.from_numpy(np.asarray(recorded)), atol=TOLERANCE, rtol=TOLERANCE)
+def close(actual: torch.Tensor, recorded: np.ndarray) -> None:
+    torch.testing.assert_close(actual.detach(), torch.from_numpy(np.asarray(recorded)), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_encoding(tiny) -> None:
@@ -103,8 +103,8 @@ def test_hidden_states_of_every_layer(tiny) -> None:
     output = model(batch)
     for handle in handles:
         handle.remove()
-    for found, wanted in zip([*states, output.hidden], np.load(folder / "outputs.npz")["hidden_states"], strict=True):
-        close(found, wanted)
+    for state, recorded in zip([*states, output.hidden], np.load(folder / "outputs.npz")["hidden_states"], strict=True):
+        close(state, recorded)
 
 
 def sampled_losses(model, batch: Batch, points: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -127,11 +127,13 @@ def test_sampled_losses_and_gradients(tiny) -> None:
     total = sum(losses.values())
     close(total, recorded["sampled_total"])
     gradients, plan = load_file(folder / "grads_sampled_total.safetensors"), plan_research(folder)
-    wanted = {name: weight.derive(gradients[weight.sources[0]]) for name, weight in plan.derived.items()}
+    expected = {name: weight.derive(gradients[weight.sources[0]]) for name, weight in plan.derived.items()}
     parameters = dict(model.named_parameters())
-    assert wanted.keys() == parameters.keys()
-    for name, gradient in zip(wanted, torch.autograd.grad(total, [parameters[n] for n in wanted]), strict=True):
-        torch.testing.assert_close(gradient, wanted[name], atol=TOLERANCE, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert expected.keys() == parameters.keys()
+    for name, gradient in zip(expected, torch.autograd.grad(total, [parameters[n] for n in expected]), strict=True):
+        torch.testing.assert_close(
+            gradient, expected[name], atol=TOLERANCE, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_dense_losses(tiny) -> None:
@@ -163,23 +165,23 @@ def test_greedy_generation(tiny, name: str) -> None:
     folder, model, encoder = tiny
     recorded = np.load(folder / "generation.npz")
     sequence = recorded[f"{name}_sequences"][0].tolist()
-    asked = len(recorded[f"{name}_input_ids"][0])
+    prompt_length = len(recorded[f"{name}_input_ids"][0])
     sample = golden_sample(folder)
     image = Image.open(io.BytesIO(sample.image))
     prefix = encoder.image_prefix(image, sample.prompts, "golden")
     question = encoder.question_ids("What is <Prompt3>?")
-    begun = encoder.text_ids("It is [SEG] and [SEG].") if name == "prefixed" else []
-    begun = begun[: asked - len(prefix) - len(question)]
-    assert [*prefix.input_ids.tolist(), *question, *begun] == sequence[:asked]
+    prefill = encoder.text_ids("It is [SEG] and [SEG].") if name == "prefixed" else []
+    prefill = prefill[: prompt_length - len(prefix) - len(question)]
+    assert [*prefix.input_ids.tolist(), *question, *prefill] == sequence[:prompt_length]
     stops = (encoder.end_ids[0],) if name == "plain" else ()
     sampling = Sampling(max_new_tokens=8)
     batch = pack([prefix], encoder.tokens.seg, encoder.tokens.vision_patch)
     # Three rows at once: a longer neighbour (padding) must not change an answer.
-    requests = [GenerationRequest(ids, 0, tuple(begun)) for ids in (question, question + question, question)]
+    requests = [GenerationRequest(ids, 0, tuple(prefill)) for ids in (question, question + question, question)]
     answers = generate(model, batch, requests, encoder.tokens.seg, stops, sampling)
-    wanted = [*sequence[asked:]]
-    wanted = wanted[: wanted.index(stops[0])] if stops else wanted
-    assert answers[0].token_ids == answers[2].token_ids == [*begun, *wanted]
+    expected = [*sequence[prompt_length:]]
+    expected = expected[: expected.index(stops[0])] if stops else expected
+    assert answers[0].token_ids == answers[2].token_ids == [*prefill, *expected]
     if name == "prefixed":
         full = torch.nn.functional.interpolate(
             answers[0].mask_logits[None], (64, 80), mode="bilinear", align_corners=False

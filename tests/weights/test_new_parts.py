@@ -1,4 +1,4 @@
-"""What a new model starts with: new tokens are heard, prompts are told apart, the heads look where they should."""
+"""Initialization of a new model: sizes of new tokens and prompts, differences between prompts, attention heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def new_model(kv_heads: int = 4):
     return from_scratch(ModelSection(scratch=scratch), Architecture(patch_size=8), TEXTS, "{expression}")
 
 
-def test_new_tokens_are_as_loud_and_as_distinct_as_words() -> None:
+def test_new_tokens_have_the_size_of_words_and_are_as_distinct() -> None:
     model, tokenizer = new_model()
     embeddings = model.get_input_embeddings().weight.detach()
     words = embeddings[1:200]
@@ -28,7 +28,7 @@ def test_new_tokens_are_as_loud_and_as_distinct_as_words() -> None:
     assert similar.abs().max() < 0.6
 
 
-def test_a_prompt_is_as_loud_as_a_patch_and_like_its_name() -> None:
+def test_a_prompt_has_the_size_of_a_patch_and_is_like_its_name() -> None:
     model, tokenizer = new_model()
     names = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(list(PROMPTS))]
     added = model.fusion.prompt_linear(names).detach()

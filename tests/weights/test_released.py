@@ -1,4 +1,4 @@
-"""SOLO, SAIL and EVEv2, converted, compute what a forward pass written from SPEC's key names computes (1e-4)."""
+"""Converted SOLO, SAIL and EVEv2 compute what an independent forward pass over the published keys computes (1e-4)."""
 
 from __future__ import annotations
 
@@ -73,26 +73,26 @@ def batch_of(converted: Converted, pixels: np.ndarray | None, count: int = 1) ->
     return pack([encoded] * count, encoder.tokens.seg, encoder.tokens.vision_patch)
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found.detach(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual.detach(), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def base_embeddings(converted: Converted, ids: Tensor, patches: Tensor) -> Tensor:
-    """What the base gives to its first layer for our tokens: SPEC's row for each, from the original weights."""
+    """The input of the base's first layer for our tokens, from the original weights."""
     base, weights, tokens = converted.base, converted.weights, converted.encoder.tokens
     table = weights["model.embed_tokens.weight"]
-    queue, found = list(patches.flatten(0, 1)), []
+    queue, rows = list(patches.flatten(0, 1)), []
     vision = {tokens.vision_start: "class_embedding", tokens.vision_end: "split_embedding"}
     for token in ids.tolist():
         if token == tokens.vision_patch:
-            found.append(queue.pop(0) if base is EVEV2 else table[token] + queue.pop(0))
+            rows.append(queue.pop(0) if base is EVEV2 else table[token] + queue.pop(0))
         elif base is EVEV2 and token in vision:
-            found.append(weights[f"model.vision_tower.{vision[token]}"])
+            rows.append(weights[f"model.vision_tower.{vision[token]}"])
         elif base is SOLO and token == tokens.vision_end:
-            found.append(table[tokens.vision_start])
+            rows.append(table[tokens.vision_start])
         else:
-            found.append(table[token])
-    return torch.stack(found)
+            rows.append(table[token])
+    return torch.stack(rows)
 
 
 def test_an_image_with_our_positions_and_attention(converted: Converted) -> None:
@@ -101,9 +101,9 @@ def test_an_image_with_our_positions_and_attention(converted: Converted) -> None
     batch = batch_of(converted, pixels, count=2)
     length = batch.tokens // 2
     ids, (_, start, stop, _) = batch.input_ids[:length], batch.spans[0]
-    place = torch.arange(length)
-    visual = (place >= start) & (place < stop)
-    may_see = (place[:, None] >= place) | (visual[:, None] & visual)
+    index = torch.arange(length)
+    visual = (index >= start) & (index < stop)
+    may_see = (index[:, None] >= index) | (visual[:, None] & visual)
     rows_columns = torch.tensor(
         [[0, 0], [1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3], *[[4 + i] * 2 for i in range(length - 7)]]
     )
@@ -133,22 +133,22 @@ def test_an_image_as_the_base_reads_it(converted: Converted) -> None:
     ids = torch.tensor([*ids, *text])
     embeds = table[ids].clone()
     embeds[ids == tokens.vision_patch] = ours.flatten(0, 1)
-    place = torch.arange(len(ids))
-    visual = place < len(ids) - len(text)
-    wanted, _ = forward(
+    index = torch.arange(len(ids))
+    visual = index < len(ids) - len(text)
+    expected, _ = forward(
         base,
         converted.weights,
         base_embeddings(converted, ids, patches),
-        place[:, None].expand(-1, 2),
-        place[:, None] >= place,
+        index[:, None].expand(-1, 2),
+        index[:, None] >= index,
         visual & (base is EVEV2),
     )
     causal = AttentionLayout(((0, 0, 0, len(ids)),), "sdpa", model.device)
     kinds = Modality.of([(0, 0, int(visual.sum()), len(ids))], model.device) if base is EVEV2 else None
-    found = model.language_model.get_decoder()(
-        inputs_embeds=embeds[None], position_ids=place.expand(3, 1, -1), use_cache=False, layout=causal, modality=kinds
+    actual = model.language_model.get_decoder()(
+        inputs_embeds=embeds[None], position_ids=index.expand(3, 1, -1), use_cache=False, layout=causal, modality=kinds
     )
-    close(found.last_hidden_state[0], wanted)
+    close(actual.last_hidden_state[0], expected)
 
 
 def base_language_model(converted: Converted) -> torch.nn.Module:
@@ -165,8 +165,10 @@ def base_language_model(converted: Converted) -> torch.nn.Module:
     }
     rope = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
     model = kind(config(**sizes, rms_norm_eps=settings["rms_norm_eps"], rope_parameters=rope))
-    apart = ("moe_", "vision", "vis_embed")
-    text = {name: one for name, one in converted.weights.items() if not any(word in name for word in apart)}
+    vision_words = ("moe_", "vision", "vis_embed")
+    text = {
+        name: tensor for name, tensor in converted.weights.items() if not any(word in name for word in vision_words)
+    }
     model.load_state_dict(text)
     return model.eval()
 
@@ -175,15 +177,15 @@ def base_language_model(converted: Converted) -> torch.nn.Module:
 def test_text_alone_is_the_base_token_for_token(converted: Converted) -> None:
     lm, batch = base_language_model(converted), batch_of(converted, None)
     known = len(AutoTokenizer.from_pretrained(converted.source))
-    wanted = lm(batch.input_ids[None]).logits[0, batch.predict_index]
-    close(converted.model(batch).logits[:, :known], wanted[:, :known])
+    expected = lm(batch.input_ids[None]).logits[0, batch.predict_index]
+    close(converted.model(batch).logits[:, :known], expected[:, :known])
     predictor = Predictor.from_pretrained(converted.folder)
     # Random weights would say anything: what means nothing in the base, and new tokens in ours, must stay silent.
     predictor.model.language_model.lm_head.weight[known:] = lm.lm_head.weight[known:] = 0
     encoder, stop = predictor.encoder, predictor.encoder.end_ids[0]
     texts = ["Where is the red mug?", "It", "the ball on the table, please"]
-    said = predictor.chat(None, texts, sampling=Sampling(max_new_tokens=24))
-    for text, answer in zip(texts, said, strict=True):
+    answers = predictor.chat(None, texts, sampling=Sampling(max_new_tokens=24))
+    for text, answer in zip(texts, answers, strict=True):
         ids = torch.tensor([encoder.question_ids(text)])
         whole = lm.generate(ids, do_sample=False, max_new_tokens=24, eos_token_id=stop, pad_token_id=stop)
         new = [token for token in whole[0, ids.shape[1] :].tolist() if token != stop]

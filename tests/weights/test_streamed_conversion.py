@@ -1,4 +1,4 @@
-"""Conversion in pieces: any decoder from its files, in the memory of one shard; what is written is whole or absent."""
+"""Conversion shard by shard: any decoder from its files, in the memory of a shard; output is complete or absent."""
 
 from __future__ import annotations
 
@@ -78,20 +78,20 @@ def test_any_decoder_from_its_files(config: LlamaConfig | Qwen2Config, tmp_path:
 
 
 def test_both_ways_start_the_same_kind_of_model(tmp_path: Path) -> None:
-    """In pieces and in memory: the same weights of the base, the same config, new rows even where a base has room."""
+    """Shard by shard and in memory: same base weights, same config, new rows even if the base has spare ones."""
     _, folder = save_base(DECODERS["qwen2, padded rows"], tmp_path / "base")
     write(plan_language_model(folder, PARTS, QUESTION), tmp_path / "ours")
     pieces = PixelSail.from_pretrained(tmp_path / "ours")
     whole, tokenizer = from_language_model(ModelSection(base=str(folder)), PARTS, QUESTION)
     a, b = pieces.state_dict(), whole.state_dict()
-    assert {name: one.shape for name, one in a.items()} == {name: one.shape for name, one in b.items()}
+    assert {name: tensor.shape for name, tensor in a.items()} == {name: tensor.shape for name, tensor in b.items()}
     for key in ("architecture", "chat_format", "question", "prompt_token_ids"):
         assert getattr(pieces.config, key) == getattr(whole.config, key)
     for state in (a, b):
         words = state["language_model.model.embed_tokens.weight"]
         assert torch.equal(state["fusion.prompt_linear.weight"], torch.eye(words.shape[1]))
         patches = torch.randn(400, 3 * PARTS.patch_size**2) @ state["fusion.patch_linear.weight"].T
-        torch.testing.assert_close(patches.std(), words.std(), atol=0, rtol=0.15)  # a patch is as loud as a word
+        torch.testing.assert_close(patches.std(), words.std(), atol=0, rtol=0.15)  # a patch has the size of a word
     ids = tokenizer.convert_tokens_to_ids([SEG, *PROMPTS])
     for state in (a, b):
         for end in ("model.embed_tokens", "lm_head"):
@@ -105,7 +105,7 @@ def test_names_that_transformers_would_translate_are_refused(tmp_path: Path) -> 
     first = sorted(set(index["weight_map"].values()))[0]
     weights = load_file(folder / first)
     name = sorted(weights)[0]
-    save_file({f"old.{key}" if key == name else key: one for key, one in weights.items()}, folder / first)
+    save_file({f"old.{key}" if key == name else key: tensor for key, tensor in weights.items()}, folder / first)
     with pytest.raises(ValueError) as refused:
         write(plan_language_model(folder, PARTS, QUESTION), tmp_path / "ours")
     assert f"missing language_model.{name}" in str(refused.value)
@@ -129,7 +129,7 @@ def test_a_key_that_nothing_reads_is_not_forgotten(tmp_path: Path) -> None:
         check(replace(plan, derived=derived))
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyError), new_folder(tmp_path / "ours") as folder:
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyError("the disk is full, say")
@@ -177,9 +177,9 @@ def test_memory_is_that_of_a_shard(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(WIDE).state_dict()
     shapes.pop("lm_head.weight")
-    folder, total = tmp_path / "base", sum(one.numel() * 4 for one in shapes.values())
+    folder, total = tmp_path / "base", sum(tensor.numel() * 4 for tensor in shapes.values())
     assert total > 500 * MEGABYTE
-    write_zeros(folder, {name: tuple(one.shape) for name, one in shapes.items()})
+    write_zeros(folder, {name: tuple(tensor.shape) for name, tensor in shapes.items()})
     (folder / "config.json").write_text(WIDE.to_json_string(use_diff=False))
     train_tokenizer(TEXTS, 290).save_pretrained(folder)
     script = (

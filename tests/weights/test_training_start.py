@@ -1,4 +1,4 @@
-"""Training goes on from a converted base, twins and all, through the same loop as everything else."""
+"""Training starts from a converted base, modality twins included, through the usual loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_two_steps(base: Base, stage: int, tmp_path: Path) -> None:
     }
     train(build_config(values, where="test"))
     before, after = (PixelSail.from_pretrained(tmp_path / name).state_dict() for name in ("start", "run/export"))
-    still = {name for name, one in before.items() if torch.equal(one, after[name])}
-    # nothing was prompted; keys cannot learn a bias, which the softmax does not see
-    silent = ("prompt_linear.weight", "k_proj.text.bias", "k_proj.vision.bias")
-    assert [name for name in still if not name.endswith(silent)] == []
+    unchanged = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    # no sample has a prompt; the softmax cancels a bias of keys
+    without_gradient = ("prompt_linear.weight", "k_proj.text.bias", "k_proj.vision.bias")
+    assert [name for name in unchanged if not name.endswith(without_gradient)] == []

@@ -12,7 +12,7 @@ from pixel_sail.weights.convert.streaming import Conversion
 # 2504.10465), so the base's ways are not kept as options. docs/convert.md says more.
 DIFFERENCES = (
     "rows of patches were joined by `<vrow_sep>`; now the positions (row, column) alone say where a row ends",
-    "an image was closed by `<vision>` again; now by `</vision>`, a copy of it where the base has none",
+    "an image was closed by a second `<vision>`; now by `</vision>`, which starts as a copy of it if the base has none",
     "positions were 1-D; now patches have (row, column)",
     "a patch saw those before it; now all patches of an image see each other",
 )
