@@ -33,7 +33,7 @@ EXPERT_WIDTH = 256  # channels of Mask2Former's and SAM 2's features; others may
 
 
 @dataclass(frozen=True)
-class States:
+class StateBytes:
     """Bytes on one GPU that persist from step to step."""
 
     weights: int
@@ -43,7 +43,7 @@ class States:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenCounts:
     """The numbers of tokens in one forward pass."""
 
     all: int
@@ -66,7 +66,7 @@ def state_bytes(
     gpus: int,
     offload: str = "none",
     in_4_bits: int = 0,
-) -> States:
+) -> StateBytes:
     """The table above for one GPU.
 
     `weights`: their number P; `groups`: those of `parameter_groups`, which say what is trained by which optimizer;
@@ -78,17 +78,17 @@ def state_bytes(
         each = 6 if precision == "bf16" else 4
         weight_bytes = each * (weights - in_4_bits) + round(NF4_BYTES * in_4_bits)
         buffers = 4 * min(trained, ALL_REDUCE_ELEMENTS) if gpus > 1 else 0
-        return States(weight_bytes, 4 * trained, optimizer_bytes(groups), buffers)
+        return StateBytes(weight_bytes, 4 * trained, optimizer_bytes(groups), buffers)
     share, bucket = -(-trained // gpus), BUCKET_ELEMENTS["cuda"] * element
     optimizer = 0 if offload != "none" else 4 * share + _adam_bytes(share, len(groups))
     if stage == 1:
         both = 6 if precision == "bf16" and offload == "none" else 4
-        return States(element * weights, both * trained, optimizer, 0)
+        return StateBytes(element * weights, both * trained, optimizer, 0)
     gradients = 0 if offload != "none" else 4 * share
     if stage == 2:
-        return States(element * weights, gradients, optimizer, 2 * bucket)
+        return StateBytes(element * weights, gradients, optimizer, 2 * bucket)
     weight_bytes = 0 if offload == "parameters" else element * -(-weights // gpus)
-    return States(weight_bytes, gradients, optimizer, bucket + element * min(weights, LIVE_PARAMETERS))
+    return StateBytes(weight_bytes, gradients, optimizer, bucket + element * min(weights, LIVE_PARAMETERS))
 
 
 def optimizer_bytes(groups: Sequence[dict]) -> int:
@@ -108,7 +108,7 @@ def _adam_bytes(numbers: int, tensors: int) -> int:
 
 
 def activation_bytes(
-    config: PixelSailConfig, experts: Sequence[ExpertConfig], tokens: Tokens, mode: Mode, checkpointing: bool
+    config: PixelSailConfig, experts: Sequence[ExpertConfig], tokens: TokenCounts, mode: Mode, checkpointing: bool
 ) -> dict[str, int]:
     """Bytes that autograd keeps of one forward pass, by part.
 
@@ -173,7 +173,7 @@ def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:
     return _element(mode) * values
 
 
-def _logit_bytes(config: PixelSailConfig, tokens: Tokens, mode: Mode) -> int:
+def _logit_bytes(config: PixelSailConfig, tokens: TokenCounts, mode: Mode) -> int:
     """The final norm of every token; state and float32 log-probabilities of supervised tokens."""
     hidden = config.text_config.hidden_size
     return (
@@ -184,11 +184,8 @@ def _logit_bytes(config: PixelSailConfig, tokens: Tokens, mode: Mode) -> int:
 
 def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], mode: Mode) -> int:
     """Per patch of an image with masks, including the features that experts are compared with."""
-    a, hidden, channels = (
-        _element(mode),
-        config.text_config.hidden_size,
-        config.architecture.channels(config.text_config.hidden_size),
-    )
+    a, hidden = _element(mode), config.text_config.hidden_size
+    channels = config.architecture.channels(hidden)
     total = a * hidden  # the gathered hidden states
     if hidden > channels[0]:
         total += a * (hidden + channels[0])
@@ -200,18 +197,17 @@ def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], m
     total += pixels * channels[-1] * a  # the hidden layer of the projector
     features = 8 * EXPERT_WIDTH  # float32: the adapter's output and the expert's features
     for expert in experts:
-        total += (
-            pixels * (a * config.architecture.mask_dim + features)
-            if expert.at == "mask_features"
-            else a * hidden + features
-        )
+        if expert.at == "mask_features":
+            total += pixels * (a * config.architecture.mask_dim + features)
+        else:
+            total += a * hidden + features
     if any(expert.at == "mask_features" for expert in experts):
         total += pixels * a * config.architecture.mask_dim
     return total
 
 
-def forward_tokens(train: TrainConfig, max_length: int, gpus: int) -> Tokens:
+def forward_tokens(train: TrainConfig, max_length: int, gpus: int) -> TokenCounts:
     """The largest forward pass of a run, with high shares of patches (95 %) and of labels (5 %)."""
     share = -(-train.batch_size // gpus) * max_length  # tokens of one process in a step
     tokens = min(share, max(train.micro_batch_tokens, max_length))
-    return Tokens(tokens, round(0.95 * tokens), round(0.05 * tokens))
+    return TokenCounts(tokens, round(0.95 * tokens), round(0.05 * tokens))

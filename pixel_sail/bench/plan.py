@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.bench.memory import EXPERT_WIDTH, Tokens, activation_bytes, forward_tokens, mode_of, state_bytes
+from pixel_sail.bench.memory import EXPERT_WIDTH, TokenCounts, activation_bytes, forward_tokens, mode_of, state_bytes
 from pixel_sail.config import Config, ConfigError, TrainConfig
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
@@ -146,12 +146,9 @@ def _memory_lines(config: Config, planned: PlannedModel, gpus: int) -> list[str]
     for stage in (0,) if in_4_bits else STAGES:
         offload = _offload(train, stage)
         states = astuple(state_bytes(weights, groups, stage, precision, gpus, offload, in_4_bits))
+        mode = mode_of(stage, precision)
         activations = [
-            sum(
-                activation_bytes(
-                    planned.model.config, config.experts, tokens, mode_of(stage, precision), checkpointing
-                ).values()
-            )
+            sum(activation_bytes(planned.model.config, config.experts, tokens, mode, checkpointing).values())
             for checkpointing in (False, True)
         ]
         sums = [sum(states) + total for total in activations]
@@ -161,7 +158,7 @@ def _memory_lines(config: Config, planned: PlannedModel, gpus: int) -> list[str]
     return lines + _activation_lines(config, planned.model.config, tokens)
 
 
-def _activation_lines(config: Config, model_config: PixelSailConfig, tokens: Tokens) -> list[str]:
+def _activation_lines(config: Config, model_config: PixelSailConfig, tokens: TokenCounts) -> list[str]:
     """The activations of the config's own stage and checkpointing by part, and what is not counted."""
     train = config.train
     mode = mode_of(train.zero_stage, resolve_precision(train, "cuda"))

@@ -83,9 +83,8 @@ class Engine:
             model=wrapped, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
         )
         if self.stage == 0 and self.world_size == 1:
-            self.deepspeed.enable_backward_allreduce = (
-                False  # nothing to reduce, but every gradient would be copied twice
-            )
+            # There is nothing to reduce, but every gradient would be copied twice.
+            self.deepspeed.enable_backward_allreduce = False
 
     def forward_backward(self, batch: Batch, scales: dict[str, float], last: bool) -> Tensor:
         """Add the gradients of one micro-batch; `last` marks the last one of the optimizer step.

@@ -33,7 +33,7 @@ class Stopwatch:
         self.data_s = 0.0
         self.steps = 0
         self.tokens = 0
-        self._started = self._data_ready = time.perf_counter()
+        self._started = time.perf_counter()
 
     def data_waited(self, since: float) -> None:
         self.data_s += time.perf_counter() - since

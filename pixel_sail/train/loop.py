@@ -79,7 +79,7 @@ def train(config: Config) -> None:
         log.advance()
         last = state.step == config.train.steps
         if last or state.step == 1 or state.step % config.run.log_every == 0:
-            log.line(log_values(state, losses, grad_norm, lr, totals, config), watch.averages())
+            log.line(log_values(state, losses, grad_norm, lr, totals), watch.averages())
             watch.restart()
         if config.evaluate.benchmarks and (last or _every(config.evaluate.every, state.step)):
             log.validation(state.step, validate(engine, tokenizer, config, state.step))
@@ -93,7 +93,7 @@ def train(config: Config) -> None:
 
 
 def log_values(
-    state: TrainState, losses: dict[str, float], grad_norm: float, lr: float, totals: StepTotals, config: Config
+    state: TrainState, losses: dict[str, float], grad_norm: float, lr: float, totals: StepTotals
 ) -> dict[str, float]:
     """The reproducible values of a log line. They are those of this step, but bad_samples counts from the start."""
     return {

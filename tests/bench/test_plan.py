@@ -17,7 +17,7 @@ from conftest import write_refer_dataset
 from tiny_base import save_base
 from torch import Tensor, nn
 
-from pixel_sail.bench.memory import EXPERT_WIDTH, Mode, Tokens, activation_bytes, optimizer_bytes, state_bytes
+from pixel_sail.bench.memory import EXPERT_WIDTH, Mode, TokenCounts, activation_bytes, optimizer_bytes, state_bytes
 from pixel_sail.bench.plan import count_parameters, plan, planned_model
 from pixel_sail.config import REPOSITORY, Config, build_config, load_config
 from pixel_sail.data.mixture import open_mixture
@@ -209,7 +209,7 @@ def test_shares_of_gpus_and_what_is_moved(base: Path) -> None:
 def test_checkpointing_keeps_one_input_a_layer(base: Path) -> None:
     """And one layer at a time: so the difference to keeping them all is closed-form."""
     config = planned_model(make({"base": str(base)})).model.config
-    tokens = Tokens(1000, 900, 50)
+    tokens = TokenCounts(1000, 900, 50)
     for mode, residual in (("fp32", 4), ("bf16", 2), ("autocast", 4)):
         all_kept, inputs_kept = (activation_bytes(config, [], tokens, mode, saves) for saves in (False, True))
         cos_sin = 2 * 1000 * 8 * residual
@@ -328,7 +328,7 @@ def test_activations_are_what_autograd_keeps(
         model = PixelSail(model.config)
     batch = _with_expert_features(_batch(config, model, tokenizer), config)
     measured = _measure(config, model, batch, mode)
-    tokens = Tokens(batch.tokens, len(batch.patches), len(batch.labels))
+    tokens = TokenCounts(batch.tokens, len(batch.patches), len(batch.labels))
     expected = sum(activation_bytes(model.config, config.experts, tokens, mode, checkpointing=False).values())
     expected += _only_on_a_cpu(decoder, batch, mode)
     if mode == "autocast":  # bf16 copies of the weights, which state_bytes counts
