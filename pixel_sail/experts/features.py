@@ -14,7 +14,7 @@ from pixel_sail.config import Config
 from pixel_sail.experts.cache import FeatureCache, check_made_with, image_digest
 from pixel_sail.types import BadSample, Sample
 
-MAX_ASPECT = 5 / 3  # long side over short side at most: 1333 and 800 px in Mask2Former's own preprocessing
+MAX_LONG_SIDE = 5 / 3  # of size_px, with fit "short": 1333 for 800 px, as in Mask2Former's own preprocessing
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _expert_image_size(size_wh: tuple[int, int], size_px: int, fit: str) -> tupl
         return size_px, size_px
     scale = size_px / max(size_wh)
     if fit == "short":
-        scale = min(size_px / min(size_wh), MAX_ASPECT * scale)
+        scale = min(size_px / min(size_wh), MAX_LONG_SIDE * scale)
     return size_wh[0] * scale, size_wh[1] * scale
 
 
