@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pixel_sail.data.pack import consecutive_groups
 from pixel_sail.durable import replaced_folder
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
@@ -125,16 +126,8 @@ def write_shards(
 
 def split_by_size(sizes: dict[str, int], limit: int) -> list[list[str]]:
     """Split names, in order, into runs whose sizes sum to at most `limit`. A larger item is a run of its own."""
-    runs: list[list[str]] = []
-    used = 0
-    for name, size in sizes.items():
-        if runs and used + size <= limit:
-            runs[-1].append(name)
-            used += size
-        else:
-            runs.append([name])
-            used = size
-    return runs
+    names = list(sizes)
+    return [[names[i] for i in group] for group in consecutive_groups(list(sizes.values()), limit)]
 
 
 def peak_bytes() -> int:
