@@ -14,9 +14,8 @@ setup(
     package_data={"pixel_sail": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
-        "torchvision>=0.26",
-        "transformers>=5.17",
-        "deepspeed>=0.19",
+        "transformers>=5.17,<6",
+        "deepspeed>=0.19.8",  # older ones miss the guard against non-finite gradients and have a race
         "timm>=1.0.20",
         "einops>=0.8",
         "webdataset>=1.0",
@@ -29,7 +28,6 @@ setup(
         "numpy>=2.0",
         "pillow>=11.0",
         "tqdm>=4.66",
-        "psutil>=5.9",
         "scipy>=1.14",  # the matching in transformers' Mask2Former loss (tools/train_expert.py)
     ],
     extras_require={
@@ -43,6 +41,6 @@ setup(
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
         "pixfoundation": ["pyarrow>=15"],  # CV-Bench's test.parquet, where its test.jsonl is not at hand
-        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.17"],
+        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.17"],
     },
 )

@@ -1,12 +1,15 @@
-"""Small datasets drawn by the tests, and the material shared by the workplace."""
+"""What all tests share: small drawn datasets, real samples, recorded values, and the guards against leaks."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import random
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +19,59 @@ from PIL import Image, ImageDraw
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 COLOURS = ("red", "green", "blue")
+LAUNCHER_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# Before torch is imported, for this process and all that it starts.
+os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU: tests compare bits
+os.environ["OMP_NUM_THREADS"] = "1"  # matrices this small only wait for a second thread, long on a busy machine
+os.environ["PYTHONPATH"] = str(REPOSITORY)  # tools import this checkout
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of scenes and studies as `extra`: pytest -m "not extra" leaves them out."""
+    for item in items:
+        if item.path.parent.name in ("scenes", "studies"):
+            item.add_marker(pytest.mark.extra)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Takes back what a training run in this process leaves: its rank, and the linear that ZeRO-3 puts into torch."""
+    ranks = {key: os.environ.get(key) for key in LAUNCHER_KEYS}
+    functional = sys.modules.get("torch.nn.functional")
+    linear = functional and functional.linear
+    yield
+    for key, value in ranks.items():
+        os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+    if functional:
+        functional.linear = linear
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """../shared with golden values and real samples; tests that need it are skipped elsewhere."""
+    """../shared with large real samples; tests that need it are skipped elsewhere."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs {SHARED} (golden values and real samples), which is not part of the repository")
+        pytest.skip(f"needs {SHARED} (large real samples), which is not part of the repository")
     return SHARED
 
 
+@pytest.fixture(scope="module", params=["samples", "shared"])
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """Real data: the small samples of tests/samples, then the larger ones of ../shared/data where they are."""
+    return REPOSITORY / "tests/samples" if request.param == "samples" else request.getfixturevalue("shared") / "data"
+
+
 def free_port() -> int:
-    """A port to meet at. Below 32768: above, the kernel may give it to any connection before the processes meet."""
-    for port in random.sample(range(20000, 32000), 100):
+    """A port to meet at. Below 32768: above, the kernel may give it to any connection before the processes meet.
+
+    Each worker of pytest-xdist has ports of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for port in random.sample(range(20000 + 1500 * worker, 21500 + 1500 * worker), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise RuntimeError("no free port in 100 tries between 20000 and 32000")
+    raise RuntimeError("no free port in 100 tries")
 
 
 @pytest.fixture
@@ -118,6 +157,6 @@ def _draw(size_wh: tuple[int, int], rng: np.random.Generator) -> tuple[Image.Ima
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
+def golden() -> Path:
     """Recorded outputs of the research code."""
-    return shared / "golden"
+    return REPOSITORY / "tests/golden"

@@ -12,18 +12,12 @@ from typing import Any
 
 import torch
 import yaml
-from conftest import free_port
+from conftest import LAUNCHER_KEYS, free_port
 from safetensors.torch import load_file
 
-os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU: these tests compare bits
-os.environ["OMP_NUM_THREADS"] = "1"  # matrices this small only wait for a second thread, long on a busy machine
-torch.set_num_threads(1)
-
-from pixel_sail.config import REPOSITORY, Config, load_config  # noqa: E402
-from pixel_sail.durable import read_json_lines  # noqa: E402
-from pixel_sail.train.log import CLOCK_KEYS  # noqa: E402
-
-LAUNCHER_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from pixel_sail.config import REPOSITORY, Config, load_config
+from pixel_sail.durable import read_json_lines
+from pixel_sail.train.log import CLOCK_KEYS
 
 VALUES: dict[str, Any] = {
     "run": {"dir": "set by each test", "log_every": 1},
@@ -59,7 +53,10 @@ def tiny_config(folder: Path, root: Path, *overrides: str) -> Config:
 
 
 def start_cli(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen:
-    """tools/train.py as a user starts it, under the real launcher when there are several processes."""
+    """tools/train.py as a user starts it, under the real launcher when there are several processes.
+
+    It takes ten seconds to start: where neither the launcher nor the imports are tested, take `warm.run_ranks`.
+    """
     script = [str(REPOSITORY / "tools" / "train.py"), str(config), *overrides]
     command = [sys.executable, *script]
     if processes > 1:

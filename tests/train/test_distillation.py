@@ -368,7 +368,7 @@ def test_a_cache_of_another_size_is_refused(
     "override", ["architecture.max_side_px=48", "architecture.mask_stride=8", "architecture.patch_size=8"]
 )
 def test_a_cache_for_another_student_is_refused(tmp_path: Path, root: Path, cached: str, override: str) -> None:
-    key = override.removeprefix("model.").partition("=")[0]
+    key = override.removeprefix("architecture.").partition("=")[0]
     with pytest.raises(ConfigError, match=f"holds other features: .*{key} was"):
         train(tiny_config(tmp_path, root, MIXTURE, cached, override))
 
