@@ -1,9 +1,8 @@
-"""The README's commands, small: draw, train, score, predict, each as its own process."""
+"""The README's commands, small: draw, train, score, predict. Each tool is started once as a user starts it (`launch`)."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm import run_tool
 
 from pixel_sail.config import REPOSITORY
 from pixel_sail.data.masks import decode_mask
@@ -26,21 +26,25 @@ TINY = [
 ]
 
 
+def launch(*command: str | Path) -> None:
+    """A tool in a Python of its own, its imports included."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def run(*command: str | Path, ok: bool = True) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """A tool in a process forked from one that has imported everything; what it printed."""
+    status, output = run_tool(*command)
+    assert (status == 0) == ok, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """data/ and run/ of a three-step training on fifteen images."""
     folder = tmp_path_factory.mktemp("e2e")
-    run("tools/prepare_data.py", "scenes", "--out", folder / "data", "--images", 15, "--seed", 3, "--long-side", 96)
-    run("tools/train.py", "configs/quickstart.yaml", f"run.dir={folder}/run", f"data.root={folder}/data", *TINY)
+    launch("tools/prepare_data.py", "scenes", "--out", folder / "data", "--images", 15, "--seed", 3, "--long-side", 96)
+    launch("tools/train.py", "configs/quickstart.yaml", f"run.dir={folder}/run", f"data.root={folder}/data", *TINY)
     return folder
 
 
@@ -58,7 +62,7 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
 def test_score_and_score_again_from_the_file(finished: Path) -> None:
     out = finished / "scores"
     common = ["--data-root", finished / "data", "--benchmark", "refcoco:val", "--benchmark", "grefcoco:val"]
-    run("tools/test.py", finished / "run/export", *common, "--out", out, "--gallery", 4)
+    launch("tools/test.py", finished / "run/export", *common, "--out", out, "--gallery", 4)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["checkpoint"] == str(finished / "run/export")
     assert {"ciou", "giou", "pr@0.5", "pr@0.9", "cases", "images"} <= metrics["benchmarks"]["refcoco:val"].keys()
@@ -77,7 +81,7 @@ def test_score_and_score_again_from_the_file(finished: Path) -> None:
 def test_predict(finished: Path) -> None:
     image = next((finished / "data/images/train2014").glob("*.jpg"))
     out = finished / "predict"
-    run("tools/predict.py", finished / "run/export", "--image", image, "--text", "the red one", "--out", out)
+    launch("tools/predict.py", finished / "run/export", "--image", image, "--text", "the red one", "--out", out)
     assert list(out.glob("*.json")) and list(out.glob("*.png"))
     size = Image.open(image).size
     for mask in out.glob("*_[0-9]_[0-9].png"):
@@ -123,45 +127,16 @@ def test_score_perbench(finished: Path) -> None:
 
 def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
     image = next((finished / "data/images/train2014").glob("*.jpg"))
+    train, nowhere, out = ["tools/train.py", "configs/quickstart.yaml"], finished / "nowhere", ["--out", finished / "x"]
+    ask = ["tools/predict.py", finished / "run/export", "--image", image, "--ask", "?", *out]
     for command, message in (
-        (["tools/train.py", "configs/quickstart.yaml", "trian.lr=1"], "did you mean 'train'?"),
-        (["tools/train.py", "configs/quickstart.yaml", f"data.root={finished}/nowhere"], "expected"),
-        (["tools/test.py", finished / "nowhere", "--benchmark", "refcoco:val", "--out", finished / "x"], "error:"),
-        (
-            ["tools/predict.py", finished / "nowhere", "--image", "a.jpg", "--text", "x", "--out", finished / "y"],
-            "error:",
-        ),
-        (
-            [
-                "tools/predict.py",
-                finished / "run/export",
-                "--image",
-                image,
-                "--ask",
-                "?",
-                "--point",
-                "9999,1",
-                "--out",
-                "x",
-            ],
-            "the point (9999.0, 1.0) of <Prompt0> is outside the image",
-        ),
-        (
-            [
-                "tools/predict.py",
-                finished / "run/export",
-                "--image",
-                image,
-                "--ask",
-                "?",
-                "--box",
-                "1,2,3",
-                "--out",
-                "x",
-            ],
-            "--box 1,2,3: a box is x0,y0,x1,y1",
-        ),
-        (["tools/convert.py", "research", finished / "nowhere", "--out", finished / "z"], "needs config.json"),
+        ([*train, "trian.lr=1"], "did you mean 'train'?"),
+        ([*train, f"data.root={nowhere}"], "expected"),
+        (["tools/test.py", nowhere, "--benchmark", "refcoco:val", *out], "error:"),
+        (["tools/predict.py", nowhere, "--image", "a.jpg", "--text", "x", *out], "error:"),
+        ([*ask, "--point", "9999,1"], "the point (9999.0, 1.0) of <Prompt0> is outside the image"),
+        ([*ask, "--box", "1,2,3"], "--box 1,2,3: a box is x0,y0,x1,y1"),
+        (["tools/convert.py", "research", nowhere, "--out", finished / "z"], "needs config.json"),
     ):
         output = run(*command, ok=False)
         assert message in output and "Traceback" not in output, output

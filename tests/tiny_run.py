@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import LAUNCHER_KEYS, free_port
 from safetensors.torch import load_file
+from warm import TIMEOUT_S, run_tool
 
 from pixel_sail.config import REPOSITORY, Config, load_config
 from pixel_sail.durable import read_json_lines
@@ -52,32 +53,22 @@ def tiny_config(folder: Path, root: Path, *overrides: str) -> Config:
     return load_config(write_config(folder, root), overrides)
 
 
-def start_cli(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen:
-    """tools/train.py as a user starts it, under the real launcher when there are several processes.
-
-    It takes ten seconds to start: where neither the launcher nor the imports are tested, take `warm.run_ranks`.
-    """
-    script = [str(REPOSITORY / "tools" / "train.py"), str(config), *overrides]
-    command = [sys.executable, *script]
-    if processes > 1:
-        launcher = Path(sys.executable).with_name("deepspeed")
-        ports = ["--num_accelerators", str(processes), "--master_port", str(free_port())]
-        command = [sys.executable, str(launcher), *ports, *script]
-    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER_KEYS}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def run_cli(config: Path, *overrides: str, processes: int = 1) -> tuple[int, str]:
-    """(exit status, everything it printed)."""
-    process = start_cli(config, *overrides, processes=processes)
-    try:
-        output, _ = process.communicate(timeout=400)
-    finally:
-        process.kill()  # a run that hangs must not go on beside the next test
-    return process.returncode, output
+    """tools/train.py in processes of its own: (exit status, everything it printed)."""
+    return run_tool("tools/train.py", config, *overrides, processes=processes)
+
+
+def launch_cli(config: Path, *overrides: str, processes: int) -> tuple[int, str]:
+    """As `run_cli`, started as a user does, under the `deepspeed` launcher: for tests of just that."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    ports = ["--num_accelerators", str(processes), "--master_port", str(free_port())]
+    command = [sys.executable, str(launcher), *ports, "tools/train.py", str(config), *overrides]
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER_KEYS}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment | {"CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
 def log_lines(run_dir: Path) -> list[dict[str, Any]]:

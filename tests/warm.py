@@ -1,7 +1,8 @@
 """Processes for tools, forked from a process that has imported everything already.
 
-Each is a real process (its own memory, exit status, kill -9) without the seconds that importing torch and DeepSpeed
-takes. The imports of a tool itself, and the launcher, are tested where `tiny_run.run_cli` starts one.
+Each is a real process (its own memory, ranks, exit status, kill -9) without the ten seconds that importing torch and
+DeepSpeed and the launcher take. The imports of a tool and the launcher are tested where `tiny_run.launch_cli` and
+test_end_to_end.py start them as a user does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -18,44 +21,56 @@ from conftest import LAUNCHER_KEYS, REPOSITORY, free_port
 TIMEOUT_S = 400
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["deepspeed", "pixel_sail.train.loop", "pixel_sail.serve.predictor", "pixel_sail.evaluate.runner"]
-)
+    ["deepspeed", "pixel_sail.bench.plan", "pixel_sail.train.loop", "pixel_sail.serve.predictor",
+     "pixel_sail.evaluate.runner"]
+)  # fmt: skip
 
 
-def start_tool(log: Path, *command: str | Path, **environment: str) -> BaseProcess:
-    """Starts "tools/x.py" with its arguments in the repository; everything that it prints goes to the end of `log`."""
-    words = [str(word) for word in command]
-    process = _CONTEXT.Process(target=_run, args=(log, words, environment))
-    process.start()
-    return process
+@dataclass(frozen=True)
+class Started:
+    """The ranks of one command, and the file that takes what they print."""
+
+    ranks: list[BaseProcess]
+    log: Path
+
+    def kill(self) -> None:
+        for process in self.ranks:
+            process.kill()
+
+    def finish(self) -> tuple[int, str]:
+        """(the first exit status that is not 0, or 0; everything that was printed). Kills what runs too long."""
+        try:
+            for process in self.ranks:
+                process.join(TIMEOUT_S)
+        finally:
+            self.kill()  # a run that hangs must not go on beside the next test
+        for process in self.ranks:
+            process.join()
+        output = self.log.read_text()
+        self.log.unlink()
+        return next((process.exitcode for process in self.ranks if process.exitcode), 0), output
 
 
-def run_tool(log: Path, *command: str | Path) -> tuple[int, str]:
+def start_tool(*command: object, processes: int = 1) -> Started:
+    """Starts "tools/x.py" and its arguments in the repository; several processes find each other as under a launcher."""
+    descriptor, log = tempfile.mkstemp()
+    os.close(descriptor)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    ranks = []
+    for rank in range(processes):
+        environment = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        ranks.append(_CONTEXT.Process(target=_run, args=(log, list(map(str, command)), environment)))
+        ranks[-1].start()
+    return Started(ranks, Path(log))
+
+
+def run_tool(*command: object, processes: int = 1) -> tuple[int, str]:
     """(exit status, everything that the tool printed)."""
-    return _finish(log, [start_tool(log, *command)])
+    return start_tool(*command, processes=processes).finish()
 
 
-def run_ranks(log: Path, *command: str | Path, processes: int = 2) -> tuple[int, str]:
-    """As many processes as a launcher would start, which find each other: (the largest exit status, what was printed)."""
-    port, ranks = str(free_port()), range(processes)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
-    return _finish(
-        log, [start_tool(log, *command, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in ranks]
-    )
-
-
-def _finish(log: Path, started: list[BaseProcess]) -> tuple[int, str]:
-    try:
-        for process in started:
-            process.join(TIMEOUT_S)
-        return max(abs(process.exitcode) if process.exitcode is not None else 1 for process in started), log.read_text()
-    finally:
-        for process in started:
-            process.kill()  # a run that hangs must not go on beside the next test
-
-
-def _run(log: Path, command: list[str], environment: dict[str, str]) -> None:
-    with log.open("ab", buffering=0) as file:
+def _run(log: str, command: list[str], environment: dict[str, str]) -> None:
+    with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     for key in LAUNCHER_KEYS:

@@ -12,6 +12,7 @@ from tiny_run import (
     assert_same_bits,
     assert_same_curve,
     forget_second_half,
+    launch_cli,
     log_lines,
     run_cli,
     tiny_config,
@@ -65,8 +66,10 @@ def test_one_process(tmp_path: Path, root: Path, reference: Path, overrides: lis
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_two_processes(tmp_path: Path, root: Path, reference: Path, stage: int) -> None:
+    """Stage 0 under the real launcher, as a user starts it."""
     overrides = [f"train.zero_stage={stage}", "train.micro_batch_tokens=150"]
-    status, output = run_cli(write_config(tmp_path, root), *overrides, processes=2)
+    run = launch_cli if stage == 0 else run_cli
+    status, output = run(write_config(tmp_path, root), *overrides, processes=2)
     assert status == 0, output
     assert_same_curve(reference, tmp_path / "run")
 

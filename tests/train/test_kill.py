@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conftest import write_refer_dataset
-from tiny_run import assert_same_bits, run_cli, start_cli, write_config
+from tiny_run import assert_same_bits, run_cli, write_config
+from warm import start_tool
 
 OVERRIDES = ("train.steps=18", "train.save_every=3", "data.workers=2", "train.keep_checkpoints=2")
 TIMEOUT_S = 60
@@ -17,13 +18,14 @@ TIMEOUT_S = 60
 
 def kill_when(config: Path, overrides: tuple[str, ...], moment: Callable[[], bool]) -> None:
     """Starts a run and kills it with SIGKILL as soon as `moment()` is true. Fails when the run ends before."""
-    process = start_cli(config, *overrides)
+    run = start_tool("tools/train.py", config, *overrides)
+    (process,) = run.ranks
     deadline = time.monotonic() + TIMEOUT_S
-    while not moment() and process.poll() is None and time.monotonic() < deadline:
+    while not moment() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.001)
-    process.kill()
-    output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"the run ended by itself:\n{output}"
+    run.kill()
+    status, output = run.finish()
+    assert status == -signal.SIGKILL, f"the run ended by itself:\n{output}"
 
 
 def test_killed_runs_equal_an_uninterrupted_one(tmp_path: Path) -> None:
