@@ -41,6 +41,13 @@ setup(
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
         "pixfoundation": ["pyarrow>=15"],  # CV-Bench's test.parquet, where its test.jsonl is not at hand
-        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.17"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "matplotlib>=3.9",
+            "peft>=0.17",
+        ],
     },
 )

@@ -1,4 +1,4 @@
-"""The README's commands, small: draw, train, score, predict. Each tool is started once as a user starts it (`launch`)."""
+"""The README's commands, small: draw, train, score, predict. `launch` starts each tool once, as a user would."""
 
 from __future__ import annotations
 

@@ -411,8 +411,8 @@ def test_panoptic_segments_one_by_one(root):
     assert_mask(cups[1], box_mask(20, 0))
 
 
-def test_the_real_panoptic_sample_one_by_one(shared):
-    root = shared / "data/panoptic_sample"
+def test_the_real_panoptic_sample_one_by_one(real_data):
+    root = real_data / "panoptic_sample"
     values = json.loads((root / "annotations/panoptic_train2017.json").read_text())
     source = open_named(root, "coco_panoptic_segments", count=50)
     assert len(source) == 2
@@ -425,15 +425,15 @@ def test_the_real_panoptic_sample_one_by_one(shared):
         assert sorted(decode_mask(mask).sum() for mask in sample.masks) == sorted(i["area"] for i in whole)
 
 
-def test_the_real_instances_one_by_one(shared, tmp_path):
-    (tmp_path / "images").symlink_to(shared / "data/mini_coco/images")
+def test_the_real_instances_one_by_one(real_data, tmp_path):
+    (tmp_path / "images").symlink_to(real_data / "mini_coco/images")
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations/instances_train2017.json").symlink_to(shared / "data/mini_coco/refcoco/instances.json")
+    (tmp_path / "annotations/instances_train2017.json").symlink_to(real_data / "mini_coco/refcoco/instances.json")
     values = json.loads((tmp_path / "annotations/instances_train2017.json").read_text())
     source = open_named(tmp_path, "coco_instance", count=100)
-    assert len(source) > 200 and len(source.problems) == 1
+    assert len(source) > 0.9 * len(values["images"]) and len(source.problems) == 1
     sizes = {image["id"]: (image["height"], image["width"]) for image in values["images"]}
-    for index in range(0, len(source), 20):
+    for index in range(0, len(source), len(source) // 20 + 1):
         sample = draw_sample(source, index)
         annotations = [
             annotation

@@ -42,14 +42,14 @@ def test_no_pixel_of_a_large_image_is_lost():
         assert (prompt_ids({0: rle}, (3000, 4000), (48, 64), "key") == 0).sum() >= 1
 
 
-def test_every_patch_of_the_research_code_is_prompted(shared):
-    golden = np.load(shared / "golden/helpers/mask_patches.npz")
+def test_every_patch_of_the_research_code_is_prompted(golden):
+    values = np.load(golden / "helpers/mask_patches.npz")
     for i in range(6):
-        mask = golden[f"mask{i}"]
+        mask = values[f"mask{i}"]
         for patch in (16, 32):
             width, height = resized_size(mask.shape[::-1], patch, 1024)
             grid = (height // patch, width // patch)
-            recorded = golden[f"mask{i}_patches{patch}"]
+            recorded = values[f"mask{i}_patches{patch}"]
             ids = prompt_ids({2: encode_mask(mask)}, mask.shape, grid, "key").numpy().reshape(grid) == 2
             assert recorded.shape == grid and not (recorded & ~ids).any(), (i, patch)
             assert ids.any() == mask.any()

