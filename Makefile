@@ -29,8 +29,10 @@ $(VENV)/.demo: $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	touch $@
 
+# FRAMEWORK=1 leaves out the tests of scenes/ and studies/. TESTS="-n 0 tests/train" runs one folder, undivided.
+TESTS ?= -n 2 --dist loadfile tests
 test: $(VENV)/.compiled smollm lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(if $(FRAMEWORK),-m "not extra") $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

