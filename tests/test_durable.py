@@ -72,6 +72,27 @@ def until_it_survives(prepare: Callable[[], None], action: Callable[[], object],
     raise AssertionError("it never came to an end")
 
 
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that order writing on the disk."""
+    calls: list[str] = []
+    for name in ("fsync", "replace", "rename"):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, function=function: (calls.append(name), function(*a))[1])
+    return calls
+
+
+def test_contents_reach_the_disk_before_the_name(tmp_path: Path, events: list[str]) -> None:
+    write_text(tmp_path / "file", "old")
+    os.link(tmp_path / "file", tmp_path / "link")
+    write_text(tmp_path / "file", "new")
+    assert events == ["fsync", "replace", "fsync"] * 2
+    assert (tmp_path / "link").read_text() == "old"  # replaced, and not written over
+    del events[:]
+    write_parts(tmp_path / "folder", "new")
+    assert events == ["fsync"] * 5 + ["rename", "fsync"]  # three files and two folders; at last the new name
+
+
 @pytest.mark.parametrize("mode", ["w", "wb"])
 def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "file"
