@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pixel_sail import durable
 from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, from_flat
 
 S = TypeVar("S", bound=Section)
@@ -265,7 +266,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     """Write every resolved value, defaults included; `load_config` reads it back to an equal Config."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    durable.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def environment() -> dict[str, Any]:

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, resize_nearest
-from pixel_sail.data.sources.coco import read_json
 from pixel_sail.data.sources.coco_panoptic import NAME, read_panoptic, segment_masks
 from pixel_sail.experts.features import expert_image
 from pixel_sail.scenes.expert_config import STRIDE_PX

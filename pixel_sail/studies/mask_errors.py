@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import area_px, decode_mask, overlap_px
 from pixel_sail.data.sources import refer
 from pixel_sail.data.sources.cases import Case
-from pixel_sail.data.sources.coco import CocoInstances, read_json
+from pixel_sail.data.sources.coco import CocoInstances
 from pixel_sail.evaluate.benchmark import Line
 from pixel_sail.metrics import boundary, boundary_distance_px, iou
 from pixel_sail.types import RLE

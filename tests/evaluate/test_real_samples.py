@@ -44,7 +44,9 @@ def test_rows_of_pixmmvp(root: Path) -> None:
     person, book, word, nothing = pixmmvp.read_objects(root)
     values = json.loads((root / "pixmmvp/Segmentations.json").read_text())
     for read, size in ((person, (423, 640)), (book, (480, 640))):
-        polygons = [one for a in values["annotations"] if a["image_id"] == read.index for one in a["segmentation"]]
+        polygons = [
+            polygon for a in values["annotations"] if a["image_id"] == read.index for polygon in a["segmentation"]
+        ]
         drawn = np.any(coco_mask.decode(coco_mask.frPyObjects(polygons, *size)), axis=2)
         assert read.size_hw == size and np.array_equal(decode_mask(read.mask_rle), drawn)
     assert len(polygons) == 2

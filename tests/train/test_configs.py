@@ -96,7 +96,10 @@ def _reduced(values: dict[str, Any], stand_ins: Path) -> dict[str, Any]:
     for entry in data["mixture"]:
         entry.pop("root", None)
     steps |= {"steps": 2, "batch_size": 8, "micro_batch_tokens": 2048, "save_every": 100}
-    experts = [expert_values(stand_ins / "expert", name=one["name"], at=one["at"]) for one in values.get("experts", [])]
+    experts = [
+        expert_values(stand_ins / "expert", name=expert["name"], at=expert["at"])
+        for expert in values.get("experts", [])
+    ]
     changed = {
         "model": model,
         "architecture": parts | small,

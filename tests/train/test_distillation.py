@@ -237,9 +237,11 @@ def test_adapters_do_not_depend_on_each_other(tmp_path: Path, root: Path, both: 
     widths = {"vit": 64, "pixels": 64}
     two = build_adapters(config, widths, hidden=32, mask_dim=16)
     torch.rand(1)  # nor on what was drawn before
-    one = build_adapters(config.model_copy(update={"experts": config.experts[1:]}), widths, hidden=32, mask_dim=16)
+    pixels_alone = build_adapters(
+        config.model_copy(update={"experts": config.experts[1:]}), widths, hidden=32, mask_dim=16
+    )
     assert two["to_vit"].weight.shape == (64, 32) and two["to_pixels"].weight.shape == (64, 16)
-    assert torch.equal(two["to_pixels"].weight, one["to_pixels"].weight)
+    assert torch.equal(two["to_pixels"].weight, pixels_alone["to_pixels"].weight)
 
 
 # The expert
@@ -341,8 +343,8 @@ def test_a_cache_needs_no_expert(tmp_path: Path, root: Path, both: str, cached: 
     gone = expert.with_name("gone")
     expert.rename(gone)
     try:
-        found = open_distillation(tiny_config(tmp_path, root, cached), sources, torch.device("cpu"))
-        assert found.online == {} and found.widths == {"vit": 64, "pixels": 64}
+        distillation = open_distillation(tiny_config(tmp_path, root, cached), sources, torch.device("cpu"))
+        assert distillation.online == {} and distillation.widths == {"vit": 64, "pixels": 64}
         with pytest.raises(ConfigError, match="the config names elsewhere, which is no folder here"):
             open_distillation(tiny_config(tmp_path, root, cached.replace(str(expert), "elsewhere")), sources, "cpu")
     finally:
@@ -393,12 +395,12 @@ def test_standardized_features(tmp_path: Path, root: Path, both: str, cached: st
     override = cached.replace('"cache"', '"standardize": true, "cache"')
     config = tiny_config(tmp_path, root, override, "data.mixture=[{source: refcoco}]")
     source = open_source(config.data.mixture[0], config.data)
-    found = open_distillation(config, [source], torch.device("cpu"))
-    assert set(found.statistics) == set(caches) and "standardized" in found.fingerprints["vit"]
+    distillation = open_distillation(config, [source], torch.device("cpu"))
+    assert set(distillation.statistics) == set(caches) and "standardized" in distillation.fingerprints["vit"]
     samples = [source.sample(i, np.random.default_rng(0)) for i in range(len(source))]
-    given = [torch.from_numpy(found.inputs.cached(sample)["vit"]) for sample in samples]
-    batch = replace(_empty_batch(), expert_features={"vit": (*given, torch.empty(0))})
-    *seen, nothing = found.add_expert_features(batch).expert_features["vit"]
+    cached_features = [torch.from_numpy(distillation.inputs.cached(sample)["vit"]) for sample in samples]
+    batch = replace(_empty_batch(), expert_features={"vit": (*cached_features, torch.empty(0))})
+    *seen, nothing = distillation.add_expert_features(batch).expert_features["vit"]
     assert nothing.numel() == 0
     values = torch.stack([torch.stack([f.mean((1, 2)), f.square().mean((1, 2))]) for f in seen]).mean(0)
     torch.testing.assert_close(values[0], torch.zeros(64), atol=1e-4, rtol=0)
@@ -438,10 +440,10 @@ def test_the_grid_rule_is_the_students(tmp_path: Path, root: Path, cached: str) 
     assert resized_size((64, 48), 16, 64) == (64, 48)
     config = tiny_config(tmp_path, root, cached)
     source = open_source(config.data.mixture[0], config.data)
-    found = open_distillation(config, [source], torch.device("cpu"))
+    distillation = open_distillation(config, [source], torch.device("cpu"))
     shapes = {
         name: features.shape
-        for name, features in found.inputs.cached(source.sample(0, np.random.default_rng(0))).items()
+        for name, features in distillation.inputs.cached(source.sample(0, np.random.default_rng(0))).items()
     }
     assert shapes == {"vit": (64, 3, 4), "pixels": (64, 4, 4)}  # the expert's own 3 x 4 and 4 x 4: the smaller ones
 

@@ -87,11 +87,11 @@ def test_merged_weights_say_what_the_adapters_say(kind: str, tmp_path: Path, roo
         state = merged(state, config.train.lora)
         assert state.keys() == plain.state_dict().keys() - tied
         plain.load_state_dict(state, strict=False)
-        found = plain(batch)
+        output = plain(batch)
     torch.testing.assert_close(start.logits, before.logits, atol=1e-6, rtol=0)  # adapters start as nothing
     assert (live.logits - before.logits).abs().max() > 0.1
-    torch.testing.assert_close(found.logits, live.logits, atol=1e-5, rtol=1e-5)
-    for ours, theirs in zip(found.mask_logits, live.mask_logits, strict=True):
+    torch.testing.assert_close(output.logits, live.logits, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(output.mask_logits, live.mask_logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_every_linear_of_the_layers_and_both_twins(tmp_path: Path, root: Path) -
     attention = {f"self_attn.{name}_proj" for name in "qkvo"}
     mlp = {f"{name}_proj" for name in ("gate", "up", "down")}
     layers, twins = range(2), ("text", "vision")
-    stock = {f"{i}.{name}" for i in layers for name in attention | {f"mlp.{one}" for one in mlp}}
+    stock = {f"{i}.{name}" for i in layers for name in attention | {f"mlp.{part}" for part in mlp}}
     assert adapted("llama", "train.lora={}") == stock
     q = {f"{i}.self_attn.q_proj.{twin}" for i in layers for twin in twins}
     paired = {f"{i}.{name}.{twin}" for i in layers for name in attention for twin in twins}
@@ -269,7 +269,7 @@ def test_nf4(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     engines: list[Engine] = []
     start = Engine.__init__
     monkeypatch.setattr(
-        Engine, "__init__", lambda self, *given, **named: engines.append(self) or start(self, *given, **named)
+        Engine, "__init__", lambda self, *arguments, **named: engines.append(self) or start(self, *arguments, **named)
     )
     for folder, save_every in ((straight, 100), (interrupted, 2)):
         folder.mkdir()
@@ -303,9 +303,9 @@ def test_scale_and_rows_of_the_merge() -> None:
         "b.table.weight": torch.zeros(3, 2), "b.rows": torch.ones(1, 2), "b.ids": torch.tensor([2]),
         "head.ids": torch.tensor([2]), "c.weight": torch.ones(1),
     }  # fmt: skip
-    found = merged(state, LoraConfig(rank=1, alpha=0.5))
-    assert found.keys() == {"a.weight", "a.bias", "b.weight", "c.weight"}
-    assert found["a.weight"].tolist() == [[2.5, 3.0], [2.0, 5.0]] and found["b.weight"].tolist() == [
+    weights = merged(state, LoraConfig(rank=1, alpha=0.5))
+    assert weights.keys() == {"a.weight", "a.bias", "b.weight", "c.weight"}
+    assert weights["a.weight"].tolist() == [[2.5, 3.0], [2.0, 5.0]] and weights["b.weight"].tolist() == [
         [0, 0],
         [0, 0],
         [1, 1],

@@ -73,14 +73,14 @@ def test_all_fixtures_train_export_load_generate(
 @pytest.mark.parametrize("stage", [0, 2])
 def test_two_processes_do_what_one_does(stage: int, tmp_path: Path) -> None:
     root = write_refer_dataset(tmp_path / "root")
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
         folder.mkdir()
     options = [LORA, "train.freeze=['fusion.*']", f"train.zero_stage={stage}", "train.steps=2"]
-    train(tiny_config(one, root, *options))
-    status, printed = run_cli(write_config(two, root), *options, processes=2)
+    train(tiny_config(first, root, *options))
+    status, printed = run_cli(write_config(second, root), *options, processes=2)
     assert status == 0, printed
     assert printed.count("frozen by fusion.*: ") == 1  # one process says it
     # Adam turns gradients that are nothing but rounding into steps, and adapters have some (B starts at 0).
-    assert_same_curve(one / "run", two / "run", tolerance=3e-4)
-    assert yaml.safe_load((two / "run/config.yaml").read_text())["train"]["lora"]["rank"] == 4
+    assert_same_curve(first / "run", second / "run", tolerance=3e-4)
+    assert yaml.safe_load((second / "run/config.yaml").read_text())["train"]["lora"]["rank"] == 4

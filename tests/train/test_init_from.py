@@ -42,13 +42,13 @@ def first(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     return folder / "run"
 
 
-def next_config(folder: Path, root: Path, start: Path, **given: object) -> Config:
+def next_config(folder: Path, root: Path, start: Path, **values: object) -> Config:
     values = tiny_run.VALUES | {
         "run": {"dir": str(folder / "next"), "log_every": 1},
         "data": tiny_run.VALUES["data"] | {"root": str(root)},
         "train": tiny_run.VALUES["train"] | {"init_from": str(start), "steps": 1},
-        "model": {key: value for key, value in given.items() if key == "chat_format"},
-        "architecture": {key: value for key, value in given.items() if key != "chat_format"},
+        "model": {key: value for key, value in values.items() if key == "chat_format"},
+        "architecture": {key: value for key, value in values.items() if key != "chat_format"},
     }
     folder.mkdir(exist_ok=True)
     (folder / "next.yaml").write_text(yaml.safe_dump(values))
@@ -67,8 +67,8 @@ def test_an_export_a_run_and_a_checkpoint(place: str, first: Path, root: Path, t
     ) == (56, "interleaved", "auto")
     model, tokenizer = build_model(config)
     wanted = PixelSail.from_pretrained(first / "export").state_dict()
-    found = model.state_dict()
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    weights = model.state_dict()
+    assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
     assert tokenizer.get_vocab().keys() >= {"[SEG]", "<Prompt0>"}
 
 

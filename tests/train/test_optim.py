@@ -121,9 +121,9 @@ def test_orthogonalize_keeps_the_directions_and_evens_out_the_sizes() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 6, 20), (3, 20, 6)):
         x = torch.randn(shape, generator=generator)
-        found = orthogonalize(x).float()
+        orthogonal = orthogonalize(x).float()
         u, sizes, vt = torch.linalg.svd(x, full_matrices=False)
-        now = u.mT @ found @ vt.mT  # diagonal, when the directions are the same
+        now = u.mT @ orthogonal @ vt.mT  # diagonal, when the directions are the same
         off = now - torch.diag_embed(now.diagonal(dim1=1, dim2=2))
         assert sizes.max() / sizes.min() > 2 and off.abs().max() < 0.05
         assert now.diagonal(dim1=1, dim2=2).min() > 0.6 and now.diagonal(dim1=1, dim2=2).max() < 1.3

@@ -121,9 +121,9 @@ def test_a_checkpoint_from_before_a_key_is_accepted(tmp_path: Path, finished: Pa
 def test_free_keys_exist(finished: Path) -> None:
     values = load_config(finished / "tiny.yaml").model_dump()
     for key in FREE_KEYS:
-        found = values
+        value = values
         for part in key.split("."):
-            found = found[part]
+            value = value[part]
 
 
 def test_never_does_not_overwrite(finished: Path, root: Path) -> None:

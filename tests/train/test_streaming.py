@@ -76,28 +76,30 @@ def test_two_ranks_with_uneven_shards_finish_together(tmp_path: Path, root: Path
     image.write_bytes(image.read_bytes()[:-40])  # stored as it is; encoding finds it
     make_shards(tiny_config(tmp_path, torn), tmp_path / "shards", 15, 7)
     overrides = (streamed(tmp_path / "shards"), "train.micro_batch_tokens=150", "train.batch_size=5", "data.workers=1")
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
         folder.mkdir()
-    train(tiny_config(one, torn, *overrides))
-    status, output = run_cli(write_config(two, torn), *overrides, processes=2)
+    train(tiny_config(first, torn, *overrides))
+    status, output = run_cli(write_config(second, torn), *overrides, processes=2)
     assert status == 0, output
-    assert_same_curve(one / "run", two / "run")
-    bad = read_json_lines(two / "run" / "bad_samples.jsonl")
-    assert bad == read_json_lines(one / "run" / "bad_samples.jsonl")
+    assert_same_curve(first / "run", second / "run")
+    bad = read_json_lines(second / "run" / "bad_samples.jsonl")
+    assert bad == read_json_lines(first / "run" / "bad_samples.jsonl")
     assert bad and all("image=11: cannot decode the image" in line["message"] for line in bad)
-    assert sum(line["samples"] for line in log_lines(two / "run")) == 4 * 5 - len(bad)  # shares of 3 and 2, less these
+    assert sum(line["samples"] for line in log_lines(second / "run")) == 4 * 5 - len(
+        bad
+    )  # shares of 3 and 2, less these
 
 
 def test_from_shards_as_from_files(tmp_path: Path, root: Path) -> None:
     """Samples without a draw in them train the same model from both, where the order is the same: one sample."""
-    one = "data.mixture=[{source: llava}]"
+    mixture = "data.mixture=[{source: llava}]"
     talk = [{"from": "human", "value": "Which colours?\n<image>"}, {"from": "gpt", "value": "Red, green and blue."}]
     data = shutil.copytree(root, tmp_path / "root")
     (data / "llava").mkdir()
     image = next((data / "images" / "train2014").iterdir()).name
     (data / "llava" / "train.json").write_text(json.dumps([{"image": image, "conversations": talk}]))
-    files = tiny_config(tmp_path, data, one, "train.steps=2")
+    files = tiny_config(tmp_path, data, mixture, "train.steps=2")
     train(files)
     make_shards(files, tmp_path / "shards", 1)
     train(tiny_config(tmp_path, data, streamed(tmp_path / "shards"), "train.steps=2", f"run.dir={tmp_path / 'second'}"))

@@ -21,8 +21,8 @@ from typing import Any
 from PIL import Image
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_nearest
-from pixel_sail.data.sources.coco import read_json
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, union_or_none

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import area_px, from_coco, unite
-from pixel_sail.data.sources.coco import read_json
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.vqa import parse_options
 from pixel_sail.types import RLE, BadSample
