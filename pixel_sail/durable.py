@@ -75,6 +75,7 @@ def write_json(path: Path, values: Any, indent: int | None = 1) -> None:
 @contextlib.contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder that becomes `folder` when the block ends well; a folder of that name goes only then."""
+    _restore(folder)
     partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -89,8 +90,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 def publish_folder(partial: Path, folder: Path) -> None:
     """Gives a synced folder its final name. What had that name before is deleted afterwards.
 
-    A kill between the two renames leaves both folders whole under other names: `remove_leftovers` gives the older one
-    its name back.
+    A kill between the two renames leaves both folders whole under other names. `remove_leftovers` and the next
+    `replaced_folder` give the older one its name back.
     """
     previous = folder.with_name(folder.name + PREVIOUS)
     if folder.exists():
@@ -112,13 +113,19 @@ def discard_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Deletes what killed writers left in `folder`; a folder that nothing has replaced yet gets its name back."""
     for path in folder.glob(f"*{PREVIOUS}"):
-        if not (named := path.with_name(path.name.removesuffix(PREVIOUS))).exists():
-            path.rename(named)
+        _restore(path.with_name(path.name.removesuffix(PREVIOUS)))
     for path in folder.glob(f"*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _restore(folder: Path) -> None:
+    """Give a folder its name back if a kill came between the two renames of `publish_folder`."""
+    previous = folder.with_name(folder.name + PREVIOUS)
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
 
 
 def append_json_line(path: Path, values: Any) -> None:

@@ -168,6 +168,13 @@ def test_an_exception_leaves_the_older_folder(tmp_path: Path) -> None:
     assert contents(tmp_path / "folder") == {"old"} and os.listdir(tmp_path) == ["folder"]
 
 
+def test_a_writer_after_a_kill_between_the_renames_does_not_lose_the_older_folder(tmp_path: Path) -> None:
+    write_parts(tmp_path / "folder.previous.partial", "old")
+    with pytest.raises(KeyError), replaced_folder(tmp_path / "folder"):
+        raise KeyError
+    assert contents(tmp_path / "folder") == {"old"} and os.listdir(tmp_path) == ["folder"]
+
+
 def test_a_new_folder_begins_empty(tmp_path: Path) -> None:
     (tmp_path / "folder.partial").mkdir()
     (tmp_path / "folder.partial/torn").touch()
