@@ -122,7 +122,7 @@ def test_score_perbench(finished: Path) -> None:
     assert {"ciou", "giou"} <= scores["perbench:vtres"].keys() and "cider" in scores["region_caption:refcocog"]
     assert len(list((out / "gallery").glob("*.png"))) == 4
     blind = run(*call, "--benchmark", "perbench:mcq", "--hide", "prompts", "--max-images", 2)
-    assert "made with another checkpoint, settings or data" in blind
+    assert "the earlier predictions of perbench:mcq are replaced: " in blind and "settings.hide was " in blind
 
 
 def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:

@@ -41,7 +41,7 @@ def box(left: int, top: int, side: int = 10):
 @pytest.fixture(scope="module", autouse=True)
 def one_meteor() -> Iterator[None]:
     """METEOR's Java is started once for all tests of this file: it loads its tables for seconds."""
-    if captions.why_not() is not None:
+    if captions.missing_requirement() is not None:
         yield
         return
     from pycocoevalcap.meteor import meteor

@@ -16,10 +16,11 @@ from pycocotools import mask as coco_mask
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.data.masks import decode_mask
+from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
 from pixel_sail.evaluate.pixfoundation.templates import VQA
-from pixel_sail.evaluate.predictions import read_lines, write_lines
+from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.weights.convert.scratch import from_scratch
 
@@ -72,7 +73,7 @@ def test_pixmmvp_end_to_end_and_scored_again(root: Path, tmp_path: Path) -> None
         {"index": case.index, "answers": [f"({case.answer})"], "segmentations": [case.mask_rle]}
         for case in benchmark.cases
     ]
-    write_lines(tmp_path / "right.jsonl", right)
+    write_json_lines(tmp_path / "right.jsonl", right)
     perfect = runner.score_file(tmp_path / "right.jsonl", "pixmmvp", root)
     assert perfect["score"] == perfect["accuracy"] == perfect["miou"] == 100
 

@@ -27,7 +27,7 @@ def test_every_mask_starts_as_one_of_patches() -> None:
     model = scratch_model()
     converted = MaskHead(model.config.architecture, 32)
     parts = {name: part for name, part in new_parts(model.config).items() if name.startswith("mask_head.")}
-    converted.load_state_dict({name.removeprefix("mask_head."): part.make() for name, part in parts.items()})
+    converted.load_state_dict({name.removeprefix("mask_head."): part.derive() for name, part in parts.items()})
     generator = torch.Generator().manual_seed(1)
     for head in (model.mask_head, converted):
         patches, seg = torch.randn(3, 5, 32, generator=generator), torch.randn(2, 32, generator=generator)
