@@ -66,6 +66,12 @@ QUESTIONS_REASON = (
     "{expression} Show me the mask.",
     "{expression} Mark it in the image.",
 )
+# The same, where the answer also says why.
+QUESTIONS_EXPLAINED = (
+    "{expression} Please answer with a segmentation mask, and explain why.",
+    "{expression} Show me the mask and give the reason.",
+    "{expression} Mark it in the image and say why.",
+)
 GROUNDED_CAPTION = (
     "Describe this image, and mark with a mask what you mention.",
     "Give a description of the image with a segmentation mask for each thing that you name.",
@@ -152,10 +158,10 @@ class Templates:
             answer=answers[rng.integers(len(answers))].replace(SEG, listed([SEG] * targets)),
         )
 
-    def reason(self, asked: str, rng: np.random.Generator) -> Turn:
+    def reason(self, asked: str, rng: np.random.Generator, questions: tuple[str, ...] = QUESTIONS_REASON) -> Turn:
         """A question that is a whole sentence, with a request for a mask; the answer has one [SEG]."""
         asked = HIDDEN_EXPRESSION if self.hide_expression else asked
         return Turn(
-            question=question(asked, QUESTIONS_REASON[rng.integers(len(QUESTIONS_REASON))]),
+            question=question(asked, questions[rng.integers(len(questions))]),
             answer=self.answers[rng.integers(len(self.answers))],
         )

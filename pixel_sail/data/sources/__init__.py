@@ -14,7 +14,9 @@ from pixel_sail.data.sources import (
     panoptic_segments,
     perbench,
     pix2cap,
+    reason_explained,
     reason_seg,
+    refcocog_mdetr,
     refer,
     region_captions,
     sam_captions,
@@ -42,6 +44,8 @@ RECORDS: tuple[SourceRecord, ...] = (
     *perbench.RECORDS,
     *llava.RECORDS,
     *stored.RECORDS,
+    *reason_explained.RECORDS,
+    *refcocog_mdetr.RECORDS,
 )
 
 

@@ -12,6 +12,7 @@ from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
 from pixel_sail.types import RLE, BadSample
 
+_COCO_FOLDER = re.compile(r"^(coco/)?(train|val|test)20(14|17)/(?=[^/]+$)")
 COCO_2014_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")  # the second is REFER's
 
 
@@ -76,9 +77,11 @@ class ImageFinder:
         """The image. Raises BadSample, beginning with `where` and naming the folders, if none of them has it.
 
         COCO 2017 holds the images of COCO 2014 without the prefix COCO_train2014_: a 2014 name finds them there too.
+        Some files write COCO's folder before the name ("train2017/9.jpg"): the image may be in any of the folders.
         """
         if file_name not in self._paths:
-            names = dict.fromkeys((file_name, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", file_name)))
+            bare = _COCO_FOLDER.sub("", file_name)
+            names = dict.fromkeys((file_name, bare, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", bare)))
             paths = (folder / name for name in names for folder in self._folders)
             path = next((path for path in paths if path.is_file()), None)
             if path is None:

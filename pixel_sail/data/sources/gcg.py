@@ -1,6 +1,6 @@
 """Grounded caption generation (GCG): the four datasets of GLaMM's GranD-f (arXiv 2311.03356), in its folder layout.
 
-The images are those of `<root>/GranDf_HA_images/{train,val_test}`, COCO and Flickr30k.
+The images are GranD-f's own, COCO's and Flickr30k's: GLaMM's folders and the usual ones are searched.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ SPLITS = {name: ("train", "val") for name in NAMES} | {GRAND_F: ("train", "val",
 FOLDERS = (
     "GranDf_HA_images/train",
     "GranDf_HA_images/val_test",
+    "GranDf/GranDf_HA_images/train",  # where GLaMM's loader looks; its documentation has the two above
+    "GranDf/GranDf_HA_images/val_test",
     *ImageFinder.FOLDERS,
+    "coco_2017/train2017",
+    "coco_2014/train2014",
     "images/flickr30k",
     "flickr30k",
     "flickr_30k",
+    "flikcr_30k/train",  # GLaMM's spelling
 )
 _TRAIN, _VAL_TEST = "GranDf/annotations/train", "GranDf/annotations/val_test"
 _FILES = {

@@ -19,7 +19,7 @@ from pixel_sail.tokens import SEG
 from pixel_sail.types import BadSample
 
 NAME = "muse"
-FILE = ExpectedFile("muse/MUSE_{split}.json")
+FILE = ExpectedFile("muse/MUSE_{split}.json", other_places=("muse/muse_{split}.json",))  # PixelLM has both
 _PLACE = "{seg}"
 
 

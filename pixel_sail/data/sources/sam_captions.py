@@ -20,7 +20,10 @@ from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.types import BadSample
 
 NAME = "sam_captions"
-FILE = ExpectedFile("sam_captions/{split}.json")
+FILE = ExpectedFile(
+    "sam_captions/{split}.json",
+    other_places=("sam_captions/object_caption_data_{split}_split.json",),  # as its authors name it
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class CaptionedObject:
 def open_sam_captions(root: Path, split: str, data: DataConfig) -> RegionSource[CaptionedObject]:
     """Samples of one image with several objects. Raises DatasetError; unusable objects are in `.problems`."""
     problems: list[str] = []
-    images = read_captions(FILE.path(root, split), ImageFinder(root), f"{NAME}/{split}", problems)
+    images = read_captions(FILE.find(root, split), ImageFinder(root), f"{NAME}/{split}", problems)
     return RegionSource(images, problems, data.expressions_per_image, _ask)
 
 

@@ -1,0 +1,96 @@
+"""RefCOCOg's captions of regions in one COCO-like file, as GLaMM, Osprey and Sa2VA use it, with masks.
+
+Each entry of `images` is one expression: {id, file_name, height, width, caption}; its annotation has the mask. The
+image itself comes as often as it has expressions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_sail.config import DataConfig
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
+from pixel_sail.data.masks import from_coco
+from pixel_sail.data.sources.coco import ImageFinder
+from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, size_member, text_member
+from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
+from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.templates import TELL_APART, about
+from pixel_sail.types import BadSample
+
+NAME = "refcocog_mdetr_captions"
+_FILE_NAME = "finetune_refcocog_{split}_with_mask.json"
+FILE = ExpectedFile(
+    f"RefCoco_Reg/mdetr_annotations/{_FILE_NAME}",
+    other_places=(f"region_caption/refcocog/{_FILE_NAME}", f"region_caption/{_FILE_NAME}", f"refcocog/{_FILE_NAME}"),
+)
+FOLDERS = (*ImageFinder.FOLDERS, "coco_2014/train2014")
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    where: str
+    text: str
+    segmentation: Any  # as in the file: decoded only when it is drawn
+    size_hw: tuple[int, int]  # pixels
+
+
+def open_captions(root: Path, split: str, data: DataConfig) -> RegionSource[Expression]:
+    """Samples of one image with several expressions. Raises DatasetError; unusable entries are in `.problems`."""
+    path, finder, problems = FILE.find(root, split), ImageFinder(root, FOLDERS), list[str]()
+    values = read_json(path)
+    try:
+        entries = [(entry, f"{NAME}/{split}/id={entry['id']}") for entry in values["images"]]
+        annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in values["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+    except (TypeError, KeyError) as error:
+        raise DatasetError(f"{path} is not a COCO-like file of expressions: no {error}") from None
+
+    def parse(entry: Any, where: str) -> tuple[Path, Expression]:
+        own = annotations[entry["id"]]
+        if len(own) != 1:
+            raise BadSample(f"{where}: it has {len(own)} annotations, expected one")
+        segmentation, text = member(own[0], "segmentation", object, where), text_member(entry, "caption", where)
+        size = size_member(entry, where)
+        return finder.find(member(entry, "file_name", str, where), where), Expression(where, text, segmentation, size)
+
+    by_image: dict[Path, list[Expression]] = defaultdict(list)
+    for image, expression in parse_usable(entries, parse, problems):
+        by_image[image].append(expression)
+    images = [
+        RegionImage(f"{NAME}/{split}/image={image.name}", image, tuple(of_image))
+        for image, of_image in by_image.items()
+    ]
+    refuse_nothing(images, path, problems)
+    return RegionSource(images, problems, data.expressions_per_image, _ask)
+
+
+def _ask(image: RegionImage[Expression], drawn: list[Expression], rng: np.random.Generator) -> list[RegionTurn]:
+    return [
+        RegionTurn(
+            question=about("<Prompt0>", TELL_APART[rng.integers(len(TELL_APART))]),
+            answer=expression.text,
+            prompts={0: from_coco(expression.segmentation, *expression.size_hw, expression.where)},
+        )
+        for expression in drawn
+    ]
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val"),
+        files=(FILE,),
+        sample="an image",
+        turn="a region and an expression that refers to it",
+        open=open_captions,
+        image_folders=FOLDERS,
+    ),
+)
