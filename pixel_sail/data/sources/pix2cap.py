@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,28 +10,45 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco_panoptic import PNG_FOLDER, Panoptic, Segment, read_panoptic, segment_masks
+from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, Templates, about
 
 CAPTION, SEGMENT = "pix2cap_caption", "pix2cap_segment"
 FILE = ExpectedFile("pix2cap/pix2cap_coco_{split}.json")
+MIN_CHARACTERS = 6  # shorter descriptions, such as "N/A", say nothing
 
 
 def open_caption(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
-    """From region to description. Raises DatasetError; unusable images are listed in `.problems`."""
+    """From region to description. Raises DatasetError; unusable images and descriptions are in `.problems`."""
     panoptic = _read(root, split, CAPTION)
     return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, _describe)
 
 
 def open_segment(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
-    """From description to mask. Raises DatasetError; unusable images are listed in `.problems`."""
+    """From description to mask. Raises DatasetError; unusable images and descriptions are in `.problems`."""
     templates, panoptic = Templates.of(data), _read(root, split, SEGMENT)
     return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, partial(_segment, templates))
 
 
 def _read(root: Path, split: str, name: str) -> Panoptic:
-    return read_panoptic(root, split, FILE.find(root, split), name, described=True)
+    path = FILE.find(root, split)
+    panoptic = read_panoptic(root, split, path, name, described=True)
+    problems, images = list(panoptic.problems), []
+    for image in panoptic.images:
+        described = tuple(segment for segment in image.items if len(segment.text) >= MIN_CHARACTERS)
+        problems += [
+            f"{image.key}: segment {segment.segment_id}: its description {segment.text!r} is too short"
+            for segment in image.items
+            if segment not in described
+        ]
+        if described:
+            images.append(replace(image, items=described))
+        else:
+            problems.append(f"{image.key}: no segment with a description is left")
+    refuse_nothing(images, path, problems)
+    return replace(panoptic, images=images, problems=problems)
 
 
 def _describe(image: RegionImage[Segment], drawn: list[Segment], rng: np.random.Generator) -> list[RegionTurn]:

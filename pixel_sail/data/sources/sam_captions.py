@@ -5,7 +5,9 @@ PerBench's file of captions has the same format.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, numbered, parse_usable, read_entries, sized_mask, text_member
+from pixel_sail.data.sources.marked_regions import without_marking
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, about
@@ -36,19 +39,24 @@ class CaptionedObject:
 def open_sam_captions(root: Path, split: str, data: DataConfig) -> RegionSource[CaptionedObject]:
     """Samples of one image with several objects. Raises DatasetError; unusable objects are in `.problems`."""
     problems: list[str] = []
-    images = read_captions(FILE.find(root, split), ImageFinder(root), f"{NAME}/{split}", problems)
+    images = read_captions(
+        FILE.find(root, split), ImageFinder(root), f"{NAME}/{split}", problems, clean=without_marking
+    )
     return RegionSource(images, problems, data.expressions_per_image, _ask)
 
 
 def read_captions(
-    path: Path, finder: ImageFinder, name: str, problems: list[str]
+    path: Path, finder: ImageFinder, name: str, problems: list[str], clean: Callable[[str], str] = str
 ) -> list[RegionImage[CaptionedObject]]:
-    """Every image of a file with the objects that have a caption; the others go into `problems`. DatasetError."""
+    """Every image of a file with the objects that have a caption; the others go into `problems`. DatasetError.
+
+    `clean` rewrites the captions; an object whose caption becomes empty is left out.
+    """
 
     def parse(entry: Any, key: str) -> RegionImage[CaptionedObject]:
         image = finder.find(member(entry, "image_name", str, key), key)
         annotations = member(entry, "object_annotations", list, key)
-        objects = parse_usable(numbered(annotations, key), _captioned_object, problems)
+        objects = parse_usable(numbered(annotations, key), partial(_captioned_object, clean), problems)
         if not objects:
             raise BadSample(f"{key}: no object with a caption is left")
         return RegionImage(key, image, tuple(objects))
@@ -56,9 +64,13 @@ def read_captions(
     return read_entries(path, name, parse, problems)
 
 
-def _captioned_object(annotation: Any, key: str) -> CaptionedObject:
+def _captioned_object(clean: Callable[[str], str], annotation: Any, key: str) -> CaptionedObject:
     segmentation = member(annotation, "segmentation", dict, key)
-    return CaptionedObject(key, segmentation, text_member(annotation, "caption", key))
+    caption = text_member(annotation, "caption", key)
+    cleaned = clean(caption)
+    if not cleaned:
+        raise BadSample(f"{key}: its caption {caption!r:.60} is about the marking of the region")
+    return CaptionedObject(key, segmentation, cleaned)
 
 
 def _ask(
