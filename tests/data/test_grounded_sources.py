@@ -187,22 +187,21 @@ def test_bad_captions_are_listed(root):
         ": the caption contains <p>": _entry("A <p> cat", {}),
         ": the text contains [SEG]": _entry("A [SEG]", {}),
         ": its 'caption' is empty": _entry('""', {}),
-        ": the phrase 'a': the positions [0] are not": _entry("a", {"a": ([0], [box_rle(0, 0)])}),
+        ": the phrase 'a': the positions [0] are not": _entry(
+            "a cat", {"a": ([0], [box_rle(0, 0)]), "cat": ([2, 5], [box_rle(0, 0)])}
+        ),
         ": no image 'gone.jpg'": good | {"file_name": "gone.jpg"},
         ": it has no 'groundings'": {"caption": "a"},
     }
     write_json(root / GCG / "OpenPsgGCG_train.json", [*bad.values(), good])
     source = open_named(root, "open_psg")
-    assert len(source) == 1 and len(source.problems) == len(bad)
+    assert len(source) == 2 and len(source.problems) == len(bad)  # a phrase without positions does not take the image
     for number, (problem, message) in enumerate(zip(source.problems, bad, strict=True)):
         assert problem.startswith(f"open_psg/train/{number}{message}"), problem
     torn = _entry("A cat.", {"A cat": ([0, 5], [box_rle(0, 0) | {"counts": "0"}])})
-    empty = _entry("A cat.", {"A cat": ([0, 5], [box_rle(0, 0, side=0)])})
-    write_json(root / GCG / "OpenPsgGCG_train.json", [torn, empty])
-    source = open_named(root, "open_psg")
-    for index, message in enumerate(("the run lengths", "has no pixel")):
-        with pytest.raises(BadSample, match=f"^open_psg/train/{index}: the mask of 'A cat'.*{message}"):
-            draw_sample(source, index)
+    write_json(root / GCG / "OpenPsgGCG_train.json", [torn])
+    with pytest.raises(BadSample, match="^open_psg/train/0: the mask of 'A cat'.*the run lengths"):
+        draw_sample(open_named(root, "open_psg"))
 
 
 # --- MUSE -----------------------------------------------------------------------------------------------------------

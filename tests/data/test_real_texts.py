@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 from PIL import Image
-from source_fixtures import SIZE, box_mask, box_rle, draw_sample, open_named, write_images, write_json
+from source_fixtures import (
+    SIZE,
+    assert_mask,
+    box_mask,
+    box_polygon,
+    box_rle,
+    draw_sample,
+    messages,
+    open_named,
+    write_images,
+    write_json,
+)
 
 from pixel_sail.data.errors import DatasetError
 
@@ -92,3 +103,67 @@ def test_a_file_of_short_descriptions_alone_is_refused(root):
     _pix2cap(root, ["N/A"])
     with pytest.raises(DatasetError, match="pix2cap_coco_train.json can be used; first: .*'N/A' is too short"):
         open_named(root, "pix2cap_caption")
+
+
+# --- Osprey -----------------------------------------------------------------------------------------------------------
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+def _osprey(root, kind, *talks, regions=3):
+    entries = [
+        {"id": "1", "file_name": "0.jpg", "height": SIZE[0], "width": SIZE[1], "conversations": talk}
+        | {"annotation": [{"bbox": [], "segmentation": box_polygon(5 * (i % 8), 5 * (i // 8))} for i in range(regions)]}
+        for talk in talks
+    ]
+    write_json(root / f"osprey/osprey_{kind}.json", entries)
+    return open_named(root, f"osprey_{kind}")
+
+
+def test_the_short_forms_of_osprey_ask_for_a_word_or_a_phrase(root):
+    talk = messages("What is <region1>?", "A cup.", "And <region2>?", "A lid.")
+    for kind, said in (("short_form", f" {SHORT}"), ("part_level", f" {SHORT}"), ("conversation", "")):
+        sample = draw_sample(_osprey(root, kind, talk))
+        assert [turn.question for turn in sample.turns] == [f"What is <Prompt0>?{said}", f"And <Prompt1>?{said}"]
+    again = draw_sample(_osprey(root, "short_form", messages(f"What is <region1>? {SHORT}", "A cup.")))
+    assert again.turns[0].question.count(SHORT) == 1
+
+
+def test_texts_that_name_no_region_have_all_of_them_announced(root):
+    source = _osprey(root, "conversation", messages("What do they share?", "Their colour.", "Which is red?", "None."))
+    sample = draw_sample(source)
+    assert source.problems == []
+    assert [turn.question for turn in sample.turns] == [
+        "<Prompt0> <Prompt1> <Prompt2> What do they share?",
+        "Which is red?",
+    ]
+    for k in range(3):
+        assert_mask(sample.prompts[k], box_mask(5 * k, 0))
+    assert len(draw_sample(_osprey(root, "conversation", messages("Why?", "So."), regions=15)).prompts) == 15
+
+
+@pytest.mark.parametrize("source", ["osprey_conversation", "llava"])
+def test_a_conversation_goes_from_the_first_question_to_the_last_answer(root, source):
+    whole = messages("What is <region1>?", "A cup.")
+    odd = [*whole, {"from": "human", "value": "And?"}]
+    gpt_first = [{"from": "gpt", "value": "Hello."}, {"from": "gpt", "value": "I see."}, *whole]
+    both = [gpt_first[0], *odd]
+    never = [odd[2]]
+    if source == "llava":
+        name, file = "llava/train", root / "llava/train.json"
+        write_json(file, [{"image": "0.jpg", "conversations": talk} for talk in (odd, gpt_first, both, never)])
+        opened = open_named(root, source)
+    else:
+        name, opened = source, _osprey(root, "conversation", odd, gpt_first, both, never)
+    assert len(opened) == 3
+    for index in range(3):
+        (turn,) = draw_sample(opened, index).turns if source != "llava" else opened.sample(index, None).turns
+        assert turn.answer == "A cup."
+    assert opened.problems == [
+        f"{name}/0: 1 of its messages, after the last answer, left out",
+        f"{name}/1: 2 of its messages, before the first question, left out",
+        f"{name}/2: 1 of its messages, before the first question, left out",
+        f"{name}/2: 1 of its messages, after the last answer, left out",
+        f"{name}/3: 1 of its messages, after the last answer, left out",
+        f"{name}/3: its conversation is empty",
+    ]

@@ -39,9 +39,12 @@ class ConversationSource(EntrySource[Conversation]):
         return compose(talk.key, talk.image, [RegionTurn(turn.question, turn.answer, prompts) for turn in talk.turns])
 
 
-def read_turns(entry: Any, where: str) -> list[Turn]:
-    """The turns of an entry. Raises BadSample unless human and gpt alternate, human first; and for [SEG] in answers."""
-    messages = member(entry, "conversations", list, where)
+def read_turns(entry: Any, where: str, problems: list[str]) -> list[Turn]:
+    """The turns of an entry. An answer before the first question, and a question after the last answer, are left out.
+
+    They go into `problems`. Raises BadSample unless human and gpt alternate, and for [SEG] in answers.
+    """
+    messages = _from_question_to_answer(member(entry, "conversations", list, where), where, problems)
     texts = []
     for number, message in enumerate(messages):
         speaker = ("human", "gpt")[number % 2]
@@ -52,8 +55,8 @@ def read_turns(entry: Any, where: str) -> list[Turn]:
                 "human and gpt alternate, human first"
             )
         texts.append(member(message, "value", str, f"{where}: message {number}").strip())
-    if not texts or len(texts) % 2:
-        raise BadSample(f"{where}: its last question has no answer" if texts else f"{where}: its conversation is empty")
+    if not texts:
+        raise BadSample(f"{where}: its conversation is empty")
     turns = [Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
     for number, turn in enumerate(turns):
         # A [SEG] in a question asks for no mask.
@@ -62,3 +65,18 @@ def read_turns(entry: Any, where: str) -> list[Turn]:
         if not turn.question or not turn.answer:
             raise BadSample(f"{where}: turn {number} has an empty question or answer")
     return turns
+
+
+def _from_question_to_answer(messages: list[Any], where: str, problems: list[str]) -> list[Any]:
+    """The messages from the first of human to the last of gpt."""
+    speakers = [message.get("from") if isinstance(message, dict) else None for message in messages]
+    start, stop = 0, len(messages)
+    while start < stop and speakers[start] == "gpt":
+        start += 1
+    while start < stop and speakers[stop - 1] == "human":
+        stop -= 1
+    if start:
+        problems.append(f"{where}: {start} of its messages, before the first question, left out")
+    if stop < len(messages):
+        problems.append(f"{where}: {len(messages) - stop} of its messages, after the last answer, left out")
+    return messages[start:stop]

@@ -71,35 +71,45 @@ def read_gcg(root: Path, name: str, split: str, problems: list[str]) -> list[Gro
     if name == GRAND_F and split != "train":
         return _read_captions_and_masks(path, _HELD_OUT_MASKS.path(root, split), where, finder, problems)
     parse = _referred if name == REFCOCOG else _grounded
-    return read_entries(path, where, lambda entry, key: parse(entry, key, finder), problems)
+    return read_entries(path, where, lambda entry, key: parse(entry, key, finder, problems), problems)
 
 
-def _grounded(entry: Any, key: str, finder: ImageFinder) -> GroundedImage:
-    """GranD-f and OpenPSG: {file_name, height, width, caption, groundings: {phrase: {token_positives, rle_masks}}}."""
+def _grounded(entry: Any, key: str, finder: ImageFinder, problems: list[str]) -> GroundedImage:
+    """GranD-f and OpenPSG: {file_name, height, width, caption, groundings: {phrase: {token_positives, rle_masks}}}.
+
+    A phrase that is not grounded (null) or whose grounding is malformed goes into `problems`.
+    """
     caption = caption_member(entry, key)
-    phrases = []
-    for text, grounding in member(entry, "groundings", dict, key).items():
-        where = f"{key}: the phrase {text!r}"
+
+    def parse(item: tuple[str, Any], where: str) -> Phrase:
+        text, grounding = item
+        if grounding is None:
+            raise BadSample(f"{where}: it is not grounded (null)")
         span = _span(member(grounding, "token_positives", list, where), where)
         # The positions count from before or after the quotation marks around some captions: the words decide.
         if caption[slice(*span)].lower() != text.lower():
             span = find_phrase(caption, text, near=span[0])
-        phrases.append(Phrase(text, span, tuple(member(grounding, "rle_masks", list, where))))
+        return Phrase(text, span, tuple(member(grounding, "rle_masks", list, where)))
+
+    items = member(entry, "groundings", dict, key).items()
+    phrases = parse_usable(((item, f"{key}: the phrase {item[0]!r}") for item in items), parse, problems)
     size = size_member(entry, key)
     return GroundedImage(key, finder.find(member(entry, "file_name", str, key), key), size, caption, tuple(phrases))
 
 
-def _referred(entry: Any, key: str, finder: ImageFinder) -> GroundedImage:
+def _referred(entry: Any, key: str, finder: ImageFinder, problems: list[str]) -> GroundedImage:
     """RefCOCOg: {id: {img_file_name, caption, refs: [{sentence, segmentation}]}}, without the places of the phrases."""
     if not isinstance(entry, dict) or len(entry) != 1:
         raise BadSample(f"{key}: expected an object with one member, the id of the image")
     (values,) = entry.values()
     caption = caption_member(values, key)
-    phrases = []
-    for number, ref in enumerate(member(values, "refs", list, key)):
-        where = f"{key}: ref {number}"
+
+    def parse(ref: Any, where: str) -> Phrase:
         text = member(ref, "sentence", str, where).strip()
-        phrases.append(Phrase(text, find_phrase(caption, text), (member(ref, "segmentation", object, where),)))
+        return Phrase(text, find_phrase(caption, text), (member(ref, "segmentation", object, where),))
+
+    refs = enumerate(member(values, "refs", list, key))
+    phrases = parse_usable(((ref, f"{key}: ref {number}") for number, ref in refs), parse, problems)
     image = finder.find(member(values, "img_file_name", str, key), key)
     return GroundedImage(key, image, None, caption, tuple(phrases))
 
@@ -111,14 +121,17 @@ def _read_flickr(path: Path, name: str, finder: ImageFinder, problems: list[str]
     def parse(image: dict[str, Any], key: str) -> GroundedImage:
         caption = caption_member(image, key)
         before = image["caption"].index(caption)  # the positions count from the start of the text in the file
-        phrases = []
-        for number, annotation in enumerate(annotations[image.get("id")]):
-            where = f"{key}: annotation {number}"
+
+        def parse_phrase(annotation: Any, where: str) -> Phrase:
             spans = member(annotation, "tokens_positive", list, where)
             start, stop = (place - before for place in _span(spans[0] if spans else [], where))
             span = (start, stop) if 0 <= start < stop <= len(caption) else None
             text = caption[start:stop] if span else str(spans)
-            phrases.append(Phrase(text, span, (member(annotation, "sam_mask", object, where),)))
+            return Phrase(text, span, (member(annotation, "sam_mask", object, where),))
+
+        numbered_annotations = enumerate(annotations[image.get("id")])
+        keys = ((annotation, f"{key}: annotation {number}") for number, annotation in numbered_annotations)
+        phrases = parse_usable(keys, parse_phrase, problems)
         return _image(image, caption, phrases, key, finder)
 
     return _parse_images(images, path, name, parse, problems)
@@ -146,7 +159,7 @@ def _read_captions_and_masks(
             ahead = find_phrase(caption[after:], text)  # the second "a cup" is the second one in the caption
             span = (ahead[0] + after, ahead[1] + after) if ahead else find_phrase(caption, text)
             after = span[1] if span else after
-            phrases.append(Phrase(text, span, (member(mask, "segmentation", object, key),)))
+            phrases.append(Phrase(text, span, (mask.get("segmentation"),)))
         return _image({**mask_image_of.get(image_id, {}), **image}, caption, phrases, key, finder)
 
     return _parse_images(images, path, name, parse, problems)

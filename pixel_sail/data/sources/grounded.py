@@ -14,6 +14,7 @@ from pixel_sail.data.image import image_size
 from pixel_sail.data.masks import area_px, from_coco, unite
 from pixel_sail.data.sources.entries import refuse_nothing, text_member
 from pixel_sail.data.sources.record import EntrySource
+from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import GROUNDED_CAPTION
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
 from pixel_sail.types import RLE, BadSample, Sample, Turn
@@ -101,10 +102,11 @@ def trim(image: GroundedImage, problems: list[str]) -> tuple[Phrase, ...]:
 def with_masks(image: GroundedImage, problems: list[str]) -> list[Phrase]:
     """The phrases. Those at the same place of the caption become one, with all their masks ("two men": two masks).
 
-    A phrase without a mask goes into `problems`.
+    A phrase without a mask that shows something goes into `problems`.
     """
     by_place: dict[Any, Phrase] = {}
-    for number, phrase in enumerate(image.phrases):
+    for number, whole in enumerate(image.phrases):
+        phrase = _with_visible_pieces(whole, image, problems)
         if not phrase.segmentations:
             problems.append(f"{image.key}: the phrase {phrase.text!r} has no mask")
             continue
@@ -112,6 +114,18 @@ def with_masks(image: GroundedImage, problems: list[str]) -> list[Phrase]:
         earlier = by_place[place].segmentations if place in by_place else ()
         by_place[place] = replace(phrase, segmentations=(*earlier, *phrase.segmentations))
     return list(by_place.values())
+
+
+def _with_visible_pieces(phrase: Phrase, image: GroundedImage, problems: list[str]) -> Phrase:
+    """The phrase without the pieces of its mask that cover no pixel; each goes into `problems`."""
+    visible = []
+    for piece in phrase.segmentations:
+        try:
+            refuse_empty(piece, image.size_hw, f"{image.key}: the phrase {phrase.text!r}")
+            visible.append(piece)
+        except BadSample as error:
+            problems.append(str(error))
+    return replace(phrase, segmentations=tuple(visible))
 
 
 def find_phrase(text: str, phrase: str, near: float = 0) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ def open_llava(root: Path, split: str, data: DataConfig) -> ConversationSource:
     finder, problems = ImageFinder(root, FOLDERS), list[str]()
 
     def parse(entry: Any, key: str) -> Conversation:
-        turns = [Turn(_without_marker(turn.question), turn.answer) for turn in read_turns(entry, key)]
+        turns = [Turn(_without_marker(turn.question), turn.answer) for turn in read_turns(entry, key, problems)]
         markers = sum(message["value"].count(_MARKER) for message in entry["conversations"])
         if markers > 1:
             raise BadSample(f"{key}: its conversation has {markers} {_MARKER} markers; expected at most one")

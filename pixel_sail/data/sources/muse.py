@@ -14,6 +14,7 @@ from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, numbered, parse_usable, read_entries, refuse_tokens, size_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import listed
 from pixel_sail.tokens import SEG
 from pixel_sail.types import BadSample
@@ -59,6 +60,8 @@ def _question(question: Any, answer: Any, text: Any, size_hw: tuple[int, int], w
     if not isinstance(question, str) or not question.strip() or not isinstance(answer, list) or not answer:
         raise BadSample(f"{where}: it needs a question and a list of the objects that answer it")
     segmentations = tuple(member(target, "segmentation", object, where) for target in answer)
+    for segmentation in segmentations:
+        refuse_empty(segmentation, size_hw, where)
     if text is None:
         names = [target.get("rephrased_name") or member(target, "category_name", str, where) for target in answer]
         text = listed([f"{name} {_PLACE}" for name in names]) + "."

@@ -12,6 +12,7 @@ from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
 from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens, size_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
+from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import BadSample, Turn
@@ -23,6 +24,10 @@ NAMES = (
     "osprey_part_level",
     "osprey_lvis_positive_negative",
 )
+
+# Their questions want a word or a phrase, and do not say so: Osprey's own loader appends this.
+SHORT_ANSWERS = ("osprey_short_form", "osprey_part_level")
+SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 # <region1>, <Region1>, <region 1>, <region1], <region1 (never closed), <regin1>, <region of1>, region1, region 1.
 # All digits belong to the number: <region1> never eats <region10>.
@@ -36,14 +41,14 @@ def open_osprey(name: str, root: Path, split: str, data: DataConfig) -> Conversa
     problems: list[str] = []
 
     def parse(entry: Any, key: str) -> Conversation:
-        annotations = member(entry, "annotation", list, key)
-        turns, numbers = _rename(_turns(entry, key), len(annotations), key, problems)
-        size = size_member(entry, key)
+        annotations, size = member(entry, "annotation", list, key), size_member(entry, key)
         image = finder.find(member(entry, "file_name", str, key), key)
-        segmentations = [
-            member(annotations[n - 1], "segmentation", object, f"{key}: the annotation of <region{n}>") for n in numbers
-        ]
-        return Conversation(key, image, turns, tuple(segmentations), size)
+        turns = _turns(entry, key, problems)
+        if name in SHORT_ANSWERS:
+            turns = [Turn(_asking_for_a_short_answer(turn.question), turn.answer) for turn in turns]
+        regions = _Regions(annotations, size, key)
+        renamed, numbers = _rename(turns, regions, key, problems)
+        return Conversation(key, image, renamed, tuple(annotations[n - 1]["segmentation"] for n in numbers), size)
 
     return ConversationSource(read_entries(_file(name).find(root, split), name, parse, problems), problems)
 
@@ -52,10 +57,14 @@ def _file(name: str) -> ExpectedFile:
     return ExpectedFile(f"osprey/{name}.json")
 
 
-def _turns(entry: Any, key: str) -> list[Turn]:
+def _asking_for_a_short_answer(question: str) -> str:
+    return question if SHORT_ANSWER in question else f"{question} {SHORT_ANSWER}"
+
+
+def _turns(entry: Any, key: str, problems: list[str]) -> list[Turn]:
     """The conversation. The published detailed descriptions have a list "description" of "<regionN>: text" instead."""
     if "description" not in entry or "conversations" in entry:
-        return read_turns(entry, key)
+        return read_turns(entry, key, problems)
     turns = []
     for text in member(entry, "description", list, key):
         region = _REGION.match(text.strip()) if isinstance(text, str) else None
@@ -69,26 +78,68 @@ def _turns(entry: Any, key: str) -> list[Turn]:
     return turns
 
 
-def _rename(turns: list[Turn], regions: int, key: str, problems: list[str]) -> tuple[tuple[Turn, ...], list[int]]:
-    """The turns with <PromptK> for <regionN>, K by first mention; and the N (from 1) of <Prompt0>, <Prompt1>, ..."""
+class _Regions:
+    """The regions of an entry, numbered from 1 as in its texts."""
+
+    def __init__(self, annotations: list[Any], size_hw: tuple[int, int], key: str) -> None:
+        self.count = len(annotations)
+        self._annotations, self._size_hw, self._key = annotations, size_hw, key
+        self._faults: dict[int, str] = {}
+
+    def fault(self, number: int) -> str:
+        """Why a region cannot be drawn; empty if it can."""
+        if number not in self._faults:
+            where = f"{self._key}: the annotation of <region{number}>"
+            try:
+                refuse_empty(member(self._annotations[number - 1], "segmentation", object, where), self._size_hw, where)
+                self._faults[number] = ""
+            except BadSample as error:
+                self._faults[number] = str(error)
+        return self._faults[number]
+
+
+def _rename(turns: list[Turn], regions: _Regions, key: str, problems: list[str]) -> tuple[tuple[Turn, ...], list[int]]:
+    """The turns with <PromptK> for <regionN>, K by first mention; and the N (from 1) of <Prompt0>, <Prompt1>, ...
+
+    A turn about a region that cannot be drawn, or about one too many, is left out.
+    """
     numbers: list[int] = []
     kept: list[Turn] = []
-    texts = [_Text.of(text, regions, key) for turn in turns for text in (turn.question, turn.answer)]
+    too_many = 0
+    texts = [_Text.of(text, regions.count, key) for turn in turns for text in (turn.question, turn.answer)]
     if not any(text.numbers for text in texts):
-        texts[0] = _Text.of(_naming_the_only_region(turns[0].question, regions, key), regions, key)
-    for question, answer in zip(texts[::2], texts[1::2], strict=True):
-        wider = list(dict.fromkeys((*numbers, *question.numbers, *answer.numbers)))
-        if len(wider) <= MAX_PROMPTS:
+        texts[0] = _Text.of(_announcing(turns[0].question, regions, key, problems), regions.count, key)
+    for number, (question, answer) in enumerate(zip(texts[::2], texts[1::2], strict=True)):
+        named = list(dict.fromkeys((*question.numbers, *answer.numbers)))
+        fault = next(filter(None, map(regions.fault, named)), "")
+        wider = list(dict.fromkeys((*numbers, *named)))
+        if fault:
+            problems.append(f"{fault}; turn {number} is left out")
+        elif len(wider) > MAX_PROMPTS:
+            too_many += 1
+        else:
             numbers = wider
             kept.append(Turn(question.with_prompts(numbers), answer.with_prompts(numbers)))
-    if len(kept) < len(turns):
+    if too_many:
         problems.append(
-            f"{key}: {len(turns) - len(kept)} of its {len(turns)} turns are left out: "
-            f"a sample holds at most {MAX_PROMPTS} regions"
+            f"{key}: {too_many} of its {len(turns)} turns are left out: a sample holds at most {MAX_PROMPTS} regions"
         )
     if not kept:
         raise BadSample(f"{key}: no turn is left")
     return tuple(kept), numbers
+
+
+def _announcing(question: str, regions: _Regions, key: str, problems: list[str]) -> str:
+    """The first question with all regions in front of it: Osprey's own loader lists them there.
+
+    So its texts may name none ("What do they have in common?").
+    """
+    faults = [regions.fault(number) for number in range(1, regions.count + 1)]
+    names = [f"<region{number}>" for number, fault in enumerate(faults, 1) if not fault]
+    problems += [f"{fault}; it is not announced" for fault in faults if fault]
+    if not 0 < len(names) <= MAX_PROMPTS:
+        raise BadSample(f"{key}: none of its {regions.count} regions is named, and {len(names)} can be drawn")
+    return " ".join([*names, question])
 
 
 class _Text(NamedTuple):
@@ -116,13 +167,6 @@ class _Text(NamedTuple):
     def with_prompts(self, numbers: list[int]) -> str:
         names = [f"<Prompt{numbers.index(number)}>" for number in self.numbers]
         return "".join(part for pair in zip(self.pieces, [*names, ""], strict=True) for part in pair)
-
-
-def _naming_the_only_region(question: str, regions: int, key: str) -> str:
-    """Some texts do not name their region: Osprey's own loader lists the regions before the first question."""
-    if regions != 1:
-        raise BadSample(f"{key}: none of its {regions} regions is named")
-    return f"<region1> {question}"
 
 
 RECORDS = tuple(

@@ -21,6 +21,7 @@ from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, size_member, text_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import TELL_APART, about
 from pixel_sail.types import BadSample
 
@@ -59,6 +60,7 @@ def open_captions(root: Path, split: str, data: DataConfig) -> RegionSource[Expr
             raise BadSample(f"{where}: it has {len(own)} annotations, expected one")
         segmentation, text = member(own[0], "segmentation", object, where), text_member(entry, "caption", where)
         size = size_member(entry, where)
+        refuse_empty(segmentation, size, where)
         return finder.find(member(entry, "file_name", str, where), where), Expression(where, text, segmentation, size)
 
     by_image: dict[Path, list[Expression]] = defaultdict(list)

@@ -19,6 +19,7 @@ from pixel_sail.data.sources.entries import member, numbered, parse_usable, read
 from pixel_sail.data.sources.marked_regions import without_marking
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
+from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import DESCRIBE, about
 from pixel_sail.types import BadSample
 
@@ -66,6 +67,7 @@ def read_captions(
 
 def _captioned_object(clean: Callable[[str], str], annotation: Any, key: str) -> CaptionedObject:
     segmentation = member(annotation, "segmentation", dict, key)
+    refuse_empty(segmentation, None, key)
     caption = text_member(annotation, "caption", key)
     cleaned = clean(caption)
     if not cleaned:
