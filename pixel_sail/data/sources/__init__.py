@@ -8,10 +8,12 @@ from pixel_sail.data.sources import (
     coco_panoptic,
     gcg,
     grefer,
+    label_maps,
     llava,
     muse,
     osprey,
     panoptic_segments,
+    parts,
     perbench,
     pix2cap,
     reason_explained,
@@ -46,6 +48,8 @@ RECORDS: tuple[SourceRecord, ...] = (
     *stored.RECORDS,
     *reason_explained.RECORDS,
     *refcocog_mdetr.RECORDS,
+    *label_maps.RECORDS,
+    *parts.RECORDS,
 )
 
 
