@@ -73,7 +73,7 @@ class Encoded:
     image_span: tuple[int, int]  # tokens [<vision>, one past </vision>); (0, 0) without an image
     masks: Tensor  # (K, h P, w P) uint8 in {0, 1}; one per [SEG] with a label, in order
     lm_weight: float = 1.0  # weight of this sequence's language loss
-    dropped_turns: int = 0  # turns over the length limit; their masks are dropped too
+    dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
     # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
     expert_features: dict[str, Tensor] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.image import load_image, to_patches
+from pixel_sail.data.lost_masks import without_lost_masks
 from pixel_sail.data.masks import decode_mask, resize_nearest
 from pixel_sail.data.prompts import prompt_ids
 from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
@@ -54,6 +55,7 @@ class Encoder:
     def encode(self, sample: Sample, seed: int = 0) -> Encoded:
         """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
 
+        So are turns, and phrases of a caption, whose mask has no pixel at the size of the patches: the image stays.
         Raises BadSample, beginning with the sample's key, if the image cannot be read, the numbers of [SEG] and masks
         differ, a prompt is out of range or malformed, the text has special image tokens, the first turn does not fit,
         or an expert's cache lacks the image.
@@ -62,6 +64,10 @@ class Encoder:
         image = None if sample.image is None else _load(sample)
         _check_masks(sample, image)
         prefix = self.image_prefix(image, sample.prompts, sample.key)
+        masks = self._masks(sample.masks, prefix.grid_hw)
+        seen = masks.flatten(1).any(dim=1)
+        sample, lost = without_lost_masks(sample, seen.tolist())
+        masks = masks if lost == 0 else self._masks(sample.masks, prefix.grid_hw)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
         kept = sample.masks[: sum(turn.answer.count(SEG) for turn in sample.turns[:turns])]
         text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
@@ -76,9 +82,9 @@ class Encoder:
             prompt_ids=prefix.prompt_ids,
             grid_hw=prefix.grid_hw,
             image_span=prefix.image_span,
-            masks=self._masks(kept, prefix.grid_hw),
+            masks=masks[: len(kept)],
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
-            dropped_turns=len(sample.turns) - turns,
+            dropped_turns=len(sample.turns) - turns + lost,
             expert_features={}
             if image is None or self.expert_features is None
             else self.expert_features.of(sample, image),

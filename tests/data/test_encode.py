@@ -208,3 +208,34 @@ def test_hidden_prompts_are_named_and_not_drawn(tokenizer: PreTrainedTokenizerBa
     )
     assert torch.equal(shown.input_ids, hidden.input_ids) and torch.equal(shown.patches, hidden.patches)
     assert (shown.prompt_ids == 0).all() and (hidden.prompt_ids == -1).all()
+
+
+def _tall(turns: tuple[Turn, ...], rows: tuple[int, ...]) -> Sample:
+    """An image that the model sees at half its size, with masks of one row: it keeps row 1, 3, 5, ..."""
+    masks = []
+    for row in rows:
+        mask = np.zeros((128, 64), dtype=bool)
+        mask[row] = True
+        masks.append(encode_mask(mask))
+    file = io.BytesIO()
+    Image.new("RGB", (64, 128)).save(file, "PNG")
+    return Sample("test/2", file.getvalue(), turns, tuple(masks))
+
+
+def test_a_mask_that_is_lost_at_the_models_size_takes_its_turn_and_not_the_image(encoder: Encoder) -> None:
+    shown, lost = 1, 0
+    turns = (Turn("a?", "[SEG]"), Turn("b?", "[SEG] and [SEG]"), Turn("c?", "no"), Turn("d?", "[SEG]"))
+    encoded = encoder.encode(_tall(turns, (shown, lost, shown, shown)))
+    assert encoded.dropped_turns == 1 and encoded.masks.shape[0] == 2 and encoded.masks.flatten(1).any(1).all()
+    same = encoder.encode(_tall((turns[0], *turns[2:]), (shown, shown)))
+    assert torch.equal(encoded.input_ids, same.input_ids) and torch.equal(encoded.masks, same.masks)
+    with pytest.raises(BadSample, match="^test/2: no turn is left: its masks have no pixel at the size"):
+        encoder.encode(_tall(turns[:1], (lost,)))
+
+
+def test_a_phrase_whose_mask_is_lost_keeps_its_words(encoder: Encoder) -> None:
+    caption = Turn("Describe.", "<p> A cat </p> [SEG] on <p> a mat </p> [SEG].")
+    encoded = encoder.encode(_tall((caption,), (0, 1)))
+    same = encoder.encode(_tall((Turn("Describe.", "A cat on <p> a mat </p> [SEG]."),), (1,)))
+    assert encoded.dropped_turns == 1 and torch.equal(encoded.input_ids, same.input_ids)
+    assert torch.equal(encoded.masks, same.masks)

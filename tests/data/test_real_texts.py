@@ -99,6 +99,15 @@ def test_descriptions_of_fewer_than_six_characters_say_nothing(root, name):
     ]
 
 
+def test_a_segment_without_a_pixel_leaves_the_other_segments(root):
+    _pix2cap(root, ["A red cup.", "A lid of tin."])
+    path = root / "pix2cap/pix2cap_coco_train.json"
+    path.write_text(path.read_text().replace('"area": 25', '"area": 0', 1))
+    source = open_named(root, "pix2cap_caption")
+    assert source.problems == ["pix2cap_caption/train/image=0: segment 1: its area is 0 pixels"]
+    assert [turn.answer for turn in draw_sample(source).turns] == ["A lid of tin."]
+
+
 def test_a_file_of_short_descriptions_alone_is_refused(root):
     _pix2cap(root, ["N/A"])
     with pytest.raises(DatasetError, match="pix2cap_coco_train.json can be used; first: .*'N/A' is too short"):

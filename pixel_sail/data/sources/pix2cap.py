@@ -10,10 +10,11 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco_panoptic import PNG_FOLDER, Panoptic, Segment, read_panoptic, segment_masks
-from pixel_sail.data.sources.entries import refuse_nothing
+from pixel_sail.data.sources.entries import parse_usable, refuse_nothing
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, Templates, about
+from pixel_sail.types import BadSample
 
 CAPTION, SEGMENT = "pix2cap_caption", "pix2cap_segment"
 FILE = ExpectedFile("pix2cap/pix2cap_coco_{split}.json")
@@ -37,18 +38,22 @@ def _read(root: Path, split: str, name: str) -> Panoptic:
     panoptic = read_panoptic(root, split, path, name, described=True)
     problems, images = list(panoptic.problems), []
     for image in panoptic.images:
-        described = tuple(segment for segment in image.items if len(segment.text) >= MIN_CHARACTERS)
-        problems += [
-            f"{image.key}: segment {segment.segment_id}: its description {segment.text!r} is too short"
-            for segment in image.items
-            if segment not in described
-        ]
-        if described:
-            images.append(replace(image, items=described))
+        keyed = ((segment, f"{image.key}: segment {segment.segment_id}") for segment in image.items)
+        usable = parse_usable(keyed, _usable, problems)
+        if usable:
+            images.append(replace(image, items=tuple(usable)))
         else:
             problems.append(f"{image.key}: no segment with a description is left")
     refuse_nothing(images, path, problems)
     return replace(panoptic, images=images, problems=problems)
+
+
+def _usable(segment: Segment, where: str) -> Segment:
+    if len(segment.text) < MIN_CHARACTERS:
+        raise BadSample(f"{where}: its description {segment.text!r} is too short")
+    if segment.area_px == 0:
+        raise BadSample(f"{where}: its area is 0 pixels")
+    return segment
 
 
 def _describe(image: RegionImage[Segment], drawn: list[Segment], rng: np.random.Generator) -> list[RegionTurn]:
