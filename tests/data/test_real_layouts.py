@@ -114,6 +114,20 @@ def test_a_file_is_read_under_the_names_that_its_authors_give_it(tmp_path, sourc
     assert (finding.samples, finding.decoded, finding.errors) == (1, 1, ())
 
 
+@pytest.mark.parametrize(
+    ("source", "files"),
+    [
+        ("osprey_short_form", ("osprey-724k/osprey_short_form.json", "Osprey-724K/osprey_short_form.json")),
+        ("pix2cap_caption", ("pixel2cap/pix2cap_coco_train.json",)),
+    ],
+)
+def test_the_folders_of_osprey_and_of_pixel_sails_authors_are_known(tmp_path, source, files):
+    for file in files:
+        write_json(tmp_path / file, [])
+        assert source_record(source).files[0].path(tmp_path, "train") == tmp_path / file
+        (tmp_path / file).unlink()
+
+
 # --- RefCOCOg as one COCO-like file -----------------------------------------------------------------------------------
 
 

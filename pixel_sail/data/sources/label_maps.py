@@ -52,7 +52,7 @@ COCO_STUFF_LABELS = ExpectedFile(
 @dataclass(frozen=True)
 class LabelMap:
     key: str
-    image: Path
+    path: Path  # of the image
     labels: Path  # the PNG: decoded only when it is drawn
 
 
@@ -77,7 +77,7 @@ class LabelMapSource(EntrySource[LabelMap]):
         turns = [
             united_turn(self._templates, self._names[value], [encode_mask(labels == value)], 1, rng) for value in drawn
         ]
-        return compose(entry.key, entry.image, turns)
+        return compose(entry.key, entry.path, turns)
 
 
 def open_ade20k(root: Path, split: str, data: DataConfig) -> LabelMapSource:

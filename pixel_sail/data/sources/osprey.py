@@ -54,7 +54,7 @@ def open_osprey(name: str, root: Path, split: str, data: DataConfig) -> Conversa
 
 
 def _file(name: str) -> ExpectedFile:
-    return ExpectedFile(f"osprey/{name}.json")
+    return ExpectedFile(f"osprey/{name}.json", other_places=(f"osprey-724k/{name}.json", f"Osprey-724K/{name}.json"))
 
 
 def _asking_for_a_short_answer(question: str) -> str:

@@ -17,7 +17,7 @@ from pixel_sail.data.templates import DESCRIBE, Templates, about
 from pixel_sail.types import BadSample
 
 CAPTION, SEGMENT = "pix2cap_caption", "pix2cap_segment"
-FILE = ExpectedFile("pix2cap/pix2cap_coco_{split}.json")
+FILE = ExpectedFile("pix2cap/pix2cap_coco_{split}.json", other_places=("pixel2cap/pix2cap_coco_{split}.json",))
 MIN_CHARACTERS = 6  # shorter descriptions, such as "N/A", say nothing
 
 
