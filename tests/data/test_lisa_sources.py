@@ -257,6 +257,18 @@ def test_pascal_part_has_the_images_of_voc(tmp_path, base):
     assert_mask(sample.masks[0], box_mask(0, 0))
 
 
+def test_two_images_of_parts_with_one_id_are_named(tmp_path):
+    write_images(tmp_path / "coco/train2017", "0.jpg", "1.jpg", "2.jpg")
+    values = _coco("train2017/0.jpg", [{"category_id": 0, "segmentation": box_polygon(0, 0)}], ["mug"])
+    values["images"].append(values["images"][0] | {"file_name": "train2017/1.jpg"})
+    values["images"].append(values["images"][0] | {"file_name": "train2017/2.jpg", "id": 4})
+    values["annotations"].append(values["annotations"][0] | {"image_id": 4})
+    write_json(tmp_path / "vlpart/paco/annotations/paco_lvis_v1_train.json", values)
+    source = _checked(tmp_path, "paco_lvis")
+    assert len(source) == 1 and draw_sample(source).image.name == "2.jpg"
+    assert source.problems == ["paco_lvis/train/image=3: 2 images have this id, so their objects are not known"] * 2
+
+
 def test_bad_files_of_parts_are_explained(tmp_path):
     write_images(tmp_path / "coco/train2017", "0.jpg")
     file = tmp_path / "vlpart/paco/annotations/paco_lvis_v1_train.json"

@@ -174,6 +174,27 @@ def test_expressions_of_one_image_are_turns_of_one_sample(tmp_path, folder):
     assert check.check_source(tmp_path, "refcocog_mdetr_captions", "train", 3).decoded == 2
 
 
+def test_two_entries_with_one_id_are_named(tmp_path):
+    write_images(tmp_path / "images/train2017", "0.jpg", "1.jpg")
+    values = _mdetr(*((f"{i}.jpg", text, box_polygon(0, 0)) for i, text in ((0, "a cup"), (1, "a lid"), (1, "a dog"))))
+    values["images"][1]["id"] = 0
+    write_json(tmp_path / "region_caption/finetune_refcocog_train_with_mask.json", values)
+    source = open_named(tmp_path, "refcocog_mdetr_captions")
+    assert [turn.answer for turn in draw_sample(source).turns] == ["a dog"]
+    problem = "refcocog_mdetr_captions/train/id=0: 2 expressions have this id, so their masks are not known"
+    assert source.problems == [problem] * 2
+
+    images = [
+        {"id": i, "file_name": f"{i % 2}.jpg", "height": SIZE[0], "width": SIZE[1], "caption": "A cat."}
+        for i in (3, 3, 4)
+    ]
+    annotations = [{"image_id": i, "tokens_positive": [[0, 5]], "sam_mask": box_rle(0, 0)} for i in (3, 4)]
+    write_json(tmp_path / GCG / "flickr_mergedGT_GCG_train.json", {"images": images, "annotations": annotations})
+    source = open_named(tmp_path, "flickr_gcg")
+    assert len(source) == 1 and source.key(0) == "flickr_gcg/train/image=4"
+    assert source.problems == ["flickr_gcg/train/image=3: 2 images have this id, so their phrases are not known"] * 2
+
+
 def test_a_file_of_expressions_that_is_none(tmp_path):
     write_images(tmp_path / "coco_2014/train2014", "0.jpg")
     write_json(tmp_path / "region_caption/finetune_refcocog_val_with_mask.json", {"images": []})

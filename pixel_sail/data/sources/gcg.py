@@ -5,7 +5,7 @@ The images are GranD-f's own, COCO's and Flickr30k's: GLaMM's folders and the us
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -172,8 +172,15 @@ def _parse_images(
     parse: Callable[[dict[str, Any], str], GroundedImage],
     problems: list[str],
 ) -> list[GroundedImage]:
+    times = Counter(image.get("id") for image in images)
+
+    def parse_one(image: dict[str, Any], key: str) -> GroundedImage:
+        if times[image.get("id")] > 1:
+            raise BadSample(f"{key}: {times[image.get('id')]} images have this id, so their phrases are not known")
+        return parse(image, key)
+
     keys = ((image, f"{name}/image={image.get('id')}") for image in images)
-    parsed = parse_usable(keys, parse, problems)
+    parsed = parse_usable(keys, parse_one, problems)
     refuse_nothing(parsed, path, problems)
     return parsed
 

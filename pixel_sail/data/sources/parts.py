@@ -65,12 +65,15 @@ def open_parts(name: str, root: Path, split: str, data: DataConfig) -> RegionSou
         wordings = {category["id"]: wordings_of(category["name"]) for category in values["categories"]}
         for annotation in values["annotations"]:
             grouped[annotation["image_id"]][annotation["category_id"]].append(annotation)
+        times = Counter(image["id"] for image in values["images"])
         images = [(image, f"{name}/{split}/image={image['id']}") for image in values["images"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
     left_out: Counter[str] = Counter()
 
     def parse(image: dict[str, Any], key: str) -> RegionImage[PartClass]:
+        if times[image["id"]] > 1:
+            raise BadSample(f"{key}: {times[image['id']]} images have this id, so their objects are not known")
         size, partial_ids = size_member(image, key), set(image.get("not_exhaustive_category_ids") or ())
         classes = []
         for category, members in grouped[image["id"]].items():

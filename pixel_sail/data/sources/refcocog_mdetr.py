@@ -6,7 +6,7 @@ image itself comes as often as it has expressions.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,13 @@ def open_captions(root: Path, split: str, data: DataConfig) -> RegionSource[Expr
         annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for annotation in values["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
+        times = Counter(entry["id"] for entry in values["images"])
     except (TypeError, KeyError) as error:
         raise DatasetError(f"{path} is not a COCO-like file of expressions: no {error}") from None
 
     def parse(entry: Any, where: str) -> tuple[Path, Expression]:
+        if times[entry["id"]] > 1:
+            raise BadSample(f"{where}: {times[entry['id']]} expressions have this id, so their masks are not known")
         own = annotations[entry["id"]]
         if len(own) != 1:
             raise BadSample(f"{where}: it has {len(own)} annotations, expected one")
