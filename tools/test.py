@@ -5,8 +5,9 @@
     deepspeed --num_accelerators 2 tools/test.py runs/quickstart/export --benchmark refcoco:val --out outputs/scores
     python tools/test.py --predictions refcoco_val.jsonl --benchmark refcoco:val --data-root data/coco
 
-Repeat an interrupted command to continue it where it stopped. Caption scores need Java; without it, the tool says so
-and gives the other scores.
+Repeat an interrupted command to continue it where it stopped. Caption scores need Java, PerBench's METEOR needs
+WordNet; without them, the tool says so and gives the other scores. metrics.json and the lines below the table say by
+whose definition each score is computed (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from typing import Any
 
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.evaluate import captions, perbench, runner
+from pixel_sail.evaluate import captions, paper_meteor, perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, Reply, endpoint, local_model
 from pixel_sail.evaluate.predictions import PredictionFiles
-from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.types import BadSample
 
 
@@ -35,19 +35,36 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     if results is None:  # not rank 0
         return
-    missing = captions.missing_requirement()
-    if missing and any(scores.get("meteor", 0) is None for scores in results.values()):
-        print(missing)
     overall = perbench.overall(results)
     if overall is not None:
-        results[perbench.KIND] = {"overall": overall}
+        results[perbench.KIND] = overall
     print(runner.table(results))
+    print(f"definitions (docs/benchmarks.md):\n{runner.definitions_text(results)}")
+    for message in _missing_requirements(results):
+        print(message)
     for name, scores in results.items():
         if scores.get("undecided"):
             where = "listed in metrics.json" if arguments.out else "listed with --out"
             print(f"{name}: {scores['undecided']} answers choose no option; they count as wrong and are {where}")
     if arguments.out is not None:
         print(f"written: {runner.write_metrics(arguments.out, arguments.checkpoint, results)}")
+
+
+def _missing_requirements(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What to install for the caption scores that are None although there are cases."""
+    undefined = {
+        (name.partition(":")[0], score)
+        for name, scores in results.items()
+        for score, value in scores.items()
+        if value is None and scores.get("cases")
+    }
+    papers = (perbench.KIND, "meteor")
+    java = any(score.startswith(("meteor", "cider")) for kind, score in undefined if (kind, score) != papers)
+    messages = [
+        paper_meteor.why_not() if papers in undefined else None,
+        captions.missing_requirement() if java else None,
+    ]
+    return [message for message in messages if message]
 
 
 def _parse() -> argparse.Namespace:
@@ -59,7 +76,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions/")
     parser.add_argument("--max-images", type=int, help="only the first N images of each benchmark")
-    parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="gRefCOCO: fewer count as empty; 0: off")
+    parser.add_argument(
+        "--min-pixels",
+        type=int,
+        default=0,
+        metavar="N",
+        help="gRefCOCO: a prediction below N pixels counts as empty (default 0, as in the paper; later code takes 50)",
+    )
     parser.add_argument("--gallery", type=int, default=0, metavar="N", help="also write a page of N cases a benchmark")
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")

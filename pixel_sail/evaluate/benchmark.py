@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pixel_sail.evaluate.pixfoundation.judge import Judge
-from pixel_sail.metrics import MIN_PIXELS
 from pixel_sail.serve.visualize import Card, SheetRow
 from pixel_sail.types import RLE
 
@@ -61,8 +60,24 @@ class RegionQuestion(Protocol):
 class Options:
     """Settings of scoring. A benchmark takes those that concern it."""
 
-    min_pixels: int = MIN_PIXELS  # gRefCOCO: a smaller prediction counts as empty
+    min_pixels: int = 0  # gRefCOCO: a smaller prediction counts as empty; 0, as in published numbers: no such rule
     judge: Judge | None = None  # pixmmvp, pixcvbench: reads the answers that choose no option
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What some scores of a benchmark mean, and whose definition it is. docs/benchmarks.md explains each."""
+
+    scores: tuple[str, ...]  # their names in metrics.json
+    text: str  # a sentence without its full stop
+    source: str  # the paper or the code that defines it; "ours" if nobody else does
+    benchmarks: tuple[str, ...] = ()  # names or their beginnings ("grefcoco"); empty: all benchmarks of the kind
+
+    def of(self, benchmark: str) -> bool:
+        """Whether it defines scores of this benchmark."""
+        return not self.benchmarks or any(
+            benchmark == name or benchmark.startswith(f"{name}:") for name in self.benchmarks
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class BenchmarkKind:
     help: str  # one line
     open: Callable[[Path, str, Options], Benchmark]  # data root, name, options; raises DatasetError
     tasks: tuple[str, ...] = ()  # the benchmarks that a bare kind stands for, where it is no benchmark itself
+    definitions: tuple[Definition, ...] = ()  # of all scores in percent
 
 
 def identity(item: Any, benchmark: Benchmark) -> tuple[Hashable, ...]:

@@ -1,4 +1,4 @@
-"""Caption scores by pycocoevalcap: METEOR and CIDEr on PTB-tokenized text. Both need Java."""
+"""Answers as captions, and their scores by pycocoevalcap: METEOR 1.5 and CIDEr on PTB-tokenized text, with Java."""
 
 from __future__ import annotations
 
@@ -6,9 +6,26 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+_PROMPT_NAME = re.compile(r"\s*<Prompt\d+>\s*:\s*")
+
+
+def without_prompt_name(answer: str) -> str:
+    """An answer without the name of the region in front, which models of this family learn to write: "<Prompt0>: "."""
+    name = _PROMPT_NAME.match(answer)
+    return answer[name.end() :] if name else answer
+
+
+def as_caption(answer: str) -> str:
+    """The caption in an answer: without the name of its region in front, and without a full stop at its end.
+
+    As Pixel-SAIL's authors do before caption scores. References stay as annotated.
+    """
+    return without_prompt_name(answer).strip().removesuffix(".").rstrip()
 
 
 def missing_requirement() -> str | None:

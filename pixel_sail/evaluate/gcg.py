@@ -33,7 +33,7 @@ from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.gcg import GRAND_F, NAMES, annotation_file, read_gcg
 from pixel_sail.data.sources.grounded import with_masks
 from pixel_sail.data.templates import GROUNDED_CAPTION
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
 from pixel_sail.evaluate.region import ask_about_regions, check_text
 from pixel_sail.evaluate.show import answer_card
@@ -140,11 +140,34 @@ class GroundedCaptions:
         return answer_card(case, line)
 
 
+DEFINITIONS = (
+    Definition(
+        ("recall",),
+        "share of annotated phrases matched by a predicted phrase with mask IoU of 0.5 or more and words of cosine 0.5 "
+        "or more; one to one, greedily by IoU",
+        "ours, after GLaMM, which compares BERT embeddings",
+    ),
+    Definition(("mask_recall",), "as recall, with any words", "ours"),
+    Definition(
+        ("ap50",), "AP at IoU 0.5 of pycocotools, all masks of one class and of score 1", "GLaMM, arXiv 2311.03356"
+    ),
+    Definition(
+        ("miou",),
+        "mean over images of the mean IoU of their pairs of masks, paired greedily by IoU",
+        "GLaMM, arXiv 2311.03356",
+    ),
+    Definition(
+        ("meteor", "cider"),
+        "METEOR 1.5 and CIDEr of pycocoevalcap; the caption without its tags against the annotated caption",
+        "GLaMM, arXiv 2311.03356",
+    ),
+)
 BENCHMARK = BenchmarkKind(
     prefixes=(KIND,),
     form=f"{KIND}[:DATASET[:SPLIT]]",
     help=f"captions whose phrases have masks; DATASET: {', '.join(NAMES)} (default {GRAND_F}); SPLIT: val by default",
     open=lambda root, name, options: GroundedCaptions.read(root, name),
+    definitions=DEFINITIONS,
 )
 
 

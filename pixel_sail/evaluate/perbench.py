@@ -1,4 +1,7 @@
-"""PerBench (Pixel-SAIL, arXiv 2504.10465): captions, multiple choice and segmentation about prompted regions."""
+"""PerBench (Pixel-SAIL, arXiv 2504.10465): captions, multiple choice and segmentation about prompted regions.
+
+Each task has the score of the paper's authors, which published numbers are, and ours beside it; see DEFINITIONS.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,19 @@ from typing import Any
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import load_image
-from pixel_sail.data.masks import unite
+from pixel_sail.data.masks import encode_mask, unite
 from pixel_sail.data.options import chosen_letter, parse_options
 from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
-from pixel_sail.evaluate.captions import caption_scores
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
+from pixel_sail.evaluate.captions import as_caption, caption_scores, without_prompt_name
+from pixel_sail.evaluate.paper_meteor import paper_meteor
 from pixel_sail.evaluate.referring import check_mask, union_mask
 from pixel_sail.evaluate.region import ask_about_regions, check_text
 from pixel_sail.evaluate.show import answer_card, mask_row, with_prompts
-from pixel_sail.metrics import ReferringScore
+from pixel_sail.metrics import ReferringScore, overlap
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import Card, SheetRow
+from pixel_sail.types import RLE, BadSample
 
 KIND = "perbench"  # also the folder below the data root
 TASKS: tuple[str, ...] = tuple(f"{KIND}:{task}" for task in FILES)
@@ -28,7 +33,11 @@ MAX_NEW_TOKENS: dict[Task, int] = {"caption": 256, "mcq": 64, "vtres": 64}
 
 @dataclass(frozen=True)
 class PerbenchTask:
-    """One of perbench:caption, perbench:mcq and perbench:vtres. A line: id, text, and for vtres segmentation."""
+    """One of perbench:caption, perbench:mcq and perbench:vtres.
+
+    A line: id, text, and for vtres `segmentation`, the union of the masks, and `segmentations`, the masks in the order
+    of the answer. A line without `segmentations` has one mask.
+    """
 
     task: Task
     cases: tuple[PerbenchCase, ...]
@@ -57,18 +66,24 @@ class PerbenchTask:
         lines = []
         for case, answer in zip(cases, answers, strict=True):
             line = Line(id=case.id, question=case.question, text=answer.text)
-            masks = {"segmentation": union_mask(answer.masks, case.size_hw)} if self.task == "vtres" else {}
-            lines.append(line | masks)
+            if self.task == "vtres":
+                line["segmentation"] = union_mask(answer.masks, case.size_hw)
+                line["segmentations"] = [encode_mask(mask) for mask in answer.masks]
+            lines.append(line)
         return lines
 
     def check(self, line: Line, case: PerbenchCase, where: str) -> None:
         if self.task == "vtres":
-            check_mask(line["segmentation"], case.size_hw, where)
+            masks = line.get("segmentations", [])
+            if not isinstance(masks, list):
+                raise BadSample(f"{where}: segmentations is {masks!r}, expected a list with the masks of the answer")
+            for mask in (line["segmentation"], *masks):
+                check_mask(mask, case.size_hw, where)
         else:
             check_text(line, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
-        """caption: meteor; mcq: accuracy, accuracy_substring (as in the research code), unparsed; vtres: ciou, giou."""
+        """The scores of DEFINITIONS; mcq: also `unparsed`, the answers that choose no option."""
         scores = {"caption": _captions, "mcq": _choices, "vtres": _masks}[self.task](self.cases, lines)
         return with_unusable(scores | {"cases": len(self.cases)}, self.problems)
 
@@ -79,47 +94,126 @@ class PerbenchTask:
         return mask_row(image, case.question, truth, line["segmentation"])
 
 
+_AUTHORS = "Pixel-SAIL's authors, arXiv 2504.10465"
+_CAPTION, _MCQ, _VTRES = (TASKS[:1], TASKS[1:2], TASKS[2:])
+DEFINITIONS = (
+    Definition(
+        ("meteor",),
+        "METEOR of NLTK on words split at white space, with the prediction in the place of the reference",
+        _AUTHORS,
+        _CAPTION,
+    ),
+    Definition(
+        ("meteor_coco",), "METEOR 1.5 of pycocoevalcap on PTB tokens", "COCO captions, arXiv 1504.00325", _CAPTION
+    ),
+    Definition(("accuracy",), "the right answer, as the file writes it, occurs in the raw answer", _AUTHORS, _MCQ),
+    Definition(
+        ("accuracy_option",), "the option that the answer chooses, by its letter or its text, is right", "ours", _MCQ
+    ),
+    Definition(
+        ("ciou", "giou"),
+        "the first mask of the answer against the first target; without a mask nothing is added to the union; gIoU is "
+        "divided by the number of all targets",
+        _AUTHORS,
+        _VTRES,
+    ),
+    Definition(
+        ("ciou_union", "giou_union", "pr@0.5"),
+        "all masks of the answer, united, against all targets, united",
+        "ours",
+        _VTRES,
+    ),
+    Definition(("overall",), "the mean of meteor, accuracy and (ciou + giou) / 2", _AUTHORS),
+    Definition(("overall_ours",), "the mean of meteor_coco, accuracy_option and (ciou_union + giou_union) / 2", "ours"),
+)
 BENCHMARK = BenchmarkKind(
     prefixes=(KIND,),
     form="perbench[:caption|:mcq|:vtres]",
     help="PerBench: captions, multiple choice and masks about regions; without a task: all three and the overall score",
     open=lambda root, name, options: PerbenchTask.read(root, name),
     tasks=TASKS,
+    definitions=DEFINITIONS,
 )
 
 
-def overall(results: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Mean of METEOR, MCQ accuracy and (cIoU + gIoU) / 2, all in percent; None unless all three tasks have scores."""
+def overall(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None] | None:
+    """`overall` and `overall_ours` in percent (see DEFINITIONS), None where a part is; None without all three tasks."""
     if not set(TASKS) <= set(results):
         return None
     caption, mcq, vtres = (results[name] for name in TASKS)
-    parts = [caption["meteor"], mcq["accuracy"], vtres["ciou"], vtres["giou"]]
-    if any(part is None for part in parts):
+    return {
+        "overall": _mean_of_tasks(caption["meteor"], mcq["accuracy"], vtres["ciou"], vtres["giou"]),
+        "overall_ours": _mean_of_tasks(
+            caption["meteor_coco"], mcq["accuracy_option"], vtres["ciou_union"], vtres["giou_union"]
+        ),
+    }
+
+
+def _mean_of_tasks(
+    meteor: float | None, accuracy: float | None, ciou: float | None, giou: float | None
+) -> float | None:
+    if meteor is None or accuracy is None or ciou is None or giou is None:
         return None
-    return (parts[0] + parts[1] + (parts[2] + parts[3]) / 2) / 3
+    return (meteor + accuracy + (ciou + giou) / 2) / 3
 
 
 def _captions(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
-    return caption_scores([line["text"] for line in lines], [[case.reference] for case in cases])
+    texts, references = [as_caption(line["text"]) for line in lines], [str(case.reference) for case in cases]
+    ours = caption_scores(texts, [[reference] for reference in references])
+    return {"meteor": paper_meteor(texts, references), "meteor_coco": ours["meteor"]}
 
 
 def _choices(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
     letters = [
-        chosen_letter(line["text"], parse_options(case.question)) for case, line in zip(cases, lines, strict=True)
+        chosen_letter(without_prompt_name(line["text"]), parse_options(case.question))
+        for case, line in zip(cases, lines, strict=True)
     ]
     right = sum(letter == case.reference for letter, case in zip(letters, cases, strict=True))
-    contained = sum(case.reference in line["text"] for case, line in zip(cases, lines, strict=True))
+    contained = sum(case.answer in line["text"] for case, line in zip(cases, lines, strict=True))
     return {
-        "accuracy": 100 * right / len(cases) if cases else None,
-        "accuracy_substring": 100 * contained / len(cases) if cases else None,
+        "accuracy": 100 * contained / len(cases) if cases else None,
+        "accuracy_option": 100 * right / len(cases) if cases else None,
         "unparsed": letters.count(None),
     }
 
 
 def _masks(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
-    """The union of the predicted masks of a case against the union of its targets."""
-    score = ReferringScore()
+    united = ReferringScore()
+    first = _FirstMasks()
     for number, (case, line) in enumerate(zip(cases, lines, strict=True)):
-        score.update(line["segmentation"], unite(case.reference, case.size_hw), number)
-    result = score.result()
-    return {"ciou": result["ciou"], "giou": result["giou"], "pr@0.5": result["pr@0.5"]}
+        united.update(line["segmentation"], unite(case.reference, case.size_hw), number)
+        masks = line.get("segmentations") or [line["segmentation"]]
+        first.update(masks[0], case.reference)
+    result = united.result()
+    return {
+        "ciou": first.ciou(),
+        "giou": first.giou(),
+        "ciou_union": result["ciou"],
+        "giou_union": result["giou"],
+        "pr@0.5": result["pr@0.5"],
+    }
+
+
+@dataclass
+class _FirstMasks:
+    """vtRES as the authors score it: the first mask of each answer against the first target of the file."""
+
+    intersection_px: int = 0
+    union_px: int = 0
+    iou_sum: float = 0.0
+    targets: int = 0
+
+    def update(self, mask: RLE | None, targets: Sequence[RLE]) -> None:
+        self.targets += len(targets)
+        if mask is None:
+            return
+        intersection, union = overlap(mask, targets[0])
+        self.intersection_px += intersection
+        self.union_px += union
+        self.iou_sum += intersection / union
+
+    def ciou(self) -> float | None:
+        return 100 * self.intersection_px / self.union_px if self.union_px else (0.0 if self.targets else None)
+
+    def giou(self) -> float | None:
+        return 100 * self.iou_sum / self.targets if self.targets else None

@@ -14,10 +14,10 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, QUESTIONS_REASON, question
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
 from pixel_sail.evaluate.show import mask_row
-from pixel_sail.metrics import ReferringScore
+from pixel_sail.metrics import THRESHOLDS, ReferringScore
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.types import RLE, BadSample
@@ -100,4 +100,11 @@ BENCHMARK = BenchmarkKind(
     form=f"{KIND}[:SPLIT]",
     help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU, Pr@X; SPLIT: val by default",
     open=lambda root, name, options: ReasonSegBenchmark.read(root, name),
+    definitions=(
+        Definition(
+            ("ciou", "giou", *(f"pr@{threshold}" for threshold in THRESHOLDS)),
+            "one query an image; as in referring segmentation, without the pixels that annotators marked as ignored",
+            "LISA, arXiv 2308.00692",
+        ),
+    ),
 )

@@ -14,9 +14,9 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import check_rle, encode_mask
 from pixel_sail.data.sources import grefer, refer
 from pixel_sail.data.sources.cases import Case, read_benchmark
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.show import mask_row
-from pixel_sail.metrics import MIN_PIXELS, DetailScore, GeneralizedScore, ReferringScore, counts_as_empty
+from pixel_sail.metrics import THRESHOLDS, DetailScore, GeneralizedScore, ReferringScore, counts_as_empty
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.types import RLE, BadSample
@@ -30,13 +30,13 @@ class ReferringBenchmark:
     cases: tuple[Case, ...]
     problems: tuple[str, ...]
     has_no_target: bool  # an expression may match nothing
-    min_pixels: int = MIN_PIXELS
+    min_pixels: int = 0  # gRefCOCO: a smaller prediction counts as empty
     id_fields: tuple[str, ...] = ("ref_id", "sent_id")
     answer_fields: tuple[str, ...] = ("segmentation",)
     images_per_call: int = 1
 
     @classmethod
-    def read(cls, root: Path, name: str, min_pixels: int = MIN_PIXELS) -> ReferringBenchmark:
+    def read(cls, root: Path, name: str, min_pixels: int = 0) -> ReferringBenchmark:
         """Raises DatasetError for an unknown or unreadable dataset or split."""
         read = read_benchmark(root, name)
         return cls(name, read.cases, read.problems, read.has_no_target, min_pixels)
@@ -73,11 +73,40 @@ class ReferringBenchmark:
         return mask_row(load_image(case.image), case.sentence, case.mask, line["segmentation"])
 
 
+DETAILS = (  # of RES and GRES
+    Definition(
+        ("boundary_iou",),
+        "mean IoU of the boundaries, 2 % of the diagonal wide, over the cases with a target",
+        "Boundary IoU, arXiv 2103.16562",
+    ),
+    Definition(
+        ("small_ciou", "small_giou"), "cIoU and gIoU of the targets below `small_below` percent of the image", "ours"
+    ),
+)
+DEFINITIONS = (
+    Definition(
+        ("ciou", "giou", *(f"pr@{threshold}" for threshold in THRESHOLDS)),
+        "each sentence is a case; cIoU is the sum of intersections over the sum of unions, gIoU the mean IoU, Pr@X the "
+        "share of cases with IoU of X or more; the masks of an answer are united, a missing mask is empty",
+        "referring segmentation as in LAVT, arXiv 2112.02244",
+        refer.NAMES,
+    ),
+    Definition(
+        ("giou", "ciou", "n_acc", "t_acc"),
+        "as in referring segmentation, with cases without a target: IoU 1 if the prediction is empty, else 0, and the "
+        "prediction in the union of cIoU; N-acc and T-acc are the shares of cases without and with a target that are "
+        "predicted so; a prediction below `min_pixels` counts as empty (0: no such rule, as in the paper)",
+        "GRES, arXiv 2306.00968",
+        (grefer.NAME,),
+    ),
+    *DETAILS,
+)
 BENCHMARK = BenchmarkKind(
     prefixes=(*refer.NAMES, grefer.NAME),
     form=f"{'|'.join((*refer.NAMES, grefer.NAME))}:SPLIT",
     help="referring segmentation: cIoU, gIoU, Pr@X; grefcoco: also N-acc and T-acc, as an expression may match nothing",
     open=lambda root, name, options: ReferringBenchmark.read(root, name, options.min_pixels),
+    definitions=DEFINITIONS,
 )
 
 

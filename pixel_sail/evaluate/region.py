@@ -1,4 +1,4 @@
-"""Questions about regions, and region captioning: the references of a region are its referring expressions."""
+"""Questions about regions, and region captioning: the references of a region are the expressions that refer to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import refer
 from pixel_sail.data.templates import TELL_APART, about
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, RegionQuestion, with_unusable
-from pixel_sail.evaluate.captions import caption_scores
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, RegionQuestion, with_unusable
+from pixel_sail.evaluate.captions import as_caption, caption_scores
 from pixel_sail.evaluate.referring import open_image
 from pixel_sail.evaluate.show import answer_card
 from pixel_sail.model.generation import Sampling
@@ -94,18 +94,36 @@ class RegionCaptions:
         check_text(line, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
-        """meteor and cider, times 100."""
-        texts, references = [line["text"] for line in lines], [case.references for case in self.cases]
-        scores = caption_scores(texts, references, ("meteor", "cider"))
-        return with_unusable(scores | {"cases": len(self.cases)}, self.problems)
+        """The scores of DEFINITIONS; `cases`: regions, each predicted once, `sentences`: their expressions."""
+        texts, references = [as_caption(line["text"]) for line in lines], [case.references for case in self.cases]
+        names = ("meteor", "cider")
+        pairs = [(text, [sentence]) for text, own in zip(texts, references, strict=True) for sentence in own]
+        scores: dict[str, Any] = caption_scores([text for text, _ in pairs], [own for _, own in pairs], names)
+        together = caption_scores(texts, references, names)
+        scores |= {f"{name}_all_references": value for name, value in together.items()}
+        return with_unusable(scores | {"cases": len(self.cases), "sentences": len(pairs)}, self.problems)
 
     def show(self, case: RegionCase, line: Line) -> Card:
         return answer_card(case, line)
 
 
+_TOKENS = "METEOR 1.5 and CIDEr of pycocoevalcap on PTB tokens"
+DEFINITIONS = (
+    Definition(
+        ("meteor", "cider"),
+        f"{_TOKENS}; each sentence of a region is a case, with that sentence as its only reference",
+        "Pixel-SAIL's authors, arXiv 2504.10465",
+    ),
+    Definition(
+        ("meteor_all_references", "cider_all_references"),
+        f"{_TOKENS}; each region is a case, with all its sentences as references",
+        "COCO captions, arXiv 1504.00325",
+    ),
+)
 BENCHMARK = BenchmarkKind(
     prefixes=(KIND,),
     form=f"{KIND}:DATASET[:SPLIT]",
     help=f"descriptions of regions: METEOR, CIDEr; DATASET: {', '.join(refer.NAMES)}; SPLIT: val by default",
     open=lambda root, name, options: RegionCaptions.read(root, name),
+    definitions=DEFINITIONS,
 )

@@ -92,11 +92,45 @@ def score_file(
     return benchmark.score(in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))
 
 
-def write_metrics(out: Path, checkpoint: Path | None, results: dict[str, dict[str, Any]]) -> Path:
-    """`metrics.json`: {"checkpoint": path, or null for a scored file, "benchmarks": {name: scores}}."""
+def definitions(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Benchmark -> score -> its definition, and whose definition it is in brackets; of the scores in `results`."""
+    defined = {}
+    for name, scores in results.items():
+        kind = next((kind for kind in BENCHMARKS if name.partition(":")[0] in kind.prefixes), None)
+        applying = [definition for definition in kind.definitions if definition.of(name)] if kind else []
+        texts = {score: f"{d.text} [{d.source}]" for d in applying for score in d.scores if score in scores}
+        if texts:
+            defined[name] = texts
+    return defined
+
+
+def definitions_text(results: dict[str, dict[str, Any]]) -> str:
+    """The definitions of the scores in a table, a line each; a definition of several benchmarks once."""
+    uses: dict[str, list[str]] = {}
+    for name, scores in definitions(results).items():
+        for text in dict.fromkeys(scores.values()):
+            shared = ", ".join(score for score in scores if scores[score] == text)
+            uses.setdefault(text, []).append(f"{name} {shared}")
+    return "\n".join(f"  {'; '.join(names)}: {text}" for text, names in uses.items())
+
+
+def write_metrics(
+    out: Path,
+    checkpoint: Path | None,
+    results: dict[str, dict[str, Any]],
+    defined: dict[str, dict[str, str]] | None = None,
+) -> Path:
+    """`metrics.json`: {"checkpoint": path or null, "benchmarks": {name: scores}, "definitions": {name: {score: text}}}.
+
+    `checkpoint`: None for a scored file. `defined`: the definitions, if the names in `results` are no benchmarks.
+    """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "metrics.json"
-    values = {"checkpoint": None if checkpoint is None else str(checkpoint), "benchmarks": results}
+    values = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "benchmarks": results,
+        "definitions": definitions(results) if defined is None else defined,
+    }
     write_json(path, values, indent=2)
     return path
 

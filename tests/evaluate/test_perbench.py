@@ -1,4 +1,4 @@
-"""PerBench and region captioning: hand-made predictions score as computed by hand, METEOR as pycocoevalcap has it."""
+"""PerBench and region captioning: hand-made predictions score as computed by hand, by the authors' rules and ours."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.options import chosen_letter
 from pixel_sail.durable import write_json_lines
-from pixel_sail.evaluate import captions, runner
+from pixel_sail.evaluate import captions, paper_meteor, runner
 from pixel_sail.evaluate.gallery import write_gallery
+from pixel_sail.evaluate.paper_meteor import why_not
 from pixel_sail.evaluate.perbench import TASKS, overall
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Answer, Chat
@@ -29,6 +30,7 @@ from pixel_sail.types import BadSample
 
 SIZE = (40, 60)  # height, width
 CAPTIONS = ("a large red mug on the left", "a small blue ball above the mug", "a green kite in the sky")
+needs_wordnet = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 needs_java = pytest.mark.skipif(captions.missing_requirement() is not None, reason=str(captions.missing_requirement()))
 
 
@@ -97,7 +99,20 @@ def test_multiple_choice_by_hand(root: Path, tmp_path: Path) -> None:
     texts = ["A", "It is dark red.", "(D) no colour", "I do not know."]  # right, right, wrong, none
     lines = [{"id": f"mcq/0/{i}", "text": text} for i, text in enumerate(texts)]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:mcq", root)
-    assert scores == {"accuracy": 50.0, "accuracy_substring": 25.0, "unparsed": 1, "cases": 4}
+    assert scores == {"accuracy": 25.0, "accuracy_option": 50.0, "unparsed": 1, "cases": 4}
+
+
+def test_multiple_choice_by_the_authors_looks_for_the_answer_of_the_file(root: Path, tmp_path: Path) -> None:
+    """Here the file's answers are texts: "red" occurs in "dark red" too, and a letter alone is wrong."""
+    path = root / "perbench/STBench_MCQ.json"
+    values = json.loads(path.read_text())
+    for mcq, answer in zip(values[0]["mcqs"], ("red", "dark red", "blue", "no colour"), strict=True):
+        mcq["answer"] = answer
+    path.write_text(json.dumps(values))
+    texts = ["It is dark red.", "B", "<Prompt0>: blue.", "<Prompt0>: D"]
+    lines = [{"id": f"mcq/0/{i}", "text": text} for i, text in enumerate(texts)]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:mcq", root)
+    assert scores == {"accuracy": 50.0, "accuracy_option": 75.0, "unparsed": 0, "cases": 4}
 
 
 def test_masks_by_hand(root: Path, tmp_path: Path) -> None:
@@ -108,15 +123,58 @@ def test_masks_by_hand(root: Path, tmp_path: Path) -> None:
         {"id": "vtres/1", "segmentation": None},
     ]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:vtres", root)
-    assert scores["ciou"] == pytest.approx(100 * 140 / (260 + 100))
-    assert scores["giou"] == pytest.approx(100 * 140 / 260 / 2) and scores["cases"] == 2
+    assert scores["ciou_union"] == pytest.approx(100 * 140 / (260 + 100))
+    assert scores["giou_union"] == pytest.approx(100 * 140 / 260 / 2) and scores["cases"] == 2
+    # without `segmentations` the one mask is the first: 70 pixels of the first target, 230 in the union
+    assert scores["ciou"] == pytest.approx(100 * 70 / 230) and scores["giou"] == pytest.approx(100 * 70 / 230 / 3)
     lines = [{"id": "vtres/0", "segmentation": encode_mask(both)}, {"id": "vtres/1", "segmentation": box(0, 20)}]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:vtres", root)
-    assert scores["ciou"] == scores["giou"] == 100
+    assert scores["ciou_union"] == scores["giou_union"] == 100
+
+
+def test_masks_by_the_authors_are_the_first_of_the_answer_and_of_the_file(root: Path, tmp_path: Path) -> None:
+    """The answer of case 0 names obj2 before obj1; the first target is obj1, as the file lists it."""
+    path = root / "perbench/STBench_VRES.json"
+    values = json.loads(path.read_text())
+    values[0]["answer"] = "They are <obj2> and <obj1>."
+    path.write_text(json.dumps(values))
+    both = encode_mask(decode_mask(box(15, 0)) | decode_mask(box(30, 0)))
+
+    def scores(*masks: dict) -> dict:
+        lines = [
+            {"id": "vtres/0", "segmentation": both, "segmentations": list(masks)},
+            {"id": "vtres/1", "segmentation": None, "segmentations": []},
+        ]
+        return runner.score_file(write_lines(tmp_path / "p", lines), "perbench:vtres", root)
+
+    right = scores(box(15, 0), box(30, 0))
+    assert right["ciou"] == 100, "the missing mask of case 1 adds nothing to the union"
+    assert right["giou"] == pytest.approx(100 / 3), "one IoU of 1, divided by three targets"
+    assert right["ciou_union"] == pytest.approx(100 * 200 / 300) and right["giou_union"] == 50
+    swapped = scores(box(30, 0), box(15, 0))
+    assert swapped["ciou"] == swapped["giou"] == 0 and swapped["ciou_union"] == right["ciou_union"]
+    with pytest.raises(BadSample, match="id vtres/0: the mask is of size"):
+        scores(box(15, 0) | {"size": [3, 4]})
+    lines = [{"id": f"vtres/{i}", "segmentation": None, "segmentations": "none"} for i in range(2)]
+    with pytest.raises(BadSample, match="id vtres/0: segmentations is 'none'"):
+        runner.score_file(write_lines(tmp_path / "p", lines), "perbench:vtres", root)
+
+
+@needs_wordnet
+def test_meteor_is_that_of_the_authors(root: Path, tmp_path: Path) -> None:
+    texts = ["<Prompt0>: a large red mug on the left.", "a small blue ball", "nothing"]
+    lines = [
+        {"id": f"caption/{i}/{j}", "text": text} for (i, j), text in zip([(0, 0), (0, 1), (1, 0)], texts, strict=True)
+    ]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
+    perfect = 1 - 0.5 / 7**3  # seven words in one chunk
+    precision, recall = 4 / 7, 1  # of the reference, in whose place the prediction stands
+    part = precision * recall / (0.9 * precision + 0.1 * recall) * (1 - 0.5 / 4**3)
+    assert scores["meteor"] == pytest.approx(100 * (perfect + part) / 3)
 
 
 @needs_java
-def test_meteor_is_that_of_pycocoevalcap_called_directly(root: Path, tmp_path: Path) -> None:
+def test_our_meteor_is_that_of_pycocoevalcap_called_directly(root: Path, tmp_path: Path) -> None:
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -130,7 +188,23 @@ def test_meteor_is_that_of_pycocoevalcap_called_directly(root: Path, tmp_path: P
         predicted = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
         true = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(CAPTIONS)})
         expected, _ = Meteor().compute_score(true, predicted)
-    assert scores["meteor"] == pytest.approx(100 * expected, abs=1e-9) and 5 < scores["meteor"] < 90
+    assert scores["meteor_coco"] == pytest.approx(100 * expected, abs=1e-9) and 5 < scores["meteor_coco"] < 90
+
+
+@pytest.mark.parametrize(
+    ("answer", "caption"),
+    [
+        ("<Prompt0>: a red mug.", "a red mug"),
+        (" <Prompt12> : a red mug", "a red mug"),
+        ("a red mug. It is full. ", "a red mug. It is full"),
+        ("the mug left of <Prompt0>: a red one", "the mug left of <Prompt0>: a red one"),
+        ("<Prompt0> is a mug.", "<Prompt0> is a mug"),
+        (".", ""),
+        ("", ""),
+    ],
+)
+def test_the_caption_in_an_answer(answer: str, caption: str) -> None:
+    assert captions.as_caption(answer) == caption
 
 
 @needs_java
@@ -157,18 +231,29 @@ def test_without_java_the_other_scores_remain(root: Path, tmp_path: Path, monkey
     assert "need Java" in captions.missing_requirement() or "pycocoevalcap" in captions.missing_requirement()
     lines = [{"id": f"caption/{i}/{j}", "text": "a"} for i, j in [(0, 0), (0, 1), (1, 0)]]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
-    assert scores == {"meteor": None, "cases": 3}
-    results = {name: {"accuracy": 1.0, "ciou": 1.0, "giou": 1.0} for name in TASKS} | {"perbench:caption": scores}
-    assert overall(results) is None and "-" in runner.table(results)
+    assert scores["meteor_coco"] is None and scores["cases"] == 3
+    assert (scores["meteor"] is None) == (why_not() is not None), "the authors' METEOR needs no Java"
+
+
+def test_without_wordnet_the_other_scores_remain(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(paper_meteor, "_wordnet", lambda: None)
+    lines = [{"id": f"caption/{i}/{j}", "text": "a mug"} for i, j in [(0, 0), (0, 1), (1, 0)]]
+    scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
+    assert scores["meteor"] is None and (scores["meteor_coco"] is None) == (captions.missing_requirement() is not None)
+    scored = {"accuracy": 1.0, "accuracy_option": 1.0, "ciou": 1.0, "giou": 1.0, "ciou_union": 1.0, "giou_union": 1.0}
+    results = {name: scored for name in TASKS} | {"perbench:caption": {"meteor": None, "meteor_coco": 4.0}}
+    assert overall(results) == {"overall": None, "overall_ours": 2.0} and "-" in runner.table(results)
 
 
 def test_the_overall_score_is_the_mean_of_the_three_tasks() -> None:
     results = {
-        "perbench:caption": {"meteor": 24.2},
-        "perbench:mcq": {"accuracy": 74.0},
-        "perbench:vtres": {"ciou": 33.4, "giou": 23.5},
+        "perbench:caption": {"meteor": 24.2, "meteor_coco": 12.0},
+        "perbench:mcq": {"accuracy": 74.0, "accuracy_option": 80.0},
+        "perbench:vtres": {"ciou": 33.4, "giou": 23.5, "ciou_union": 50.0, "giou_union": 30.0},
     }
-    assert overall(results) == pytest.approx(42.2, abs=0.05)  # the paper's 3B row
+    scores = overall(results)
+    assert scores["overall"] == pytest.approx(42.2, abs=0.05)  # the paper's 3B row
+    assert scores["overall_ours"] == pytest.approx((12 + 80 + 40) / 3)
     assert overall({"perbench:mcq": {"accuracy": 74.0}}) is None
 
 
@@ -192,7 +277,8 @@ def test_every_task_is_predicted_once(root, tmp_path, name, cases, calls) -> Non
     lines = read_lines(tmp_path / "out" / "predictions" / f"{name}.jsonl", benchmark)
     assert len(lines) == cases and all(line["text"] == "100 pixels" for line in lines)
     if name == "perbench:vtres":
-        assert scores["ciou"] == pytest.approx(100 * 100 / (300 + 100))  # box(0, 20) is right, the pair is missed
+        assert scores["ciou_union"] == pytest.approx(100 * 100 / (300 + 100))  # box(0, 20) is right, the pair is missed
+        assert all(len(line["segmentations"]) == 1 for line in lines)
     again = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
     assert again == scores and predictor.calls == calls  # no question is repeated
     page = Image.open(write_gallery(benchmark, tmp_path / "out", 4))
@@ -208,10 +294,17 @@ def test_region_captions_of_refcocog(tmp_path: Path) -> None:
     assert benchmark.cases[0].references == ("the red one", "red thing")
     predictor = Echo()
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
-    assert predictor.calls == [9] and set(scores) == {"meteor", "cider", "cases"}
-    lines = [{"ref_id": case.ref_id, "text": case.references[1]} for case in benchmark.cases]
-    perfect = runner.score_file(write_lines(tmp_path / "p", lines), "region_caption:refcocog:val", root)
-    assert perfect["meteor"] > 90 > scores["meteor"]
+    keys = {"meteor", "cider", "meteor_all_references", "cider_all_references", "cases", "sentences"}
+    assert predictor.calls == [9] and set(scores) == keys and (scores["cases"], scores["sentences"]) == (9, 18)
+    lines = [{"ref_id": case.ref_id, "text": f"<Prompt0>: {case.references[1]}."} for case in benchmark.cases]
+    scored = runner.score_file(write_lines(tmp_path / "p", lines), "region_caption:refcocog:val", root)
+    assert scored["meteor_all_references"] > 90 > scores["meteor_all_references"]
+    # each sentence is a case of its own, with one reference
+    texts = [case.references[1] for case in benchmark.cases for _ in case.references]
+    sentences = [[sentence] for case in benchmark.cases for sentence in case.references]
+    expected = captions.caption_scores(texts, sentences, ("meteor", "cider"))
+    assert scored["meteor"] == pytest.approx(expected["meteor"], abs=1e-9)
+    assert scored["cider"] == pytest.approx(expected["cider"], abs=1e-9) and scored["meteor"] < 80
     write_gallery(benchmark, tmp_path / "out", 2)
 
 
@@ -268,6 +361,7 @@ def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
 
 
 @needs_java
+@needs_wordnet
 def test_the_tool_scores_all_of_perbench_from_files(root: Path, tmp_path: Path) -> None:
     files = {
         "perbench:caption": [{"id": f"caption/{i}/{j}", "text": "a mug"} for i, j in [(0, 0), (0, 1), (1, 0)]],
@@ -279,6 +373,14 @@ def test_the_tool_scores_all_of_perbench_from_files(root: Path, tmp_path: Path) 
         call += ["--predictions", write_lines(tmp_path / f"{name}.jsonl", lines)]
     status, output = run_tool(*call)
     assert status == 0, output
-    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
-    assert scores["perbench:mcq"]["accuracy"] == 25 and scores["perbench:vtres"]["ciou"] == 0
-    assert scores["perbench"]["overall"] == pytest.approx((scores["perbench:caption"]["meteor"] + 25) / 3)
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    scores = metrics["benchmarks"]
+    assert scores["perbench:mcq"]["accuracy_option"] == 25 and scores["perbench:vtres"]["ciou"] == 0
+    mcq = scores["perbench:mcq"]["accuracy"]
+    assert scores["perbench"]["overall"] == pytest.approx((scores["perbench:caption"]["meteor"] + mcq) / 3)
+    # each score in percent says by whose definition, in metrics.json and below the printed table
+    for name, values in scores.items():
+        assert {key for key, value in values.items() if isinstance(value, float)} == set(metrics["definitions"][name])
+    meteor = metrics["definitions"]["perbench:caption"]["meteor"]
+    assert meteor.startswith("METEOR of NLTK") and meteor.endswith("[Pixel-SAIL's authors, arXiv 2504.10465]")
+    assert f"perbench:caption meteor: {meteor}" in output

@@ -15,7 +15,7 @@ from PIL import Image
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.evaluate import runner
-from pixel_sail.evaluate.benchmark import Benchmark, by_image
+from pixel_sail.evaluate.benchmark import Benchmark, Options, by_image
 from pixel_sail.evaluate.predictions import PredictionFiles, read_lines
 from pixel_sail.types import BadSample
 
@@ -305,6 +305,19 @@ def test_all_problems_are_listed_and_the_first_are_shown(dataset, tmp_path):
     assert not listed.exists(), "the list of an earlier run"
 
 
+def test_a_small_prediction_is_a_prediction_unless_a_rule_is_asked_for(dataset):
+    """Published numbers of gRefCOCO have no rule of 50 pixels. One pixel where nothing matches: N-acc 0, or 100."""
+    pixel = np.zeros((48, 64), dtype=bool)
+    pixel[0, 0] = True
+    for options, expected in ((None, 0), (Options(), 0), (Options(min_pixels=50), 100)):
+        benchmark = runner.open_benchmark("grefcoco:val", dataset, options=options)
+        scores = benchmark.score([{"segmentation": case.mask or encode_mask(pixel)} for case in benchmark.cases])
+        assert scores["n_acc"] == expected and scores["min_pixels"] == (options.min_pixels if options else 0)
+        assert (
+            "0: no such rule, as in the paper" in runner.definitions({benchmark.name: scores})[benchmark.name]["n_acc"]
+        )
+
+
 def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):
     plain, general = tmp_path / "plain.jsonl", tmp_path / "general.jsonl"
     _write(*_perfect_file(dataset, plain))
@@ -319,6 +332,11 @@ def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert metrics["checkpoint"] is None and metrics["benchmarks"]["refcoco:val"]["pr@0.9"] == 100
     assert metrics["benchmarks"]["grefcoco:val"]["n_acc"] == 100
+    for name, scores in metrics["benchmarks"].items():
+        numbers = {key for key, value in scores.items() if isinstance(value, float)} - {"small_below"}
+        assert numbers <= set(metrics["definitions"][name])
+    giou = metrics["definitions"]["grefcoco:val"]["giou"]
+    assert giou.endswith("[GRES, arXiv 2306.00968]") and f"grefcoco:val giou, ciou, n_acc, t_acc: {giou}" in done.stdout
     plain.write_text("")
     failed = subprocess.run([*call, *both], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert failed.returncode == 1 and "error: " in failed.stderr and "18 of the 18 cases" in failed.stderr

@@ -54,6 +54,7 @@ class PerbenchCase:
     reference: str | tuple[RLE, ...]  # a caption, the letter of the right option, or the masks asked for
     reply: str  # what a model is taught to answer
     masks: tuple[RLE, ...] = ()  # one for each [SEG] of the reply
+    answer: str = ""  # mcq: the right answer as the file has it, a letter or a text
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _mcq(image: Path, mcq: Any, key: str) -> PerbenchCase:
     question = _naming_the_region(question, key)
     # The text and not its letter: small models can name what they see long before they can find its letter.
     reply = options[letter]
-    return PerbenchCase(key, image, tuple(region["size"]), question, {0: region}, letter, reply)
+    return PerbenchCase(key, image, tuple(region["size"]), question, {0: region}, letter, reply, answer=answer)
 
 
 def _naming_the_region(question: str, key: str) -> str:
@@ -159,7 +160,9 @@ def _vres(entry: Any, finder: ImageFinder, key: str) -> PerbenchCase:
         size_hw=tuple(regions[targets[0]]["size"]),
         question=question,
         prompts={k: regions[tag] for tag, k in prompts.items()},
-        reference=tuple(regions[tag] for tag in dict.fromkeys(targets)),
+        reference=tuple(
+            region for tag, region in regions.items() if tag in targets
+        ),  # as the authors' code: file order
         reply=reply,
         masks=tuple(regions[tag] for tag in targets),
     )
