@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,96 @@ def test_rows_of_one_image_are_joined_in_order(shared: Path, tmp_path: Path) -> 
     (folder / "ADE20K/FinalSegmentations.json").write_text(json.dumps({"images": images[:1], "annotations": []}))
     with pytest.raises(DatasetError, match=r"lists ADE_val_1.jpg 1 times; Objects.csv has 2 rows"):
         pixcvbench.read_objects(root)
+
+
+def one_row(root: Path, segmentation: object, with_image: bool) -> Path:
+    """A root with a row whose image may be missing, and one whose image is there."""
+    folder = root / "pixcvbench"
+    (folder / "CV-Bench").mkdir(parents=True)
+    (folder / "COCO/coco/images").mkdir(parents=True)
+    names = ["000000000007.jpg", "000000000009.jpg"]
+    for name in names[0 if with_image else 1 :]:
+        Image.new("RGB", (60, 40)).save(folder / "COCO/coco/images" / name)
+    rows = [f"{i},{i},CV-Bench/COCO/coco/images/{name},mouse\n" for i, name in enumerate(names, start=643)]
+    (folder / "CV-Bench/Objects.csv").write_text(",Id,file,Objects\n" + "".join(rows))
+    values = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"image_id": 0, "category_id": 0, "segmentation": segmentation},
+            {"image_id": 1, "category_id": 0, "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]},
+        ],
+    }
+    (folder / "COCO/FinalSegmentations.json").write_text(json.dumps(values))
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:no questions")
+@pytest.mark.parametrize(
+    "segmentation", [[[10, 10, 30, 10, 30, 30, 10, 30]], {"size": [40, 60], "counts": [0, 40, 2360]}]
+)
+def test_a_missing_image_is_named_and_the_others_are_scored(tmp_path: Path, segmentation: object) -> None:
+    """A published mask is often a polygon, which has no size without its image."""
+    benchmark = runner.open_benchmark("pixcvbench", one_row(tmp_path, segmentation, with_image=False))
+    assert [case.index for case in benchmark.cases] == [644]
+    path = tmp_path / "pixcvbench/COCO/coco/images/000000000007.jpg"
+    assert benchmark.problems == (f"643: no image {path}",)
+    path.with_name("000000000009.jpg").unlink()
+    with pytest.raises(DatasetError, match=f"all 2 images of pixcvbench are missing; the first is {path}"):
+        runner.open_benchmark("pixcvbench", tmp_path)
+    path.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=f"cannot decode the image {path}"):
+        runner.open_benchmark("pixcvbench", tmp_path)
+
+
+def cv_bench_row(idx: int, kind: str = "2D") -> dict:
+    """A line of CV-Bench's present files, with all of its fields."""
+    return {
+        "idx": idx,
+        "type": kind,
+        "task": "Count",
+        "filename": f"img/{kind}/count/coco_{idx}.png",
+        "question": f"How many mice are in the {kind} image?",
+        "choices": ["2", "3", "1", "0"],
+        "answer": "(C)",
+        "prompt": "How many mice are in the image? Select from the following choices.\n(A) 2\n(B) 3\n(C) 1\n(D) 0",
+        "source": "COCO",
+        "source_dataset": "COCO Detection",
+        "source_filename": "/coco/val2017/000000000007.jpg",
+        "target_class": None,
+        "target_size": None,
+        "bbox": None,
+    }
+
+
+@pytest.mark.parametrize("names", [("test_2d.jsonl", "test_3d.jsonl"), ("test_2d.jsonl",), ("test.jsonl",)])
+def test_the_present_files_of_cv_bench_are_found(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = one_row(tmp_path, [[10, 10, 30, 10, 30, 30, 10, 30]], with_image=True)
+    for name in names:
+        kind, first = ("3D", 644) if "3d" in name else ("2D", 642)
+        rows = [cv_bench_row(idx, kind) for idx in range(first, first + 3)]
+        (root / "pixcvbench/CV-Bench" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = pixcvbench.read_objects(root)
+    assert first.question == second.question == "How many mice are in the 2D image?", "a 3D row never hides a 2D one"
+    assert first.options == ("2", "3", "1", "0") and first.answer == "c"
+    if len(names) == 1:
+        (root / "pixcvbench/CV-Bench" / names[0]).write_text('{"idx": 643}\n{"idx"')
+        with pytest.raises(DatasetError, match=f"{names[0]}, line 2: '.\"idx\"' is not JSON"):
+            pixcvbench.read_objects(root)
+
+
+def test_parquet_without_a_reader_names_the_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = one_row(tmp_path, [[10, 10, 30, 10, 30, 30, 10, 30]], with_image=True)
+    (root / "pixcvbench/CV-Bench/test_2d.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    monkeypatch.setattr(pixcvbench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DatasetError, match=r"test_2d.parquet needs pyarrow: .*; or put test_2d.jsonl, which CV-Bench"):
+        pixcvbench.read_objects(root)
+
+
+def test_without_questions_there_is_a_warning(tmp_path: Path) -> None:
+    root = one_row(tmp_path, [[10, 10, 30, 10, 30, 30, 10, 30]], with_image=True)
+    with pytest.warns(
+        UserWarning, match="no questions in .*CV-Bench: expected one of test_2d.jsonl, .* Only the masks"
+    ):
+        objects = pixcvbench.read_objects(root)
+    assert {case.question for case in objects} == {""}

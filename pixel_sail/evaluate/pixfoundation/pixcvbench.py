@@ -1,19 +1,24 @@
 """PixCV-Bench: the 2D questions of CV-Bench whose objects have masks, on images of COCO and ADE20K.
 
     <root>/pixcvbench/CV-Bench/Objects.csv                 Id, file, Objects: a class, or two: "('tv', 'suitcase')"
-    <root>/pixcvbench/CV-Bench/test.jsonl or test.parquet  questions, as CV-Bench publishes them; idx is the Id
+    <root>/pixcvbench/CV-Bench/test_2d.jsonl               questions, as CV-Bench publishes them; idx is the Id. Or
+                                                           test_2d.parquet; earlier: test.jsonl or test.parquet
     <root>/pixcvbench/COCO/FinalSegmentations.json         COCO: RLEs, some of another size than the image
     <root>/pixcvbench/COCO/coco/images/*.jpg
     <root>/pixcvbench/ADE20K/FinalSegmentations.json       or in validation/
     <root>/pixcvbench/ADE20K/validation/images/*.jpg
 
-Without a file of questions, only masks are scored. test.parquet needs pyarrow.
+Without a file of questions there is a warning, and only masks are scored. Parquet needs pyarrow or pandas. The
+questions of test_3d.* are about other images, which have no masks here.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import json
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -35,12 +40,16 @@ _SOURCES = {
     "ADE20K": ("validation/images", ("FinalSegmentations.json", "validation/FinalSegmentations.json")),
 }
 _COLUMNS = ["idx", "question", "choices", "answer"]
+# The first that exists is read. CV-Bench split its one file in two; test_3d.* is for a Id that the 2D file lacks.
+_QUESTIONS = ("test_2d.jsonl", "test_2d.parquet", "test.jsonl", "test.parquet")
+_MORE_QUESTIONS = ("test_3d.jsonl", "test_3d.parquet")
+_NO_SIZE = (0, 0)  # of a missing image
 
 
 def read_objects(root: Path) -> list[PixObject]:
     """All rows of the sources whose masks exist, by Id. Raises DatasetError, BadSample.
 
-    Masks get the size of their image; if the image is missing, the largest of their own sizes.
+    Masks get the size of their image. A row whose image is missing has no mask and no size: a polygon has none either.
     """
     folder = root / KIND
     rows = read_table(folder / "CV-Bench" / "Objects.csv", ("Id", "file", "Objects"))
@@ -75,9 +84,7 @@ def expression_of(objects: str) -> str:
 def _object(row: dict[str, str], segmentations: list[Any], images: Path, questions: dict[int, Any] | None) -> PixObject:
     path, index = images / Path(row["file"]).name, int(row["Id"])
     where = f"{KIND}: {path.name}"
-    size = _image_size(path) or max(
-        (tuple(mask["size"]) for mask in segmentations if isinstance(mask, dict)), default=(1, 1)
-    )
+    size = _image_size(path)
     question: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
     if questions is not None:
         if index not in questions:
@@ -86,9 +93,9 @@ def _object(row: dict[str, str], segmentations: list[Any], images: Path, questio
     return PixObject(
         index=index,
         image=path,
-        size_hw=size,
+        size_hw=size or _NO_SIZE,
         expression=expression_of(row["Objects"]),
-        mask_rle=union_or_none([_resized(mask, size, where) for mask in segmentations], size),
+        mask_rle=union_or_none([_resized(mask, size, where) for mask in segmentations], size) if size else None,
         question=question["question"],
         options=tuple(question["choices"]),
         answer=question["answer"].strip("() ").lower(),
@@ -140,25 +147,49 @@ def _image_size(path: Path) -> tuple[int, int] | None:
 
 
 def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
-    """idx -> {question, choices, answer}; None without a file of questions."""
-    lines, table = folder / "test.jsonl", folder / "test.parquet"
-    if lines.is_file():
-        rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif table.is_file():
-        rows = _read_parquet(table)
-    else:
+    """idx -> {question, choices, answer}; a warning and None without a file of questions."""
+    files = [_first_file(folder, names) for names in (_QUESTIONS, _MORE_QUESTIONS)]
+    if files[0] is None:
+        warnings.warn(
+            f"no questions in {folder}: expected one of {', '.join(_QUESTIONS)}, as CV-Bench publishes them. Only the "
+            "masks are scored.",
+            stacklevel=2,
+        )
         return None
-    try:
-        return {int(row["idx"]): {name: row[name] for name in _COLUMNS} for row in rows}
-    except (TypeError, KeyError) as error:
-        raise DatasetError(f"{lines if lines.is_file() else table}: a row has no {error}") from None
+    questions: dict[int, dict[str, Any]] = {}
+    for path in filter(None, files):
+        for row in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path):
+            try:
+                questions.setdefault(int(row["idx"]), {name: row[name] for name in _COLUMNS})
+            except (TypeError, KeyError, ValueError) as error:
+                raise DatasetError(f"{path}: a row has no {error}; expected {', '.join(_COLUMNS)}") from None
+    return questions
+
+
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read_lines(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise DatasetError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
+    return rows
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Its rows without the images, which are most of the file."""
+    if importlib.util.find_spec("pyarrow") is not None:
+        parquet = importlib.import_module("pyarrow.parquet")
+        return list(parquet.read_table(path, columns=_COLUMNS).to_pylist())
     try:
-        from pyarrow import parquet
-    except ImportError:
+        pandas = importlib.import_module("pandas")
+        return list(pandas.read_parquet(path, columns=_COLUMNS).to_dict("records"))
+    except ImportError:  # no pandas, or none that reads parquet
         raise DatasetError(
-            f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put test.jsonl into its folder"
+            f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put {path.stem}.jsonl, which CV-Bench "
+            "publishes too, beside it"
         ) from None
-    return parquet.read_table(path, columns=_COLUMNS).to_pylist()  # without the images, which are most of the file
