@@ -50,7 +50,7 @@ def test_a_prediction_under_the_limit_counts_as_empty_and_the_limit_is_reported(
         score.update(below, None, 1)
         score.update(at, None, 1)
         assert score.result()["n_acc"] == expected and score.result()["min_pixels"] == min_pixels
-    small = GeneralizedScore()
+    small = GeneralizedScore(50)
     small.update(below, below, 1)  # present, right, and too small to count
     assert small.result()["t_acc"] == 0 and small.result()["ciou"] == 0 and small.result()["n_acc"] is None
     empty = GeneralizedScore(min_pixels=0)

@@ -36,7 +36,9 @@ def main() -> None:
     except (BadSample, DatasetError, ConfigError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(runner.table(results))
-    print(f"written: {runner.write_metrics(arguments.out, Path(arguments.model), results)}")
+    defined = {name: runner.definitions({arguments.benchmark: scores}) for name, scores in results.items()}
+    definitions = {name: texts.get(arguments.benchmark, {}) for name, texts in defined.items()}
+    print(f"written: {runner.write_metrics(arguments.out, Path(arguments.model), results, definitions)}")
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -50,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         segmenters.open_segmenter(arguments.segmenter, arguments.device, arguments.precision),
         chunker,
         select.AskModel(adapter) if arguments.select == "model" else select.by_words,
+        benchmark.wordings.questions,
         arguments.prompt,
         arguments.max_new_tokens,
     )
@@ -59,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "segmenter": runner.fingerprint(Path(segmenter_path), spec=arguments.segmenter),
         "phrases": phrases.spacy_model(),
         "settings": [arguments.benchmark, arguments.prompt, arguments.max_new_tokens, arguments.select],
+        "wordings": list(benchmark.wordings.questions),
     }
     records = baseline.collect(benchmark.cases, parts, arguments.out, made_with)
     return baseline.score(benchmark, records, arguments.out)

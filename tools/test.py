@@ -22,6 +22,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import captions, paper_meteor, perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
 from pixel_sail.evaluate.gallery import write_gallery
+from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, Reply, endpoint, local_model
 from pixel_sail.evaluate.predictions import PredictionFiles
 from pixel_sail.types import BadSample
@@ -134,13 +135,21 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
         arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
     )
     results = {
-        benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with) for benchmark in benchmarks
+        benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with | _asked(benchmark))
+        for benchmark in benchmarks
     }
     if arguments.gallery and None not in results.values():
         for benchmark in benchmarks:
             print(f"gallery: {write_gallery(benchmark, arguments.out, arguments.gallery)}")
     distributed.stop()
     return None if None in results.values() else results
+
+
+def _asked(benchmark: Benchmark) -> dict[str, Any]:
+    """The wordings of a benchmark that has several: predictions in other wordings are not continued."""
+    if not isinstance(benchmark, PixBenchmark):
+        return {}
+    return {"wordings": [list(benchmark.wordings.questions), list(benchmark.wordings.requests)]}
 
 
 def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
@@ -152,7 +161,8 @@ def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
 
 
 def _options(arguments: argparse.Namespace, predictions: Path) -> Options:
-    return Options(arguments.min_pixels, _judge(arguments, predictions.with_suffix(".verdicts.jsonl")))
+    judge = _judge(arguments, predictions.with_suffix(".verdicts.jsonl"))
+    return Options(arguments.min_pixels, judge)
 
 
 def _judge(arguments: argparse.Namespace, verdicts: Path) -> Judge | None:

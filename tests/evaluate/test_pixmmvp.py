@@ -16,14 +16,15 @@ from tiny_predictor import tiny_predictor
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
+from pixel_sail.data.templates import choose
 from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.pixfoundation import pixmmvp
 from pixel_sail.evaluate.pixfoundation.failures import mask_right
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
-from pixel_sail.evaluate.pixfoundation.templates import VQA
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
+from pixel_sail.evaluate.pixfoundation.wordings import INSTRUCTION, read_wordings
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.types import BadSample
 
@@ -248,10 +249,75 @@ def test_the_four_real_images_end_to_end(shared: Path, tmp_path: Path) -> None:
     scores = runner.run_benchmark(predictor, benchmark, tmp_path, {"test": 1})
     assert predictor.images_encoded == 4, "an image is encoded once for all its prompts"
     lines = read_lines(tmp_path / "predictions/pixmmvp.jsonl", benchmark)
-    assert Counter(len(line["answers"]) for line in lines) == {len(VQA): 4}
-    assert all(len(line["segmentations"]) == len(line["replies"]) == 3 for line in lines)
-    assert lines[0]["requests"][0] == "Find the butterfly's wings." and len(set(lines[0]["requests"])) == 3
-    assert lines[1]["questions"][0] == "Is the flame of the match more round or thin? (a) Round (b) Thin"
+    assert Counter(len(line["answers"]) for line in lines) == {10: 4}
+    assert all(len(line["segmentations"]) == len(line["replies"]) == 7 for line in lines)
+    assert (
+        lines[0]["requests"][6] == "Output mask for the the butterfly's wings." and len(set(lines[0]["requests"])) == 6
+    )
+    asked = "Is the flame of the match more round or thin?"
+    instruction = "Answer with the option's letter from the given choices directly."
+    assert lines[1]["questions"][0] == f"Ques:{asked}\n(a) Round (b) Thin\nInstruct:{instruction}\nAns:"
     assert scores["cases"] == 4 and scores["pairs"] == 0 and scores["accuracy"] is None and scores["unusable"] == 296
     assert 0 <= scores["miou"] <= 100 and "failures" not in runner.table({"pixmmvp": scores})
     assert write_gallery(benchmark, tmp_path, 4).is_file()
+
+
+def test_three_wordings_of_our_own(shared: Path, tmp_path: Path) -> None:
+    predictor = tiny_predictor(["It is [SEG]. (a) (b)"], "Find {expression}.", architecture={"patch_size": 16})
+    benchmark = runner.open_benchmark("pixmmvp:own", shared / "data", max_images=2)
+    assert benchmark.name == "pixmmvp:own"
+    (first, second) = benchmark.predict(predictor, benchmark.cases)
+    assert len(first["answers"]) == len(first["segmentations"]) == len(set(first["requests"])) == 3
+    assert first["requests"][0] == "Find the butterfly's wings."
+    assert second["questions"][0] == "Is the flame of the match more round or thin? (a) Round (b) Thin"
+    with pytest.raises(DatasetError, match=r"unknown benchmark pixmmvp:mine; known are pixmmvp\[:own\], pixcvbench"):
+        runner.open_benchmark("pixmmvp:mine", shared / "data")
+
+
+def test_the_published_wordings_are_read_and_embedded(shared: Path, full: Path, tmp_path: Path) -> None:
+    """`full` has no files of wordings, the published folder has them: 10 and 7, and the same."""
+    embedded, published = (read_wordings(root, own=False) for root in (full, shared / "data"))
+    assert embedded == published and (len(embedded.questions), len(embedded.requests)) == (10, 7)
+    question = choose("Is it?", ("Yes", "No"), embedded.questions[4])
+    assert question == f"Is it?\t(a) Yes (b) No\t{INSTRUCTION}Answer::" and "|" not in "".join(embedded.questions)
+    folder = tmp_path / "pixmmvp"
+    folder.mkdir()
+    (folder / "prompt_templates.csv").write_text('Index,Template\n1,"{}? |{} |{}"\n')
+    wordings = read_wordings(tmp_path, own=False)
+    assert wordings.questions == (f"{{question}}? {{options}} {INSTRUCTION}",) and len(wordings.requests) == 7
+    (folder / "lang_grounding_prompt_templates.csv").write_text("Index,Template\n1,Segment it.\n")
+    with pytest.raises(
+        DatasetError, match=r"lang_grounding_prompt_templates.csv: a template has 1 \{\}, got 'Segment it"
+    ):
+        read_wordings(tmp_path, own=False)
+
+
+def test_disputed_labels_count_in_one_score_and_not_in_the_other(full: Path, raw, masks) -> None:
+    """Wrong in images 99 and 279 alone: 148 of 150 pairs, and all 148 without the disputed labels."""
+    right = [row[3] for row in raw[0]]
+    lines = [
+        {
+            "index": i,
+            "answers": [right[i - 1] if i not in (99, 279) else {"(a)": "(b)", "(b)": "(a)"}[right[i - 1]]],
+            "segmentations": [rle(masks[i])],
+        }
+        for i in range(1, 301)
+    ]
+    scores = score(full, lines)
+    assert scores["accuracy"] == pytest.approx(100 * 148 / 150) and scores["accuracy_undisputed"] == 100
+    assert scores["accuracy_single"] == pytest.approx(100 * 298 / 300) and scores["accuracy_single_undisputed"] == 100
+    assert scores["score_undisputed"] == 100 > scores["score"]
+    numbers = {key for key, value in scores.items() if isinstance(value, float)}
+    assert numbers == set(runner.definitions({"pixmmvp": scores})["pixmmvp"])
+    masks_alone = score(full, [line | {"answers": []} for line in lines])
+    assert masks_alone["accuracy_undisputed"] is masks_alone["score_undisputed"] is None
+
+
+def test_other_data_in_the_same_format_has_no_disputed_labels(full: Path, raw, tmp_path: Path) -> None:
+    shutil.copytree(full / "pixmmvp", tmp_path / "pixmmvp", symlinks=True)
+    path = tmp_path / "pixmmvp/Objects.csv"
+    path.write_text(
+        path.read_text().replace("the elephant's tusks", "the mug").replace("the elderly person", "the cup")
+    )
+    lines = [{"index": i, "answers": [raw[0][i - 1][3]], "segmentations": []} for i in range(1, 301)]
+    assert "accuracy_undisputed" not in score(tmp_path, lines)

@@ -31,6 +31,7 @@ from transformers import (
 from pixel_sail.config import ConfigError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.regions import Points
+from pixel_sail.data.templates import CHOOSE
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.studies.attend_segment import baseline, phrases, select
@@ -215,7 +216,7 @@ def test_the_oracle_takes_the_best_of_all_masks() -> None:
     assert np.array_equal(decode_mask(select.oracle(record, pix_object(box(10, 52)))), box(10, 50))
     assert np.array_equal(decode_mask(select.oracle(record, pix_object(box(70, 120)))), box(60, 120))
     assert select.oracle({"phrases": [phrase("dog")]}, pix_object(box(0, 9))) is None
-    assert select.oracle(record, pix_object(None)) is not None  # it does not know that the object is absent
+    assert select.oracle(record, pix_object(None)) is None  # protocol of 2026: empty where the truth is empty
     assert select.oracle(record, pix_object(None, None)) is None
 
 
@@ -227,7 +228,9 @@ def test_words_choose_the_phrase_and_scores_the_mask(image: Image.Image) -> None
     ]
     record = {"phrases": phrases}
     mask, undecided = select.automatic(record, image, "the dog's brown tail", select.by_words)
-    assert np.array_equal(decode_mask(mask), box(0, 9)) and not undecided  # one word of each: the first
+    assert mask is None and not undecided  # one word in common with each: a similarity of 0.4, below 0.7
+    mask, undecided = select.automatic(record, image, "a fence, brown", select.by_words)
+    assert np.array_equal(decode_mask(mask), box(0, 9)) and not undecided  # the same words in another order
     mask, _ = select.automatic(record, image, "the brown dog", select.by_words)
     assert np.array_equal(decode_mask(mask), box(9, 40))  # the last word counts most, "a dog" has no mask
     assert select.automatic(record, image, None, select.by_words) == (None, False)
@@ -256,9 +259,10 @@ class Scripted:
 
 def test_a_model_chooses_by_number(image: Image.Image) -> None:
     phrases = [phrase("sky", (0, 60)), phrase("dog", (60, 120)), phrase("cat", (0, 120))]
-    model = Scripted("It is number 2.", "1 or 2", "7", "none")
+    model = Scripted("It is number 2.", "1 or 2", "7", "NONE", "In none of them.", "I cannot say", "1", "none")
     choose = select.AskModel(model)
-    assert [choose(image, "the dog", phrases) for _ in range(4)] == [1, None, None, None]
+    none = select.NONE
+    assert [choose(image, "the dog", phrases) for _ in range(6)] == [1, None, None, none, none, None]
     copies, prompt = model.prompts[0]
     assert "3 numbered copies" in prompt and "the dog" in prompt
     assert copies.size == (2 * 336, 2 * 224)
@@ -267,7 +271,9 @@ def test_a_model_chooses_by_number(image: Image.Image) -> None:
     # the second copy, right of the first, is painted in its right half only
     second = np.abs(tiles[:224, 336:] - plain).mean(axis=(0, 2))
     assert second[190:330].min() > 5 * second[60:150].max()
-    assert choose(image, "the dog", phrases[:1]) == 0 and len(model.prompts) == 4  # one candidate: nothing to ask
+    assert [choose(image, "the dog", phrases[:1]) for _ in range(2)] == [0, none]  # one candidate may be wrong too
+    rejected = select.automatic({"phrases": phrases}, image, "the cat", select.AskModel(Scripted("NONE")))
+    assert rejected == (None, False)
     undecided = select.automatic({"phrases": phrases}, image, "the cat", select.AskModel(Scripted("?")))
     assert undecided == (phrases[2]["masks"][0], True)  # the words decide
 
@@ -316,7 +322,7 @@ def the_phrases(text: str) -> list[tuple[int, int]]:
 
 
 def fake_baseline(replies: list[str]) -> Baseline:
-    return Baseline(Scripted(*replies), Squares(), the_phrases, select.by_words)
+    return Baseline(Scripted(*replies), Squares(), the_phrases, select.by_words, CHOOSE)
 
 
 def replies(images: int) -> list[str]:

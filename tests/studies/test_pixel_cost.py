@@ -90,7 +90,7 @@ def test_the_shipped_experiment() -> None:
     plan = load_plan(REPOSITORY / "configs/pixel_cost.yaml")
     configs = {run.variant: run.config for run in plan.runs}
     assert list(configs) == ["qa", "qa_half", "masks", "both", "both_distilled"] and len(plan.config.seeds) >= 2
-    assert len(plan.runs) == 5 * len(plan.config.seeds) and "pixmmvp" in plan.config.benchmarks
+    assert len(plan.runs) == 5 * len(plan.config.seeds) and "pixmmvp:own" in plan.config.benchmarks
     weights = {name: {e.source: e.weight for e in c.data.mixture} for name, c in configs.items()}
     assert weights["qa"].keys() == {"choices", "llava"} and weights["masks"].keys() == {"refcoco", "coco_semantic"}
     # half of the samples of `both` are those of `qa`, half those of `masks`; `qa_half` sees the first half alone

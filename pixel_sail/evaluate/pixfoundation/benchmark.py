@@ -16,7 +16,7 @@ from typing import Any
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import load_image
 from pixel_sail.data.templates import HIDDEN_EXPRESSION
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
@@ -27,6 +27,7 @@ from pixel_sail.evaluate.pixfoundation.templates import (
     grounding_templates,
     vqa_prompts,
 )
+from pixel_sail.evaluate.pixfoundation.wordings import OWN, Wordings, read_wordings
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
 from pixel_sail.evaluate.show import mask_row
 from pixel_sail.model.generation import Sampling
@@ -50,6 +51,7 @@ class PixBenchmark:
     cases: tuple[PixObject, ...]
     problems: tuple[str, ...]
     pair_size: int
+    wordings: Wordings
     judge: Judge | None = None  # asked if an answer chooses no option
     id_fields: tuple[str, ...] = ("index",)
     answer_fields: tuple[str, ...] = ("answers", "segmentations")
@@ -57,10 +59,11 @@ class PixBenchmark:
 
     @classmethod
     def read(cls, root: Path, name: str, judge: Judge | None = None) -> PixBenchmark:
-        """Raises DatasetError for an unknown name, unreadable files, and if no image exists."""
-        if name not in _READERS:
-            raise DatasetError(f"unknown benchmark {name}; known are {', '.join(KINDS)}")
-        read_objects, pair_size = _READERS[name]
+        """`name`: see BENCHMARK. Raises DatasetError for an unknown name, unreadable files, and if no image exists."""
+        kind, colon, wordings = name.partition(":")
+        if kind not in _READERS or (colon and wordings != OWN):
+            raise DatasetError(f"unknown benchmark {name}; known are {', '.join(f'{kind}[:{OWN}]' for kind in KINDS)}")
+        read_objects, pair_size = _READERS[kind]
         try:
             objects = read_objects(root)
         except BadSample as error:
@@ -69,7 +72,7 @@ class PixBenchmark:
         if not cases:
             raise DatasetError(f"all {len(objects)} images of {name} are missing; the first is {objects[0].image}")
         missing = tuple(f"{case.index}: no image {case.image}" for case in objects if not case.image.is_file())
-        return cls(name, cases, missing, pair_size, judge)
+        return cls(name, cases, missing, pair_size, read_wordings(root, own=wordings == OWN), judge)
 
     def predict(self, predictor: Predictor, cases: Sequence[PixObject]) -> list[Line]:
         """A line a case. An image is encoded once for all its prompts; the masks of a reply are united."""
@@ -77,7 +80,8 @@ class PixBenchmark:
         prompts = []
         for case in cases:
             expression = HIDDEN_EXPRESSION if hidden else case.expression or NO_EXPRESSION
-            prompts.append((vqa_prompts(case), grounding_prompts(expression, grounding_templates(template))))
+            requests = self.wordings.requests or grounding_templates(template)
+            prompts.append((vqa_prompts(case, self.wordings.questions), grounding_prompts(expression, requests)))
         chats = [
             Chat(open_image(case.image, case.size_hw), [*questions, *requests])
             for case, (questions, requests) in zip(cases, prompts, strict=True)
@@ -120,9 +124,43 @@ class PixBenchmark:
         return mask_row(load_image(case.image), title, case.mask_rle, next(iter(line["segmentations"]), None))
 
 
+_AUTHORS = "PixFoundation, arXiv 2502.04192"
+DEFINITIONS = (
+    Definition(("score",), "harmonic mean of accuracy and miou", _AUTHORS),
+    Definition(
+        ("accuracy",),
+        "percent of pairs with both questions right (pixcvbench: of questions), of the best wording asked; the option "
+        "is read by rules, then by a judge that does not see the right one",
+        f"{_AUTHORS}; the reading of options is ours",
+    ),
+    Definition(("accuracy_single",), "percent of single images, same wording as accuracy", "ours"),
+    Definition(
+        ("miou",),
+        "mean IoU over all images, of the best wording asked; without an object 1 if the mask is empty, else 0",
+        _AUTHORS,
+    ),
+    Definition(
+        ("miou_no_absent",),
+        "miou without images that have no expression",
+        "PixFoundation's scripts, with meta_none.txt",
+    ),
+    Definition(("miou_present",), "miou of the images with an annotated mask", "ours"),
+    Definition(
+        ("accuracy_mean", "accuracy_spread", "miou_mean", "miou_spread"),
+        "mean over the wordings, and the largest minus the smallest",
+        "ours",
+    ),
+    Definition(
+        ("accuracy_undisputed", "accuracy_single_undisputed", "score_undisputed"),
+        "without the images whose label is disputed, and without their pairs: 99 and 279 of PixMMVP",
+        "ours",
+    ),
+)
 BENCHMARK = BenchmarkKind(
     prefixes=KINDS,
-    form="|".join(KINDS),
-    help="PixFoundation (docs/pixfoundation.md): answers and masks about the same objects, with an optional judge",
+    form=f"{'|'.join(KINDS)}[:{OWN}]",
+    help=f"PixFoundation (docs/pixfoundation.md): answers and masks about the same objects; {OWN}: not in the "
+    "published wordings, but in three of ours",
     open=lambda root, name, options: PixBenchmark.read(root, name, options.judge),
+    definitions=DEFINITIONS,
 )

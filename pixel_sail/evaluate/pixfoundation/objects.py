@@ -24,3 +24,4 @@ class PixObject:
     options: tuple[str, ...]  # texts without their letters
     answer: str  # letter of the right option: "a", "b", ...; "" without a question
     pair: int  # from 0
+    disputed: bool = False  # others find another option right

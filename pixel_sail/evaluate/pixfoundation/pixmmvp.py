@@ -23,6 +23,8 @@ from pixel_sail.types import RLE, BadSample
 KIND = "pixmmvp"
 PAIR_SIZE = 2
 IMAGES = "MMVP Images"
+# Index -> expression of the published questions whose label is disputed. Other data in this format has other objects.
+DISPUTED = {99: "the elephant's tusks", 279: "the elderly person"}
 
 
 def read_objects(root: Path) -> list[PixObject]:
@@ -44,17 +46,19 @@ def read_objects(root: Path) -> list[PixObject]:
         size = (images[index]["height"], images[index]["width"])
         pieces = [from_coco(polygons, *size, where) for polygons in segmentations[index]]
         options, letter = read_choices(question["Options"], question["Correct Answer"], where)
+        text = read_expression(expression["Object"])
         objects.append(
             PixObject(
                 index=index,
                 image=folder / IMAGES / images[index]["file_name"],
                 size_hw=size,
-                expression=read_expression(expression["Object"]),
+                expression=text,
                 mask_rle=union_or_none(pieces, size),
                 question=question["Question"],
                 options=options,
                 answer=letter,
                 pair=(index - 1) // PAIR_SIZE,
+                disputed=text is not None and DISPUTED.get(index) == text,
             )
         )
     return objects

@@ -6,6 +6,9 @@ show how much the wording matters. M has three variants:
     miou             all images; for an absent object, 1 if the mask is empty, else 0
     miou_no_absent   without images whose expression is `None`, which the published scripts can leave out
     miou_present     only images whose object has a mask
+
+Where the dataset has disputed labels (PixMMVP: 99 and 279), accuracy_undisputed, accuracy_single_undisputed and
+score_undisputed are those of the same best wordings without the disputed images and their pairs.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ def pix_scores(
     if vqa and grounding:
         masks = [mask_right(line["segmentations"][best_mask], case) for line, case in zip(lines, cases, strict=True)]
         cells = failure_cells(cases, pairs, vqa[best_vqa].right, masks)
+    right = vqa[best_vqa].right if vqa else None
     accuracy = vqa[best_vqa].accuracy if vqa else None
     mious = grounding[best_mask] if grounding else dict.fromkeys(("miou", "miou_no_absent", "miou_present"))
     return {
@@ -60,6 +64,7 @@ def pix_scores(
         "accuracy": accuracy,
         **_sensitivity("accuracy", [score.accuracy for score in vqa]),
         "accuracy_single": vqa[best_vqa].accuracy_single if vqa else None,
+        **_undisputed(cases, pairs, right, mious["miou"]),
         **mious,
         **_sensitivity("miou", [score["miou"] for score in grounding]),
         **{cell: None if cells is None else len(cells[cell]) for cell in CELLS},
@@ -75,6 +80,24 @@ def pix_scores(
             ],
             "grounding": grounding,
         },
+    }
+
+
+def _undisputed(
+    cases: Sequence[PixObject], pairs: Sequence[Sequence[int]], right: Sequence[bool] | None, miou: float | None
+) -> dict[str, float | None]:
+    """The scores without disputed labels; empty where no label is disputed. `right`: one an image, None: not asked."""
+    if not any(case.disputed for case in cases):
+        return {}
+    accuracy = single = None
+    if right is not None:
+        kept = [members for members in pairs if not any(cases[i].disputed for i in members)]
+        accuracy = percent([all(right[i] for i in members) for members in kept])
+        single = percent([answer for answer, case in zip(right, cases, strict=True) if not case.disputed])
+    return {
+        "accuracy_undisputed": accuracy,
+        "accuracy_single_undisputed": single,
+        "score_undisputed": harmonic(accuracy, miou),
     }
 
 

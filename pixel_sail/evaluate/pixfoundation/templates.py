@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pixel_sail.data.templates import CHOOSE, QUESTIONS, choose, question
+from pixel_sail.data.templates import QUESTIONS, choose, question
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 
-VQA = CHOOSE
 _GROUNDING = QUESTIONS[:4]
 NO_EXPRESSION = "None"  # stands for a missing expression, as in the annotation and the published scripts
 
@@ -19,9 +18,9 @@ JUDGE = (
 )
 
 
-def vqa_prompts(case: PixObject) -> list[str]:
-    """One prompt for each template of `VQA`; empty if the case has no question."""
-    return [choose(case.question, case.options, template) for template in VQA] if case.question else []
+def vqa_prompts(case: PixObject, templates: Sequence[str]) -> list[str]:
+    """One prompt for each template; empty if the case has no question."""
+    return [choose(case.question, case.options, template) for template in templates] if case.question else []
 
 
 def grounding_templates(own: str) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from pixel_sail.studies.ablation.runs import finished_scores
 # Scores in the table by kind of benchmark (evaluate/runner.py), in this order. For each of them, higher is better. The
 # scores.json of a run has all scores.
 SHOWN_SCORES = {
-    "region_caption": ("meteor", "cider"),
-    "perbench:caption": ("meteor",),
-    "perbench:mcq": ("accuracy",),
-    "perbench:vtres": ("ciou", "giou"),
+    "region_caption": ("meteor", "cider", "meteor_all_references", "cider_all_references"),
+    "perbench:caption": ("meteor", "meteor_coco"),
+    "perbench:mcq": ("accuracy", "accuracy_option"),
+    "perbench:vtres": ("ciou", "giou", "ciou_union", "giou_union"),
     "pix": ("score", "accuracy", "accuracy_mean", "accuracy_single", "miou", "miou_present"),
 }
 # Counts in the table. They have no steps, because a higher count is neither better nor worse.

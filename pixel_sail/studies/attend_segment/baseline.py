@@ -47,6 +47,7 @@ class Baseline:
     segmenter: Segmenter
     chunker: Chunker
     choose: select.Choose
+    questions: tuple[str, ...]  # the wordings of the benchmark's question
     prompt: str = PROMPT  # may contain FIELDS
     max_new_tokens: int = 256
 
@@ -55,7 +56,8 @@ class Baseline:
         image = open_image(target.image, target.size_hw)
         prompt = fill_prompt(self.prompt, target)
         phrases = attend_and_segment(self.adapter, self.segmenter, self.chunker, image, prompt, self.max_new_tokens)
-        answers = [self.adapter.answer(image, wording, _MAX_ANSWER_TOKENS).text for wording in vqa_prompts(target)]
+        prompts = vqa_prompts(target, self.questions)
+        answers = [self.adapter.answer(image, wording, _MAX_ANSWER_TOKENS).text for wording in prompts]
         mask, undecided = select.automatic(phrases, image, target.expression, self.choose)
         record = {"index": target.index, "image": str(target.image), **phrases}
         return record | {"answers": answers, "automatic": mask, "undecided": undecided}
