@@ -95,16 +95,22 @@ class ReasonSegBenchmark:
         return mask_row(load_image(case.image), case.sentence, case.mask, line["segmentation"])
 
 
+DEFINITIONS = (
+    Definition(
+        ("giou", "ciou", *(f"pr@{threshold}" for threshold in THRESHOLDS)),
+        "one query an image; as in referring segmentation, without the pixels that annotators marked as ignored",
+        "LISA, arXiv 2308.00692",
+    ),
+    Definition(
+        ("short_giou", "short_ciou", "long_giou", "long_ciou"),
+        "giou and ciou of the phrases (short queries) and of the sentences (long queries) alone",
+        "LISA, arXiv 2308.00692",
+    ),
+)
 BENCHMARK = BenchmarkKind(
+    definitions=DEFINITIONS,
     prefixes=(KIND,),
     form=f"{KIND}[:SPLIT]",
     help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU, Pr@X; SPLIT: val by default",
     open=lambda root, name, options: ReasonSegBenchmark.read(root, name),
-    definitions=(
-        Definition(
-            ("ciou", "giou", *(f"pr@{threshold}" for threshold in THRESHOLDS)),
-            "one query an image; as in referring segmentation, without the pixels that annotators marked as ignored",
-            "LISA, arXiv 2308.00692",
-        ),
-    ),
 )

@@ -49,7 +49,8 @@ _NO_SIZE = (0, 0)  # of a missing image
 def read_objects(root: Path) -> list[PixObject]:
     """All rows of the sources whose masks exist, by Id. Raises DatasetError, BadSample.
 
-    Masks get the size of their image. A row whose image is missing has no mask and no size: a polygon has none either.
+    Masks get the size of their image; if the image is missing, the largest of their own sizes. A polygon has no size of
+    its own: such a row has no mask without its image.
     """
     folder = root / KIND
     rows = read_table(folder / "CV-Bench" / "Objects.csv", ("Id", "file", "Objects"))
@@ -84,7 +85,7 @@ def expression_of(objects: str) -> str:
 def _object(row: dict[str, str], segmentations: list[Any], images: Path, questions: dict[int, Any] | None) -> PixObject:
     path, index = images / Path(row["file"]).name, int(row["Id"])
     where = f"{KIND}: {path.name}"
-    size = _image_size(path)
+    size = _image_size(path) or _own_size(segmentations)
     question: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
     if questions is not None:
         if index not in questions:
@@ -133,6 +134,14 @@ def _resized(segmentation: Any, size_hw: tuple[int, int], where: str) -> RLE:
     own = tuple(segmentation["size"]) if isinstance(segmentation, dict) else size_hw
     mask = from_coco(segmentation, *own, where)
     return mask if own == size_hw else encode_mask(resize_nearest(decode_mask(mask), size_hw))
+
+
+def _own_size(segmentations: list[Any]) -> tuple[int, int] | None:
+    """The largest (height, width) of some RLEs; None if one of the masks is a polygon, or there is none."""
+    if not segmentations or not all(isinstance(mask, dict) for mask in segmentations):
+        return None
+    height, width = max(mask["size"] for mask in segmentations)
+    return (height, width)
 
 
 def _image_size(path: Path) -> tuple[int, int] | None:
