@@ -87,7 +87,8 @@ def publish(
         if run_config is not None:
             (folder / "training_config.yaml").write_text(yaml.safe_dump(public(run_config), sort_keys=False))
         if metrics is not None:
-            (folder / "metrics.json").write_text(json.dumps({"benchmarks": metrics["benchmarks"]}, indent=1))
+            kept = {key: metrics[key] for key in ("benchmarks", "definitions") if key in metrics}
+            (folder / "metrics.json").write_text(json.dumps(kept, indent=1))
         card = model_card(name, config, chat, parameters, str(config.dtype).removeprefix("torch."), provenance)
         (folder / "README.md").write_text(card)
 

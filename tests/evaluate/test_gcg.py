@@ -176,7 +176,7 @@ def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
             "gcgs",
             r"unknown benchmark 'gcgs'; known are refcoco.*, gcg\[:DATASET\[:SPLIT\]\], reasonseg\[:SPLIT\], pixmmvp",
         ),
-        ("pixmmvp:val", "unknown benchmark pixmmvp:val; known are pixmmvp, pixcvbench"),
+        ("pixmmvp:val", r"unknown benchmark pixmmvp:val; known are pixmmvp\[:own\], pixcvbench\[:own\]"),
     ],
 )
 def test_unknown_benchmarks(root: Path, name: str, message: str) -> None:

@@ -129,6 +129,8 @@ def test_files_and_lines_are_as_documented(dataset, tmp_path):
         assert line["segmentation"]["size"] == [48, 64] and isinstance(line["segmentation"]["counts"], str)
     assert sorted(p.name for p in path.parent.iterdir()) == ["refcoco:val.jsonl", "refcoco:val.manifest.json"]
     written = json.loads(runner.write_metrics(tmp_path, Path("runs/x/export"), {"refcoco:val": scores}).read_text())
+    numbers = {name for name in scores if isinstance(scores[name], float)} - {"small_below"}
+    assert numbers and numbers <= set(written.pop("definitions")["refcoco:val"])
     assert written == {"checkpoint": "runs/x/export", "benchmarks": {"refcoco:val": scores}}
     details = {"boundary_iou", "small_ciou", "small_giou", "small_cases", "small_below"}
     assert set(scores) == {"ciou", "giou", "cases", "images", *(f"pr@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9))} | details

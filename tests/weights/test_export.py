@@ -56,6 +56,7 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path, export) -> None:
     scores = {"checkpoint": "/data/me/run", "benchmarks": {"refcoco:val": {"ciou": 33.91234, "cases": 12}}}
+    scores["definitions"] = {"refcoco:val": {"ciou": "the sum of intersections over the sum of unions"}}
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     options = ["--metrics", tmp_path / "metrics.json", "--license", "apache-2.0", "--shard-gb", 0.0001]
     assert f"from {finished / 'export'}" in export(finished, "--out", tmp_path / "out", *options)
@@ -67,6 +68,8 @@ def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path,
         Predictor.from_pretrained(folder).chat(None, "What is it?")[0].text for folder in (out, finished / "export")
     )
     assert published_answer == export_answer
+    published_scores = json.loads((out / "metrics.json").read_text())
+    assert published_scores == {key: scores[key] for key in ("benchmarks", "definitions")}
     card = (out / "README.md").read_text()
     commit = json.loads((finished / "environment.json").read_text())["commit"]
     for part in ("license: apache-2.0", commit, "| refcoco:val | ciou 33.91, cases 12 |", "steps: 4", "random weights"):
