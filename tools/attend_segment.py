@@ -36,6 +36,7 @@ def main() -> None:
     except (BadSample, DatasetError, ConfigError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(runner.table(results))
+    print(f"definitions (docs/benchmarks.md):\n{runner.definitions_text({arguments.benchmark: results['oracle']})}")
     defined = {name: runner.definitions({arguments.benchmark: scores}) for name, scores in results.items()}
     definitions = {name: texts.get(arguments.benchmark, {}) for name, texts in defined.items()}
     print(f"written: {runner.write_metrics(arguments.out, Path(arguments.model), results, definitions)}")
