@@ -19,7 +19,6 @@ from pixel_sail.data.masks import decode_mask
 from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
-from pixel_sail.evaluate.pixfoundation.templates import VQA
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.weights.convert.scratch import from_scratch
@@ -67,8 +66,9 @@ def test_pixmmvp_end_to_end_and_scored_again(root: Path, tmp_path: Path) -> None
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"test": 1})
     assert predictor.images_encoded == 2 and scores["pairs"] == 1 and scores["unusable"] == 2
     lines = read_lines(tmp_path / "out/predictions/pixmmvp.jsonl", benchmark)
-    assert [(len(line["answers"]), len(line["segmentations"])) for line in lines] == [(len(VQA), 3)] * 2
-    assert lines[1]["requests"][0] == "Find the book." and lines[0]["questions"][0].endswith("(a) Large (b) Small")
+    assert [(len(line["answers"]), len(line["segmentations"])) for line in lines] == [(10, 7)] * 2
+    assert lines[1]["requests"][1] == "Can you segment the book in this image?"
+    assert "\n(a) Large (b) Small\nInstruct:" in lines[0]["questions"][0]
     right = [
         {"index": case.index, "answers": [f"({case.answer})"], "segmentations": [case.mask_rle]}
         for case in benchmark.cases
