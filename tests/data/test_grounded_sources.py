@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from opencv_rasters import OPENCV
 from PIL import Image
 from pycocotools import mask as coco_mask
 from source_fixtures import (
@@ -298,6 +299,20 @@ def test_polygons_are_filled_largest_first_and_flags_mean_nothing(root):
     ignored = np.zeros(SIZE, dtype=bool)
     ignored[5:8, 5:8] = ignored[10:18, 20:28] = True
     assert_mask(target_and_ignored(image)[1], ignored)
+
+
+def test_polygons_have_their_outline_as_in_lisas_reader(root):
+    """The rasters are those of OpenCV's polylines and fillPoly."""
+    for number, corners in enumerate(OPENCV):
+        _reason(root, f"{number}", [("target", [list(corner) for corner in corners]), ("flag", [[0, 0]])])
+    images = read_reason_seg(root, "train", problems := [])
+    assert len(images) + len(problems) == len(OPENCV)
+    for image in images:
+        rows = OPENCV[tuple(image.shapes[0][1])]
+        height, width = len(rows), len(rows[0])
+        Image.new("RGB", (width, height)).save(image.path)
+        target, _ = target_and_ignored(image)
+        assert_mask(target, np.array([[pixel == "#" for pixel in row] for row in rows]))
 
 
 def test_phrases_are_asked_for_as_in_referring_segmentation(root):

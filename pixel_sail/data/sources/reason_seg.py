@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import image_size
 from pixel_sail.data.masks import encode_mask
+from pixel_sail.data.polygons import outlined_polygon
 from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, refuse_tokens
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
@@ -78,24 +78,19 @@ def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonI
 
 
 def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
-    """The target, and the pixels that are not scored. Polygons are filled largest first, as LISA does.
+    """The target, and the pixels that are not scored. Polygons are drawn largest first, as LISA's reader does.
 
     Raises BadSample if the image cannot be read or the target is empty.
     """
-    height, width = image_size(image.path, image.key)
-    areas = [np.count_nonzero(_filled(Image.new("L", (width, height)), *shape)) for shape in image.shapes]
-    canvas = Image.new("L", (width, height))
-    for i in sorted(range(len(areas)), key=lambda i: -areas[i]):
-        _filled(canvas, *image.shapes[i])
-    marked = np.asarray(canvas)
+    size = image_size(image.path, image.key)
+    drawn = [outlined_polygon(corners, size) for _, corners in image.shapes]
+    marked = np.zeros(size, dtype=np.uint8)
+    # Among equally large shapes the last of the file comes first, as with LISA's reversed argsort.
+    for i in np.argsort([np.count_nonzero(mask) for mask in drawn], kind="stable")[::-1]:
+        marked[drawn[i]] = image.shapes[i][0]
     if not (marked == _TARGET).any():
         raise BadSample(f"{image.key}: no pixel of the image is marked as the target")
     return encode_mask(marked == _TARGET), encode_mask(marked == _IGNORED)
-
-
-def _filled(canvas: Image.Image, value: int, points: tuple[tuple[int, int], ...]) -> Image.Image:
-    ImageDraw.Draw(canvas).polygon(points, fill=value, outline=value)
-    return canvas
 
 
 def _read(path: Path, key: str) -> ReasonImage:
