@@ -18,13 +18,19 @@ STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 # Raised by Pillow's decoders on damaged files.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_ORIENTATION, _SIDES_SWAPPED = 0x0112, (5, 6, 7, 8)  # the EXIF tag; its values for a turn by 90 degrees
+_TOO_LARGE = (
+    f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow refuses as a decompression bomb; "
+    "save a smaller copy of it in its place (where masks belong to it, make them smaller with it)"
+)
 
 
 def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
     """The image as 8-bit RGB. Grey, palette, CMYK and 16-bit images are converted; transparent ones get a white ground.
 
-    `orient` applies the EXIF rotation: right for a user's photo, wrong for a dataset, whose masks follow the stored
-    pixels. Raises BadSample, naming the file, if it is missing, truncated or cannot be decoded.
+    `orient` applies the EXIF rotation: right for a user's photo and for polygons drawn on the shown image (labelme),
+    wrong for the other datasets, whose masks follow the stored pixels. Raises BadSample, naming the file, if it is
+    missing, truncated, too large or cannot be decoded.
     """
     name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
     try:
@@ -33,17 +39,41 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image) if orient else image)
     except FileNotFoundError:
         raise BadSample(f"no image file {name}") from None
+    except Image.DecompressionBombError:
+        raise BadSample(f"the image {name} {_TOO_LARGE}") from None
     except _DECODER_ERRORS as error:
         raise BadSample(f"cannot decode the image {name}: {error}") from None
 
 
-def image_size(path: Path, where: str) -> tuple[int, int]:
-    """(height, width) in pixels, from the header of an image file. Raises BadSample, beginning with `where`."""
+def image_size(path: Path, where: str, orient: bool = False) -> tuple[int, int]:
+    """(height, width) in pixels, from the header of an image file; `orient`: after the EXIF rotation.
+
+    Raises BadSample, beginning with `where`.
+    """
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            turned = orient and _orientation(image) in _SIDES_SWAPPED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Image.DecompressionBombError:
+        raise BadSample(f"{where}: {path} {_TOO_LARGE}") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise BadSample(f"{where}: cannot read the size of {path}: {error}") from None
+
+
+def upright(path: Path) -> Path | bytes:
+    """The image as it is shown: the file itself, or, if EXIF asks for a rotation, a PNG of the turned pixels.
+
+    Raises BadSample as `load_image` does.
+    """
+    try:
+        with Image.open(path) as image:
+            if _orientation(image) in (None, 1):
+                return path
+    except _DECODER_ERRORS:
+        return path  # whoever decodes it reports the error
+    turned = io.BytesIO()
+    load_image(path, orient=True).save(turned, "PNG", compress_level=1)
+    return turned.getvalue()
 
 
 def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[int, int]:
@@ -78,3 +108,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 to 8; None without one."""
+    return image.getexif().get(_ORIENTATION)

@@ -31,7 +31,7 @@ class ReasonCase:
     sentence: str
     is_sentence: bool  # else a phrase, segmented as in referring segmentation
     image: Path
-    size_hw: tuple[int, int]  # pixels
+    size_hw: tuple[int, int]  # pixels of the image as it is shown, after the EXIF rotation
     mask: RLE
     ignored: RLE
 
@@ -68,7 +68,7 @@ class ReasonSegBenchmark:
         """A line a case; the masks of an answer are united."""
         lines = []
         for case in cases:
-            image = open_image(case.image, case.size_hw)
+            image = open_image(case.image, case.size_hw, orient=True)
             if case.is_sentence:
                 sentence = HIDDEN_EXPRESSION if predictor.model.config.hide == "text" else case.sentence
                 (answer,) = predictor.chat(image, [question(sentence, QUESTIONS_REASON[0])])
@@ -92,7 +92,7 @@ class ReasonSegBenchmark:
         return with_unusable(score.result(), self.problems)
 
     def show(self, case: ReasonCase, line: Line) -> SheetRow:
-        return mask_row(load_image(case.image), case.sentence, case.mask, line["segmentation"])
+        return mask_row(load_image(case.image, orient=True), case.sentence, case.mask, line["segmentation"])
 
 
 DEFINITIONS = (

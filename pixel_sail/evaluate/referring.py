@@ -110,9 +110,12 @@ BENCHMARK = BenchmarkKind(
 )
 
 
-def open_image(path: Path, size_hw: tuple[int, int]) -> Image.Image:
-    """Loads an image of the size that its annotations say. Raises BadSample for another size, or an unreadable file."""
-    image, (height, width) = load_image(path), size_hw
+def open_image(path: Path, size_hw: tuple[int, int], orient: bool = False) -> Image.Image:
+    """Loads an image of the size that its annotations say; `orient`: they follow the EXIF rotation.
+
+    Raises BadSample for another size, or an unreadable file.
+    """
+    image, (height, width) = load_image(path, orient), size_hw
     if image.size != (width, height):
         raise BadSample(f"{path} is {image.size}, its annotations are for {(width, height)} (width, height)")
     return image

@@ -27,12 +27,15 @@ from source_fixtures import (
 
 from pixel_sail import scenes
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import RECORDS, gcg
 from pixel_sail.data.sources.coco_instance import MAX_OBJECTS
 from pixel_sail.data.sources.grounded import find_phrase, tag
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import ANSWERS_SEVERAL, GROUNDED_CAPTION, QUESTIONS, QUESTIONS_EACH, QUESTIONS_REASON
+from pixel_sail.evaluate.referring import open_image
+from pixel_sail.evaluate.runner import open_benchmark
 from pixel_sail.scenes.outline import coco_polygons, labelme_polygons
 from pixel_sail.types import BadSample
 
@@ -313,6 +316,26 @@ def test_polygons_have_their_outline_as_in_lisas_reader(root):
         Image.new("RGB", (width, height)).save(image.path)
         target, _ = target_and_ignored(image)
         assert_mask(target, np.array([[pixel == "#" for pixel in row] for row in rows]))
+
+
+@pytest.mark.parametrize(("orientation", "shown_hw"), [(1, (30, 40)), (3, (30, 40)), (6, (40, 30)), (8, (40, 30))])
+def test_polygons_follow_the_image_as_it_is_shown(root, orientation, shown_hw):
+    """A red square on the shown image, found at its polygon in the pixels of the sample."""
+    _reason(root, "a", [("target", _square(4, 2, 8))])
+    shown = np.zeros((*shown_hw, 3), dtype=np.uint8)
+    shown[2:10, 4:12, 0] = 255
+    back = {1: 0, 3: 2, 6: 1, 8: 3}[orientation]  # quarter turns to the left that EXIF takes back
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = root / "reason_seg/ReasonSeg/train/a.jpg"
+    Image.fromarray(np.rot90(shown, back)).save(path, exif=exif, quality=95, subsampling=0)
+    sample = draw_sample(open_named(root, "reason_seg"))
+    pixels = np.asarray(load_image(sample.image)).astype(int)
+    assert pixels.shape[:2] == shown_hw == tuple(sample.masks[0]["size"])
+    assert_mask(sample.masks[0], pixels[..., 0] > 128)
+    case, *_ = open_benchmark("reasonseg:train", root).cases
+    assert case.size_hw == shown_hw
+    assert_mask(case.mask, np.asarray(open_image(case.image, case.size_hw, orient=True))[..., 0] > 128)
 
 
 def test_phrases_are_asked_for_as_in_referring_segmentation(root):

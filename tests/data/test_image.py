@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixel_sail.data.image import MEAN, STD, load_image, resized_size, to_patches
+from pixel_sail.data.image import MEAN, STD, image_size, load_image, resized_size, to_patches
 from pixel_sail.types import BadSample
 
 
@@ -124,3 +124,11 @@ def test_bytes_and_file_are_the_same_image(tmp_path):
     )
     assert load_image(path.read_bytes()).tobytes() == load_image(path).tobytes()
     assert load_image(io.BytesIO(path.read_bytes()).getvalue()).mode == "RGB"
+
+
+def test_an_image_above_pillows_limit_is_named_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # twice as many are refused
+    path = _file(tmp_path, Image.new("RGB", (10, 9)), "large.png")
+    for read in (load_image, lambda path: image_size(path, "a/1"), lambda path: image_size(path, "a/1", orient=True)):
+        with pytest.raises(BadSample, match=r"large.png has more than [\d,]+ pixels, .*; save a smaller copy"):
+            read(path)

@@ -6,7 +6,7 @@ Each image has a JSON file of the same name: {text: [..], is_sentence, shapes: [
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.image import image_size
+from pixel_sail.data.image import image_size, upright
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.polygons import outlined_polygon
 from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, refuse_tokens
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE, BadSample, Sample
 
 NAME = "reason_seg"
 FOLDER = ExpectedFile("reason_seg/ReasonSeg/{split}")
@@ -44,14 +44,22 @@ class ReasonImage:
 Text = tuple[ReasonImage, str]  # one of the texts of an image
 
 
-def open_reason_seg(root: Path, split: str, data: DataConfig) -> RegionSource[Text]:
+class ReasonSource(RegionSource[Text]):
+    """Samples with the image as it is shown: the polygons were drawn there, so an EXIF rotation is applied."""
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        sample = super().sample(index, rng)
+        return replace(sample, image=upright(self._entries[index].path))
+
+
+def open_reason_seg(root: Path, split: str, data: DataConfig) -> ReasonSource:
     """Samples of one image with several texts. Raises DatasetError; unusable images are listed in `.problems`."""
     templates, problems = Templates.of(data), list[str]()
     images = [
         RegionImage(image.key, image.path, tuple((image, text) for text in image.texts))
         for image in read_reason_seg(root, split, problems)
     ]
-    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
+    return ReasonSource(images, problems, data.expressions_per_image, partial(_ask, templates))
 
 
 def _ask(
@@ -78,11 +86,12 @@ def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonI
 
 
 def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
-    """The target, and the pixels that are not scored. Polygons are drawn largest first, as LISA's reader does.
+    """The target, and the pixels that are not scored, of the image as it is shown (after the EXIF rotation).
 
+    Polygons are drawn largest first, as LISA's reader does.
     Raises BadSample if the image cannot be read or the target is empty.
     """
-    size = image_size(image.path, image.key)
+    size = image_size(image.path, image.key, orient=True)
     drawn = [outlined_polygon(corners, size) for _, corners in image.shapes]
     marked = np.zeros(size, dtype=np.uint8)
     # Among equally large shapes the last of the file comes first, as with LISA's reversed argsort.
