@@ -1,6 +1,7 @@
 """ReasonSeg (LISA, arXiv 2308.00692): the model is asked the first text of each image; the scores are those of RES.
 
-As in LISA, pixels that the annotators marked as ignored belong neither to the prediction nor to the target.
+LISA's tables have phrases (short queries) and sentences (long queries) apart: so do the scores. As there, pixels
+that the annotators marked as ignored belong neither to the prediction nor to the target.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KIND = "reasonseg"
 class ReasonCase:
     id: str  # name of the image without .jpg
     sentence: str
-    is_sentence: bool  # else a phrase, segmented as in referring segmentation
+    is_sentence: bool  # a long query; else a phrase (short), segmented as in referring segmentation
     image: Path
     size_hw: tuple[int, int]  # pixels of the image as it is shown, after the EXIF rotation
     mask: RLE
@@ -82,14 +83,21 @@ class ReasonSegBenchmark:
         check_mask(line["segmentation"], case.size_hw, where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
-        """See `pixel_sail.metrics.ReferringScore`."""
+        """See `pixel_sail.metrics.ReferringScore`; gIoU and cIoU also of the short and the long queries alone."""
         score = ReferringScore()
+        of_length = {"short": ReferringScore(), "long": ReferringScore()}
         for number, (case, line) in enumerate(zip(self.cases, lines, strict=True)):
             predicted = line["segmentation"]
             if predicted is not None:
                 predicted = encode_mask(decode_mask(predicted) & ~decode_mask(case.ignored))
-            score.update(predicted, case.mask, number)
-        return with_unusable(score.result(), self.problems)
+            for part in (score, of_length["long" if case.is_sentence else "short"]):
+                part.update(predicted, case.mask, number)
+        parts = {
+            f"{length}_{name}": part.result()[name]
+            for length, part in of_length.items()
+            for name in ("giou", "ciou", "cases")
+        }
+        return with_unusable(score.result() | parts, self.problems)
 
     def show(self, case: ReasonCase, line: Line) -> SheetRow:
         return mask_row(load_image(case.image, orient=True), case.sentence, case.mask, line["segmentation"])
@@ -111,6 +119,6 @@ BENCHMARK = BenchmarkKind(
     definitions=DEFINITIONS,
     prefixes=(KIND,),
     form=f"{KIND}[:SPLIT]",
-    help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU, Pr@X; SPLIT: val by default",
+    help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU (also of short and long queries), Pr@X; SPLIT: val",
     open=lambda root, name, options: ReasonSegBenchmark.read(root, name),
 )

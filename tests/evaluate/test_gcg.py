@@ -253,6 +253,14 @@ def test_reason_seg_by_hand(reasons: Path, tmp_path: Path) -> None:
     scores = runner.score_file(write_lines(tmp_path / "p", [first, second]), "reasonseg", reasons)
     assert scores["giou"] == pytest.approx(100 * (0.25 + 0.5) / 2)
     assert scores["ciou"] == pytest.approx(100 * (50 + 50) / (200 + 100)) and scores["cases"] == 2
+    assert {name: scores[name] for name in scores if name.startswith(("short", "long"))} == {
+        "short_giou": pytest.approx(50),
+        "short_ciou": pytest.approx(50),
+        "short_cases": 1,
+        "long_giou": pytest.approx(25),
+        "long_ciou": pytest.approx(25),
+        "long_cases": 1,
+    }
     lines = [{"id": "a", "segmentation": box(0, 0, 20)}, {"id": "b", "segmentation": None}]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "reasonseg:val", reasons)
     assert scores["giou"] == 50 and scores["ciou"] == 50
