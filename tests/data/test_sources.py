@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 from collections import Counter
 
@@ -90,9 +91,65 @@ def test_grefcoco_unites_several_objects_and_answers_absent_ones_without_a_mask(
         assert {answers["everything"], answers["all things"]} <= set(ANSWERS_SEVERAL)
     cases = {c.sentence: c for c in read_benchmark(dataset, "grefcoco:train").cases if c.image_id == 10}
     single = {c.sentence: c for c in read_benchmark(dataset, "refcoco:train").cases if c.image_id == 10}
-    pieces = [decode_mask(single[name].mask) for name in ("the red one", "the green one", "the blue one")]
+    pieces = [decode_mask(single[name].mask) for name in ("the red one", "the green one")]  # the blue one is a crowd
     np.testing.assert_array_equal(decode_mask(cases["everything"].mask), np.logical_or.reduce(pieces))
     assert cases["the zebra"].mask is None
+
+
+def _edit_grefs(root, change):
+    path = root / "grefcoco/grefs(unc).json"
+    refs = json.loads(path.read_text())
+    change({ref["ref_id"]: ref for ref in refs})
+    path.write_text(json.dumps(refs))
+
+
+def test_grefcoco_leaves_crowds_out_of_its_targets(dataset):
+    """Annotation 102 is a crowd. RefCOCO keeps it; for gRefCOCO a ref of crowds alone has no target."""
+    _edit_grefs(dataset, lambda refs: refs[110].update(ann_id=[112]))
+    cases = {(c.image_id, c.sentence): c for c in read_benchmark(dataset, "grefcoco:train").cases}
+    single = {c.sentence: c for c in read_benchmark(dataset, "refcoco:train").cases if c.image_id == 10}
+    objects = [decode_mask(single[name].mask) for name in ("the red one", "the green one")]
+    np.testing.assert_array_equal(decode_mask(cases[10, "everything"].mask), np.logical_or(*objects))
+    assert area_px(single["the blue one"].mask) > 0
+    assert cases[11, "everything"].mask is None
+    assert read_benchmark(dataset, "grefcoco:train").problems == ()
+    texts = [
+        turn for sample in _samples(_open(dataset, "grefcoco", questions=["{expression}"])) for turn in sample.turns
+    ]
+    assert sum(turn.question in ("everything", "all things") and "[SEG]" in turn.answer for turn in texts) == 4
+
+
+def test_grefcoco_refs_that_contradict_themselves_are_listed(dataset):
+    def spoil(refs):
+        refs[100]["no_target"] = True
+        refs[101]["no_target"] = False
+        refs[110]["ann_id"] = []
+        del refs[111]["no_target"]
+
+    _edit_grefs(dataset, spoil)
+    read = read_benchmark(dataset, "grefcoco:train")
+    assert read.problems == (
+        "grefcoco/train/ref=100: it says no_target and has the annotations [100, 101, 102]",
+        "grefcoco/train/ref=101: it says no_target: False and has no annotation (ann_id [-1])",
+        "grefcoco/train/ref=110: it says no_target: False and has no annotation (ann_id [])",
+    )
+    assert {case.ref_id for case in read.cases} == {111, 120, 121}
+
+
+def test_two_annotations_with_one_id_are_named_at_each_ref(dataset):
+    """The last one won: a small target became another object's mask."""
+
+    def spoil(values):
+        values["annotations"].append(values["annotations"][1] | {"id": 100})
+        values["images"].append(values["images"][1] | {"file_name": "other.png"})
+
+    edit_instances(dataset, spoil)
+    problems = _open(dataset).problems
+    assert len(problems) == 1 + 3
+    assert re.fullmatch(
+        "refcoco/train/ref=100: .*annotation 100 of image 10: .* has several annotations with this id", problems[0]
+    )
+    assert all(re.fullmatch("refcoco/train/ref=11.: .* has several images with the id 11", p) for p in problems[1:])
 
 
 def test_cases_are_every_sentence_with_those_of_an_image_side_by_side(dataset):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
+from pixel_sail.data.sources.entries import repeated
 from pixel_sail.types import RLE, BadSample
 
 _COCO_FOLDER = re.compile(r"^(coco/)?(train|val|test)20(14|17)/(?=[^/]+$)")
@@ -28,7 +29,9 @@ class CocoInstances:
 
     path: Path
     images: dict[int, CocoImage]
-    annotations: dict[int, dict[str, Any]]  # id -> {image_id, segmentation}
+    annotations: dict[int, dict[str, Any]]  # id -> {image_id, segmentation, iscrowd}
+    repeated_images: frozenset[int]  # ids of several images
+    repeated_annotations: frozenset[int]
 
     @classmethod
     def read(cls, path: Path) -> CocoInstances:
@@ -40,17 +43,41 @@ class CocoInstances:
                 for image in values["images"]
             }
             annotations = {annotation["id"]: annotation for annotation in values["annotations"]}
+            images_twice = repeated(image["id"] for image in values["images"])
+            twice = repeated(annotation["id"] for annotation in values["annotations"])
         except (TypeError, KeyError) as error:
             raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
-        return cls(path, images, annotations)
+        return cls(path, images, annotations, images_twice, twice)
+
+    def image(self, image_id: int) -> CocoImage:
+        """Raises BadSample if the image is missing or listed twice."""
+        if image_id not in self.images:
+            raise BadSample(f"image {image_id!r} is not in {self.path}")
+        if image_id in self.repeated_images:
+            raise BadSample(f"{self.path} has several images with the id {image_id}")
+        return self.images[image_id]
 
     def mask(self, annotation_id: int, image_id: int) -> RLE:
-        """The mask of an annotation. Raises BadSample if it is missing, malformed or of another image."""
-        where = f"{self.path.parent.name}: annotation {annotation_id} of image {image_id}"
-        annotation = self.annotations.get(annotation_id)
+        """The mask of an annotation. Raises BadSample if it is missing, listed twice, malformed or of another image."""
+        annotation = self._annotation(annotation_id, image_id)
+        return from_coco(
+            annotation.get("segmentation"), *self.image(image_id).size_hw, self._where(annotation_id, image_id)
+        )
+
+    def is_crowd(self, annotation_id: int, image_id: int) -> bool:
+        """Whether an annotation is of a group without single objects. Raises BadSample as `mask` does."""
+        return bool(self._annotation(annotation_id, image_id).get("iscrowd"))
+
+    def _annotation(self, annotation_id: int, image_id: int) -> dict[str, Any]:
+        where, annotation = self._where(annotation_id, image_id), self.annotations.get(annotation_id)
         if annotation is None or annotation.get("image_id") != image_id:
             raise BadSample(f"{where}: not in {self.path}")
-        return from_coco(annotation.get("segmentation"), *self.images[image_id].size_hw, where)
+        if annotation_id in self.repeated_annotations:
+            raise BadSample(f"{where}: {self.path} has several annotations with this id")
+        return annotation
+
+    def _where(self, annotation_id: int, image_id: int) -> str:
+        return f"{self.path.parent.name}: annotation {annotation_id} of image {image_id}"
 
 
 class ImageFinder:

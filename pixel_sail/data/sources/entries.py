@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +55,11 @@ def refuse_nothing(usable: list[Any], path: Path, problems: list[str]) -> None:
         raise DatasetError(
             f"nothing of {path} can be used" + (f"; first: {problems[0]}" if problems else ": it is empty")
         )
+
+
+def repeated(ids: Iterable[Hashable]) -> frozenset[Any]:
+    """The ids that occur more than once: nothing says which of their entries is meant."""
+    return frozenset(value for value, times in Counter(ids).items() if times > 1)
 
 
 def member(entry: Any, name: str, kind: type[T], where: str) -> T:

@@ -1,4 +1,8 @@
-"""gRefCOCO: expressions for one object, several objects or none."""
+"""gRefCOCO: expressions for one object, several objects or none.
+
+As in the authors' code (github.com/henghuiding/ReLA), annotations of crowds are not part of a target: an expression for
+crowds alone has none.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +32,25 @@ def read_grefer(root: Path, split: str) -> Referring:
     path = FILE.find(root, split)
     refs = read_json(path)
     try:
-        parsed = [Ref(r["ref_id"], r["image_id"], _targets(r), r["split"], sentences_of(r)) for r in refs]
+        parsed = [
+            Ref(r["ref_id"], r["image_id"], _targets(r), r["split"], sentences_of(r), _contradiction(r)) for r in refs
+        ]
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a list of gRefCOCO refs: {error}") from None
-    return collect(parsed, path, INSTANCES.path(root, split), root, NAME, split)
+    return collect(parsed, path, INSTANCES.path(root, split), root, NAME, split, crowds=False)
 
 
 def _targets(ref: dict[str, Any]) -> tuple[int, ...]:
-    return () if ref.get("no_target") or ref["ann_id"] == [-1] else tuple(ref["ann_id"])
+    return () if ref["ann_id"] == [-1] else tuple(ref["ann_id"])
+
+
+def _contradiction(ref: dict[str, Any]) -> str:
+    """Where `no_target` and the annotations do not agree; nothing says which of them is right."""
+    if ref.get("no_target") and _targets(ref):
+        return f"it says no_target and has the annotations {ref['ann_id']}"
+    if not ref.get("no_target", True) and not _targets(ref):
+        return f"it says no_target: {ref['no_target']} and has no annotation (ann_id {ref['ann_id']})"
+    return ""
 
 
 RECORDS = (

@@ -26,6 +26,7 @@ class Ref:
     annotation_ids: tuple[int, ...]  # empty: nothing in the image matches
     split: str
     sentences: tuple[tuple[int, str], ...]  # (sent_id, expression)
+    contradiction: str = ""  # of the ref in itself, which makes it unusable
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,12 @@ def sentences_of(ref: dict[str, Any]) -> tuple[tuple[int, str], ...]:
     return tuple((sentence["sent_id"], sentence["sent"].strip()) for sentence in ref["sentences"])
 
 
-def collect(refs: list[Ref], refs_path: Path, instances_path: Path, root: Path, name: str, split: str) -> Referring:
+def collect(
+    refs: list[Ref], refs_path: Path, instances_path: Path, root: Path, name: str, split: str, crowds: bool = True
+) -> Referring:
     """Groups the refs of a split by image and makes their masks. Bad refs and empty expressions go into `problems`.
 
+    `crowds`: annotations of crowds are part of a target; else they are left out, and a ref of crowds alone has none.
     Masks are made here, and not when a Sample is drawn, because a bad ref would then take the whole image with it, and
     the count of problems would depend on the draw. Raises UnknownSplit, and DatasetError for missing files.
     """
@@ -76,7 +80,7 @@ def collect(refs: list[Ref], refs_path: Path, instances_path: Path, root: Path, 
     problems: list[str] = []
     for ref in chosen:
         try:
-            referents[ref.image_id].append(_referent(ref, coco, f"{name}/{split}/ref={ref.ref_id}", problems))
+            referents[ref.image_id].append(_referent(ref, coco, crowds, f"{name}/{split}/ref={ref.ref_id}", problems))
         except BadSample as error:
             problems.append(str(error))
     images = [
@@ -93,23 +97,26 @@ def collect(refs: list[Ref], refs_path: Path, instances_path: Path, root: Path, 
     return Referring(name, split, tuple(images), tuple(problems))
 
 
-def _referent(ref: Ref, coco: CocoInstances, where: str, problems: list[str]) -> Referent:
-    if ref.image_id not in coco.images:
-        raise BadSample(f"{where}: image {ref.image_id} is not in {coco.path}")
+def _referent(ref: Ref, coco: CocoInstances, crowds: bool, where: str, problems: list[str]) -> Referent:
+    try:
+        image = coco.image(ref.image_id)
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from None
+    if ref.contradiction:
+        raise BadSample(f"{where}: {ref.contradiction}")
     problems.extend(f"{where}: sentence {sent_id} is empty" for sent_id, text in ref.sentences if not text)
     sentences = tuple((sent_id, text) for sent_id, text in ref.sentences if text)
     if not sentences:
         raise BadSample(f"{where}: no expression is left")
-    mask = None
-    if ref.annotation_ids:
-        try:
-            pieces = [coco.mask(annotation_id, ref.image_id) for annotation_id in ref.annotation_ids]
-        except BadSample as error:
-            raise BadSample(f"{where}: {error}") from None
-        mask = unite(pieces, coco.images[ref.image_id].size_hw)
-        if area_px(mask) == 0:
-            raise BadSample(f"{where}: its mask (annotations {list(ref.annotation_ids)}) has no pixel")
-    return Referent(ref.ref_id, len(ref.annotation_ids), mask, sentences)
+    try:
+        kept = [number for number in ref.annotation_ids if crowds or not coco.is_crowd(number, ref.image_id)]
+        pieces = [coco.mask(number, ref.image_id) for number in kept]
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from None
+    mask = unite(pieces, image.size_hw) if pieces else None
+    if mask is not None and area_px(mask) == 0:
+        raise BadSample(f"{where}: its mask (annotations {kept}) has no pixel")
+    return Referent(ref.ref_id, len(kept), mask, sentences)
 
 
 class ReferringSource(EntrySource[ReferredImage]):
