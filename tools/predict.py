@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from pixel_sail.data.image import load_image
+from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
 from pixel_sail.durable import write_json
@@ -65,7 +66,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--point", action=_InOrder, metavar="X,Y[,X,Y...]", help="one region of one or more points")
     parser.add_argument("--scribble", action=_InOrder, metavar="X,Y,X,Y[,...]", help="a line through the points")
     parser.add_argument(
-        "--mask", action=_InOrder, metavar="FILE", help="an image whose pixels that are not black are the region"
+        "--mask",
+        action=_InOrder,
+        metavar="FILE",
+        help="an image: its pixels that are neither black nor transparent",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
@@ -81,7 +85,7 @@ def _parse() -> argparse.Namespace:
 
 def _region(kind: str, text: str) -> Region:
     if kind == "mask":
-        return np.asarray(load_image(Path(text), orient=True)).any(axis=2)
+        return read_mask_file(Path(text), f"--mask {text}", orient=True)
     try:
         numbers = [float(number) for number in text.split(",")]
     except ValueError:

@@ -17,7 +17,7 @@ MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)  # ImageNet, of RGB in 
 STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 # Raised by Pillow's decoders on damaged files.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _ORIENTATION, _SIDES_SWAPPED = 0x0112, (5, 6, 7, 8)  # the EXIF tag; its values for a turn by 90 degrees
 _TOO_LARGE = (
     f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow refuses as a decompression bomb; "
@@ -41,7 +41,7 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
         raise BadSample(f"no image file {name}") from None
     except Image.DecompressionBombError:
         raise BadSample(f"the image {name} {_TOO_LARGE}") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise BadSample(f"cannot decode the image {name}: {error}") from None
 
 
@@ -69,7 +69,7 @@ def upright(path: Path) -> Path | bytes:
         with Image.open(path) as image:
             if _orientation(image) in (None, 1):
                 return path
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return path  # whoever decodes it reports the error
     turned = io.BytesIO()
     load_image(path, orient=True).save(turned, "PNG", compress_level=1)
