@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_text
 from pixel_sail.durable import differences, fingerprint, whole_lines, write_json, write_json_lines, write_text
 from pixel_sail.evaluate.benchmark import Benchmark, Line, calls, identity
 
@@ -24,7 +25,7 @@ def read_lines(path: Path, benchmark: Benchmark, allow_torn_end: bool = False) -
     """
     if not path.is_file():
         raise DatasetError(f"no predictions file {path}")
-    rows = whole_lines(path) if allow_torn_end else path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = whole_lines(path) if allow_torn_end else read_text(path).split("\n")
     return [_parse(row, benchmark, f"{path}, line {number}") for number, row in enumerate(rows, start=1) if row.strip()]
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from PIL import Image
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json
+from pixel_sail.data.files import read_json, read_text
 from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_nearest
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
@@ -181,7 +181,7 @@ def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _read_lines(path: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except ValueError as error:

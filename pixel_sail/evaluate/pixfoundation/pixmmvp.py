@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json
+from pixel_sail.data.files import read_csv, read_json
 from pixel_sail.data.masks import area_px, from_coco, unite
+from pixel_sail.data.sources.entries import repeated
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.vqa import parse_options
 from pixel_sail.types import RLE, BadSample
@@ -66,10 +66,7 @@ def read_objects(root: Path) -> list[PixObject]:
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a CSV file, as values by column; spaces around names and values are ignored. Raises DatasetError."""
-    if not path.is_file():
-        raise DatasetError(f"no file {path}")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        head, *rows = list(csv.reader(file, skipinitialspace=True)) or [[]]
+    head, *rows = read_csv(path) or [[]]
     names = [name.strip() for name in head]
     missing = [column for column in columns if column not in names]
     if missing:
@@ -113,6 +110,10 @@ def _read_segmentations(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int
         }
     except (TypeError, KeyError) as error:
         raise DatasetError(f"{path} is no COCO file: no {error}") from None
+    for what in ("images", "annotations"):
+        twice = repeated(entry["id"] for entry in values[what] if "id" in entry)
+        if twice:
+            raise DatasetError(f"{path} has several {what} with the id {min(twice, key=str)}")
     unknown = sorted(set(segmentations) - set(images), key=str)
     if unknown:
         raise BadSample(f"{path}: an annotation is of image {unknown[0]!r}, which is not listed")
