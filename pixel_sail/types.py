@@ -30,6 +30,14 @@ class BadSample(ValueError):
     """A sample that cannot be used. The message gives its key and what is wrong. The loader counts and lists them."""
 
 
+class NoPixels(BadSample):
+    """An object that has no pixel, or that the patches cannot show: no fault of a file.
+
+    Readers leave out the turn or phrase that needs it. A sample that has nothing else is skipped and counted, but not
+    against data.max_bad_samples.
+    """
+
+
 class RLE(TypedDict):
     """COCO compressed run-length mask: column-major runs as in pycocotools, with `counts` as text."""
 
@@ -54,6 +62,7 @@ class Sample:
     turns: tuple[Turn, ...]
     masks: tuple[RLE, ...] = ()  # one per [SEG] of the answers, in reading order, at the size of the stored image
     prompts: dict[int, RLE] = field(default_factory=dict)  # K of <PromptK> -> its region
+    dropped_turns: int = 0  # left out when the sample was drawn, because a mask or region of theirs has no pixel
     # expert -> (C, h, w) float16, if a shard carries its features; not compared, because arrays have no plain ==
     features: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 

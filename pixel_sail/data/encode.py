@@ -84,7 +84,7 @@ class Encoder:
             image_span=prefix.image_span,
             masks=masks[: len(kept)],
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
-            dropped_turns=len(sample.turns) - turns + lost,
+            dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
             expert_features={}
             if image is None or self.expert_features is None
             else self.expert_features.of(sample, image),

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.pack import split_into_micro_batches
-from pixel_sail.types import BadSample, Batch, Encoded, Sample
+from pixel_sail.types import BadSample, Batch, Encoded, NoPixels, Sample
 
 FILLER_TRIES = 1000  # stream positions searched for a usable sample if all samples of a rank are bad
 
@@ -24,6 +24,7 @@ class BadRecord:
     position: int
     key: str
     message: str
+    no_pixels: bool = False  # its objects are smaller than a pixel: no fault of a file, and not counted as one
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class StepDataset(Dataset):
         try:
             return self.encode(self.mixture.sample(position), self.mixture.point_seed(position))
         except BadSample as error:
-            return BadRecord(step, position, self.mixture.key(position), str(error))
+            return BadRecord(step, position, self.mixture.key(position), str(error), isinstance(error, NoPixels))
 
     def _find_filler(self, step: int) -> Batch:
         """A usable batch from later in the stream; it is computed, but does not count."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
-from pixel_sail.types import BadSample, Sample, Turn
+from pixel_sail.types import NoPixels, Sample, Turn
 
 _PHRASE = re.compile(rf"{re.escape(PHRASE_START)} (.*?) {re.escape(PHRASE_END)} {re.escape(SEG)}", re.DOTALL)
 
@@ -16,7 +16,7 @@ def without_lost_masks(sample: Sample, seen: Sequence[bool]) -> tuple[Sample, in
     """The sample without the masks that are not `seen`, and how many turns and phrases went with them.
 
     A phrase of a grounded caption loses its tags and its [SEG]; any other turn is left out with all its masks. Raises
-    BadSample, beginning with the key, if no turn is left.
+    NoPixels, beginning with the key, if no turn is left.
     """
     if all(seen):
         return sample, 0
@@ -33,7 +33,7 @@ def without_lost_masks(sample: Sample, seen: Sequence[bool]) -> tuple[Sample, in
         turns.append(_untagged(turn, iter([visible for _, visible in own])) if lost else turn)
         masks += [mask for mask, visible in own if visible]
     if not turns:
-        raise BadSample(f"{sample.key}: no turn is left: its masks have no pixel at the size that the model sees")
+        raise NoPixels(f"{sample.key}: no turn is left: its masks have no pixel at the size that the model sees")
     return replace(sample, turns=tuple(turns), masks=tuple(masks)), left_out
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE, BadSample, NoPixels
 
+SMALL_PX = 16  # no polygon of an object this large, in pixels, misses every centre of a pixel in practice
 _FAR_OUTSIDE = 10  # image sides; points further away are errors and would exhaust pycocotools' memory
 
 
@@ -51,18 +52,49 @@ def resize_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return mask[..., rows[:, None], columns]
 
 
-def from_coco(segmentation: Any, height: int, width: int, where: str) -> RLE:
+def from_coco(segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None = None) -> RLE:
     """The mask of a COCO `segmentation`: polygons (united), uncompressed RLE (crowd) or compressed RLE.
 
-    Raises BadSample, beginning with `where`, if any piece is malformed.
+    A polygon of fewer than three points encloses nothing: it is left out, with a line in `left_out`. The mask may have
+    no pixel (see `object_mask`). Raises NoPixels if no polygon is left, and BadSample if any piece is malformed; the
+    messages begin with `where`.
     """
     if isinstance(segmentation, dict):
         return _from_rle(segmentation, height, width, where)
-    if not isinstance(segmentation, list) or not segmentation:
+    if not isinstance(segmentation, list):
         raise BadSample(f"{where}: segmentation is {_short(segmentation)}; expected a list of polygons or an RLE")
-    pieces = [_polygon(piece, height, width, f"{where}, polygon {i}") for i, piece in enumerate(segmentation)]
-    # pycocotools takes a list whose first member has four numbers for boxes: `_polygon` has refused those.
+    if not segmentation:
+        raise NoPixels(f"{where}: segmentation is []; expected a list of polygons or an RLE")
+    pieces, degenerate = [], []
+    for number, piece in enumerate(segmentation):
+        of_piece = f"{where}, polygon {number}"
+        if isinstance(piece, list) and len(piece) in (0, 2, 4):  # pycocotools takes four numbers for a box
+            degenerate.append(f"{of_piece}: {_short(piece)} is no polygon; it needs x, y of at least three points")
+        else:
+            pieces.append(_polygon(piece, height, width, of_piece))
+    if not pieces:
+        raise NoPixels(degenerate[0])
+    if left_out is not None:
+        left_out.extend(degenerate)
     return unite([_text(code) for code in coco_mask.frPyObjects(pieces, height, width)], (height, width))
+
+
+def object_mask(segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None = None) -> RLE:
+    """The mask of an object, as `from_coco`. Raises NoPixels, too, if the mask has no pixel."""
+    mask = from_coco(segmentation, height, width, where, left_out)
+    if area_px(mask) == 0:
+        raise NoPixels(f"{where}: the mask has no pixel: the object is smaller than a pixel, or outside the image")
+    return mask
+
+
+def may_have_no_pixels(annotation: dict[str, Any]) -> bool:
+    """Whether the mask of a COCO annotation must be drawn to know that it has pixels; cheap, for reading millions.
+
+    Any `area` of SMALL_PX or more, as the file says, is taken to have some.
+    """
+    segmentation, area = annotation.get("segmentation"), annotation.get("area")
+    few_points = isinstance(segmentation, list) and any(isinstance(p, list) and len(p) < 6 for p in segmentation)
+    return not segmentation or few_points or not isinstance(area, int | float) or not area >= SMALL_PX
 
 
 def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
@@ -85,7 +117,7 @@ def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
         raise BadSample(
             f"{where}: the mask is of size {code.get('size')}, the image is {[height, width]} (height, width)"
         )
-    if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != height * width:
+    if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
         raise BadSample(f"{where}: the run lengths do not fill {height} x {width} pixels")
     return _text(coco_mask.frPyObjects(code, height, width))
 
@@ -93,11 +125,13 @@ def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
 def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
     if not isinstance(piece, list) or len(piece) < 6 or len(piece) % 2:
         raise BadSample(f"{where}: {_short(piece)} is no polygon; it needs x, y of at least three points")
+    if not all(_is_number(value) for value in piece):
+        raise BadSample(f"{where}: {_short(piece)} has members that are not numbers")
     try:
         points = np.asarray(piece, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise BadSample(f"{where}: {_short(piece)} has members that are not numbers") from None
-    if points.ndim != 1 or not np.isfinite(points).all():
+    except OverflowError:
+        points = np.array([np.inf])
+    if not np.isfinite(points).all():
         raise BadSample(f"{where}: {_short(piece)} has members that are not finite numbers")
     if np.abs(points).max() > _FAR_OUTSIDE * max(height, width):
         raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} image")
@@ -136,6 +170,10 @@ def _bytes(rle: RLE) -> dict[str, Any]:
 
 def _text(code: dict[str, Any]) -> RLE:
     return RLE(size=[int(side) for side in code["size"]], counts=code["counts"].decode("ascii"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from pixel_sail.data.masks import area_px, decode_mask
 from pixel_sail.tokens import MAX_PROMPTS
-from pixel_sail.types import RLE, UNPROMPTED, BadSample
+from pixel_sail.types import RLE, UNPROMPTED, BadSample, NoPixels
 
 
 def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple[int, int], key: str) -> torch.Tensor:
@@ -16,8 +16,8 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
     A patch is prompted if any pixel of the region (a mask of the image's `size_hw`) overlaps it: the windows of
     adaptive max pooling are exactly the pixels that overlap a cell. A patch shared by regions goes to the one with
     fewer pixels (on a tie, the lower K), whatever the order of `prompts`; but no region loses its last patch while
-    another can spare one. Raises BadSample, beginning with `key`, for an empty region, K out of range, a region of
-    another size, or a region that gets no patch.
+    another can spare one. Raises BadSample, beginning with `key`, for K out of range or a region of another size, and
+    NoPixels for an empty region or one that gets no patch.
     """
     grid = torch.full(grid_hw, UNPROMPTED, dtype=torch.int64)
     reached: dict[int, torch.Tensor] = {}
@@ -29,7 +29,7 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
                 f"{key}: the region of <Prompt{k}> is {prompts[k]['size']}, the image {list(size_hw)} pixels"
             )
         if area_px(prompts[k]) == 0:
-            raise BadSample(f"{key}: the region of <Prompt{k}> is empty")
+            raise NoPixels(f"{key}: the region of <Prompt{k}> is empty")
         region = torch.from_numpy(decode_mask(prompts[k])).float()
         reached[k] = adaptive_max_pool2d(region[None], grid_hw)[0] > 0
         grid[reached[k]] = k
@@ -43,7 +43,7 @@ def _give_one_patch(grid: torch.Tensor, k: int, reached: torch.Tensor, key: str)
     """Takes a patch for region k, in place, from the largest region (in patches) that overlaps it."""
     owner = max(grid[reached].unique().tolist(), key=lambda other: int((grid == other).sum()))
     if (grid == owner).sum() < 2:
-        raise BadSample(
+        raise NoPixels(
             f"{key}: the region of <Prompt{k}> cannot be seen: other regions cover every patch that it reaches; "
             "draw it larger, or ask about it alone"
         )

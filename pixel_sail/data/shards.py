@@ -243,6 +243,7 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
         "turns": [{"question": turn.question, "answer": turn.answer} for turn in sample.turns],
         "masks": sample.masks,
         "prompts": sample.prompts,
+        **({"dropped_turns": sample.dropped_turns} if sample.dropped_turns else {}),
     }
     members = {"json": json.dumps(values).encode()}
     if suffix is not None:
@@ -268,5 +269,6 @@ def decode_sample(members: dict[str, bytes]) -> Sample:
         turns=tuple(Turn(**turn) for turn in values["turns"]),
         masks=tuple(values["masks"]),
         prompts={int(k): rle for k, rle in values["prompts"].items()},
+        dropped_turns=values.get("dropped_turns", 0),
         features=features,
     )

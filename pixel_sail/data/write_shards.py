@@ -34,7 +34,7 @@ from pixel_sail.data.shards import (
     with_bytes,
 )
 from pixel_sail.durable import differences, replaced_file, write_json
-from pixel_sail.types import BadSample, Sample
+from pixel_sail.types import BadSample, NoPixels, Sample
 
 
 class StoredFeatures(Protocol):
@@ -72,6 +72,7 @@ class FinishedShard:
     shard: Shard
     counts: list[int]  # samples of each source of the mixture
     problems: list[str]  # one line for each sample that was left out
+    no_pixels: list[str]  # likewise, of samples whose objects have no pixel; not counted against the limit
 
 
 def make_shards(
@@ -150,7 +151,7 @@ def _read_finished(out: Path, number: int) -> FinishedShard | None:
         return None
     of_index = (_index_name(number), len(data), hashlib.sha256(data).hexdigest())
     shard = Shard(index["file"], len(index["samples"]), index["bytes"], index["sha256"], *of_index)
-    return FinishedShard(shard, index["counts"], index["problems"])
+    return FinishedShard(shard, index["counts"], index["problems"], index.get("no_pixels", []))
 
 
 def _write_shards(job: ShardJob, numbers: list[int], workers: int) -> Iterator[tuple[int, FinishedShard]]:
@@ -191,6 +192,7 @@ def write_shard(job: ShardJob, number: int) -> FinishedShard:
     """Writes a tar and then its index; each is complete or absent."""
     entries: list[dict[str, Any]] = []
     problems: list[str] = []
+    no_pixels: list[str] = []
     counts: Counter[int] = Counter()
     path = job.out / f"{number:06d}.tar"
     with replaced_file(path, "wb+") as file:
@@ -200,7 +202,7 @@ def write_shard(job: ShardJob, number: int) -> FinishedShard:
                     sample = with_bytes(job.mixture.annotated(position))
                     features = _features(job, sample)
                 except BadSample as error:
-                    problems.append(str(error))
+                    (no_pixels if isinstance(error, NoPixels) else problems).append(str(error))
                     continue
                 name, members = f"{position:09d}", encode_sample(replace(sample, features=features))
                 entries.append({"key": sample.key, "name": name, "members": _add(tar, file, name, members)})
@@ -214,6 +216,7 @@ def write_shard(job: ShardJob, number: int) -> FinishedShard:
         "sha256": sha256,
         "counts": [counts[source] for source in range(len(job.mixture.sources))],
         "problems": problems,
+        **({"no_pixels": no_pixels} if no_pixels else {}),
         "samples": entries,
     }
     write_json(job.out / _index_name(number), values, indent=None)
@@ -244,7 +247,7 @@ def _write_index(job: ShardJob, request: dict[str, Any], finished: list[Finished
         "request": request,
         "samples": sum(counts),
         "samples_per_source": counts,  # in the order of request.mixture
-        "problems": on_reading + [problem for shard in finished for problem in shard.problems],
+        "problems": on_reading + [problem for shard in finished for problem in (*shard.problems, *shard.no_pixels)],
         "shards": [asdict(shard.shard) for shard in finished],
     }
     write_json(job.out / INDEX, index)

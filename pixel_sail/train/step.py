@@ -28,7 +28,7 @@ class StepTotals:
     tokens: int
     samples: int
     bad: int
-    dropped_turns: int
+    dropped_turns: int  # samples without a pixel included
     micro_batches: int  # of the rank that has most
 
 
@@ -37,7 +37,8 @@ def gather_totals(data: StepData, config: Config) -> StepTotals:
     names = sorted(set(loss_counts(config).values()))
     local = [sum(batch.counts()[name] for batch in data.batches) for name in names]
     local += [sum(batch.tokens for batch in data.batches), data.samples, len(data.bad)]
-    local += [sum(batch.dropped_turns for batch in data.batches), len(data.batches)]
+    dropped = sum(batch.dropped_turns for batch in data.batches) + sum(record.no_pixels for record in data.bad)
+    local += [dropped, len(data.batches)]
     by_rank = distributed.all_gather_numbers([float(value) for value in local])
     *denominators, tokens, samples, bad, dropped, _ = (sum(column) for column in zip(*by_rank, strict=True))
     micro_batches = max(1, *(int(row[-1]) for row in by_rank))
@@ -91,8 +92,8 @@ def take_step(engine: Engine, lr: float, data: StepData) -> float:
 def record_bad_samples(data: StepData, totals: StepTotals, before: int, config: Config) -> int:
     """Append the bad samples of a step to bad_samples.jsonl and return their number over all ranks.
 
-    `before`: the number of bad samples of all steps before. Raises TrainingStopped with the list if the sum exceeds
-    data.max_bad_samples.
+    Samples without a pixel are appended too, but not counted: their files are in order. `before`: the number of bad
+    samples of all steps before. Raises TrainingStopped with the list if the sum exceeds data.max_bad_samples.
     """
     if totals.bad == 0:
         return 0
@@ -101,15 +102,18 @@ def record_bad_samples(data: StepData, totals: StepTotals, before: int, config: 
     records = sorted((record for bad in by_rank for record in bad), key=lambda record: record.position)
     if distributed.rank() == 0:
         for record in records:
-            append_json_line(path, asdict(replace(record, step=record.step + 1)))
+            line = asdict(replace(record, step=record.step + 1))
+            append_json_line(path, line if record.no_pixels else {k: v for k, v in line.items() if k != "no_pixels"})
     distributed.barrier()
-    if before + len(records) > config.data.max_bad_samples:
-        listed = "\n".join(f"  {line['key']}: {line['message']}" for line in read_json_lines(path))
+    bad = sum(not record.no_pixels for record in records)
+    if bad and before + bad > config.data.max_bad_samples:
+        lines = [line for line in read_json_lines(path) if not line.get("no_pixels")]
+        listed = "\n".join(f"  {line['key']}: {line['message']}" for line in lines)
         raise TrainingStopped(
-            f"{before + len(records)} unusable samples by step {data.step + 1}, more than "
+            f"{before + bad} unusable samples by step {data.step + 1}, more than "
             f"data.max_bad_samples={config.data.max_bad_samples} ({path}):\n{listed}"
         )
-    return len(records)
+    return bad
 
 
 def _keys_of_all_ranks(batches: list[tuple[str, ...]]) -> str:

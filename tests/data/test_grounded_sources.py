@@ -37,7 +37,7 @@ from pixel_sail.data.templates import ANSWERS_SEVERAL, GROUNDED_CAPTION, QUESTIO
 from pixel_sail.evaluate.referring import open_image
 from pixel_sail.evaluate.runner import open_benchmark
 from pixel_sail.scenes.outline import coco_polygons, labelme_polygons
-from pixel_sail.types import BadSample
+from pixel_sail.types import BadSample, NoPixels
 
 GCG = "GranDf/annotations/train"
 
@@ -353,12 +353,25 @@ def test_bad_reason_files_are_listed(root):
     (folder / "d.jpg").unlink()
     (folder / "e.json").write_text("{")
     _reason(root, "f", [("ignore", _square(0, 0, 5))])
+    _reason(root, "g", [("ignore", _square(0, 0, 5)), ("target", _square(0, 0, 5))])
+    _reason(root, "h", [("target", _square(0, 0, 5)), ("target", [[9, 9], [20, 20]])])
+    _reason(root, "i", [("target", [["0", "0"], ["9", "0"], ["9", "9"]])])
     source = open_named(root, "reason_seg")
-    assert [re.sub(r": .*", "", problem) for problem in source.problems] == [f"reason_seg/train/{c}" for c in "bcde"]
-    for problem, words in zip(source.problems, ("no polygon", "'text' is", "no image", "not valid JSON"), strict=True):
-        assert words in problem
-    with pytest.raises(BadSample, match="^reason_seg/train/f: no pixel of the image is marked"):
+    assert [re.sub(r": .*", "", problem) for problem in source.problems] == [f"reason_seg/train/{c}" for c in "bcdefhi"]
+    words = (
+        "at least three",
+        "'text' is",
+        "no image",
+        "not valid JSON",
+        "none of its shapes",
+        "at least three",
+        "no polygon",
+    )
+    for problem, expected in zip(source.problems, words, strict=True):
+        assert expected in problem
+    with pytest.raises(NoPixels, match="^reason_seg/train/g: no pixel of the image is marked"):
         draw_sample(source, 1)
+    assert_mask(draw_sample(source, 2).masks[0], box_mask(0, 0, 5))
     with pytest.raises(DatasetError, match="no folder .*reason_seg/ReasonSeg/val; its splits are train, val, test"):
         open_named(root, "reason_seg", "val")
 
@@ -410,14 +423,67 @@ def test_each_object_of_a_class_has_its_mask_from_left_to_right(root):
 
 
 def test_bad_instances_are_explained(root):
-    _instances(root, [{"image_id": 1, "category_id": 4, "segmentation": [[1, 1, 5, 5]]}])
+    _instances(root, [{"image_id": 1, "category_id": 4, "segmentation": [[1, 1, 5, 5, 6]]}])
     with pytest.raises(BadSample, match="^coco_instance/train/image=1: annotation 0, polygon 0: .* is no polygon"):
         draw_sample(open_named(root, "coco_instance"))
+    _instances(root, [{"image_id": "1", "category_id": 4, "segmentation": box_rle(0, 0)}])
+    with pytest.raises(
+        DatasetError, match="nothing of .*instances_train2017.json can be used; first: .*image '1' is not in"
+    ):
+        open_named(root, "coco_instance")
     _instances(root, [{"image_id": 1, "category_id": 5, "segmentation": box_rle(0, 0)}])
     with pytest.raises(DatasetError, match="instances_train2017.json is not a COCO instances file: no 5"):
         open_named(root, "coco_instance")
     with pytest.raises(DatasetError, match="no file .*annotations/instances_val2017.json"):
         open_named(root, "coco_instance", "val")
+
+
+def test_instances_without_pixels_are_left_out_and_the_others_stay(root):
+    degenerate = [[1, 1, 5, 5]], [], [[3, 3, 3, 3, 3, 3]], [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], box_rle(0, 0, side=0)
+    cups = [{"image_id": 1, "category_id": 4, "segmentation": s} for s in (box_rle(0, 0), *degenerate)]
+    piece = {"image_id": 1, "category_id": 9, "segmentation": [[1, 1, 2, 2], *box_polygon(10, 10)], "area": 25.0}
+    late = {"image_id": 2, "category_id": 9, "segmentation": box_rle(0, 0, side=0), "area": 25}  # a wrong area
+    _instances(root, [*cups, piece, late, {"image_id": 2, "category_id": 4, "segmentation": box_rle(5, 5)}])
+    source = open_named(root, "coco_instance", answers=["[SEG]"])
+    assert [
+        re.match("coco_instance/train/image=1: annotation ([0-9]),? ?(polygon 0)?:", p)[1] for p in source.problems
+    ] == list("123456")
+    sample = draw_sample(source, 0)
+    assert sorted(turn.answer for turn in sample.turns) == ["[SEG]", "[SEG]"] and sample.dropped_turns == 0
+    sample = draw_sample(source, 1)
+    assert [turn.answer for turn in sample.turns] == ["[SEG]"] and sample.dropped_turns == 1
+    assert_mask(sample.masks[0], box_mask(5, 5))
+
+
+def test_two_instances_with_one_id_are_named(root):
+    boxes = [{"image_id": 1, "category_id": c, "segmentation": box_rle(x, 0)} for c, x in ((4, 0), (4, 10), (9, 20))]
+    _instances(root, boxes)
+    path = root / "annotations/instances_train2017.json"
+    values = json.loads(path.read_text())
+    values["annotations"][1]["id"] = values["annotations"][0]["id"]
+    write_json(path, values)
+    source = open_named(root, "coco_instance")
+    assert source.problems == [
+        f"coco_instance/train/image=1: {path} has several annotations with the id 0; 'cup' is left out"
+    ]
+    assert len(draw_sample(source).turns) == 1
+    write_json(path, values | {"categories": [*values["categories"], values["categories"][0] | {"name": "twin"}]})
+    with pytest.raises(DatasetError, match="has several categories with one id"):
+        open_named(root, "coco_instance")
+    write_json(path, values | {"images": values["images"] * 2})
+    with pytest.raises(DatasetError, match="image=1: .* has several images with the id 1"):
+        open_named(root, "coco_instance")
+
+
+@pytest.mark.parametrize("height", ["30", -30, 0, 30.5, True, None, float("nan")])
+def test_a_size_that_is_no_number_of_pixels_is_named(root, height):
+    _instances(root, [{"image_id": n, "category_id": 4, "segmentation": box_rle(0, 0)} for n in (1, 2)])
+    path = root / "annotations/instances_train2017.json"
+    values = json.loads(path.read_text())
+    next(image for image in values["images"] if image["id"] == 1)["height"] = height
+    write_json(path, values)
+    (problem,) = open_named(root, "coco_instance").problems
+    assert problem.startswith("coco_instance/train/image=1: its 'height' is ")
 
 
 def test_panoptic_segments_one_by_one(root):
@@ -446,6 +512,39 @@ def test_panoptic_segments_one_by_one(root):
     cups = sample.masks[:2] if "cup" in sample.turns[0].question else sample.masks[1:]
     assert_mask(cups[0], box_mask(0, 0))
     assert_mask(cups[1], box_mask(20, 0))
+
+
+@pytest.mark.parametrize("source_name", ["coco_panoptic_segments", "coco_semantic", "panoptic_category"])
+def test_panoptic_segments_without_pixels_and_with_one_id(root, source_name):
+    ids = np.zeros((*SIZE, 3), np.uint8)
+    ids[:5, :5, 0] = 1
+    folder = root / "annotations/panoptic_train2017"
+    folder.mkdir(parents=True)
+    for number in (1, 2, 3):
+        Image.fromarray(ids).save(folder / f"{number}.png")
+    whole = {"id": 1, "category_id": 4, "area": 25, "iscrowd": 0}
+    infos = {1: [whole, whole | {"id": 2, "area": 0}], 2: [whole, whole | {"category_id": 7}]}
+    lost = {"id": 2, "category_id": 7, "iscrowd": 0}  # no area: only the PNG can tell
+    infos[3] = [whole, lost]
+    categories = [{"id": 4, "name": "cup", "isthing": 1}, {"id": 7, "name": "wall", "isthing": 0}]
+    values = {"categories": categories, "images": [{"id": i, "file_name": f"{i}.jpg"} for i in infos]}
+    values["annotations"] = [{"image_id": i, "file_name": f"{i}.png", "segments_info": infos[i]} for i in infos]
+    path = root / "annotations/panoptic_train2017.json"
+    write_json(path, values)
+    source = open_named(root, source_name)
+    assert source.problems == [
+        f"{source_name}/train/image=1: segment 2: its area is 0; it is left out",
+        f"{source_name}/train/image=2: several of its segments have the id 1",
+    ]
+    assert len(source) == 2 and len(draw_sample(source, 0).turns) == 1
+    sample = draw_sample(source, 1)
+    assert len(sample.turns) == 1 and sample.dropped_turns == 1
+    twice = values | {"annotations": values["annotations"] + values["annotations"][:1]}
+    write_json(path, twice)
+    assert any("image=1: several annotations have this image" in p for p in open_named(root, source_name).problems)
+    write_json(path, values | {"categories": [*categories, categories[0] | {"name": "lid"}]})
+    with pytest.raises(DatasetError, match="several categories with one id"):
+        open_named(root, source_name)
 
 
 def test_the_real_panoptic_sample_one_by_one(real_data):

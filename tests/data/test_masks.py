@@ -8,11 +8,12 @@ from pixel_sail.data.masks import (
     decode_mask,
     encode_mask,
     from_coco,
+    object_mask,
     overlap_px,
     resize_nearest,
     unite,
 )
-from pixel_sail.types import BadSample
+from pixel_sail.types import BadSample, NoPixels
 
 SQUARE = [2, 1, 6, 1, 6, 5, 2, 5]
 FULL = encode_mask(np.ones((8, 10), dtype=bool))
@@ -51,14 +52,44 @@ def test_crowd_and_compressed_rle_mean_the_same():
         np.testing.assert_array_equal(decode_mask(from_coco({"size": [4, 5], "counts": counts}, 4, 5, "a")), mask)
 
 
+def test_a_degenerate_piece_is_left_out_and_listed():
+    left_out = []
+    whole = from_coco([SQUARE], 8, 10, "a")
+    assert from_coco([[1, 1, 5, 5], SQUARE, [], [3, 3]], 8, 10, "a", left_out) == whole
+    assert from_coco([[1, 1, 5, 5], SQUARE], 8, 10, "a") == whole
+    assert left_out == [
+        f"a, polygon {number}: {piece} is no polygon; it needs x, y of at least three points"
+        for number, piece in ((0, [1, 1, 5, 5]), (2, []), (3, [3, 3]))
+    ]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [],
+        [[1, 1, 5, 5]],
+        [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]],  # smaller than a pixel
+        [[2, 2, 2, 2, 2, 2]],
+        [[-9, -9, -5, -9, -5, -5]],  # outside
+        {"counts": [80], "size": [8, 10]},
+    ],
+)
+def test_an_object_without_a_pixel_is_told_from_a_malformed_one(segmentation):
+    with pytest.raises(NoPixels, match="^annotation 7"):
+        object_mask(segmentation, 8, 10, "annotation 7")
+
+
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
         ([[1, 1, 5, 5]], "annotation 7, polygon 0: .* needs x, y of at least three points"),  # pycocotools: a box
-        ([SQUARE, [1, 1, 5, 5]], "polygon 1: .* at least three points"),
         ([SQUARE[:7]], "at least three points"),
         ([[2, 1, 6, 1, 6, float("nan")]], "not finite"),
         ([[2, 1, 6, 1, 6, "x"]], "not numbers"),
+        ([["2", "1", "6", "1", "6", "5"]], "not numbers"),
+        ([[2, 1, 6, 1, 6, True]], "not numbers"),
+        ([[2, 1, 6, 1, 6, [5]]], "not numbers"),
+        ([SQUARE, "2,1"], "polygon 1: '2,1' is no polygon"),
         ([[2, 1, 6, 1, 6, 1e9]], "far outside the 8 x 10 image"),
         ([], "expected a list of polygons or an RLE"),
         (None, "expected a list of polygons or an RLE"),

@@ -14,7 +14,7 @@ from pixel_sail.data.loader import StepDataset, load_steps
 from pixel_sail.data.masks import area_px, encode_mask
 from pixel_sail.data.mixture import BLOCK, Mixture
 from pixel_sail.data.pack import pack
-from pixel_sail.types import BadSample, Encoded, Sample, Turn
+from pixel_sail.types import BadSample, Encoded, NoPixels, Sample, Turn
 
 
 @dataclass
@@ -22,6 +22,7 @@ class FakeSource:
     name: str
     size: int
     bad: frozenset[int] = frozenset()
+    error: type[BadSample] = BadSample
 
     def __len__(self) -> int:
         return self.size
@@ -31,7 +32,7 @@ class FakeSource:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         if index in self.bad:
-            raise BadSample(f"{self.key(index)}: made so")
+            raise self.error(f"{self.key(index)}: made so")
         return Sample(f"{self.key(index)}:{rng.integers(1 << 30)}", None, ())
 
 
@@ -178,6 +179,16 @@ def test_bad_samples_are_recorded(mixture: Mixture) -> None:
     assert [record.key for record in data.bad] == [mixture.key(i) for i in bad]
     assert all(record.step == 2 and "made so" in record.message for record in data.bad)
     assert data.samples == 8 - len(bad) == sum(len(batch.keys) for batch in data.batches)
+
+
+def test_samples_without_pixels_are_told_from_faults_of_files(mixture: Mixture) -> None:
+    mixture.sources[1].bad = mixture.sources[0].bad = frozenset(range(300))
+    mixture.sources[1].error = NoPixels
+    bad = step_dataset(mixture)[2].bad
+    assert {record.key.split("/")[0]: record.no_pixels for record in bad} == {
+        mixture.sources[0].name: False,
+        mixture.sources[1].name: True,
+    }
 
 
 def test_a_rank_without_any_good_sample_gets_a_filler(mixture: Mixture) -> None:

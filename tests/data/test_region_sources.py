@@ -42,7 +42,7 @@ from pixel_sail.data.templates import (
     classify,
 )
 from pixel_sail.tokens import prompt_names
-from pixel_sail.types import BadSample
+from pixel_sail.types import BadSample, NoPixels
 
 
 @pytest.fixture
@@ -117,6 +117,19 @@ def test_a_name_without_region_and_an_empty_region_are_refused():
         compose("key", None, [RegionTurn("<Prompt0> and <Prompt1>", "x", {0: box_rle(0, 0)})])
     with pytest.raises(BadSample, match="key: the region of <Prompt0> is empty"):
         compose("key", None, [RegionTurn("<Prompt0>", "x", {0: box_rle(0, 0, side=0)})])
+
+
+def test_a_turn_with_an_empty_region_or_mask_is_left_out_and_counted():
+    whole, empty = box_rle(0, 0), box_rle(0, 0, side=0)
+    turns = [
+        RegionTurn("<Prompt0>", "x", {0: empty}),
+        RegionTurn("<Prompt0>", "[SEG]", {0: whole}, (empty,)),
+        RegionTurn("<Prompt0>", "y", {0: whole}),
+    ]
+    sample = compose("key", None, turns)
+    assert [turn.answer for turn in sample.turns] == ["y"] and sample.masks == () and sample.dropped_turns == 2
+    with pytest.raises(NoPixels, match="key: the region of <Prompt0> is empty"):
+        compose("key", None, turns[:2])
 
 
 # --- Osprey ---------------------------------------------------------------------------------------------------------

@@ -136,6 +136,33 @@ def test_grefcoco_refs_that_contradict_themselves_are_listed(dataset):
     assert {case.ref_id for case in read.cases} == {111, 120, 121}
 
 
+def test_an_object_without_pixels_is_left_out_of_a_ref_of_several(dataset):
+    path = dataset / "grefcoco/instances.json"
+    values = json.loads(path.read_text())
+    by_id = {annotation["id"]: annotation for annotation in values["annotations"]}
+    by_id[100]["segmentation"] = [[1, 1, 5, 5]]
+    by_id[110]["segmentation"] = [[1, 1], *by_id[110]["segmentation"]]
+    path.write_text(json.dumps(values))
+    read = read_benchmark(dataset, "grefcoco:train")
+    assert [re.sub(r", polygon 0.*", "", problem) for problem in read.problems] == [
+        "grefcoco/train/ref=100: grefcoco: annotation 100 of image 10",
+        "grefcoco/train/ref=110: grefcoco: annotation 110 of image 11",
+    ]
+    single = {(c.image_id, c.sentence): c.mask for c in read_benchmark(dataset, "refcoco:train").cases}
+    masks = {c.image_id: c.mask for c in read.cases if c.sentence == "everything"}
+    assert masks[10] == single[10, "the green one"]
+    both = [decode_mask(single[11, name]) for name in ("the red one", "the green one")]
+    np.testing.assert_array_equal(decode_mask(masks[11]), np.logical_or(*both))
+
+
+def test_ids_of_another_type_are_an_error_that_says_so(dataset):
+    edit_refs(dataset, lambda refs: [ref.update(image_id=str(ref["image_id"])) for ref in refs])
+    with pytest.raises(
+        DatasetError, match=r"nothing of .*refs\(unc\).p can be used; first: refcoco/train/ref=100: image '10' is"
+    ):
+        _open(dataset)
+
+
 def test_two_annotations_with_one_id_are_named_at_each_ref(dataset):
     """The last one won: a small target became another object's mask."""
 
@@ -186,7 +213,7 @@ def test_bad_annotations_are_listed_with_their_ref_and_the_others_stay(dataset):
     source = _open(dataset, expressions_per_image=50, questions=["{expression}"])
     expected = [
         "ref=100: refcoco: annotation 100 of image 10, polygon 0: [1, 1, 5, 5] is no polygon",
-        "ref=101: its mask (annotations [101]) has no pixel",
+        "ref=101: refcoco: annotation 101 of image 10: the mask has no pixel",
         "ref=110: refcoco: annotation 110 of image 11: not in ",
         "ref=111: sentence 1110 is empty",
         "ref=112: no expression is left",

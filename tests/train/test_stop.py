@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import edit_instances, write_refer_dataset
 from tiny_run import launch_cli, log_lines, run_cli, tiny_config, write_config
 
+from pixel_sail.data.sources.referring import ReferringSource
 from pixel_sail.durable import read_json_lines
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.loop import train
 from pixel_sail.train.step import TrainingStopped
+from pixel_sail.types import NoPixels, Sample
 
 EXPLODING = ("train.lr=1e30", "train.save_every=1", "train.warmup_fraction=0")
 
@@ -75,6 +78,20 @@ def test_bad_samples_are_counted_and_listed(tmp_path: Path) -> None:
     assert all(broken in line["message"] or line["key"] in line["message"] for line in listed), json.dumps(
         listed, indent=1
     )
+
+
+def test_samples_without_a_pixel_do_not_count_as_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(self: ReferringSource, index: int, rng: np.random.Generator) -> Sample:
+        if index == 0:
+            raise NoPixels(f"{self.key(index)}: its objects are smaller than a pixel")
+        return drawn(self, index, rng)
+
+    drawn = ReferringSource.sample
+    monkeypatch.setattr(ReferringSource, "sample", sample)
+    train(tiny_config(tmp_path, write_refer_dataset(tmp_path / "root"), "data.max_bad_samples=0"))
+    listed, lines = read_json_lines(tmp_path / "run" / "bad_samples.jsonl"), log_lines(tmp_path / "run")
+    assert listed and all(line["no_pixels"] and "smaller than a pixel" in line["message"] for line in listed)
+    assert lines[-1]["bad_samples"] == 0 and sum(line["dropped_turns"] for line in lines) == len(listed)
 
 
 def test_annotations_left_out_on_reading_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.masks import from_coco
-from pixel_sail.data.sources.entries import repeated
+from pixel_sail.data.masks import object_mask
+from pixel_sail.data.sources.entries import member, repeated, size_member
 from pixel_sail.types import RLE, BadSample
 
 _COCO_FOLDER = re.compile(r"^(coco/)?(train|val|test)20(14|17)/(?=[^/]+$)")
 COCO_2014_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")  # the second is REFER's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CocoImage:
     file_name: str
     size_hw: tuple[int, int]  # pixels
@@ -28,7 +28,7 @@ class CocoInstances:
     """One parsed `instances.json`."""
 
     path: Path
-    images: dict[int, CocoImage]
+    images: dict[int, dict[str, Any]]  # id -> {file_name, height, width}
     annotations: dict[int, dict[str, Any]]  # id -> {image_id, segmentation, iscrowd}
     repeated_images: frozenset[int]  # ids of several images
     repeated_annotations: frozenset[int]
@@ -38,10 +38,7 @@ class CocoInstances:
         """Raises DatasetError for a file that is missing or not in the format of COCO."""
         values = read_json(path)
         try:
-            images = {
-                image["id"]: CocoImage(image["file_name"], (image["height"], image["width"]))
-                for image in values["images"]
-            }
+            images = {image["id"]: image for image in values["images"]}
             annotations = {annotation["id"]: annotation for annotation in values["annotations"]}
             images_twice = repeated(image["id"] for image in values["images"])
             twice = repeated(annotation["id"] for annotation in values["annotations"])
@@ -50,19 +47,23 @@ class CocoInstances:
         return cls(path, images, annotations, images_twice, twice)
 
     def image(self, image_id: int) -> CocoImage:
-        """Raises BadSample if the image is missing or listed twice."""
+        """Raises BadSample if the image is missing, listed twice, or without name and size."""
         if image_id not in self.images:
             raise BadSample(f"image {image_id!r} is not in {self.path}")
         if image_id in self.repeated_images:
             raise BadSample(f"{self.path} has several images with the id {image_id}")
-        return self.images[image_id]
+        image, where = self.images[image_id], f"image {image_id} in {self.path}"
+        return CocoImage(member(image, "file_name", str, where), size_member(image, where))
 
-    def mask(self, annotation_id: int, image_id: int) -> RLE:
-        """The mask of an annotation. Raises BadSample if it is missing, listed twice, malformed or of another image."""
+    def mask(self, annotation_id: int, image_id: int, left_out: list[str] | None = None) -> RLE:
+        """The mask of an annotation; degenerate pieces go into `left_out` (see `object_mask`).
+
+        Raises NoPixels if nothing is left of it, and BadSample if it is missing, listed twice, malformed or of another
+        image.
+        """
         annotation = self._annotation(annotation_id, image_id)
-        return from_coco(
-            annotation.get("segmentation"), *self.image(image_id).size_hw, self._where(annotation_id, image_id)
-        )
+        size_hw, where = self.image(image_id).size_hw, self._where(annotation_id, image_id)
+        return object_mask(annotation.get("segmentation"), *size_hw, where, left_out)
 
     def is_crowd(self, annotation_id: int, image_id: int) -> bool:
         """Whether an annotation is of a group without single objects. Raises BadSample as `mask` does."""

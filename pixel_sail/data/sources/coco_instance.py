@@ -13,13 +13,13 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.masks import area_px, decode_mask, from_coco
+from pixel_sail.data.masks import decode_mask, may_have_no_pixels, object_mask
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import parse_usable, refuse_nothing
+from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, repeated, size_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE, BadSample, NoPixels
 
 NAME = "coco_instance"
 FILE = ExpectedFile("annotations/instances_{split}2017.json")
@@ -36,47 +36,102 @@ class ClassObjects:
 
 
 def open_coco_instance(root: Path, split: str, data: DataConfig) -> RegionSource[ClassObjects]:
-    """Samples of one image with several classes. Raises DatasetError; unusable images are listed in `.problems`.
+    """Samples of one image with several classes. Raises DatasetError; what cannot be used is listed in `.problems`.
 
     The answer must have every object of a class: one with a crowd, or with too many objects, is not asked for in that
-    image.
+    image. An object without a pixel does not count as one: the others of its class stay.
     """
     templates, finder, problems = Templates.of(data), ImageFinder(root), list[str]()
-    path = FILE.find(root, split)
-    classes, files, left_out = _classes_by_image(path)
+    path, key = FILE.find(root, split), f"{NAME}/{split}/image={{}}"
+    instances = _Instances.read(path)
+    left_out = 0
+
+    def parse(image_id: Any, key: str) -> RegionImage[ClassObjects]:
+        nonlocal left_out
+        image, size = instances.image(image_id, key)
+        file, classes = finder.find(member(image, "file_name", str, key), key), []
+        for category, of_class in instances.by_image[image_id].items():
+            if len(of_class) > MAX_OBJECTS or any(annotation.get("iscrowd") for annotation in of_class):
+                left_out += 1
+            elif objects := instances.objects(of_class, size, key, problems):
+                classes.append(ClassObjects(instances.classes[category], objects, size))
+        return RegionImage(key, file, tuple(classes))
+
+    keys = ((image_id, key.format(image_id)) for image_id in sorted(instances.by_image, key=_order))
+    images = [image for image in parse_usable(keys, parse, problems) if image.items]
     if left_out:
-        problems.append(f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} objects")
-
-    def with_image(image_id: int, key: str) -> RegionImage[ClassObjects]:
-        return RegionImage(key, finder.find(files[image_id], key), tuple(classes[image_id]))
-
-    keys = ((image_id, f"{NAME}/{split}/image={image_id}") for image_id in sorted(classes))
-    images = parse_usable(keys, with_image, problems)
+        line = f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} objects"
+        problems.insert(0, line)
     refuse_nothing(images, path, problems)
     return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
 
 
-def _classes_by_image(path: Path) -> tuple[dict[int, list[ClassObjects]], dict[int, str], int]:
-    """Image id -> its classes; image id -> file name; and how many classes of an image were left out."""
-    values = read_json(path)
-    grouped: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    try:
-        names = {category["id"]: category["name"] for category in values["categories"]}
-        for annotation in values["annotations"]:
-            grouped[annotation["image_id"], annotation["category_id"]].append(annotation)
-        classes: dict[int, list[ClassObjects]] = defaultdict(list)
-        sizes = {image["id"]: (image["height"], image["width"]) for image in values["images"]}
-        files = {image["id"]: image["file_name"] for image in values["images"]}
-        left_out = 0
-        for (image_id, category), annotations in grouped.items():
-            if len(annotations) > MAX_OBJECTS or any(annotation.get("iscrowd") for annotation in annotations):
-                left_out += 1
+@dataclass(frozen=True)
+class _Instances:
+    """A COCO instances file."""
+
+    path: Path
+    classes: dict[Any, str]  # category id -> name
+    images: dict[Any, dict[str, Any]]
+    by_image: dict[Any, dict[Any, list[dict[str, Any]]]]  # image id -> category id -> annotations
+    repeated_images: frozenset[Any]  # ids of several images
+    repeated_annotations: frozenset[Any]
+
+    @classmethod
+    def read(cls, path: Path) -> _Instances:
+        values = read_json(path)
+        by_image: dict[Any, dict[Any, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+        try:
+            classes = {category["id"]: category["name"] for category in values["categories"]}
+            images = {image["id"]: image for image in values["images"]}
+            for annotation in values["annotations"]:
+                _ = classes[annotation["category_id"]], annotation["segmentation"]
+                by_image[annotation["image_id"]][annotation["category_id"]].append(annotation)
+            twice = repeated(annotation["id"] for annotation in values["annotations"])
+            images_twice = repeated(image["id"] for image in values["images"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
+        if len(classes) != len(values["categories"]):
+            raise DatasetError(f"{path} has several categories with one id")
+        return cls(path, classes, images, by_image, images_twice, twice)
+
+    def image(self, image_id: Any, key: str) -> tuple[dict[str, Any], tuple[int, int]]:
+        """The image and its (height, width). Raises BadSample if it is missing, listed twice or has no size."""
+        if image_id not in self.images:
+            raise BadSample(f"{key}: image {image_id!r} is not in {self.path}")
+        if image_id in self.repeated_images:
+            raise BadSample(f"{key}: {self.path} has several images with the id {image_id}")
+        return self.images[image_id], size_member(self.images[image_id], key)
+
+    def objects(
+        self, annotations: list[dict[str, Any]], size_hw: tuple[int, int], key: str, problems: list[str]
+    ) -> tuple[tuple[int, Any], ...]:
+        """(id, segmentation) of the objects of a class; none if two annotations of the file have the id of one."""
+        for annotation in annotations:
+            if annotation["id"] in self.repeated_annotations:
+                name = self.classes[annotation["category_id"]]
+                problems.append(
+                    f"{key}: {self.path} has several annotations with the id {annotation['id']}; {name!r} is left out"
+                )
+                return ()
+        kept = []
+        for annotation in annotations:
+            try:
+                if may_have_no_pixels(annotation):
+                    where = f"{key}: annotation {annotation['id']}"
+                    object_mask(annotation["segmentation"], *size_hw, where, problems)
+            except NoPixels as error:
+                problems.append(str(error))
                 continue
-            objects = tuple((annotation["id"], annotation["segmentation"]) for annotation in annotations)
-            classes[image_id].append(ClassObjects(names[category], objects, sizes[image_id]))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
-    return classes, files, left_out
+            except BadSample:
+                pass  # a fault of the file: reported when the object is drawn
+            kept.append((annotation["id"], annotation["segmentation"]))
+        return tuple(kept)
+
+
+def _order(image_id: Any) -> tuple[bool, Any]:
+    """Numbers before text: ids should be numbers, and files that mix both must not stop the sorting."""
+    return isinstance(image_id, str), image_id
 
 
 def _ask(
@@ -86,13 +141,10 @@ def _ask(
 
 
 def _masks(key: str, objects: ClassObjects) -> list[RLE]:
-    masks = []
-    for number, segmentation in objects.annotations:
-        mask = from_coco(segmentation, *objects.size_hw, f"{key}: annotation {number}")
-        if area_px(mask) == 0:
-            raise BadSample(f"{key}: annotation {number} has no pixel")
-        masks.append(mask)
-    return masks
+    return [
+        object_mask(segmentation, *objects.size_hw, f"{key}: annotation {number}")
+        for number, segmentation in objects.annotations
+    ]
 
 
 def each_turn(templates: Templates, name: str, masks: list[RLE], rng: np.random.Generator) -> RegionTurn:

@@ -16,11 +16,11 @@ from pixel_sail.data.files import read_json
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, numbered, parse_usable, refuse_nothing, text_member
+from pixel_sail.data.sources.entries import member, numbered, parse_usable, refuse_nothing, repeated, text_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import CLASSIFY, OTHERS, classify
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE, BadSample, NoPixels
 
 NAME = "panoptic_category"
 FILE = ExpectedFile("annotations/panoptic_{split}2017.json")
@@ -61,11 +61,14 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
     """
     values, finder, problems = read_json(path), ImageFinder(root), list[str]()
     try:
-        classes = _class_names({c["id"]: c["name"] for c in values["categories"]} if not described else {})
         listed = values["categories"] if not described else []
+        classes = _class_names({category["id"]: category["name"] for category in listed})
         stuff = frozenset(classes[category["id"]] for category in listed if not category.get("isthing", 1))
         files = {image["id"]: str(image["file_name"]) for image in values.get("images", [])}
         annotations = list(values["annotations"])
+        images_twice = repeated(a.get("image_id") for a in annotations if isinstance(a, dict))
+        if repeated(category["id"] for category in listed):
+            raise DatasetError(f"{path} has several categories with one id")
     except (TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a COCO panoptic file: no {error}") from None
     folder = PNG_FOLDER.path(root, split)
@@ -74,12 +77,14 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
 
     def parse(annotation: Any, where: str) -> RegionImage[Segment]:
         key = f"{name}/{split}/image={member(annotation, 'image_id', int, where)}"
+        if annotation["image_id"] in images_twice:
+            raise BadSample(f"{key}: several annotations have this image")
         png = folder / member(annotation, "file_name", str, key)
         if not png.is_file():
             raise BadSample(f"{key}: no file {png}")
         image_path = finder.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
         infos = member(annotation, "segments_info", list, key)
-        segments = _segments(infos, png, classes, described, left_out, key)
+        segments = _segments(infos, png, classes, described, left_out, problems, key)
         crowds.update((key, classes.get(info.get("category_id"), "")) for info in infos if info.get("iscrowd"))
         return RegionImage(key, image_path, segments)
 
@@ -94,7 +99,11 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
 
 
 def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:
-    """Segment id -> mask, of all items of the image. Raises BadSample if PNG and annotation contradict each other."""
+    """Segment id -> mask, of all items of the image.
+
+    One that is not in the PNG, and of which the annotation gives no area, is empty. Raises BadSample if PNG and
+    annotation contradict each other.
+    """
     png = image.items[0].png
     try:
         rgb = np.asarray(load_image(png), dtype=np.int32)  # (H, W, 3)
@@ -105,7 +114,7 @@ def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:
     for segment in image.items:
         mask = ids == segment.segment_id
         pixels = int(np.count_nonzero(mask))
-        if pixels == 0:
+        if pixels == 0 and segment.area_px is not None:
             raise BadSample(f"{image.key}: segment {segment.segment_id} has no pixel in {png}")
         if segment.area_px not in (None, pixels):
             raise BadSample(
@@ -116,14 +125,28 @@ def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:
 
 
 def _segments(
-    infos: list[Any], png: Path, classes: dict[int, str], described: bool, left_out: dict[str, int], key: str
+    infos: list[Any],
+    png: Path,
+    classes: dict[int, str],
+    described: bool,
+    left_out: dict[str, int],
+    problems: list[str],
+    key: str,
 ) -> tuple[Segment, ...]:
     segments = []
+    twice = repeated(info.get("id") for info in infos if isinstance(info, dict))
+    if twice:
+        raise BadSample(f"{key}: several of its segments have the id {min(twice, key=str)}")
     for info in infos:
         segment_id = member(info, "id", int, f"{key}: a segment")
         where = f"{key}: segment {segment_id}"
+        area = info.get("area")
+        if area is not None and (isinstance(area, bool) or not isinstance(area, int | float) or not area >= 0):
+            raise BadSample(f"{where}: its 'area' is {area!r}; expected a number of pixels")
         if info.get("iscrowd"):
             left_out["crowd"] += 1
+        elif area == 0:
+            problems.append(f"{where}: its area is 0; it is left out")
         elif described and not info.get("description"):
             left_out["described"] += 1
         elif described:
@@ -133,7 +156,7 @@ def _segments(
         else:
             segments.append(Segment(png, segment_id, info.get("area"), classes[info["category_id"]]))
     if not segments:
-        raise BadSample(f"{key}: no segment {'with a description ' if described else ''}is left")
+        raise NoPixels(f"{key}: no segment {'with a description ' if described else ''}is left")
     return tuple(segments)
 
 

@@ -72,8 +72,12 @@ def member(entry: Any, name: str, kind: type[T], where: str) -> T:
 
 
 def size_member(entry: Any, where: str) -> tuple[int, int]:
-    """(height, width) in pixels of an entry. Raises BadSample."""
-    return member(entry, "height", int, where), member(entry, "width", int, where)
+    """(height, width) in pixels of an entry. Raises BadSample unless both are positive whole numbers."""
+    sides = member(entry, "height", int, where), member(entry, "width", int, where)
+    for name, side in zip(("height", "width"), sides, strict=True):
+        if isinstance(side, bool) or side <= 0:
+            raise BadSample(f"{where}: its {name!r} is {side}; expected a number of pixels")
+    return sides
 
 
 def text_member(entry: Any, name: str, where: str) -> str:

@@ -5,7 +5,6 @@ Each image has a JSON file of the same name: {text: [..], is_sentence, shapes: [
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_json
 from pixel_sail.data.image import image_size, upright
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.polygons import outlined_polygon
@@ -22,12 +22,13 @@ from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
-from pixel_sail.types import RLE, BadSample, Sample
+from pixel_sail.types import RLE, BadSample, NoPixels, Sample
 
 NAME = "reason_seg"
 FOLDER = ExpectedFile("reason_seg/ReasonSeg/{split}")
 SPLITS = ("train", "val", "test")
 _TARGET, _IGNORED = 1, 255
+_FAR_OUTSIDE = 1_000_000  # pixels
 
 Shape = tuple[int, tuple[tuple[int, int], ...]]  # _TARGET or _IGNORED, (x, y) in pixels
 
@@ -80,7 +81,7 @@ def read_reason_seg(root: Path, split: str, problems: list[str]) -> list[ReasonI
     if not folder.is_dir():
         raise DatasetError(f"no folder {folder}; its splits are {', '.join(SPLITS)}")
     paths = ((path, f"{NAME}/{split}/{path.stem}") for path in sorted(folder.glob("*.json")))
-    images = parse_usable(paths, _read, problems)
+    images = parse_usable(paths, partial(_read, problems), problems)
     refuse_nothing(images, folder, problems)
     return images
 
@@ -89,7 +90,7 @@ def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
     """The target, and the pixels that are not scored, of the image as it is shown (after the EXIF rotation).
 
     Polygons are drawn largest first, as LISA's reader does.
-    Raises BadSample if the image cannot be read or the target is empty.
+    Raises BadSample if the image cannot be read, and NoPixels if the target is empty.
     """
     size = image_size(image.path, image.key, orient=True)
     drawn = [outlined_polygon(corners, size) for _, corners in image.shapes]
@@ -98,20 +99,15 @@ def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
     for i in np.argsort([np.count_nonzero(mask) for mask in drawn], kind="stable")[::-1]:
         marked[drawn[i]] = image.shapes[i][0]
     if not (marked == _TARGET).any():
-        raise BadSample(f"{image.key}: no pixel of the image is marked as the target")
+        raise NoPixels(f"{image.key}: no pixel of the image is marked as the target")
     return encode_mask(marked == _TARGET), encode_mask(marked == _IGNORED)
 
 
-def _read(path: Path, key: str) -> ReasonImage:
-    data = path.read_bytes()
+def _read(problems: list[str], path: Path, key: str) -> ReasonImage:
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise BadSample(f"{key}: {path} is not valid JSON: {error}") from None
+        values = read_json(path, fallback="cp1252")  # some of the published files
+    except DatasetError as error:
+        raise BadSample(f"{key}: {error}") from None
     image = path.with_suffix(".jpg")
     if not image.is_file():
         raise BadSample(f"{key}: no image {image}")
@@ -120,13 +116,22 @@ def _read(path: Path, key: str) -> ReasonImage:
         raise BadSample(f"{key}: its 'text' is {texts!r:.60}; expected one or more questions or phrases")
     for text in texts:
         refuse_tokens(text, key)
-    shapes = [_shape(shape, f"{key}: shape {i}") for i, shape in enumerate(member(values, "shapes", list, key))]
+    degenerate: list[str] = []
+    shapes = [
+        _shape(shape, degenerate, f"{key}: shape {i}") for i, shape in enumerate(member(values, "shapes", list, key))
+    ]
     used = tuple(shape for shape in shapes if shape is not None)
+    if all(kind == _IGNORED for kind, _ in used):
+        raise NoPixels(degenerate[0] if degenerate else f"{key}: none of its shapes is a target")
+    problems += degenerate
     return ReasonImage(key, image, tuple(texts), bool(member(values, "is_sentence", int, key)), used)
 
 
-def _shape(shape: Any, where: str) -> Shape | None:
-    """None for a "flag": the authors' own notes, which have no meaning here."""
+def _shape(shape: Any, degenerate: list[str], where: str) -> Shape | None:
+    """None for a "flag": the authors' own notes, which have no meaning here; and for one that encloses nothing.
+
+    The latter, a point or a line, goes into `degenerate`. Raises BadSample for what is no shape.
+    """
     label = member(shape, "label", str, where).lower()
     if label == "flag":
         return None
@@ -135,8 +140,12 @@ def _shape(shape: Any, where: str) -> Shape | None:
         corners = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
         corners = np.empty(0)
-    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
-        raise BadSample(f"{where}: its points {points!r:.60} are no polygon; it needs x, y of at least three points")
+    if len(points) < 3:
+        degenerate.append(f"{where}: its points {points!r:.60} are no polygon; it needs x, y of at least three points")
+        return None
+    numbers = all(type(value) in (int, float) for point in points if isinstance(point, list) for value in point)
+    if not numbers or corners.ndim != 2 or corners.shape[1] != 2 or not (np.abs(corners) < _FAR_OUTSIDE).all():
+        raise BadSample(f"{where}: its points {points!r:.60} are no polygon; it needs x, y in pixels of each point")
     return _IGNORED if "ignore" in label else _TARGET, tuple((int(x), int(y)) for x, y in corners)
 
 

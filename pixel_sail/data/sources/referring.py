@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.data.errors import UnknownSplit
-from pixel_sail.data.masks import area_px, unite
+from pixel_sail.data.masks import unite
 from pixel_sail.data.sources.coco import CocoInstances, image_folder
+from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.data.templates import Templates
-from pixel_sail.types import RLE, BadSample, Sample
+from pixel_sail.types import RLE, BadSample, NoPixels, Sample
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ def collect(
         ReferredImage(
             key=f"{name}/{split}/image={image_id}",
             image_id=image_id,
-            path=folder / coco.images[image_id].file_name,
-            size_hw=coco.images[image_id].size_hw,
+            path=folder / coco.image(image_id).file_name,
+            size_hw=coco.image(image_id).size_hw,
             referents=tuple(of_image),
         )
         for image_id, of_image in sorted(referents.items())
         if of_image
     ]
+    refuse_nothing(images, refs_path, problems)
     return Referring(name, split, tuple(images), tuple(problems))
 
 
@@ -108,15 +110,25 @@ def _referent(ref: Ref, coco: CocoInstances, crowds: bool, where: str, problems:
     sentences = tuple((sent_id, text) for sent_id, text in ref.sentences if text)
     if not sentences:
         raise BadSample(f"{where}: no expression is left")
+    left_out: list[str] = []
     try:
         kept = [number for number in ref.annotation_ids if crowds or not coco.is_crowd(number, ref.image_id)]
-        pieces = [coco.mask(number, ref.image_id) for number in kept]
+        pieces = [mask for number in kept if (mask := _object(coco, number, ref.image_id, left_out))]
     except BadSample as error:
         raise BadSample(f"{where}: {error}") from None
-    mask = unite(pieces, image.size_hw) if pieces else None
-    if mask is not None and area_px(mask) == 0:
-        raise BadSample(f"{where}: its mask (annotations {kept}) has no pixel")
-    return Referent(ref.ref_id, len(kept), mask, sentences)
+    if kept and not pieces:
+        raise NoPixels(f"{where}: {left_out[-1]}")
+    problems += [f"{where}: {line}" for line in left_out]
+    return Referent(ref.ref_id, len(pieces), unite(pieces, image.size_hw) if pieces else None, sentences)
+
+
+def _object(coco: CocoInstances, annotation_id: int, image_id: int, left_out: list[str]) -> RLE | None:
+    """The mask of an annotation; None if it has no pixel, with a line in `left_out`. Raises BadSample."""
+    try:
+        return coco.mask(annotation_id, image_id, left_out)
+    except NoPixels as error:
+        left_out.append(str(error))
+        return None
 
 
 class ReferringSource(EntrySource[ReferredImage]):
