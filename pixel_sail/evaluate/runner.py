@@ -39,6 +39,9 @@ def open_benchmark(
     benchmark = kind.open(data_root, name, options or Options())
     if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):
         raise DatasetError(f"{data_root}: a case of {name} ({', '.join(benchmark.id_fields)}) occurs twice")
+    if not benchmark.cases:
+        first = f"; first: {benchmark.problems[0]}" if benchmark.problems else ""
+        raise DatasetError(f"{name} has no case under {data_root} that can be scored{first}")
     images = by_image(benchmark.cases)[:max_images]
     return replace(benchmark, cases=tuple(case for cases in images for case in cases))
 

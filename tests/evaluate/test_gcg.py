@@ -266,6 +266,17 @@ def test_reason_seg_by_hand(reasons: Path, tmp_path: Path) -> None:
     assert scores["giou"] == 50 and scores["ciou"] == 50
 
 
+def test_a_benchmark_of_0_cases_is_an_error_with_the_first_reason(reasons: Path) -> None:
+    for path in (reasons / "reason_seg/ReasonSeg/val").glob("*.json"):
+        values = json.loads(path.read_text())
+        target = {"label": "target", "points": [[-9, -9], [-5, -9], [-5, -5]]}
+        path.write_text(json.dumps(values | {"shapes": [target]}))
+    with pytest.raises(
+        DatasetError, match="reasonseg:val has no case .* can be scored; first: reason_seg/val/a: no pixel"
+    ):
+        runner.open_benchmark("reasonseg:val", reasons)
+
+
 def test_sentences_are_asked_and_phrases_segmented(reasons: Path, tmp_path: Path) -> None:
     benchmark = runner.open_benchmark("reasonseg:val", reasons)
     right = Answer("[SEG]", [decode_mask(box(0, 0))]), Answer("[SEG]", [decode_mask(box(0, 20))])

@@ -241,6 +241,17 @@ def test_bad_files_say_what_is_wrong(full: Path, tmp_path: Path) -> None:
         pixmmvp.read_objects(tmp_path)
 
 
+@pytest.mark.parametrize("what", ["images", "annotations"])
+def test_two_entries_with_one_id_are_named(full: Path, tmp_path: Path, what: str) -> None:
+    shutil.copytree(full / "pixmmvp", tmp_path / "pixmmvp", ignore=shutil.ignore_patterns("*.jpg"))
+    path = tmp_path / "pixmmvp/Segmentations.json"
+    values = json.loads(path.read_text())
+    values[what][1]["id"] = values[what][0]["id"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match=f"Segmentations.json has several {what} with the id"):
+        pixmmvp.read_objects(tmp_path)
+
+
 def test_the_four_real_images_end_to_end(shared: Path, tmp_path: Path) -> None:
     texts = ["Segment the red mug.", "It is [SEG]. (a) (b)"]
     predictor = tiny_predictor(texts, "Find {expression}.", architecture={"patch_size": 16})

@@ -282,6 +282,30 @@ def test_files_that_do_not_fit_the_benchmark_are_refused(dataset, tmp_path):
         runner.score_file(tmp_path / "absent", "refcoco:val", dataset)
 
 
+def test_predictions_in_other_encodings_are_read_or_named(dataset, tmp_path):
+    file = tmp_path / "p.jsonl"
+    rows, _ = _perfect_file(dataset, file)
+    text = "".join(json.dumps(row | {"text": "où"}, ensure_ascii=False) + "\r\n" for row in rows)
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes(text.encode(encoding))
+        assert runner.score_file(file, "refcoco:val", dataset)["giou"] == 100
+    file.write_bytes(text.encode("cp1252"))
+    with pytest.raises(DatasetError, match="p.jsonl, line 1: the text is not UTF-8 .*iconv"):
+        runner.score_file(file, "refcoco:val", dataset)
+
+
+@pytest.mark.parametrize("name", ["refcoco:val", "grefcoco:val"])
+def test_a_benchmark_without_a_case_is_an_error(dataset, name):
+    """Ids as text in one of the files: every ref is left out."""
+    path = dataset / name.partition(":")[0] / "instances.json"
+    values = json.loads(path.read_text())
+    for image in values["images"]:
+        image["id"] = str(image["id"])
+    path.write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match="nothing of .* can be used; first: g?refcoco/val/ref=130: image 13 is"):
+        runner.open_benchmark(name, dataset)
+
+
 def test_an_image_of_another_size_than_its_annotations_stops_the_scoring(dataset, tmp_path):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     Image.new("RGB", (30, 20)).save(benchmark.cases[0].image)

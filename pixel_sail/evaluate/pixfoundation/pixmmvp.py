@@ -15,7 +15,7 @@ from typing import Any
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_csv, read_json
 from pixel_sail.data.masks import area_px, from_coco, unite
-from pixel_sail.data.sources.entries import repeated
+from pixel_sail.data.sources.entries import repeated, size_member
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.vqa import parse_options
 from pixel_sail.types import RLE, BadSample
@@ -43,7 +43,7 @@ def read_objects(root: Path) -> list[PixObject]:
         where = f"{folder.name}: image {index}"
         if index not in images:
             raise DatasetError(f"{folder / 'Segmentations.json'} has no image with id {index}")
-        size = (images[index]["height"], images[index]["width"])
+        size = size_member(images[index], where)
         pieces = [from_coco(polygons, *size, where) for polygons in segmentations[index]]
         options, letter = read_choices(question["Options"], question["Correct Answer"], where)
         text = read_expression(expression["Object"])
