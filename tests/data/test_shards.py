@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
 from pixel_sail.experts.cache import CacheWriter, finish, image_digest, made_with
 from pixel_sail.experts.features import cached_features
-from pixel_sail.types import BadSample, Sample
+from pixel_sail.types import BadSample, NoPixels, Sample
 
 SAMPLES, PER_SHARD = 47, 6  # the last of the eight shards is smaller
 
@@ -237,6 +238,25 @@ def test_unusable_samples_are_left_out_and_listed(root: Path, tmp_path: Path) ->
     assert [source.sample(i, np.random.default_rng()) for i in range(len(source))] == good
     with pytest.raises(DatasetError, match="3 unusable samples, more than data.max_bad_samples=2:\n  .*image=10"):
         make_shards(config_of(broken, max_bad_samples=2), tmp_path / "few", SAMPLES, 1)
+
+
+def test_samples_without_a_pixel_are_listed_and_not_counted(root: Path, tmp_path: Path, monkeypatch) -> None:
+    drawn = Mixture.annotated
+
+    def annotated(self: Mixture, position: int) -> Sample:
+        if position < 4:
+            raise NoPixels(f"{self.key(position)}: no pixel")
+        sample = drawn(self, position)
+        return replace(sample, dropped_turns=2) if position == 4 else sample
+
+    monkeypatch.setattr(Mixture, "annotated", annotated)
+    config = config_of(root, max_bad_samples=0)
+    index = make_shards(config, tmp_path / "shards", 8, 8)
+    assert index["samples"] == 4 and sum(problem.endswith(": no pixel") for problem in index["problems"]) == 4
+    assert [open_shards(tmp_path / "shards").sample(i, np.random.default_rng()).dropped_turns for i in range(2)] == [
+        2,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("sizes", [[5], [3, 0, 4], [7] * 30, list(range(1, 40))], ids=len)

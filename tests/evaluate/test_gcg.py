@@ -271,9 +271,7 @@ def test_a_benchmark_of_0_cases_is_an_error_with_the_first_reason(reasons: Path)
         values = json.loads(path.read_text())
         target = {"label": "target", "points": [[-9, -9], [-5, -9], [-5, -5]]}
         path.write_text(json.dumps(values | {"shapes": [target]}))
-    with pytest.raises(
-        DatasetError, match="reasonseg:val has no case .*; first: reason_seg/val/a: no pixel"
-    ):
+    with pytest.raises(DatasetError, match="reasonseg:val has no case .*; first: reason_seg/val/a: no pixel"):
         runner.open_benchmark("reasonseg:val", reasons)
 
 
