@@ -533,7 +533,7 @@ def test_panoptic_segments_without_pixels_and_with_one_id(root, source_name):
     write_json(path, values)
     source = open_named(root, source_name)
     assert source.problems == [
-        f"{source_name}/train/image=1: segment 2: its area is 0; it is left out",
+        f"{source_name}/train/image=1: segment 2: its area is 0 pixels",
         f"{source_name}/train/image=2: several of its segments have the id 1",
     ]
     assert len(source) == 2 and len(draw_sample(source, 0).turns) == 1

@@ -146,7 +146,7 @@ def _segments(
         if info.get("iscrowd"):
             left_out["crowd"] += 1
         elif area == 0:
-            problems.append(f"{where}: its area is 0; it is left out")
+            problems.append(f"{where}: its area is 0 pixels")
         elif described and not info.get("description"):
             left_out["described"] += 1
         elif described:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixel_sail.data.masks import area_px, from_coco
 from pixel_sail.data.sources.entries import sized_mask
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE, BadSample, NoPixels
 
 _LONG = 64  # characters; an RLE of so many runs shows something, and to decode them all would take minutes
 
@@ -24,7 +24,10 @@ def refuse_empty(segmentation: Any, size_hw: tuple[int, int] | None, where: str)
     if isinstance(segmentation, dict):
         mask = _of_rle(segmentation, where)
     else:
-        mask = from_coco(segmentation, *(size_hw or _canvas(segmentation)), where)
+        degenerate: list[str] = []
+        mask = from_coco(segmentation, *(size_hw or _canvas(segmentation)), where, degenerate)
+        if degenerate:
+            raise NoPixels(degenerate[0])
     if mask is not None and area_px(mask) == 0:
         raise BadSample(f"{where}: its mask has no pixel")
 
