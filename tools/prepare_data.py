@@ -47,20 +47,26 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("check", help="list which datasets are under a data root and which are missing")
     parser.add_argument("--root", type=Path, required=True, help="data root, as data.root of a config")
     parser.add_argument("--source", action="append", choices=check.CHECKED, help="only this one; may be repeated")
+    parser.add_argument("--split", action="append", help="with --source: instead of its published splits")
     parser.add_argument("--decode", type=int, default=3, metavar="N", help="samples to decode per split")
-    parser.add_argument("--problems", type=int, default=3, metavar="N", help="unusable annotations to list per split")
+    parser.add_argument("--problems", type=int, default=20, metavar="N", help="unusable annotations listed per split")
     parser.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> None:
     if not args.root.is_dir():
         raise SystemExit(f"error: no folder {args.root}")
-    broken = 0
-    for finding in check.check_root(args.root, args.decode, args.source):
+    if args.split and not args.source:
+        raise SystemExit("error: --split needs --source")
+    broken = there = 0
+    for finding in check.check_root(args.root, args.decode, args.source, args.split):
         broken += bool(finding.errors)
+        there += not finding.missing
         print("\n".join(check.report(finding, args.problems)), flush=True)
     if broken:
         raise SystemExit(f"error: {broken} of them cannot be used as they are")
+    if args.source and not there:
+        raise SystemExit(f"error: nothing of {', '.join(args.source)} is under {args.root}")
 
 
 def main() -> None:

@@ -38,15 +38,23 @@ class Finding:
         return self.samples is None and not self.errors
 
 
-def check_root(root: Path, decode: int, only: Sequence[str] | None = None) -> Iterator[Finding]:
-    """One finding per source and split; up to `decode` samples of each, evenly spread, are drawn and decoded."""
+def check_root(
+    root: Path, decode: int, only: Sequence[str] | None = None, splits: Sequence[str] | None = None
+) -> Iterator[Finding]:
+    """One finding per source and split; up to `decode` samples of each, evenly spread, are drawn and decoded.
+
+    `splits`: these instead of the published ones.
+    """
     for name in only or CHECKED:
-        for split in source_record(name).splits:
+        for split in splits or source_record(name).splits:
             yield check_source(root, name, split, decode)
 
 
 def check_source(root: Path, name: str, split: str, decode: int) -> Finding:
-    """The finding of one split; up to `decode` samples are drawn and decoded. Raises ConfigError for unknown names."""
+    """The finding of one split; up to `decode` samples are drawn and decoded. Raises ConfigError for unknown names.
+
+    Of a source with `check_all`, all samples are decoded, and what was left out on reading is an error too.
+    """
     record = source_record(name)
     expected = " and ".join(file.where(root, split) for file in record.files_of(split))
     if not record.files_of(split)[0].path(root, split).exists():
@@ -58,7 +66,9 @@ def check_source(root: Path, name: str, split: str, decode: int) -> Finding:
         return Finding(name, split, expected, note=str(error))
     except DatasetError as error:
         return Finding(name, split, expected, errors=(str(error),))
-    decoded, errors = _decode_some(source, decode)
+    decoded, errors = _decode_some(source, len(source) if record.check_all else decode)
+    if record.check_all:
+        return Finding(name, split, expected, len(source), decoded, errors=(*source.problems, *errors))
     return Finding(name, split, expected, len(source), decoded, tuple(source.problems), errors)
 
 
@@ -93,7 +103,7 @@ def _decode(sample: Sample) -> None:
 
 
 def report(finding: Finding, problems: int) -> list[str]:
-    """Lines for the console; up to `problems` of the annotations that were left out are listed."""
+    """Lines for the console; up to `problems` of the annotations that were left out, and of the errors, are listed."""
     name = f"{finding.source}:{finding.split}"
     if finding.missing:
         return [f"missing  {name:34} {finding.note or f'expected {finding.expected}'}"]
@@ -102,6 +112,8 @@ def report(finding: Finding, problems: int) -> list[str]:
     left_out = f", {len(finding.left_out)} problems" if finding.left_out else ""
     state = "BROKEN " if finding.errors else "found  "
     lines = [f"{state}  {name:34} {finding.samples} samples, {finding.decoded} decoded{left_out}"]
-    lines += [f"           not decoded: {error}" for error in finding.errors]
-    lines += [f"           left out: {problem}" for problem in finding.left_out[:problems]]
+    for what, messages in (("cannot be used", finding.errors), ("left out", finding.left_out)):
+        lines += [f"           {what}: {message}" for message in messages[:problems]]
+        if len(messages) > problems:
+            lines.append(f"           {what}: {len(messages) - problems} more; --problems {len(messages)} lists all")
     return lines

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, write_json
-from pixel_sail.evaluate import gcg, perbench, reason_seg, referring, region
+from pixel_sail.evaluate import gcg, jsonl, perbench, reason_seg, referring, region
 from pixel_sail.evaluate.benchmark import Benchmark, BenchmarkKind, Options, by_image, calls, identity
 from pixel_sail.evaluate.pixfoundation import benchmark as pixfoundation
 from pixel_sail.evaluate.predictions import PredictionFiles, in_case_order, read_lines
@@ -26,6 +26,7 @@ BENCHMARKS: tuple[BenchmarkKind, ...] = (
     gcg.BENCHMARK,
     reason_seg.BENCHMARK,
     pixfoundation.BENCHMARK,
+    jsonl.BENCHMARK,
 )
 
 

@@ -56,7 +56,7 @@ def test_each_dataset_is_found_counted_and_decoded(drawn):
     missing = {key for key, finding in findings.items() if finding.missing}
     plus = {("refcoco+", split) for split in ("train", "val", "testA", "testB")}
     elsewhere = ("reason_seg_explained", "refcocog_mdetr_captions", "llava_mix665k", "ade20k", "coco_stuff")
-    elsewhere += ("mapillary", "paco_lvis", "pascal_part")  # formats that `scenes` does not draw
+    elsewhere += ("mapillary", "paco_lvis", "pascal_part", "jsonl")  # formats that `scenes` does not draw
     undrawn = {(name, split) for name in elsewhere for split in sources.source_record(name).splits}
     assert missing == plus | {("refcoco+_captions", "train"), ("llava", "val")} | undrawn
     # one of the few held-out images may have nothing of a kind
@@ -89,7 +89,7 @@ def test_missing_misshapen_and_undecodable(tmp_path, monkeypatch, capsys):
     finding = check.check_source(root, "muse", "train", 3)
     assert (finding.samples, finding.decoded, len(finding.errors), len(finding.left_out)) == (2, 1, 1, 1)
     lines = "\n".join(check.report(finding, 3))
-    assert "2 samples, 1 decoded, 1 problems" in lines and "not decoded: muse/train/1: cannot decode" in lines
+    assert "2 samples, 1 decoded, 1 problems" in lines and "cannot be used: muse/train/1: cannot decode" in lines
     Image.new("RGB", (7, 7)).save(root / "images/train2017/1.jpg")
     (error,) = check.check_source(root, "muse", "train", 3).errors
     assert error == "muse/train/1: a mask of [30, 40] on an image of [7, 7]"

@@ -8,6 +8,7 @@ from pixel_sail.data.sources import (
     coco_panoptic,
     gcg,
     grefer,
+    jsonl,
     label_maps,
     llava,
     muse,
@@ -50,6 +51,7 @@ RECORDS: tuple[SourceRecord, ...] = (
     *refcocog_mdetr.RECORDS,
     *label_maps.RECORDS,
     *parts.RECORDS,
+    *jsonl.RECORDS,
 )
 
 

@@ -25,6 +25,10 @@ class Conversation:
     segmentations: tuple[Any, ...] = ()  # of <Prompt0>, <Prompt1>, ..., as in the annotation file
     size_hw: tuple[int, int] = (0, 0)  # pixels; of the segmentations
 
+    @property
+    def path(self) -> Path | None:
+        return self.image
+
 
 class ConversationSource(EntrySource[Conversation]):
     """Samples of one conversation each (see `pixel_sail.data.sources.Source`)."""

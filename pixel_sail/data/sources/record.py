@@ -26,23 +26,30 @@ class Source(Protocol):
         """The key that `sample(index, ...)` will carry, without reading it."""
         ...
 
+    def image(self, index: int) -> Path | None:
+        """The image file that `sample(index, ...)` will carry, without reading it. None for a text alone."""
+        ...
+
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """The same `index` and state of `rng` give the same Sample. Raises BadSample."""
         ...
 
 
 class Keyed(Protocol):
-    """What a Sample is made of, with the key that the Sample will carry."""
+    """What a Sample is made of, with the key and the image that the Sample will carry."""
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def path(self) -> Path | None: ...
 
 
 E = TypeVar("E", bound=Keyed)
 
 
 class EntrySource(Generic[E]):
-    """The part of a Source that is the same for all: entries that know their keys. `sample` is in the subclasses."""
+    """The part of a Source that is the same for all: entries with key and image. `sample` is in the subclasses."""
 
     def __init__(self, entries: Sequence[E], problems: list[str]) -> None:
         self.problems = problems
@@ -53,6 +60,9 @@ class EntrySource(Generic[E]):
 
     def key(self, index: int) -> str:
         return self._entries[index].key
+
+    def image(self, index: int) -> Path | None:
+        return self._entries[index].path
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class SourceRecord:
     open: Callable[[Path, str, DataConfig], Source]  # (data root, split, settings); raises DatasetError, ConfigError
     train_only: bool = False  # any split but "train" is refused
     image_folders: tuple[str, ...] = ImageFinder.FOLDERS  # searched in this order; empty: no folder of images
+    check_all: bool = False  # a file of the user's own: `check` decodes every sample, and each problem is an error
 
     def files_of(self, split: str) -> tuple[ExpectedFile, ...]:
         """What a split needs, the annotations first."""

@@ -1,0 +1,272 @@
+"""A dataset of your own without code: a JSON line an image, in the file <root>/<split>.jsonl. See docs/jsonl.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from pixel_sail.config import DataConfig
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.mask_file import read_mask_file
+from pixel_sail.data.masks import area_px, encode_mask, from_coco
+from pixel_sail.data.regions import Box, Points, draw_region
+from pixel_sail.data.sources.entries import member, parse_usable
+from pixel_sail.data.sources.record import EntrySource, ExpectedFile, SourceRecord
+from pixel_sail.tokens import IMAGE_TOKENS, MAX_PROMPTS, PROMPTS, SEG, prompt_names
+from pixel_sail.types import RLE, BadSample, Sample, Turn
+
+NAME = "jsonl"
+FILE = ExpectedFile("{split}.jsonl")
+IMAGE_FOLDERS = ("", "images")  # beside the file, in this order
+MASK_FOLDERS = ("", "masks")
+BOX_SLACK_PX = 1.0  # by which a box may pass the edge of the image: COCO's own boxes are rounded
+SHOWN_PROBLEMS = 20  # in an error about a whole file
+
+Shape = Any  # as in the file: RLE, polygons or, here already, the path of a mask file; for a region also box and point
+
+
+@dataclass(frozen=True)
+class JsonlEntry:
+    """A line of the file. Its shapes are decoded only when the sample is drawn."""
+
+    key: str  # "train.jsonl:12"
+    where: str  # the same with the folder, for messages
+    line: int  # from 1
+    path: Path | None  # of the image
+    turns: tuple[Turn, ...]
+    masks: tuple[Shape, ...]
+    regions: dict[int, Shape]  # K of <PromptK> -> its region
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the stored image. Raises BadSample for an image that cannot be read or is stored turned.
+
+        A turned image (EXIF) is refused, because coordinates may follow the stored pixels or what a viewer shows.
+        """
+        try:
+            with Image.open(self.path) as image:
+                turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+                size = image.height, image.width
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadSample(f"{self.where}: cannot read the image {self.path}: {error}") from None
+        if turn not in (0, 1):
+            raise BadSample(
+                f"{self.where}: the image {self.path} is stored turned (EXIF orientation {turn}), so that coordinates "
+                "could follow the stored or the shown pixels; save it upright, without this tag"
+            )
+        return size
+
+    def target(self, number: int, size_hw: tuple[int, int]) -> RLE:
+        """A mask. Raises BadSample if it is malformed, empty, or of another size."""
+        where = f"{self.where}: mask {number}"
+        mask = _mask(self.masks[number], size_hw, where)
+        if area_px(mask) == 0:
+            raise BadSample(f"{where} has no pixel")
+        return mask
+
+    def prompts(self, size_hw: tuple[int, int]) -> dict[int, RLE]:
+        """The regions. Raises BadSample for one that is malformed, empty, or the same as another."""
+        drawn: dict[int, RLE] = {}
+        for k, shape in sorted(self.regions.items()):
+            region = _region(shape, size_hw, f"{self.where}: region {k}", PROMPTS[k])
+            for other, earlier in drawn.items():
+                if earlier == region:
+                    raise BadSample(f"{self.where}: regions {other} and {k} are the same pixels; use one of them twice")
+            drawn[k] = region
+        return drawn
+
+
+class JsonlSource(EntrySource[JsonlEntry]):
+    """Samples of a line each, with all its questions in their order (see `pixel_sail.data.sources.Source`)."""
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """`rng` is not used. Raises BadSample, naming file and line, for a shape that cannot be used."""
+        entry = self._entries[index]
+        if entry.path is None:
+            return Sample(entry.key, None, entry.turns)
+        size = entry.size()
+        masks = tuple(entry.target(number, size) for number in range(len(entry.masks)))
+        return Sample(entry.key, entry.path, entry.turns, masks, entry.prompts(size))
+
+
+def open_jsonl(root: Path, split: str, data: DataConfig) -> JsonlSource:
+    """`<root>/<split>.jsonl`. Raises DatasetError; lines that cannot be used are listed in `.problems`."""
+    problems: list[str] = []
+    return JsonlSource(read_jsonl(FILE.find(root, split), problems), problems)
+
+
+def read_jsonl(path: Path, problems: list[str]) -> list[JsonlEntry]:
+    """Every usable line; `problems` gets a message with file and line for each other. Blank lines are skipped.
+
+    Raises DatasetError for a missing file, one that is not UTF-8, and one without a usable line.
+    """
+    if not path.is_file():
+        raise DatasetError(f"no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
+    rows = [(row, f"{path}:{number}") for number, row in enumerate(text.split("\n"), start=1) if row.strip()]
+    entries = parse_usable(rows, lambda row, where: _parse(row, where, path), problems)
+    if not entries:
+        shown = [*problems[:SHOWN_PROBLEMS], *(["..."] if len(problems) > SHOWN_PROBLEMS else [])]
+        reasons = ":" + "".join(f"\n  {problem}" for problem in shown) if problems else ": it is empty"
+        raise DatasetError(f"nothing of {path} can be used{reasons}")
+    return entries
+
+
+def _parse(row: str, where: str, file: Path) -> JsonlEntry:
+    try:
+        values = json.loads(row)
+    except ValueError as error:
+        raise BadSample(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise BadSample(f"{where}: {reprlib.repr(values)} is no object {{...}}; one line is one image")
+    turns = tuple(
+        _turn(talk, f"{where}: conversation {number}")
+        for number, talk in enumerate(member(values, "conversations", list, where))
+    )
+    if not turns:
+        raise BadSample(f"{where}: its 'conversations' are empty")
+    masks, regions = values.get("masks") or [], values.get("regions") or {}
+    if not isinstance(masks, list):
+        raise BadSample(f"{where}: its 'masks' are {reprlib.repr(masks)}; expected a list, one for each {SEG}")
+    if not isinstance(regions, dict):
+        raise BadSample(f"{where}: its 'regions' are {reprlib.repr(regions)}; expected {{\"K\": region of <PromptK>}}")
+    _check_masks(turns, masks, where)
+    numbered = _numbered(regions, where)
+    _check_regions(turns, numbered, where)
+    if "image" not in values:
+        raise BadSample(f"{where}: it has no 'image'; write null for a conversation without one")
+    if values["image"] is None and (masks or regions):
+        raise BadSample(f"{where}: it has masks or regions, but no image")
+    folder, number = file.parent, int(where.rpartition(":")[2])
+    image = None
+    if values["image"] is not None:
+        image = _find(folder, IMAGE_FOLDERS, member(values, "image", str, where), f"{where}: no image")
+    located = [_located(folder, mask, f"{where}: mask {n}") for n, mask in enumerate(masks)]
+    placed = {k: _located(folder, region, f"{where}: region {k}") for k, region in numbered.items()}
+    return JsonlEntry(f"{file.name}:{number}", where, number, image, turns, tuple(located), placed)
+
+
+def _turn(talk: Any, where: str) -> Turn:
+    question, answer = (member(talk, name, str, where).strip() for name in ("question", "answer"))
+    if not question or not answer:
+        raise BadSample(f"{where}: its {'answer' if question else 'question'} is empty")
+    if SEG in question:
+        raise BadSample(f"{where}: {SEG} stands in the question; it stands for a mask, and masks belong to answers")
+    reserved = [token for token in IMAGE_TOKENS if token in question + answer]
+    if reserved:
+        raise BadSample(f"{where}: the text contains {reserved[0]}, which is reserved for images")
+    return Turn(question, answer)
+
+
+def _check_masks(turns: tuple[Turn, ...], masks: list[Any], where: str) -> None:
+    places = sum(turn.answer.count(SEG) for turn in turns)
+    if places != len(masks):
+        raise BadSample(f"{where}: its answers have {places} {SEG}, but 'masks' has {len(masks)}; each needs its own")
+
+
+def _numbered(regions: dict[str, Any], where: str) -> dict[int, Any]:
+    for name in regions:
+        if not name.isdecimal() or int(name) >= MAX_PROMPTS or str(int(name)) != name:
+            raise BadSample(
+                f'{where}: no region can be called "{name}"; write the K of <PromptK>, "0" to "{MAX_PROMPTS - 1}"'
+            )
+    return {int(name): region for name, region in regions.items()}
+
+
+def _check_regions(turns: tuple[Turn, ...], regions: dict[int, Any], where: str) -> None:
+    named = {k for turn in turns for k in prompt_names(turn.question + " " + turn.answer)}
+    if missing := sorted(named - set(regions)):
+        raise BadSample(f"{where}: <Prompt{missing[0]}> is named, but 'regions' has no \"{missing[0]}\"")
+    if unnamed := sorted(set(regions) - named):
+        raise BadSample(f"{where}: region {unnamed[0]} is drawn, but no question or answer names {PROMPTS[unnamed[0]]}")
+
+
+def _located(folder: Path, shape: Any, where: str) -> Shape:
+    return _find(folder, MASK_FOLDERS, shape, f"{where}: no mask file") if isinstance(shape, str) else shape
+
+
+def _find(folder: Path, places: tuple[str, ...], name: str, what: str) -> Path:
+    paths = [folder / place / name for place in places]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise BadSample(f"{what} {' or '.join(dict.fromkeys(map(str, paths)))}")
+    return path
+
+
+def _mask(shape: Shape, size_hw: tuple[int, int], where: str) -> RLE:
+    if isinstance(shape, Path):
+        mask = read_mask_file(shape, where)
+        if mask.shape != size_hw:
+            raise BadSample(f"{where}: {shape} is {_by(mask.shape)} pixels, the image {_by(size_hw)} (width x height)")
+        return encode_mask(mask)
+    if isinstance(shape, list) and shape and all(_is_number(value) for value in shape):
+        raise BadSample(f"{where}: {reprlib.repr(shape)} is one polygon; write a list of polygons, [[x, y, x, y, ...]]")
+    return from_coco(shape, *size_hw, where)
+
+
+def _region(shape: Shape, size_hw: tuple[int, int], where: str, name: str) -> RLE:
+    if isinstance(shape, list) and shape and all(_is_number(value) for value in shape):
+        if len(shape) == 2:
+            return _draw(Points(((shape[0], shape[1]),)), size_hw, where, name)
+        if len(shape) == 4:
+            return _draw(_box(shape, size_hw, where), size_hw, where, name)
+        raise BadSample(
+            f"{where}: {reprlib.repr(shape)} has {len(shape)} numbers; a box has 4 (x, y, width, height), a point 2 "
+            "(x, y), and polygons are a list of lists, [[x, y, x, y, ...]]"
+        )
+    mask = _mask(shape, size_hw, where)
+    if area_px(mask) == 0:
+        raise BadSample(f"{where} has no pixel")
+    return mask
+
+
+def _box(values: list[float], size_hw: tuple[int, int], where: str) -> Box:
+    x, y, width, height = values
+    if not all(map(math.isfinite, values)) or width <= 0 or height <= 0:
+        raise BadSample(f"{where}: {values} is no box [x, y, width, height]: both sides must be above 0")
+    box = Box(x, y, x + width, y + height)
+    beyond = min(x, y, size_hw[1] - box.x1, size_hw[0] - box.y1)
+    if beyond < -BOX_SLACK_PX:
+        raise BadSample(
+            f"{where}: the box {values} reaches from ({x}, {y}) to ({box.x1}, {box.y1}), beyond the image of "
+            f"{_by(size_hw)} pixels; a box is [x, y, width, height]"
+        )
+    return box
+
+
+def _draw(region: Box | Points, size_hw: tuple[int, int], where: str, name: str) -> RLE:
+    try:
+        return draw_region(region, size_hw, name)
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _by(size_hw: tuple[int, ...]) -> str:
+    return f"{size_hw[1]} x {size_hw[0]}"
+
+
+RECORDS = (
+    SourceRecord(
+        name=NAME,
+        splits=("train", "val", "test"),
+        files=(FILE,),
+        sample="a line",
+        turn="a question and its answer, with masks and regions; see [docs/jsonl.md](../docs/jsonl.md)",
+        open=open_jsonl,
+        image_folders=IMAGE_FOLDERS,
+        check_all=True,
+    ),
+)

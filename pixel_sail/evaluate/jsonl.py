@@ -1,0 +1,160 @@
+"""A file of your own (docs/jsonl.md), scored as segmentation.
+
+* A case is a question whose answer has one or several [SEG]. It is asked by itself, without the questions before it, in
+  the words of the file, with the regions that it names.
+* Its target is the union of the answer's masks; the prediction is the union of the masks in the model's answer, and
+  empty if that has none.
+* gIoU: the mean IoU of the cases. cIoU: the sum of intersections over the sum of unions. Pr@X: the share of cases with
+  an IoU of at least X. These are the definitions of referring segmentation (`pixel_sail.metrics.ReferringScore`).
+* Questions whose answers have no [SEG] are not scored; `not_scored` is their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import load_image
+from pixel_sail.data.masks import decode_mask, unite
+from pixel_sail.data.sources.jsonl import NAME, JsonlEntry, read_jsonl
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
+from pixel_sail.evaluate.show import mask_row, with_prompts
+from pixel_sail.metrics import ReferringScore
+from pixel_sail.model.generation import Sampling
+from pixel_sail.serve.predictor import Chat, Predictor
+from pixel_sail.serve.visualize import SheetRow
+from pixel_sail.tokens import SEG, prompt_names
+from pixel_sail.types import RLE, BadSample
+
+MAX_NEW_TOKENS = 256
+DEFINITION = "IoU of united masks, a question asked alone"
+
+
+@dataclass(frozen=True)
+class JsonlCase:
+    line: int  # of the file, from 1
+    turn: int  # of the line, from 0
+    image: Path
+    size_hw: tuple[int, int]
+    question: str
+    prompts: dict[int, RLE]  # K of each <PromptK> in the question -> its region
+    mask: RLE
+
+
+@dataclass(frozen=True)
+class JsonlBenchmark:
+    """The questions of a file that ask for masks. A line: line, turn, segmentation."""
+
+    name: str
+    cases: tuple[JsonlCase, ...]
+    problems: tuple[str, ...]
+    not_scored: int  # questions without a [SEG] in the answer
+    id_fields: tuple[str, ...] = ("line", "turn")
+    answer_fields: tuple[str, ...] = ("segmentation",)
+    images_per_call: int = 4
+
+    @classmethod
+    def read(cls, root: Path, name: str) -> JsonlBenchmark:
+        """`name`: see BENCHMARK. Raises DatasetError for a file that cannot be read or has nothing to score."""
+        path = _find(root, name.partition(":")[2])
+        problems: list[str] = []
+        cases: list[JsonlCase] = []
+        not_scored = 0
+        for entry in read_jsonl(path, problems):
+            not_scored += sum(SEG not in turn.answer for turn in entry.turns)
+            try:
+                cases += _cases(entry)
+            except BadSample as error:
+                problems.append(str(error))
+        if not cases:
+            first = f"; first problem: {problems[0]}" if problems else ""
+            raise DatasetError(
+                f"{path} has nothing to score: {not_scored} questions have no {SEG} in their answers{first}"
+            )
+        return cls(_file_name(name), tuple(cases), tuple(problems), not_scored)
+
+    def predict(self, predictor: Predictor, cases: Sequence[JsonlCase]) -> list[Line]:
+        """A line a case. Questions about the same regions of an image share its encoding."""
+        groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.image, case.prompts))]
+        chats = [
+            Chat(
+                open_image(group[0].image, group[0].size_hw),
+                [case.question for case in group],
+                {k: decode_mask(rle) for k, rle in group[0].prompts.items()},
+            )
+            for group in groups
+        ]
+        answers = [answer for of_chat in predictor.chat_many(chats, Sampling(MAX_NEW_TOKENS)) for answer in of_chat]
+        return [
+            Line(
+                line=case.line,
+                turn=case.turn,
+                question=case.question,
+                text=answer.text,
+                segmentation=union_mask(answer.masks, case.size_hw),
+            )
+            for case, answer in zip(cases, answers, strict=True)
+        ]
+
+    def check(self, line: Line, case: JsonlCase, where: str) -> None:
+        check_mask(line["segmentation"], case.size_hw, where)
+
+    def score(self, lines: Sequence[Line]) -> dict[str, Any]:
+        """giou, ciou, pr@X as in referring segmentation; `not_scored`: questions without a mask in their answer."""
+        score = ReferringScore()
+        images = {case.image: number for number, case in enumerate(self.cases)}
+        for case, line in zip(self.cases, lines, strict=True):
+            score.update(line["segmentation"], case.mask, images[case.image])
+        own = {"not_scored": self.not_scored, "definition": DEFINITION}
+        return with_unusable(score.result() | own, self.problems)
+
+    def show(self, case: JsonlCase, line: Line) -> SheetRow:
+        image = with_prompts(load_image(case.image), case.prompts)
+        return mask_row(image, case.question, case.mask, line["segmentation"])
+
+
+BENCHMARK = BenchmarkKind(
+    prefixes=(NAME,),
+    form=f"{NAME}:FILE",
+    help="your own file (docs/jsonl.md): gIoU, cIoU, Pr@X of the questions whose answers have masks; FILE: a path, or "
+    "one below the data root",
+    open=lambda root, name, options: JsonlBenchmark.read(root, name),
+)
+
+
+def _cases(entry: JsonlEntry) -> list[JsonlCase]:
+    """The questions of a line that ask for masks. Raises BadSample as the source does."""
+    if not entry.masks:
+        return []
+    size = entry.size()
+    regions = entry.prompts(size)
+    cases, first = [], 0
+    for number, turn in enumerate(entry.turns):
+        count = turn.answer.count(SEG)
+        if count:
+            mask = unite([entry.target(first + i, size) for i in range(count)], size)
+            named = {k: regions[k] for k in dict.fromkeys(prompt_names(turn.question))}
+            cases.append(JsonlCase(entry.line, number, entry.path, size, turn.question, named, mask))
+        first += count
+    return cases
+
+
+def _find(root: Path, file: str) -> Path:
+    """The file of a benchmark's name: below the data root, or a path. Raises DatasetError."""
+    if not file:
+        raise DatasetError(f"unknown benchmark {NAME!r}: write {NAME}:FILE, for example {NAME}:my_data/val.jsonl")
+    paths = dict.fromkeys((root / file, Path(file)))
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise DatasetError(f"no file {' or '.join(map(str, paths))}")
+    return path
+
+
+def _file_name(name: str) -> str:
+    """The benchmark's name as its files in predictions/ begin: without folders."""
+    return name.removesuffix(".jsonl").replace("/", "_")
