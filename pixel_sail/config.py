@@ -86,6 +86,7 @@ class PromptConfig(Section):
 class DataConfig(Section):
     root: Path
     mixture: list[MixtureEntry] = Field(min_length=1)
+    exclude: list[str] = []  # benchmarks, for example refcoco:val, whose images never enter training; see docs/train.md
     expressions_per_image: int = Field(5, ge=1)  # most turns of a sample that has many to choose from
     max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit are dropped with their masks
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates

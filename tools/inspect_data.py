@@ -26,8 +26,9 @@ from pixel_sail.data.encode import Encoder
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import MEAN, STD
 from pixel_sail.data.masks import area_px
-from pixel_sail.data.mixture import open_mixture
+from pixel_sail.data.mixture import exclusion_lines, open_mixture
 from pixel_sail.data.sources import open_source
+from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, BadSample, Encoded, Sample
@@ -98,7 +99,9 @@ def token_text(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _from_config(arguments: argparse.Namespace) -> Inspected:
     config = with_start(load_config(arguments.config, arguments.overrides))
-    mixture = open_mixture(config)
+    mixture = open_mixture(config, held_out_images(config))
+    for line in exclusion_lines(config, mixture):
+        print(line)
     samples = [mixture.sample(position) for position in range(arguments.count)]
     if config.train.init_from is not None or config.model.base is not None:
         start = config.train.init_from

@@ -15,6 +15,7 @@ from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
+from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.experts.features import cached_features
 from pixel_sail.weights.start import with_start
 
@@ -38,7 +39,14 @@ def main() -> None:
             config = with_start(load_config(args.config, args.overrides))
             features = cached_features(config)
             index = make_shards(
-                config, args.out, args.samples, args.samples_per_shard, args.workers, progress=True, features=features
+                config,
+                args.out,
+                args.samples,
+                args.samples_per_shard,
+                args.workers,
+                progress=True,
+                features=features,
+                held_out=held_out_images(config),
             )
             _report(index, args.out)
     except (ConfigError, DatasetError, FileNotFoundError) as error:
@@ -56,6 +64,8 @@ def _verify(out: Path) -> None:
 def _report(index: dict, out: Path) -> None:
     for problem in index["problems"]:
         print(f"left out: {problem}")
+    for line in index.get("excluded", ()):
+        print(line)
     for entry, samples in zip(index["request"]["mixture"], index["samples_per_source"], strict=True):
         print(f"{entry['source']} ({entry['split']}): {samples} samples")
     size = sum(shard["bytes"] for shard in index["shards"])

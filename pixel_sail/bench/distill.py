@@ -15,6 +15,7 @@ import numpy as np
 from pixel_sail.config import Config, ConfigError, ExpertConfig
 from pixel_sail.data.loader import StepData
 from pixel_sail.data.mixture import Mixture, open_mixture
+from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.experts import open_expert
 from pixel_sail.experts.cache import CacheWriter, finish
 from pixel_sail.experts.fill_cache import ImagesToCache, manifest_of, store_images
@@ -47,7 +48,7 @@ def measure_distill(config: Config, steps: int) -> dict[str, Any]:
     if not config.experts:
         raise ConfigError("tools/bench.py distill compares with and without experts: the config names none")
     distributed.start()
-    mixture = open_mixture(config)
+    mixture = open_mixture(config, held_out_images(config))
     with tempfile.TemporaryDirectory() as folder:
         cached, kilobytes = _make_caches(config, mixture, steps + 1, Path(folder))
         online = [expert.model_copy(update={"cache": None, "standardize": False}) for expert in config.experts]

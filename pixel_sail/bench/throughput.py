@@ -15,6 +15,7 @@ from pixel_sail.data.pack import pack
 from pixel_sail.data.shards import with_bytes
 from pixel_sail.data.sources.cases import read_benchmark
 from pixel_sail.evaluate.benchmark import by_image
+from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.build import build_encoder, build_model
 
@@ -23,7 +24,7 @@ TURN = 20  # samples that are read from files, then as many from shards, and so 
 
 def measure_data(config: Config, samples: int) -> dict[str, Any]:
     """Read, encode and pack `samples` samples of the first source of a run, in one process without workers."""
-    sources = open_mixture(config).sources
+    sources = open_mixture(config, held_out_images(config)).sources
     model, tokenizer = build_model(config, sources)
     encoder = build_encoder(config, model, tokenizer)
     source = sources[0]
@@ -44,7 +45,8 @@ def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]
     """
     entry = MixtureEntry(source="shards", root=shards)
     streamed = config.model_copy(update={"data": config.data.model_copy(update={"mixture": [entry]})})
-    mixtures = {"map": open_mixture(config), "shards": open_mixture(streamed)}
+    held_out = held_out_images(config)
+    mixtures = {"map": open_mixture(config, held_out), "shards": open_mixture(streamed, held_out)}
     model, tokenizer = build_model(config, mixtures["map"].sources)
     encoder = build_encoder(config, model, tokenizer)
 

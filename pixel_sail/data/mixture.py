@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 
 from pixel_sail.config import Config, PromptConfig
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.exclude import RemainingSource
 from pixel_sail.data.regions import as_users_draw
 from pixel_sail.data.shards import ShardOrder, ShardSource
 from pixel_sail.data.sources import Source, open_source
@@ -104,10 +106,39 @@ class Mixture:
         return np.random.default_rng((self.seed, number, epoch, 3)).permutation(len(source))
 
 
-def open_mixture(config: Config) -> Mixture:
-    """The training data of a config. Raises ConfigError and DatasetError as `open_source` does."""
+def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixture:
+    """The training data of a config, without the images of `data.exclude`.
+
+    `held_out`: these images, from `held_out_images(config)`; needed with `data.exclude`. Stored shards were made
+    without them. Raises ConfigError and DatasetError as `open_source` does, and DatasetError if nothing of a source
+    remains.
+    """
+    if config.data.exclude and not held_out:
+        raise ValueError("the config has data.exclude: pass held_out=held_out_images(config)")
     sources = [open_source(entry, config.data) for entry in config.data.mixture]
+    if held_out:
+        sources = [s if isinstance(s, ShardSource) else RemainingSource(s, held_out) for s in sources]
+    for entry, source in zip(config.data.mixture, sources, strict=True):
+        if isinstance(source, RemainingSource) and not len(source):
+            raise DatasetError(
+                f"data.exclude leaves nothing of {entry.source} ({entry.split}): all {source.excluded} samples are of "
+                f"images of {', '.join(config.data.exclude)}"
+            )
     return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed, config.data.prompts)
+
+
+def exclusion_lines(config: Config, mixture: Mixture) -> list[str]:
+    """For each source, how many samples `data.exclude` left out; nothing without it."""
+    if not config.data.exclude:
+        return []
+    lines = [f"data.exclude: images of {', '.join(config.data.exclude)} are left out of training"]
+    for entry, source in zip(config.data.mixture, mixture.sources, strict=True):
+        name = f"data.exclude: {entry.source} ({entry.split}): "
+        if isinstance(source, RemainingSource):
+            lines.append(f"{name}{source.excluded} of {source.excluded + len(source)} samples are left out")
+        else:
+            lines.append(f"{name}its shards were made without these images")
+    return lines
 
 
 def _largest_remainder(weights: Sequence[float], total: int) -> list[int]:

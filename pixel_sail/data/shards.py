@@ -165,6 +165,13 @@ def open_shards(root: Path, data: DataConfig) -> ShardSource:
             f"{root} was made with data.hide={made_with} and the config says data.hide={data.hide}: the texts are "
             "stored in the shards. Make new shards with this setting"
         )
+    excluded = index["request"]["data"].get("exclude", [])
+    if set(excluded) != set(data.exclude):
+        raise ConfigError(
+            f"{root} was made with data.exclude={_listed(excluded)} and the config says "
+            f"data.exclude={_listed(data.exclude)}: which images are in the shards is fixed. Make new shards with this "
+            "setting, or give the setting of the shards"
+        )
     return source
 
 
@@ -181,6 +188,10 @@ def read_index(root: Path) -> dict[str, Any]:
     if index.get("version") != VERSION:
         raise DatasetError(f"{path} has version {index.get('version')}, not {VERSION}: make the shards again")
     return index
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"[{', '.join(sorted(names))}]"
 
 
 def wrong_sizes(root: Path, shard: Shard) -> list[str]:

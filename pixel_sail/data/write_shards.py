@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.mixture import Mixture, open_mixture
+from pixel_sail.data.mixture import Mixture, exclusion_lines, open_mixture
 from pixel_sail.data.shards import (
     INDEX,
     UNFINISHED,
@@ -83,11 +83,13 @@ def make_shards(
     workers: int = 1,
     progress: bool = False,
     features: StoredFeatures | None = None,
+    held_out: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Writes positions 0 .. samples - 1 of the config's mixture to `out`; returns the contents of shards.json.
 
     The same config gives the same bytes for any number of workers. Shards that an interrupted call finished are kept.
-    Unusable samples are left out and listed. `features`: needed if experts of the config have a cache. Raises
+    Unusable samples are left out and listed. `features`: needed if experts of the config have a cache.
+    `held_out`: needed with data.exclude, see `open_mixture`. Raises
     ConfigError if `out` holds anything else, DatasetError for sources that cannot be read and for more than
     data.max_bad_samples unusable samples.
     """
@@ -97,7 +99,7 @@ def make_shards(
         )
     if features is None and any(expert.cache is not None for expert in config.experts):
         raise ValueError("the config has experts with a cache: pass features=cached_features(config)")
-    job = ShardJob(open_mixture(config), out, samples, samples_per_shard, features)
+    job = ShardJob(open_mixture(config, held_out), out, samples, samples_per_shard, features)
     request = request_of(config, job)
     _claim(out, request)
     numbers = range(-(-samples // samples_per_shard))
@@ -109,19 +111,20 @@ def make_shards(
             finished[number] = shard
             bar.update()
             _refuse_too_many(finished.values(), config.data.max_bad_samples)
-    return _write_index(job, request, [finished[number] for number in numbers])
+    return _write_index(job, request, [finished[number] for number in numbers], exclusion_lines(config, job.mixture))
 
 
 def request_of(config: Config, job: ShardJob) -> dict[str, Any]:
     """Everything that determines the bytes of the shards. Folders are not part of it: data may move."""
     mixture = [entry.model_dump(mode="json", exclude={"root"}) for entry in config.data.mixture]
     baked = ("expressions_per_image", "questions", "answers", "hide")
+    excluded = {"exclude": sorted(config.data.exclude)} if config.data.exclude else {}  # older shards do not have it
     return {
         "seed": config.run.seed,
         "samples": job.samples,
         "samples_per_shard": job.samples_per_shard,
         "mixture": mixture,
-        "data": {name: getattr(config.data, name) for name in baked},
+        "data": {name: getattr(config.data, name) for name in baked} | excluded,
         "sources": job.mixture.fingerprint(),
         "experts": {} if job.features is None else job.features.manifests(),
     }
@@ -238,8 +241,10 @@ def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, members: dict[str, byt
     return written
 
 
-def _write_index(job: ShardJob, request: dict[str, Any], finished: list[FinishedShard]) -> dict[str, Any]:
-    """Writes shards.json, which makes the folder complete."""
+def _write_index(
+    job: ShardJob, request: dict[str, Any], finished: list[FinishedShard], excluded: list[str]
+) -> dict[str, Any]:
+    """Writes shards.json, which makes the folder complete. `excluded`: what data.exclude left out, in words."""
     on_reading = [problem for source in job.mixture.sources for problem in source.problems]
     counts = [sum(column) for column in zip(*(shard.counts for shard in finished), strict=True)]
     index = {
@@ -250,6 +255,8 @@ def _write_index(job: ShardJob, request: dict[str, Any], finished: list[Finished
         "problems": on_reading + [problem for shard in finished for problem in (*shard.problems, *shard.no_pixels)],
         "shards": [asdict(shard.shard) for shard in finished],
     }
+    if excluded:
+        index["excluded"] = excluded
     write_json(job.out / INDEX, index)
     (job.out / UNFINISHED).unlink(missing_ok=True)
     return index

@@ -13,8 +13,9 @@ import torch
 
 from pixel_sail.config import Config, environment, save_config
 from pixel_sail.data.loader import StepData, load_steps
-from pixel_sail.data.mixture import open_mixture
+from pixel_sail.data.mixture import exclusion_lines, open_mixture
 from pixel_sail.durable import write_json
+from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
@@ -41,7 +42,7 @@ def train(config: Config) -> None:
     distributed.start()
     check_distribution(config.train, distributed.world_size())
     checkpoint = distributed.on_rank_0(lambda: checkpoints.find_checkpoint(config))
-    mixture = open_mixture(config)
+    mixture = open_mixture(config, held_out_images(config))
     distillation = open_distillation(config, mixture.sources, distributed.device())
     state = _initial_state(config, mixture.fingerprint(), distillation.fingerprints, checkpoint)
     if state.step == config.train.steps and (config.run.dir / "export").exists():
@@ -58,7 +59,7 @@ def train(config: Config) -> None:
     for source in mixture.sources:
         for problem in source.problems:
             log.say(f"left out on reading: {problem}")
-    for line in prepare_finetuning(model, tokenizer, config):
+    for line in [*exclusion_lines(config, mixture), *prepare_finetuning(model, tokenizer, config)]:
         log.say(line)
     engine = Engine(model, config, [MaskHead], distillation)
     if checkpoint is not None:

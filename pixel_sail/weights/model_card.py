@@ -120,8 +120,19 @@ def _training(provenance: Provenance) -> str:
     )
     values = yaml.safe_dump(public(provenance.training), sort_keys=False)
     return (
-        f"## Training\n\nCode at commit `{commit}`{changed_text}. {packages}\n\n"
+        f"## Training\n\nCode at commit `{commit}`{changed_text}. {packages}\n\n{_excluded(provenance.training)}\n\n"
         f"The whole config (training_config.yaml):\n\n```yaml\n{values}```"
+    )
+
+
+def _excluded(training: dict[str, Any]) -> str:
+    """Whether images of benchmarks may have been in the training data."""
+    excluded = training.get("data", {}).get("exclude")
+    if excluded:
+        return f"Images of these benchmarks were kept out of the training data (`data.exclude`): {', '.join(excluded)}."
+    return (
+        "No images were excluded from the training data (`data.exclude` is empty): images of a benchmark that shares "
+        "them with a training source, as RefCOCO's splits do, may have been seen in training."
     )
 
 

@@ -1,0 +1,62 @@
+"""`data.exclude`: samples of an image that a benchmark scores are left out of training, before anything is drawn.
+
+RefCOCO, RefCOCO+ and RefCOCOg share images across their splits, and COCO train2017 holds them all. The benchmarks say
+which images they score: see `pixel_sail.evaluate.held_out`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pixel_sail.data.sources.record import Source
+from pixel_sail.types import Sample
+
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.\w+")
+
+
+def image_identity(path: Path) -> str:
+    """What two files of one image share: COCO's id, which a name of 12 digits states in all years; else the real path.
+
+    "COCO_train2014_000000123456.jpg" and "000000123456.jpg" are one image.
+    """
+    match = _COCO_NAME.fullmatch(path.name)
+    return f"COCO {int(match[1])}" if match else f"{_real(path.parent)}/{path.name}"
+
+
+@lru_cache(maxsize=1024)
+def _real(folder: Path) -> str:
+    return str(folder.resolve())
+
+
+def identities(paths: Iterable[Path]) -> frozenset[str]:
+    """The images of some files."""
+    return frozenset(map(image_identity, paths))
+
+
+class RemainingSource:
+    """A source without the samples of held-out images (see `pixel_sail.data.sources.Source`). Texts alone remain."""
+
+    def __init__(self, source: Source, held_out: frozenset[str]) -> None:
+        """`held_out`: from `identities`."""
+        images = (source.image(index) for index in range(len(source)))
+        kept = [n for n, image in enumerate(images) if image is None or image_identity(image) not in held_out]
+        self._source, self._kept = source, np.array(kept, dtype=np.int64)
+        self.problems = source.problems
+        self.excluded = len(source) - len(kept)  # samples left out
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def key(self, index: int) -> str:
+        return self._source.key(int(self._kept[index]))
+
+    def image(self, index: int) -> Path | None:
+        return self._source.image(int(self._kept[index]))
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        return self._source.sample(int(self._kept[index]), rng)
