@@ -17,7 +17,7 @@ from tiny_expert import expert_values, save_expert
 from transformers import AutoTokenizer
 
 from pixel_sail.architecture import Architecture
-from pixel_sail.config import REPOSITORY, ModelSection, build_config, load_config, save_config
+from pixel_sail.config import REPOSITORY, ModelSection, build_config, load_config, read_values, save_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
 from pixel_sail.train.engine import deepspeed_config
@@ -41,6 +41,69 @@ def test_config_loads(path: Path, tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+# Thousands of samples of each source, and its passes in the final recipes of the authors.
+SIZES = {
+    "coco_panoptic_segments": 118,
+    "coco_semantic": 118,
+    "panoptic_category": 118,
+    "open_psg": 30,
+    "flickr_gcg": 144,
+}
+SIZES |= {"refcocog_gcg": 22, "grand_f": 1, "muse": 50, "pix2cap_segment": 20, "pix2cap_caption": 20, "refcoco": 17}
+SIZES |= {"refcoco+": 17, "refcocog": 22, "grefcoco": 17, "llava_mix665k": 665, "osprey_detail_description": 30}
+SIZES |= {"osprey_conversation": 30, "osprey_short_form": 45, "osprey_part_level": 35}
+SIZES |= {"osprey_lvis_positive_negative": 27, "sam_captions": 77}
+PASSES = {"grand_f": 10, "pix2cap_segment": 2, "refcoco": 4, "refcoco+": 4, "refcocog": 4, "grefcoco": 3}
+PASSES |= {"pix2cap_caption": 10, "osprey_detail_description": 10}  # all others: 1
+PASSES = dict.fromkeys(SIZES, 1) | PASSES
+
+
+@pytest.mark.parametrize(
+    ("name", "absent", "passes", "steps", "batch_size"),
+    [
+        ("0p5b", {"sam_captions"}, {}, 17_400, 128),
+        ("3b", set(), {}, 9_000, 256),
+        ("7b_evev2", {"sam_captions", "grefcoco", "panoptic_category"}, {"pix2cap_caption": 5}, 15_300, 128),
+    ],
+)
+def test_the_mixture_of_the_paper(name: str, absent: set, passes: dict, steps: int, batch_size: int) -> None:
+    config = load_config(REPOSITORY / "configs" / f"pixel_sail_{name}.yaml")
+    expected = {source: SIZES[source] * (PASSES | passes)[source] for source in SIZES if source not in absent}
+    assert {entry.source: entry.weight for entry in config.data.mixture} == expected
+    assert (config.train.steps, config.train.batch_size) == (steps, batch_size)
+    assert steps * batch_size == pytest.approx(1000 * sum(expected.values()), rel=1e-3)  # the passes come true
+    assert config.architecture.mask_dim == (256 if name == "7b_evev2" else 512)
+    drawn = config.data.prompts
+    assert (drawn.mask, drawn.box, drawn.point, drawn.scribble, drawn.absent) == (0.4, 0.3, 0.3, 0, 0.05)
+    assert (config.train.lr, config.data.max_length, config.data.expressions_per_image) == (4e-5, 8192, 5)
+    assert {expert.weight for expert in config.experts} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "images", "passes"),
+    [
+        ("refcoco", ["refcoco", "refcoco+", "refcocog"], 16_994 + 16_992 + 21_899, 4),
+        ("grefcoco", ["grefcoco"], 16_994, 4),
+        ("reason_seg", ["reason_seg"], 239, 16),
+    ],
+)
+def test_fine_tuning_of_the_paper(name: str, sources: list, images: int, passes: int) -> None:
+    config = load_config(REPOSITORY / "configs" / f"finetune_{name}.yaml")
+    assert [entry.source for entry in config.data.mixture] == sources
+    assert (config.train.lr, config.train.lora, config.experts) == (4e-5, None, [])
+    assert config.train.steps == round(passes * images / config.train.batch_size)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_recipe_says_whether_it_excludes_images_of_benchmarks(path: Path) -> None:
+    """And why, in a comment: in itself or where its data come from."""
+    assert "exclude" in read_values(path)["data"]
+    for line in path.read_text().splitlines():
+        if line.strip().startswith("exclude:"):
+            before = path.read_text().split(line)[0].splitlines()[-1]
+            assert "#" in line or before.strip().startswith("#"), line
+
+
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small ones of what the configs name: root/ with every source, base/, export/, evev2/ and expert/."""
@@ -48,6 +111,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tool = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "scenes", "--out", str(folder / "root")]
     subprocess.run([*tool, "--images", "30", "--seed", "0", "--long-side", "96"], check=True, capture_output=True)
     shutil.copytree(folder / "root" / "refcoco", folder / "root" / "refcoco+")  # which scenes do not have
+    llava = folder / "root" / "llava"
+    shutil.copy(llava / "train.json", llava / "llava_v1_5_mix665k.json")  # as above
     base = save_base(folder / "base", num_key_value_heads=4)
     model, tokenizer = from_language_model(ModelSection(base=str(base)), _parts("0p5b"), "Segment {expression}.")
     _save(model, folder / "export", base)
