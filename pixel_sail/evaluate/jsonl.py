@@ -21,10 +21,10 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, unite
 from pixel_sail.data.sources.jsonl import NAME, JsonlEntry, read_jsonl
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
 from pixel_sail.evaluate.show import mask_row, with_prompts
-from pixel_sail.metrics import ReferringScore
+from pixel_sail.metrics import THRESHOLDS, ReferringScore
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.serve.visualize import SheetRow
@@ -32,7 +32,15 @@ from pixel_sail.tokens import SEG, prompt_names
 from pixel_sail.types import RLE, BadSample
 
 MAX_NEW_TOKENS = 256
-DEFINITION = "IoU of united masks, a question asked alone"
+DEFINITIONS = (
+    Definition(
+        ("giou", "ciou", *(f"pr@{threshold}" for threshold in THRESHOLDS)),
+        "each question whose answer has a [SEG] is a case, asked alone with the regions that it names; the masks of an "
+        "answer are united, a missing mask is empty; gIoU is the mean IoU, cIoU the sum of intersections over that of "
+        "unions, Pr@X the share of cases with IoU of X or more; not_scored counts the questions without a [SEG]",
+        "ours, with the scores of referring segmentation",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,7 @@ class JsonlBenchmark:
         images = {case.image: number for number, case in enumerate(self.cases)}
         for case, line in zip(self.cases, lines, strict=True):
             score.update(line["segmentation"], case.mask, images[case.image])
-        own = {"not_scored": self.not_scored, "definition": DEFINITION}
-        return with_unusable(score.result() | own, self.problems)
+        return with_unusable(score.result() | {"not_scored": self.not_scored}, self.problems)
 
     def show(self, case: JsonlCase, line: Line) -> SheetRow:
         image = with_prompts(load_image(case.image), case.prompts)
@@ -124,6 +131,7 @@ BENCHMARK = BenchmarkKind(
     help="your own file (docs/jsonl.md): gIoU, cIoU, Pr@X of the questions whose answers have masks; FILE: a path, or "
     "one below the data root",
     open=lambda root, name, options: JsonlBenchmark.read(root, name),
+    definitions=DEFINITIONS,
 )
 
 
