@@ -38,7 +38,7 @@ DEFINITIONS = (
         "each question whose answer has a [SEG] is a case, asked alone with the regions that it names; the masks of an "
         "answer are united, a missing mask is empty; gIoU is the mean IoU, cIoU the sum of intersections over that of "
         "unions, Pr@X the share of cases with IoU of X or more; not_scored counts the questions without a [SEG]",
-        "ours, with the scores of referring segmentation",
+        "ours",
     ),
 )
 

@@ -108,7 +108,7 @@ def test_text_alone_and_a_byte_order_mark(tmp_path):
     sample = draw_sample(open_named(tmp_path, "jsonl"))
     assert sample.image is None and sample.turns[0].answer == "Ici."
     path.write_bytes(json.dumps(talk, ensure_ascii=False).encode("cp1252"))
-    with pytest.raises(DatasetError, match=r"train.jsonl is not UTF-8 text: .*; save it as UTF-8"):
+    with pytest.raises(DatasetError, match=r"train.jsonl, line \d+: the text is not UTF-8 .*; .* convert it: iconv"):
         open_named(tmp_path, "jsonl")
 
 
@@ -143,6 +143,7 @@ DECODING = [
     (line(masks=["black.png"]), "mask 0 has no pixel"),
     (line(masks=[[1, 1, 9, 1, 9, 9]]), "mask 0: [1, 1, 9, 1, 9, 9] is one polygon; write a list of polygons"),
     (line(masks=[[[1, 1, 9, 1]]]), "mask 0, polygon 0: [1, 1, 9, 1] is no polygon"),
+    (line(masks=[[[1, 1, 9, 1, 9, 9], [1, 1, 9, 1]]]), "mask 0, polygon 1: [1, 1, 9, 1] is no polygon"),
     (line(masks=[box_rle(0, 0) | {"counts": "zz"}]), "mask 0: the run lengths do not fill 30 x 40 pixels"),
     (
         asked({"0": [5, 5, 40, 30]}),

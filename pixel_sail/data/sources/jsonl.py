@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import read_text
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import area_px, encode_mask, from_coco
 from pixel_sail.data.regions import Box, Points, draw_region
@@ -104,15 +105,12 @@ def open_jsonl(root: Path, split: str, data: DataConfig) -> JsonlSource:
 def read_jsonl(path: Path, problems: list[str]) -> list[JsonlEntry]:
     """Every usable line; `problems` gets a message with file and line for each other. Blank lines are skipped.
 
-    Raises DatasetError for a missing file, one that is not UTF-8, and one without a usable line.
+    Raises DatasetError for a missing file, one in another encoding (see `read_text`), and one without a usable line.
     """
     if not path.is_file():
         raise DatasetError(f"no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
-    rows = [(row, f"{path}:{number}") for number, row in enumerate(text.split("\n"), start=1) if row.strip()]
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    rows = [(row, f"{path}:{number}") for number, row in lines if row.strip()]
     entries = parse_usable(rows, lambda row, where: _parse(row, where, path), problems)
     if not entries:
         shown = [*problems[:SHOWN_PROBLEMS], *(["..."] if len(problems) > SHOWN_PROBLEMS else [])]
@@ -210,7 +208,11 @@ def _mask(shape: Shape, size_hw: tuple[int, int], where: str) -> RLE:
         return encode_mask(mask)
     if isinstance(shape, list) and shape and all(_is_number(value) for value in shape):
         raise BadSample(f"{where}: {reprlib.repr(shape)} is one polygon; write a list of polygons, [[x, y, x, y, ...]]")
-    return from_coco(shape, *size_hw, where)
+    degenerate: list[str] = []
+    mask = from_coco(shape, *size_hw, where, degenerate)
+    if degenerate:  # the user's own file: a slip to mend, where a published dataset has it for good
+        raise BadSample(degenerate[0])
+    return mask
 
 
 def _region(shape: Shape, size_hw: tuple[int, int], where: str, name: str) -> RLE:
