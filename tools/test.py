@@ -62,7 +62,7 @@ def _missing_requirements(results: dict[str, dict[str, Any]]) -> list[str]:
     papers = (perbench.KIND, "meteor")
     java = any(score.startswith(("meteor", "cider")) for kind, score in undefined if (kind, score) != papers)
     messages = [
-        paper_meteor.why_not() if papers in undefined else None,
+        paper_meteor.missing_requirement() if papers in undefined else None,
         captions.missing_requirement() if java else None,
     ]
     return [message for message in messages if message]

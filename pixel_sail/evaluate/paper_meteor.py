@@ -21,7 +21,7 @@ DEBIAN_WORDNET = Path("/usr/share/wordnet")  # WordNet 3.0 of Debian's package w
 _LEXICOGRAPHER_FILES = 45
 
 
-def why_not() -> str | None:
+def missing_requirement() -> str | None:
     """What is missing for this METEOR and how to get it; None where nothing is. Nothing is downloaded."""
     if importlib.util.find_spec("nltk") is None:
         return "no METEOR of the paper: install NLTK (pip install 'pixel_sail[caption]')"
@@ -35,10 +35,10 @@ def why_not() -> str | None:
 
 
 def paper_meteor(predictions: Sequence[str], references: Sequence[str]) -> float | None:
-    """The mean over pairs of captions, times 100; None where `why_not` says so or there are no captions."""
+    """The mean over pairs of captions, times 100; None where `missing_requirement` says so or there are no captions."""
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references")
-    if not predictions or why_not() is not None:
+    if not predictions or missing_requirement() is not None:
         return None
     from nltk.translate.meteor_score import single_meteor_score
 

@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 
 from pixel_sail.evaluate import paper_meteor
-from pixel_sail.evaluate.paper_meteor import why_not
+from pixel_sail.evaluate.paper_meteor import missing_requirement
 
-needs_wordnet = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_wordnet = pytest.mark.skipif(missing_requirement() is not None, reason=str(missing_requirement()))
 
 
 def meteor(matches: int, prediction_words: int, reference_words: int, chunks: int) -> float:
@@ -49,8 +49,8 @@ def test_the_mean_over_captions_and_nothing_in_common() -> None:
 
 def test_without_wordnet_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("nltk") is None:
-        assert "install NLTK" in why_not()
+        assert "install NLTK" in missing_requirement()
         return
     monkeypatch.setattr(paper_meteor, "_wordnet", lambda: None)
-    assert "Install Debian's package wordnet-base" in why_not()
+    assert "Install Debian's package wordnet-base" in missing_requirement()
     assert paper_meteor.paper_meteor(["a red mug"], ["a red mug"]) is None

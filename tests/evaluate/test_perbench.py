@@ -22,7 +22,7 @@ from pixel_sail.data.options import chosen_letter
 from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import captions, paper_meteor, runner
 from pixel_sail.evaluate.gallery import write_gallery
-from pixel_sail.evaluate.paper_meteor import why_not
+from pixel_sail.evaluate.paper_meteor import missing_requirement
 from pixel_sail.evaluate.perbench import TASKS, overall
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.serve.predictor import Answer, Chat
@@ -30,7 +30,7 @@ from pixel_sail.types import BadSample
 
 SIZE = (40, 60)  # height, width
 CAPTIONS = ("a large red mug on the left", "a small blue ball above the mug", "a green kite in the sky")
-needs_wordnet = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_wordnet = pytest.mark.skipif(missing_requirement() is not None, reason=str(missing_requirement()))
 needs_java = pytest.mark.skipif(captions.missing_requirement() is not None, reason=str(captions.missing_requirement()))
 
 
@@ -232,7 +232,7 @@ def test_without_java_the_other_scores_remain(root: Path, tmp_path: Path, monkey
     lines = [{"id": f"caption/{i}/{j}", "text": "a"} for i, j in [(0, 0), (0, 1), (1, 0)]]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
     assert scores["meteor_coco"] is None and scores["cases"] == 3
-    assert (scores["meteor"] is None) == (why_not() is not None), "the authors' METEOR needs no Java"
+    assert (scores["meteor"] is None) == (missing_requirement() is not None), "the authors' METEOR needs no Java"
 
 
 def test_without_wordnet_the_other_scores_remain(root: Path, tmp_path: Path, monkeypatch) -> None:
