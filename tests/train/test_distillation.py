@@ -104,8 +104,8 @@ def test_loss_closed_forms() -> None:
     assert float(distillation_loss([student], [expert], "mse")) == pytest.approx((4 + 9) / 4)
     assert float(distillation_loss([student], [expert], "cosine")) == pytest.approx((0 + 2) / 2)
     # A sum over images, each a mean over its own grid.
-    wide, wide_teacher = student.repeat(3, 5, 1), expert.repeat(1, 3, 5)
-    together = distillation_loss([student, wide], [expert, wide_teacher], "mse")
+    wide, wide_expert = student.repeat(3, 5, 1), expert.repeat(1, 3, 5)
+    together = distillation_loss([student, wide], [expert, wide_expert], "mse")
     assert float(together) == pytest.approx(2 * (4 + 9) / 4)
 
 
