@@ -69,7 +69,7 @@ class Encoder:
         sample, lost = without_lost_masks(sample, seen.tolist())
         masks = masks if lost == 0 else self._masks(sample.masks, prefix.grid_hw)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
-        kept = sample.masks[: sum(turn.answer.count(SEG) for turn in sample.turns[:turns])]
+        kept = sum(turn.answer.count(SEG) for turn in sample.turns[:turns])  # masks
         text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
         text_positions = torch.arange(text_start, text_start + len(ids)).expand(3, -1)
         return Encoded(
@@ -82,7 +82,7 @@ class Encoder:
             prompt_ids=prefix.prompt_ids,
             grid_hw=prefix.grid_hw,
             image_span=prefix.image_span,
-            masks=masks[: len(kept)],
+            masks=masks[:kept],
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
             expert_features={}

@@ -56,8 +56,8 @@ def image_size(path: Path, where: str, orient: bool = False) -> tuple[int, int]:
             return (image.width, image.height) if turned else (image.height, image.width)
     except Image.DecompressionBombError:
         raise BadSample(f"{where}: {path} {_TOO_LARGE}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise BadSample(f"{where}: cannot read the size of {path}: {error}") from None
+    except DECODER_ERRORS as error:
+        raise BadSample(f"{where}: cannot decode the image {path}: {error}") from None
 
 
 def upright(path: Path) -> Path | bytes:

@@ -88,10 +88,9 @@ def make_shards(
     """Writes positions 0 .. samples - 1 of the config's mixture to `out`; returns the contents of shards.json.
 
     The same config gives the same bytes for any number of workers. Shards that an interrupted call finished are kept.
-    Unusable samples are left out and listed. `features`: needed if experts of the config have a cache.
-    `held_out`: needed with data.exclude, see `open_mixture`. Raises
-    ConfigError if `out` holds anything else, DatasetError for sources that cannot be read and for more than
-    data.max_bad_samples unusable samples.
+    Unusable samples are left out and listed. `features`: needed if experts of the config have a cache. `held_out`:
+    needed with data.exclude, see `open_mixture`. Raises ConfigError if `out` holds anything else, DatasetError for
+    sources that cannot be read and for more than data.max_bad_samples unusable samples.
     """
     if samples < 1 or samples_per_shard < 1 or workers < 1:
         raise ConfigError(

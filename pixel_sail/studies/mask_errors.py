@@ -20,12 +20,12 @@ import numpy as np
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.masks import area_px, decode_mask, overlap_px
+from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import refer
 from pixel_sail.data.sources.cases import Case
 from pixel_sail.data.sources.coco import CocoInstances
 from pixel_sail.evaluate.benchmark import Line
-from pixel_sail.metrics import boundary, boundary_distance_px, iou
+from pixel_sail.metrics import boundary, boundary_distance_px, iou, overlap
 from pixel_sail.types import RLE
 
 CAUSES = ("other", "edge", "also", "ground", "inside")
@@ -45,11 +45,8 @@ class MaskErrors:
 
     def update(self, prediction: RLE | None, target: RLE, objects: Sequence[RLE]) -> None:
         """Add one case. `objects`: those of its image, including the target. All masks have the stored image's size."""
-        if prediction is None or area_px(prediction) == 0:
-            intersection, union, right = 0, area_px(target), False
-        else:
-            intersection, union = overlap_px(prediction, target)
-            right = intersection > 0 and all(iou(prediction, mask) <= intersection / union for mask in objects)
+        intersection, union = overlap(prediction, target)
+        right = intersection > 0 and all(iou(prediction, mask) <= intersection / union for mask in objects)
         self.cases += 1
         self.intersection_px += intersection
         self.union_px += union

@@ -160,9 +160,7 @@ def _vres(entry: Any, finder: ImageFinder, key: str) -> PerbenchCase:
         size_hw=tuple(regions[targets[0]]["size"]),
         question=question,
         prompts={k: regions[tag] for tag, k in prompts.items()},
-        reference=tuple(
-            region for tag, region in regions.items() if tag in targets
-        ),  # as the authors' code: file order
+        reference=tuple(rle for tag, rle in regions.items() if tag in targets),  # file order, as the authors' code
         reply=reply,
         masks=tuple(regions[tag] for tag in targets),
     )

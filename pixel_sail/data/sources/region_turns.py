@@ -63,14 +63,13 @@ class RegionSource(EntrySource[RegionImage[T]]):
         """
         image = self._entries[index]
         items = [image.items[i] for i in rng.permutation(len(image.items))]
+        reason = f"{image.key}: no item has pixels"
         try:
-            turns = self._ask(image, items[: self._count], rng)
-            if not any(map(_empty_part, turns)):
-                return compose(image.key, image.path, turns)
+            sample = compose(image.key, image.path, self._ask(image, items[: self._count], rng))
+            if sample.dropped_turns == 0:
+                return sample
         except NoPixels as error:
             reason = str(error)
-        else:
-            reason = f"{image.key}: {next(filter(None, map(_empty_part, turns)))}"
         usable = [item for item in items if self._has_pixels(image, item)]
         if not usable:
             raise NoPixels(reason)

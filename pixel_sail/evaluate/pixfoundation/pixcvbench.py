@@ -23,15 +23,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json, read_text
+from pixel_sail.data.image import image_size
 from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_nearest
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, union_or_none
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE
 
 KIND = "pixcvbench"
 PAIR_SIZE = 1  # every question stands for itself
@@ -85,7 +84,7 @@ def expression_of(objects: str) -> str:
 def _object(row: dict[str, str], segmentations: list[Any], images: Path, questions: dict[int, Any] | None) -> PixObject:
     path, index = images / Path(row["file"]).name, int(row["Id"])
     where = f"{KIND}: {path.name}"
-    size = _image_size(path) or _own_size(segmentations)
+    size = image_size(path, where) if path.is_file() else _own_size(segmentations)
     question: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
     if questions is not None:
         if index not in questions:
@@ -142,17 +141,6 @@ def _own_size(segmentations: list[Any]) -> tuple[int, int] | None:
         return None
     height, width = max(mask["size"] for mask in segmentations)
     return (height, width)
-
-
-def _image_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) from the header of the file; None if it does not exist."""
-    if not path.is_file():
-        return None
-    try:
-        with Image.open(path) as image:
-            return (image.height, image.width)
-    except OSError as error:
-        raise BadSample(f"cannot decode the image {path}: {error}") from None
 
 
 def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
