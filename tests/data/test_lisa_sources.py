@@ -191,6 +191,15 @@ def test_label_maps_that_cannot_be_used_are_explained(tmp_path):
         open_named(tmp_path, "coco_stuff")
 
 
+def test_a_label_map_above_pillows_limit_is_a_bad_sample_and_no_crash(tmp_path, monkeypatch):
+    write_images(tmp_path / "ade20k/images/training", "0.jpg")
+    _label_map(tmp_path / "ade20k/annotations/training/0.png", {(0, 0): 1}, ground=0)
+    source = open_named(tmp_path, "ade20k")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # twice as many are refused
+    with pytest.raises(BadSample, match="^ade20k/train/0: cannot decode .*0.png: .*exceeds limit"):
+        draw_sample(source)
+
+
 def test_the_lists_of_classes_are_whole():
     assert (len(ADE20K), len(COCO_STUFF)) == (150, 182) == (len(set(ADE20K)), len(set(COCO_STUFF)))
     assert (ADE20K[0], ADE20K[12], ADE20K[149]) == ("wall", "person", "flag")

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_text
+from pixel_sail.data.image import DECODER_ERRORS
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import area_px, encode_mask, from_coco
 from pixel_sail.data.regions import Box, Points, draw_region
@@ -54,7 +55,7 @@ class JsonlEntry:
             with Image.open(self.path) as image:
                 turn = image.getexif().get(ExifTags.Base.Orientation, 1)
                 size = image.height, image.width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except DECODER_ERRORS as error:
             raise BadSample(f"{self.where}: cannot read the image {self.path}: {error}") from None
         if turn not in (0, 1):
             raise BadSample(

@@ -16,6 +16,7 @@ from PIL import Image
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
+from pixel_sail.data.image import DECODER_ERRORS
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import parse_usable, refuse_nothing
@@ -150,7 +151,7 @@ def _read_labels(entry: LabelMap) -> np.ndarray:
                     f"{entry.key}: {entry.labels} is of mode {png.mode}; expected one number a pixel (L or P)"
                 )
             return np.asarray(png)
-    except (OSError, SyntaxError, ValueError) as error:
+    except DECODER_ERRORS as error:
         if isinstance(error, BadSample):
             raise
         raise BadSample(f"{entry.key}: cannot decode {entry.labels}: {error}") from None
