@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pixel_sail import durable
 from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, from_flat
+from pixel_sail.errors import UserError
 
 S = TypeVar("S", bound=Section)
 
@@ -26,8 +27,10 @@ REMOVED = (
 )
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used. The message names the file or override, the key, and what is accepted."""
+
+    on_all_ranks = True  # all read the same config
 
 
 class RunConfig(Section):

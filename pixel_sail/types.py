@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixel_sail.errors import UserError
+
 IGNORE_LABEL = -100
 UNPROMPTED = -1
 
 
-class BadSample(ValueError):
+class BadSample(UserError):
     """A sample that cannot be used. The message gives its key and what is wrong. The loader counts and lists them."""
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pixel_sail"
 # From bottom to top. A room imports itself and what stands in the lines above it.
 LAYERS = (
-    ("types", "tokens", "architecture", "config", "durable"),
+    ("errors", "files", "interrupts", "locks", "types", "tokens", "architecture", "config", "durable"),
     ("data", "model"),  # which never import each other
     ("experts",),  # the cache of features is filled from the images of data sources
     ("losses", "metrics"),
@@ -20,6 +20,7 @@ LAYERS = (
     ("train",),
     ("bench",),
     ("scenes", "studies"),  # which never import each other; only tools import them
+    ("command",),  # what tools are made of
 )
 LAZY = {"serve.predictor", "model.pixel_sail"}  # what `import pixel_sail` offers, imported at first use
 

@@ -16,7 +16,7 @@ import argparse
 import time
 from pathlib import Path
 
-from pixel_sail.config import ConfigError
+from pixel_sail.command import tool
 from pixel_sail.studies.ablation.plan import Plan, Run, load_plan
 from pixel_sail.studies.ablation.plots import write_plots
 from pixel_sail.studies.ablation.runs import RunFailed, execute, finished_scores
@@ -24,20 +24,18 @@ from pixel_sail.studies.ablation.table import markdown, results_of, write_result
 from pixel_sail.studies.plotting import why_no_plots
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="an ablation file, see configs/ablation.yaml")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT", help="may be repeated")
     parser.add_argument("--table", action="store_true", help="write the results of the finished runs and start no run")
     arguments = parser.parse_args()
-    try:
-        plan = load_plan(arguments.config)
-        for run in plan.runs:
-            run.check_same()  # before hours are spent, and before a table mixes two configs
-        if not arguments.table:
-            run_all(load_plan(arguments.config, arguments.only), plan)
-    except (ConfigError, RunFailed) as error:
-        raise SystemExit(f"error: {error}") from None
+    plan = load_plan(arguments.config)
+    for run in plan.runs:
+        run.check_same()  # before hours are spent, and before a table mixes two configs
+    if not arguments.table:
+        run_all(load_plan(arguments.config, arguments.only), plan)
     print(write(plan))
 
 

@@ -20,6 +20,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pixel_sail.command import tool
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate import runner
@@ -29,6 +30,7 @@ from pixel_sail.studies.attend_segment.adapters import FAMILIES, open_adapter
 from pixel_sail.types import BadSample
 
 
+@tool
 def main() -> None:
     arguments = _parse()
     try:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 
+from pixel_sail.command import tool
 from pixel_sail.bench.distill import measure_distill
 from pixel_sail.bench.step import PRESETS, measure
 from pixel_sail.bench.throughput import measure_data, measure_score, measure_shards
 from pixel_sail.config import load_config
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)

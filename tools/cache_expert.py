@@ -11,15 +11,15 @@ Repeat the command after a kill, or after images were added or changed: only mis
 from __future__ import annotations
 
 import argparse
-import sys
 
-from pixel_sail.config import ConfigError, load_config
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.command import tool
+from pixel_sail.config import load_config
 from pixel_sail.experts.fill_cache import cache_experts, finish_cache
 from pixel_sail.train import distributed
 from pixel_sail.weights.start import with_start
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
@@ -46,8 +46,6 @@ def main() -> None:
         elif distributed.rank() == 0:
             for name in dict.fromkeys(a.expert):
                 print(finish_cache(config, name, progress))
-    except (ConfigError, DatasetError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
     finally:
         distributed.stop()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pixel_sail.command import tool
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.data.templates import QUESTIONS
@@ -35,6 +36,7 @@ BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+@tool
 def main() -> None:
     a = _parse()
     torch.manual_seed(a.seed)

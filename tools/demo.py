@@ -12,11 +12,13 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from pixel_sail.command import tool
 from pixel_sail.data.image import load_image
 from pixel_sail.serve.demo import build_page
 from pixel_sail.serve.predictor import Predictor
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="an export folder")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from pixel_sail.command import tool
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.weights.files import SHARD_BYTES
@@ -24,6 +25,7 @@ from pixel_sail.weights.start import find_model
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+@tool
 def main() -> None:
     a = _parse()
     try:

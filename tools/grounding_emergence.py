@@ -16,30 +16,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pixel_sail.config import REPOSITORY, ConfigError
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.command import tool
+from pixel_sail.config import REPOSITORY
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
 from pixel_sail.studies.attend_segment.phrases import require_spacy_model
 from pixel_sail.studies.emergence.best_phrase import read_answers, summarize, table, write_results
 from pixel_sail.studies.emergence.figures import write_examples, write_histograms
 from pixel_sail.studies.plotting import why_no_plots
-from pixel_sail.types import BadSample
 
 READERS = {pixmmvp.KIND: pixmmvp.read_objects, pixcvbench.KIND: pixcvbench.read_objects}
 
 
+@tool
 def main() -> None:
     arguments = _parse()
-    try:
-        objects = {target.index: target for target in READERS[arguments.benchmark](arguments.data_root)}
-        answers = read_answers(arguments.phrases or _attend(arguments), objects)
-        results = summarize(answers, objects)
-        written = [write_results(results, arguments.out)]
-        if not why_no_plots():
-            written.append(write_histograms(results, arguments.out))
-        written += write_examples(results, objects, arguments.out, arguments.examples)
-    except (BadSample, DatasetError, ConfigError) as error:
-        raise SystemExit(f"error: {error}") from None
+    objects = {target.index: target for target in READERS[arguments.benchmark](arguments.data_root)}
+    answers = read_answers(arguments.phrases or _attend(arguments), objects)
+    results = summarize(answers, objects)
+    written = [write_results(results, arguments.out)]
+    if not why_no_plots():
+        written.append(write_histograms(results, arguments.out))
+    written += write_examples(results, objects, arguments.out, arguments.examples)
     print("\n".join([table(results), *filter(None, [why_no_plots()]), f"written: {', '.join(map(str, written))}"]))
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pixel_sail.command import tool
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry, load_config
 from pixel_sail.data.encode import Encoder
-from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import MEAN, STD
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.mixture import exclusion_lines, open_mixture
@@ -31,7 +31,7 @@ from pixel_sail.data.sources import open_source
 from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, BadSample, Encoded, Sample
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded, Sample
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 from pixel_sail.weights.start import model_folder, with_start
 
@@ -46,21 +46,19 @@ class Inspected:
     encoder: Encoder
 
 
+@tool
 def main() -> None:
     arguments = _parse()
-    try:
-        inspected = _from_config(arguments) if arguments.config else _from_source(arguments)
-        sheets, texts = [], []
-        for sample in inspected.samples:
-            encoded = inspected.encoder.encode(sample)
-            text = token_text(encoded, inspected.encoder.tokenizer)
-            size = sum(map(area_px, sample.masks))
-            head = f"{sample.key}\n{len(encoded)} tokens, patches {encoded.grid_hw}, {len(sample.masks)} masks"
-            head += f" of {size} pixels in all, {len(sample.prompts)} regions, {encoded.dropped_turns} turns dropped"
-            texts.append(f"{head}\n{text}\n")
-            sheets.append(Card(drawn(encoded, inspected.encoder.patch_size), (sample.key, text)))
-    except (BadSample, ConfigError, DatasetError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
+    inspected = _from_config(arguments) if arguments.config else _from_source(arguments)
+    sheets, texts = [], []
+    for sample in inspected.samples:
+        encoded = inspected.encoder.encode(sample)
+        text = token_text(encoded, inspected.encoder.tokenizer)
+        size = sum(map(area_px, sample.masks))
+        head = f"{sample.key}\n{len(encoded)} tokens, patches {encoded.grid_hw}, {len(sample.masks)} masks"
+        head += f" of {size} pixels in all, {len(sample.prompts)} regions, {encoded.dropped_turns} turns dropped"
+        texts.append(f"{head}\n{text}\n")
+        sheets.append(Card(drawn(encoded, inspected.encoder.patch_size), (sample.key, text)))
     arguments.out.mkdir(parents=True, exist_ok=True)
     page, listing = (arguments.out / f"{inspected.name}.{suffix}" for suffix in ("png", "txt"))
     cards(sheets, cell_px=480).save(page)

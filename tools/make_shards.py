@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from pixel_sail.config import ConfigError, load_config
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.command import tool
+from pixel_sail.config import load_config
 from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
 from pixel_sail.evaluate.held_out import held_out_images
@@ -20,6 +20,7 @@ from pixel_sail.experts.features import cached_features
 from pixel_sail.weights.start import with_start
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/; its data.mixture and run.seed are drawn")
@@ -30,27 +31,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; all cores by default")
     parser.add_argument("--verify", action="store_true", help="recompute the checksums of --out")
     args = parser.parse_intermixed_args()
-    try:
-        if args.verify:
-            _verify(args.out)
-        elif args.config is None or args.samples is None:
-            parser.error("give a config and --samples, or --verify")
-        else:
-            config = with_start(load_config(args.config, args.overrides))
-            features = cached_features(config)
-            index = make_shards(
-                config,
-                args.out,
-                args.samples,
-                args.samples_per_shard,
-                args.workers,
-                progress=True,
-                features=features,
-                held_out=held_out_images(config),
-            )
-            _report(index, args.out)
-    except (ConfigError, DatasetError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    if args.verify:
+        _verify(args.out)
+    elif args.config is None or args.samples is None:
+        parser.error("give a config and --samples, or --verify")
+    else:
+        config = with_start(load_config(args.config, args.overrides))
+        features = cached_features(config)
+        index = make_shards(
+            config,
+            args.out,
+            args.samples,
+            args.samples_per_shard,
+            args.workers,
+            progress=True,
+            features=features,
+            held_out=held_out_images(config),
+        )
+        _report(index, args.out)
 
 
 def _verify(out: Path) -> None:

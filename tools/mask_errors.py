@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.command import tool
 from pixel_sail.evaluate.predictions import in_case_order, read_lines
 from pixel_sail.evaluate.runner import open_benchmark
 from pixel_sail.studies.mask_errors import mask_errors, table
-from pixel_sail.types import BadSample
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
@@ -25,13 +25,10 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--max-images", type=int, help="only the first N images, as given to tools/test.py")
     arguments = parser.parse_args()
-    try:
-        benchmark = open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
-        lines = read_lines(arguments.predictions, benchmark)
-        lines = in_case_order(benchmark, lines, str(arguments.predictions))
-        errors = mask_errors(benchmark.cases, lines, arguments.data_root, arguments.benchmark)
-    except (BadSample, DatasetError) as error:
-        raise SystemExit(f"error: {error}") from None
+    benchmark = open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
+    lines = read_lines(arguments.predictions, benchmark)
+    lines = in_case_order(benchmark, lines, str(arguments.predictions))
+    errors = mask_errors(benchmark.cases, lines, arguments.data_root, arguments.benchmark)
     print(table(errors))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pixel_sail.command import tool
 from pixel_sail.data.image import load_image
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import decode_mask, encode_mask
@@ -29,6 +30,7 @@ from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import RLE
 
 
+@tool
 def main() -> None:
     arguments = _parse()
     try:

@@ -7,6 +7,7 @@ python tools/prepare_data.py check --root data/coco
 import argparse
 from pathlib import Path
 
+from pixel_sail.command import tool
 from pixel_sail import scenes
 from pixel_sail.data import check
 
@@ -69,6 +70,7 @@ def _check(args: argparse.Namespace) -> None:
         raise SystemExit(f"error: nothing of {', '.join(args.source)} is under {args.root}")
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="command")

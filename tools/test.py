@@ -17,23 +17,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.config import ConfigError
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.command import tool
 from pixel_sail.evaluate import captions, paper_meteor, perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
-from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, Reply, endpoint, local_model
+from pixel_sail.evaluate.pixfoundation.judge import Judge, Reply, endpoint, local_model
 from pixel_sail.evaluate.predictions import PredictionFiles
-from pixel_sail.types import BadSample
 
 
+@tool
 def main() -> None:
     arguments = _parse()
-    try:
-        results = _score_files(arguments) if arguments.predictions else _score_checkpoint(arguments)
-    except (BadSample, DatasetError, ConfigError, FileNotFoundError, JudgeError) as error:
-        raise SystemExit(f"error: {error}") from None
+    results = _score_files(arguments) if arguments.predictions else _score_checkpoint(arguments)
     if results is None:  # not rank 0
         return
     overall = perbench.overall(results)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from pixel_sail.command import tool
 from pixel_sail.bench.plan import plan
-from pixel_sail.config import ConfigError, load_config
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.config import load_config
 from pixel_sail.train import distributed
 from pixel_sail.train.loop import train
-from pixel_sail.train.step import TrainingStopped
-from pixel_sail.types import BadSample
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a YAML file, see configs/")
@@ -30,9 +28,6 @@ def main() -> None:
             print(plan(config, arguments.gpus))
         else:
             train(config)
-    except (ConfigError, DatasetError, TrainingStopped, FileNotFoundError, BadSample) as error:
-        # Every rank has the same message: one is enough.
-        sys.exit(f"error: {error}" if distributed.rank() == 0 else 1)
     finally:
         distributed.stop()
 

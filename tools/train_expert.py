@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pixel_sail.command import tool
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.scenes.expert_config import load_expert_training
@@ -12,6 +13,7 @@ from pixel_sail.scenes.expert_training import quality_line, train_expert
 from pixel_sail.types import BadSample
 
 
+@tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a YAML file, see configs/expert_scenes.yaml")

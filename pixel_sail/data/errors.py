@@ -1,7 +1,9 @@
 """Errors about a dataset as a whole; a single bad sample is `pixel_sail.types.BadSample`."""
 
+from pixel_sail.errors import UserError
 
-class DatasetError(ValueError):
+
+class DatasetError(UserError):
     """A dataset that cannot be read at all; the message names the file or folder and what is expected there."""
 
 

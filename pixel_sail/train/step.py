@@ -11,13 +11,16 @@ from torch import Tensor
 from pixel_sail.config import Config
 from pixel_sail.data.loader import StepData
 from pixel_sail.durable import append_json_line, read_json_lines
+from pixel_sail.errors import UserError
 from pixel_sail.losses import loss_counts, loss_weights
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(UserError):
     """The run cannot continue. The message says why, at which step, and names the samples concerned."""
+
+    on_all_ranks = True
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from string import ascii_lowercase
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, whole_lines, write_json_lines
+from pixel_sail.errors import UserError
 from pixel_sail.evaluate.pixfoundation.templates import judge_prompt
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
 
@@ -26,7 +27,7 @@ _TIMEOUT_S = 120
 _NONE = "none"
 
 
-class JudgeError(RuntimeError):
+class JudgeError(UserError):
     """The judge cannot be asked; the message says why. Earlier verdicts stay in the file."""
 
 

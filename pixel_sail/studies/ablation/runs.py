@@ -13,12 +13,13 @@ from typing import Any
 
 from pixel_sail import durable
 from pixel_sail.config import REPOSITORY
+from pixel_sail.errors import UserError
 from pixel_sail.studies.ablation.plan import AblationConfig, Run
 
 TAIL_LINES = 15  # of the log, shown when a run fails
 
 
-class RunFailed(RuntimeError):
+class RunFailed(UserError):
     """A tool failed; the message has the end of its output."""
 
 
