@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pixel_sail.durable import (
     append_json_line,
@@ -91,6 +94,50 @@ def test_contents_reach_the_disk_before_the_name(tmp_path: Path, events: list[st
     del events[:]
     write_parts(tmp_path / "folder", "new")
     assert events == ["fsync"] * 5 + ["rename", "fsync"]  # three files and two folders; at last the new name
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_file_system_without_fsync_is_no_error(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network and FUSE file systems refuse it, of folders or of everything."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: failing_fsync(code))
+    write_text(tmp_path / "file", "new")
+    write_parts(tmp_path / "folder", "new")
+    assert (tmp_path / "file").read_text() == "new" and contents(tmp_path / "folder") == {"new"}
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_is_an_error(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "file", "old")
+    write_parts(tmp_path / "folder", "old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: failing_fsync(code))
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        write_text(tmp_path / "file", "new")
+    assert caught.value.errno == code
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        write_parts(tmp_path / "folder", "new")
+    assert str(tmp_path / "folder") in str(caught.value.filename)
+    assert (tmp_path / "file").read_text() == "old" and contents(tmp_path / "folder") == {"old"}
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def failing_fsync(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_of_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    """safetensors, like every writer that goes through a temporary file, makes files that only their owner can read."""
+    before = os.umask(umask)
+    try:
+        with replaced_folder(tmp_path / "folder") as partial:
+            (partial / "sub").mkdir()
+            save_file({"a": torch.zeros(1)}, partial / "sub" / "model.safetensors")
+            (partial / "script").touch(0o700)
+        write_text(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {"model.safetensors": mode, "script": mode | 0o100, "file": mode}
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])

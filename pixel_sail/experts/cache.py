@@ -27,7 +27,7 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.config import ConfigError, ExpertConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import resized_size
-from pixel_sail.durable import PARTIAL, differences, replaced_file
+from pixel_sail.durable import PARTIAL, differences, replaced_file, sync_descriptor
 from pixel_sail.types import BadSample
 
 MANIFEST = "manifest.json"
@@ -293,4 +293,4 @@ def _write_or_compare_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _sync(file: Any) -> None:
     file.flush()
-    os.fsync(file.fileno())
+    sync_descriptor(file.fileno())
