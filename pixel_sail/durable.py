@@ -19,6 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from pixel_sail.errors import FileError
+from pixel_sail.files import check_regular, read_bytes
+
 PARTIAL = ".partial"  # ends the name of what is not whole
 PREVIOUS = f".previous{PARTIAL}"  # ends the name of a whole folder while another takes its place
 SHOWN_CHARACTERS = 80  # of a value in a sentence about a difference
@@ -167,7 +170,12 @@ def _restore(folder: Path) -> None:
 
 
 def append_json_line(path: Path, values: Any) -> None:
-    """Adds one line to the end of a file, or to a new file. A torn last line goes: it would spoil the new one."""
+    """Adds one line to the end of a file, or to a new file. A torn last line goes: it would spoil the new one.
+
+    Raises FileError if there is something else than a file: to open a pipe would wait for ever.
+    """
+    if os.path.lexists(path):
+        check_regular(path)
     with path.open("ab+") as file:
         _cut_torn_line(file)
         file.write(json.dumps(values).encode() + b"\n")
@@ -182,13 +190,31 @@ def _cut_torn_line(file: IO[bytes]) -> None:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that end in a newline, without it. No file: no lines."""
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+    """The lines of a file that end in a newline, without it. No file: no lines.
+
+    Raises FileError if there is something else than a file, or if it cannot be read.
+    """
+    if not os.path.lexists(path):
+        return []
+    return read_bytes(path).decode("utf-8", errors="replace").split("\n")[:-1]
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """The values of the whole lines of a file. Raises ValueError for a line that is not JSON."""
-    return [json.loads(line) for line in whole_lines(path)]
+def read_json_lines(path: Path, number: str | None = None) -> list[Any]:
+    """The values of the whole lines of a file. With `number`, each is an object with a number under that key.
+
+    Raises FileError that names the file and the line.
+    """
+    values = []
+    for row, line in enumerate(whole_lines(path), start=1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error if isinstance(error, ValueError) else "nested too deep"
+            raise FileError(f"{path}, line {row}: not valid JSON: {reason}; mend or remove the line") from None
+        if number is not None and not (isinstance(value, dict) and type(value.get(number)) in (int, float)):
+            raise FileError(f"{path}, line {row}: no object with a number {number!r}; mend or remove the line")
+        values.append(value)
+    return values
 
 
 def write_json_lines(path: Path, lines: Iterable[Any]) -> None:

@@ -29,6 +29,7 @@ from pixel_sail.durable import (
     write_json_lines,
     write_text,
 )
+from pixel_sail.errors import FileError
 
 STEPS = ("fsync", "rename", "replace", "rmtree", "unlink", "rmdir")  # what changes the disk, beside writing
 
@@ -282,8 +283,30 @@ def test_a_whole_line_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'1\n"\xff"\n{"a"\n')
     assert whole_lines(path) == ["1", '"\ufffd"', '{"a"']  # bytes that are no UTF-8 are replaced, and the rest is read
-    with pytest.raises(ValueError):
+    with pytest.raises(FileError, match=r"lines\.jsonl, line 3: not valid JSON"):
         read_json_lines(path)
+    path.write_text("1\n" + "[" * 100_000 + "\n")
+    with pytest.raises(FileError, match=r"lines\.jsonl, line 2: not valid JSON: nested too deep"):
+        read_json_lines(path)
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"step": "4"}', '{"step": true}', "4", "null"])
+def test_a_line_without_its_number_is_an_error(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"step": 3}\n' + line + "\n")
+    with pytest.raises(FileError, match=r"lines\.jsonl, line 2: no object with a number 'step'"):
+        read_json_lines(path, number="step")
+
+
+def test_what_is_no_file_is_neither_read_nor_appended_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, message in (("pipe", "is a named pipe"), ("folder", "is a folder"), ("loop", "cannot read")):
+        with pytest.raises(FileError, match=message):
+            whole_lines(tmp_path / name)
+        with pytest.raises(FileError, match=message):
+            append_json_line(tmp_path / name, 1)
 
 
 def test_fingerprint_is_sha256_of_all_parts() -> None:

@@ -136,7 +136,7 @@ def format_seconds(seconds: float) -> str:
 def forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, which a resumed run writes again."""
     if path.exists():
-        write_json_lines(path, [line for line in read_json_lines(path) if line["step"] <= step])
+        write_json_lines(path, [line for line in read_json_lines(path, number="step") if line["step"] <= step])
 
 
 def _start_wandb(config: Config) -> Any:
