@@ -90,6 +90,7 @@ def replaced_file(path: Path, mode: str = "w", partial: Path | None = None) -> I
     one file at the same time.
     """
     partial = partial or partial_of(path)
+    clear(partial)  # what a kill left, or a link or pipe, which must not be written to
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -117,7 +118,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder that becomes `folder` when the block ends well; a folder of that name goes only then."""
     _restore(folder)
     partial = partial_of(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    clear(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -136,7 +137,7 @@ def publish_folder(partial: Path, folder: Path) -> None:
     """
     previous = folder.with_name(folder.name + PREVIOUS)
     if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+        clear(previous)
         folder.rename(previous)
     partial.rename(folder)
     sync_path(folder.parent)
@@ -146,7 +147,7 @@ def publish_folder(partial: Path, folder: Path) -> None:
 def discard_folder(folder: Path) -> None:
     """Deletes a folder. Renamed first: a kill while files are being deleted must not leave one that looks whole."""
     doomed = folder.with_name(f"{folder.name}.old{PARTIAL}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    clear(doomed)
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
@@ -156,10 +157,15 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"*{PREVIOUS}"):
         _restore(path.with_name(path.name.removesuffix(PREVIOUS)))
     for path in folder.glob(f"*{PARTIAL}"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        clear(path)
+
+
+def clear(path: Path) -> None:
+    """Deletes whatever has this name: nothing, a file, a link (not what it leads to), a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _restore(folder: Path) -> None:

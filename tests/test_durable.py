@@ -261,6 +261,32 @@ def test_leftovers_go_and_the_rest_stays(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["kept", "partial"]
 
 
+@pytest.mark.parametrize("odd", ["file", "folder", "link", "loop", "dangling", "pipe"])
+def test_whatever_has_the_name_of_a_partial_goes(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").write_text("kept")
+
+    def leave(name: str) -> None:
+        path = tmp_path / f"{name}.partial"
+        if odd == "file":
+            path.touch()
+        elif odd == "folder":
+            (path / "sub").mkdir(parents=True)
+        elif odd == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to({"link": tmp_path / "kept", "loop": path, "dangling": tmp_path / "nowhere"}[odd])
+
+    for name in ("written", "file", "left"):
+        leave(name)
+    write_parts(tmp_path / "written", "new")
+    write_text(tmp_path / "file", "new")
+    remove_leftovers(tmp_path)
+    assert contents(tmp_path / "written") == {"new"} and (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "kept/file").read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["file", "kept", "written"]
+
+
 def test_lines_survive_a_torn_end(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     assert whole_lines(path) == [] == read_json_lines(path)
