@@ -36,12 +36,17 @@ _KINDS = (
 )
 
 
-def check_regular(path: Path, max_bytes: int = MAX_BYTES, error: type[UserError] = FileError) -> int:
-    """The size of a regular file in bytes. Raises `error` if it is missing, of another kind, or too large."""
+def check_regular(
+    path: Path, max_bytes: int = MAX_BYTES, error: type[UserError] = FileError, what: str = "file"
+) -> int:
+    """The size of a regular file in bytes. Raises `error` if it is missing, of another kind, or too large.
+
+    `what`: what is missing, in the message.
+    """
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise error(f"no file {path}") from None
+        raise error(f"no {what} {path}") from None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
         raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from None
     if kind := next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None):

@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import math
 import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from pixel_sail.data.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from pixel_sail.errors import UserError
+from pixel_sail.files import check_regular
 from pixel_sail.types import BadSample
 
 MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)  # ImageNet, of RGB in 0..1
 STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
-# Raised by Pillow's decoders on damaged files.
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_ORIENTATION, _SIDES_SWAPPED = 0x0112, (5, 6, 7, 8)  # the EXIF tag; its values for a turn by 90 degrees
-_TOO_LARGE = (
-    f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow refuses as a decompression bomb; "
-    "save a smaller copy of it in its place (where masks belong to it, make them smaller with it)"
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError, MemoryError),
 )
+# What is decoded. Others need programs (EPS starts Ghostscript), or are no images of datasets.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF"),
+    *("TGA", "SGI", "PCX", "ICO", "QOI"),
+)
+_ORIENTATION, _SIDES_SWAPPED = 0x0112, (5, 6, 7, 8)  # the EXIF tag; its values for a turn by 90 degrees
+
+
+@contextlib.contextmanager
+def opened_image(source: Path | bytes, what: str = "image") -> Iterator[Image.Image]:
+    """An image file or its bytes, of which only the header has been read: the only door to images.
+
+    What is no regular file, and what has more than MAX_IMAGE_PIXELS or MAX_IMAGE_BYTES, is refused before anything is
+    decoded. Raises BadSample, naming the file and `what` it is, also for errors of the decoder within the block.
+    """
+    name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
+    too_large = (
+        f"the {what} {name} has more than {MAX_IMAGE_PIXELS:,} pixels; save a smaller copy of it in its place (where "
+        "masks belong to it, make them smaller with it)"
+    )
+    if not isinstance(source, bytes):
+        check_regular(source, MAX_IMAGE_BYTES, BadSample, f"{what.removesuffix(' file')} file")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise BadSample(too_large)
+            yield image
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise BadSample(too_large) from None
+    except _DECODER_ERRORS as error:
+        raise BadSample(f"cannot decode the {what} {name}: {error}") from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
@@ -32,17 +77,9 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
     wrong for the other datasets, whose masks follow the stored pixels. Raises BadSample, naming the file, if it is
     missing, truncated, too large or cannot be decoded.
     """
-    name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image) if orient else image)
-    except FileNotFoundError:
-        raise BadSample(f"no image file {name}") from None
-    except Image.DecompressionBombError:
-        raise BadSample(f"the image {name} {_TOO_LARGE}") from None
-    except DECODER_ERRORS as error:
-        raise BadSample(f"cannot decode the image {name}: {error}") from None
+    with opened_image(source) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image) if orient else image)
 
 
 def image_size(path: Path, where: str, orient: bool = False) -> tuple[int, int]:
@@ -51,13 +88,11 @@ def image_size(path: Path, where: str, orient: bool = False) -> tuple[int, int]:
     Raises BadSample, beginning with `where`.
     """
     try:
-        with Image.open(path) as image:
-            turned = orient and _orientation(image) in _SIDES_SWAPPED
+        with opened_image(path) as image:
+            turned = orient and orientation(image) in _SIDES_SWAPPED
             return (image.width, image.height) if turned else (image.height, image.width)
-    except Image.DecompressionBombError:
-        raise BadSample(f"{where}: {path} {_TOO_LARGE}") from None
-    except DECODER_ERRORS as error:
-        raise BadSample(f"{where}: cannot decode the image {path}: {error}") from None
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from None
 
 
 def upright(path: Path) -> Path | bytes:
@@ -66,10 +101,10 @@ def upright(path: Path) -> Path | bytes:
     Raises BadSample as `load_image` does.
     """
     try:
-        with Image.open(path) as image:
-            if _orientation(image) in (None, 1):
+        with opened_image(path) as image:
+            if orientation(image) in (None, 1):
                 return path
-    except DECODER_ERRORS:
+    except BadSample:
         return path  # whoever decodes it reports the error
     turned = io.BytesIO()
     load_image(path, orient=True).save(turned, "PNG", compress_level=1)
@@ -110,6 +145,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int | None:
+def orientation(image: Image.Image) -> int | None:
     """The EXIF orientation, 1 to 8; None without one."""
     return image.getexif().get(_ORIENTATION)

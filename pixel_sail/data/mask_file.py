@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pixel_sail.data.image import DECODER_ERRORS
+from pixel_sail.data.image import opened_image
 from pixel_sail.types import BadSample
+
+_LOSSY = ("JPEG", "MPO")
 
 
 def read_mask_file(path: Path, where: str, orient: bool = False) -> np.ndarray:
@@ -16,16 +18,19 @@ def read_mask_file(path: Path, where: str, orient: bool = False) -> np.ndarray:
 
     Any depth: a 16-bit or palette value of 1 counts as much as 255. If every visible pixel is black, the visible ones
     are the mask: some tools store it in the transparency alone. `orient` applies the EXIF rotation. Raises BadSample,
-    beginning with `where`, for a file that is missing or cannot be decoded.
+    beginning with `where`, for a file that is missing or cannot be decoded, and for a JPEG.
     """
     try:
-        with Image.open(path) as image:
+        with opened_image(path, "mask file") as image:
+            if image.format in _LOSSY:
+                raise BadSample(
+                    f"the mask file {path} is a {image.format}, which turns black into nearly black around the mask; "
+                    "save masks as PNG"
+                )
             image.load()
             return _marked(ImageOps.exif_transpose(image) if orient else image)
-    except FileNotFoundError:
-        raise BadSample(f"{where}: no mask file {path}") from None
-    except DECODER_ERRORS as error:
-        raise BadSample(f"{where}: cannot decode the mask file {path}: {error}") from None
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from None
 
 
 def _marked(image: Image.Image) -> np.ndarray:

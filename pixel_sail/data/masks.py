@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from pixel_sail.data.limits import MAX_IMAGE_PIXELS, MAX_OUTLINE_PX, MAX_POLYGONS, MAX_RLE_CHARACTERS
 from pixel_sail.types import RLE, BadSample, NoPixels
 
 SMALL_PX = 16  # no polygon of an object this large, in pixels, misses every centre of a pixel in practice
+_CACHED_CHARACTERS = 4096  # longer RLEs are checked each time they are drawn: a cache of them would fill the memory
+_MAX_SHIFT = 35  # bits of a run length before its last character; MAX_IMAGE_PIXELS has 27
 _FAR_OUTSIDE = 10  # image sides; points further away are errors and would exhaust pycocotools' memory
 
 
@@ -59,12 +63,16 @@ def from_coco(segmentation: Any, height: int, width: int, where: str, left_out: 
     no pixel (see `object_mask`). Raises NoPixels if no polygon is left, and BadSample if any piece is malformed; the
     messages begin with `where`.
     """
+    if height * width > MAX_IMAGE_PIXELS:
+        raise BadSample(f"{where}: a mask of {height} x {width} pixels; at most {MAX_IMAGE_PIXELS:,} are read")
     if isinstance(segmentation, dict):
         return _from_rle(segmentation, height, width, where)
     if not isinstance(segmentation, list):
         raise BadSample(f"{where}: segmentation is {_short(segmentation)}; expected a list of polygons or an RLE")
     if not segmentation:
         raise NoPixels(f"{where}: segmentation is []; expected a list of polygons or an RLE")
+    if len(segmentation) > MAX_POLYGONS:
+        raise BadSample(f"{where}: a mask of {len(segmentation):,} polygons; at most {MAX_POLYGONS:,} are drawn")
     pieces, degenerate = [], []
     for number, piece in enumerate(segmentation):
         of_piece = f"{where}, polygon {number}"
@@ -103,8 +111,14 @@ def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
         raise BadSample(f"{where}: {_short(rle)} is no RLE {{'size': [height, width], 'counts': text}}")
     if not isinstance(rle["size"], list | tuple) or list(rle["size"]) != list(size_hw):
         raise BadSample(f"{where}: the mask is of size {rle['size']}, the image is {list(size_hw)} (height, width)")
-    counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
-    if not _fills(counts, size_hw[0] * size_hw[1]):
+    if size_hw[0] * size_hw[1] > MAX_IMAGE_PIXELS or len(rle["counts"]) > MAX_RLE_CHARACTERS:
+        raise BadSample(
+            f"{where}: an RLE of {size_hw[0]} x {size_hw[1]} pixels with {len(rle['counts']):,} characters; at most "
+            f"{MAX_IMAGE_PIXELS:,} pixels and {MAX_RLE_CHARACTERS:,} characters are read"
+        )
+    counts = rle["counts"].encode("utf-8", "replace") if isinstance(rle["counts"], str) else rle["counts"]
+    fills = _fills if len(counts) <= _CACHED_CHARACTERS else _fills.__wrapped__
+    if not fills(counts, size_hw[0] * size_hw[1]):
         raise BadSample(f"{where}: the run lengths do not fill {size_hw[0]} x {size_hw[1]} pixels; the RLE is torn")
     return RLE(size=list(size_hw), counts=counts.decode("ascii"))
 
@@ -117,6 +131,8 @@ def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
         raise BadSample(
             f"{where}: the mask is of size {code.get('size')}, the image is {[height, width]} (height, width)"
         )
+    if len(counts) > MAX_RLE_CHARACTERS:
+        raise BadSample(f"{where}: an RLE of {len(counts):,} runs; at most {MAX_RLE_CHARACTERS:,} are read")
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
         raise BadSample(f"{where}: the run lengths do not fill {height} x {width} pixels")
     return _text(coco_mask.frPyObjects(code, height, width))
@@ -135,7 +151,19 @@ def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
         raise BadSample(f"{where}: {_short(piece)} has members that are not finite numbers")
     if np.abs(points).max() > _FAR_OUTSIDE * max(height, width):
         raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} image")
+    if len(points) * 2 * _FAR_OUTSIDE * max(height, width) > MAX_OUTLINE_PX:  # it might
+        refuse_long_outline(points.reshape(-1, 2), where)
     return piece
+
+
+def refuse_long_outline(points: np.ndarray, where: str) -> None:
+    """Raises BadSample, beginning with `where`, for a polygon (points, 2) that zigzags more than can be drawn."""
+    length = len(points) + np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+    if length > MAX_OUTLINE_PX:
+        raise BadSample(
+            f"{where}: a polygon of {len(points):,} points, whose outline is {length:,.0f} pixels long; at most "
+            f"{MAX_OUTLINE_PX:,} are drawn"
+        )
 
 
 @functools.lru_cache(maxsize=2**16)  # datasets repeat objects in many entries
@@ -151,7 +179,7 @@ def _runs(counts: bytes) -> list[int] | None:
     value = shift = 0
     for character in counts:
         bits = character - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > _MAX_SHIFT:
             return None
         value |= (bits & 31) << shift
         shift += 5
@@ -177,5 +205,17 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(_beginning(value))
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _beginning(value: Any, depth: int = 0) -> Any:
+    """As much of a value as 60 characters can show: the whole of it may have millions, or be nested deep."""
+    if depth == 10:
+        return "..."
+    if isinstance(value, dict):
+        items = itertools.islice(value.items(), 10)
+        return {_beginning(name, depth + 1): _beginning(member, depth + 1) for name, member in items}
+    if isinstance(value, list):
+        return [_beginning(member, depth + 1) for member in value[:60]]
+    return value[:80] if isinstance(value, str | bytes) else value

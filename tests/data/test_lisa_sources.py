@@ -17,7 +17,7 @@ from source_fixtures import (
     write_json,
 )
 
-from pixel_sail.data import check
+from pixel_sail.data import check, image
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.sources.label_classes import ADE20K, COCO_STUFF
 from pixel_sail.data.sources.parts import wordings_of
@@ -191,12 +191,12 @@ def test_label_maps_that_cannot_be_used_are_explained(tmp_path):
         open_named(tmp_path, "coco_stuff")
 
 
-def test_a_label_map_above_pillows_limit_is_a_bad_sample_and_no_crash(tmp_path, monkeypatch):
+def test_a_label_map_above_the_limit_is_a_bad_sample_and_no_crash(tmp_path, monkeypatch):
     write_images(tmp_path / "ade20k/images/training", "0.jpg")
     _label_map(tmp_path / "ade20k/annotations/training/0.png", {(0, 0): 1}, ground=0)
     source = open_named(tmp_path, "ade20k")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # twice as many are refused
-    with pytest.raises(BadSample, match="^ade20k/train/0: cannot decode .*0.png: .*exceeds limit"):
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 80)
+    with pytest.raises(BadSample, match="^ade20k/train/0: the label map .*0.png has more than 80 pixels; save a smaller"):
         draw_sample(source)
 
 

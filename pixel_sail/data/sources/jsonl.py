@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_text
-from pixel_sail.data.image import DECODER_ERRORS
+from pixel_sail.data.image import opened_image, orientation
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import area_px, encode_mask, from_coco
 from pixel_sail.data.regions import Box, Points, draw_region
@@ -52,12 +51,12 @@ class JsonlEntry:
         A turned image (EXIF) is refused, because coordinates may follow the stored pixels or what a viewer shows.
         """
         try:
-            with Image.open(self.path) as image:
-                turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+            with opened_image(self.path) as image:
+                turn = orientation(image)
                 size = image.height, image.width
-        except DECODER_ERRORS as error:
-            raise BadSample(f"{self.where}: cannot read the image {self.path}: {error}") from None
-        if turn not in (0, 1):
+        except BadSample as error:
+            raise BadSample(f"{self.where}: {error}") from None
+        if turn not in (None, 0, 1):
             raise BadSample(
                 f"{self.where}: the image {self.path} is stored turned (EXIF orientation {turn}), so that coordinates "
                 "could follow the stored or the shown pixels; save it upright, without this tag"

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.image import DECODER_ERRORS
+from pixel_sail.data.image import opened_image
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import parse_usable, refuse_nothing
@@ -145,16 +144,12 @@ def _beside(folder: Path) -> Callable[[str, str], Path]:
 def _read_labels(entry: LabelMap) -> np.ndarray:
     """(H, W) uint8. Raises BadSample for a PNG that cannot be decoded or is in colour."""
     try:
-        with Image.open(entry.labels) as png:
+        with opened_image(entry.labels, "label map") as png:
             if png.mode not in ("L", "P"):
-                raise BadSample(
-                    f"{entry.key}: {entry.labels} is of mode {png.mode}; expected one number a pixel (L or P)"
-                )
+                raise BadSample(f"{entry.labels} is of mode {png.mode}; expected one number a pixel (L or P)")
             return np.asarray(png)
-    except DECODER_ERRORS as error:
-        if isinstance(error, BadSample):
-            raise
-        raise BadSample(f"{entry.key}: cannot decode {entry.labels}: {error}") from None
+    except BadSample as error:
+        raise BadSample(f"{entry.key}: {error}") from None
 
 
 def _record(name: str, files: tuple[ExpectedFile, ...], open_source: Any, folders: tuple[str, ...]) -> SourceRecord:

@@ -1,0 +1,13 @@
+"""How large anything that a dataset holds may be. Far above what real data have, far below what exhausts a machine.
+
+Each limit is checked before memory is taken, and named in the message. docs/add_a_dataset.md lists them.
+"""
+
+MAX_IMAGE_PIXELS = 100_000_000  # of an image, a mask or a label map; 300 MB as RGB
+MAX_IMAGE_BYTES = 2**30  # of an image file
+MAX_TEXT_CHARACTERS = 50_000  # of a question or an answer; tokenizing is slow, and no sequence holds more
+MAX_TURNS = 1000  # of a sample
+MAX_RLE_CHARACTERS = 4_000_000  # of a compressed mask, or numbers of an uncompressed one
+MAX_POLYGONS = 10_000  # of a mask
+MAX_OUTLINE_PX = 2_000_000  # length of the outline of a polygon; drawing needs 50 bytes for each
+MAX_SHARED = 1_000_000  # values of a pickle that are written once and used again; see sources/unpickle.py
