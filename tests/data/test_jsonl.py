@@ -155,7 +155,7 @@ DECODING = [
     (asked({"0": "black.png"}), "region 0 has no pixel"),
     (asked({"0": [5, 5, 5, 5], "1": box_rle(5, 5)}, "<Prompt0> <Prompt1>?"), "regions 0 and 1 are the same pixels"),
     (line(image="turned.jpg"), "{root}/images/turned.jpg is stored turned (EXIF orientation 6)"),
-    (line(image="torn.png"), "cannot read the image {root}/images/torn.png"),
+    (line(image="torn.png"), "cannot decode the image {root}/images/torn.png"),
 ]
 
 

@@ -238,7 +238,7 @@ def test_unusable_files_and_names_are_explained(dataset):
             read_benchmark(dataset, name)
     refs = dataset / "refcoco" / "refs(unc).p"
     refs.write_bytes(pickle.dumps([{"ref_id": 1}], 2))
-    with pytest.raises(DatasetError, match="is not a list of REFER refs: 'image_id'"):
+    with pytest.raises(DatasetError, match="is not a list of REFER refs: its entry 0: it has no 'image_id'"):
         _open(dataset)
     instances = dataset / "grefcoco" / "instances.json"
     instances.write_text(json.dumps({"images": []}))

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
+from pixel_sail.data.inside import inside, is_file
 from pixel_sail.data.masks import object_mask
-from pixel_sail.data.sources.entries import member, repeated, size_member
+from pixel_sail.data.sources.entries import member, records, repeated, size_member
 from pixel_sail.types import RLE, BadSample
 
 _COCO_FOLDER = re.compile(r"^(coco/)?(train|val|test)20(14|17)/(?=[^/]+$)")
+INSTANCES_FILE = "a COCO instances file"
 COCO_2014_FOLDERS = ("images/train2014", "images/mscoco/images/train2014")  # the second is REFER's
 
 
@@ -37,14 +39,15 @@ class CocoInstances:
     def read(cls, path: Path) -> CocoInstances:
         """Raises DatasetError for a file that is missing or not in the format of COCO."""
         values = read_json(path)
-        try:
-            images = {image["id"]: image for image in values["images"]}
-            annotations = {annotation["id"]: annotation for annotation in values["annotations"]}
-            images_twice = repeated(image["id"] for image in values["images"])
-            twice = repeated(annotation["id"] for annotation in values["annotations"])
-        except (TypeError, KeyError) as error:
-            raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
-        return cls(path, images, annotations, images_twice, twice)
+        listed = records(values, "images", ("id",), path, INSTANCES_FILE)
+        annotated = records(values, "annotations", ("id", "image_id"), path, INSTANCES_FILE)
+        return cls(
+            path,
+            {image["id"]: image for image in listed},
+            {annotation["id"]: annotation for annotation in annotated},
+            repeated(image["id"] for image in listed),
+            repeated(annotation["id"] for annotation in annotated),
+        )
 
     def image(self, image_id: int) -> CocoImage:
         """Raises BadSample if the image is missing, listed twice, or without name and size."""
@@ -53,7 +56,7 @@ class CocoInstances:
         if image_id in self.repeated_images:
             raise BadSample(f"{self.path} has several images with the id {image_id}")
         image, where = self.images[image_id], f"image {image_id} in {self.path}"
-        return CocoImage(member(image, "file_name", str, where), size_member(image, where))
+        return CocoImage(inside(member(image, "file_name", str, where), where), size_member(image, where))
 
     def mask(self, annotation_id: int, image_id: int, left_out: list[str] | None = None) -> RLE:
         """The mask of an annotation; degenerate pieces go into `left_out` (see `object_mask`).
@@ -108,10 +111,11 @@ class ImageFinder:
         Some files write COCO's folder before the name ("train2017/9.jpg"): the image may be in any of the folders.
         """
         if file_name not in self._paths:
+            inside(file_name, where)
             bare = _COCO_FOLDER.sub("", file_name)
             names = dict.fromkeys((file_name, bare, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", bare)))
             paths = (folder / name for name in names for folder in self._folders)
-            path = next((path for path in paths if path.is_file()), None)
+            path = next((path for path in paths if is_file(path, where)), None)
             if path is None:
                 folders = ", ".join(str(folder) for folder in self._folders)
                 raise BadSample(f"{where}: no image {file_name!r} in {folders}")

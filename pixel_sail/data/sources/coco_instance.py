@@ -14,8 +14,8 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import decode_mask, may_have_no_pixels, object_mask
-from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, repeated, size_member
+from pixel_sail.data.sources.coco import INSTANCES_FILE, ImageFinder
+from pixel_sail.data.sources.entries import category_names, member, parse_usable, records, refuse_nothing, repeated, size_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
@@ -81,19 +81,16 @@ class _Instances:
     def read(cls, path: Path) -> _Instances:
         values = read_json(path)
         by_image: dict[Any, dict[Any, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-        try:
-            classes = {category["id"]: category["name"] for category in values["categories"]}
-            images = {image["id"]: image for image in values["images"]}
-            for annotation in values["annotations"]:
-                _ = classes[annotation["category_id"]], annotation["segmentation"]
-                by_image[annotation["image_id"]][annotation["category_id"]].append(annotation)
-            twice = repeated(annotation["id"] for annotation in values["annotations"])
-            images_twice = repeated(image["id"] for image in values["images"])
-        except (TypeError, KeyError, AttributeError) as error:
-            raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
-        if len(classes) != len(values["categories"]):
-            raise DatasetError(f"{path} has several categories with one id")
-        return cls(path, classes, images, by_image, images_twice, twice)
+        classes = category_names(values, path, INSTANCES_FILE)
+        listed = records(values, "images", ("id",), path, INSTANCES_FILE)
+        annotated = records(values, "annotations", ("id", "image_id", "category_id"), path, INSTANCES_FILE)
+        for annotation in annotated:
+            if annotation["category_id"] not in classes or "segmentation" not in annotation:
+                missing = annotation["category_id"] if "segmentation" in annotation else "'segmentation'"
+                raise DatasetError(f"{path} is not {INSTANCES_FILE}: no {missing}, of annotation {annotation['id']}")
+            by_image[annotation["image_id"]][annotation["category_id"]].append(annotation)
+        images, images_twice = {image["id"]: image for image in listed}, repeated(image["id"] for image in listed)
+        return cls(path, classes, images, by_image, images_twice, repeated(entry["id"] for entry in annotated))
 
     def image(self, image_id: Any, key: str) -> tuple[dict[str, Any], tuple[int, int]]:
         """The image and its (height, width). Raises BadSample if it is missing, listed twice or has no size."""

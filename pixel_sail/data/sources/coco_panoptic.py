@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,20 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.image import load_image
+from pixel_sail.data.image import opened_image, to_rgb
+from pixel_sail.data.inside import inside, is_file
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, numbered, parse_usable, refuse_nothing, repeated, text_member
+from pixel_sail.data.sources.entries import (
+    category_names,
+    member,
+    numbered,
+    parse_usable,
+    records,
+    refuse_nothing,
+    repeated,
+    text_member,
+)
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import CLASSIFY, OTHERS, classify
@@ -60,17 +71,14 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
     Segments without a description are then left out. No PNG is decoded: `segment_masks` does that. Raises DatasetError.
     """
     values, finder, problems = read_json(path), ImageFinder(root), list[str]()
-    try:
-        listed = values["categories"] if not described else []
-        classes = _class_names({category["id"]: category["name"] for category in listed})
-        stuff = frozenset(classes[category["id"]] for category in listed if not category.get("isthing", 1))
-        files = {image["id"]: str(image["file_name"]) for image in values.get("images", [])}
-        annotations = list(values["annotations"])
-        images_twice = repeated(a.get("image_id") for a in annotations if isinstance(a, dict))
-        if repeated(category["id"] for category in listed):
-            raise DatasetError(f"{path} has several categories with one id")
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a COCO panoptic file: no {error}") from None
+    what = "a COCO panoptic file"
+    listed = [] if described else records(values, "categories", ("id",), path, what)
+    classes = {} if described else _class_names(category_names(values, path, what))
+    stuff = frozenset(classes[category["id"]] for category in listed if not category.get("isthing", 1))
+    annotations = records(values, "annotations", (), path, what)
+    images_twice = repeated(a["image_id"] for a in annotations if isinstance(a.get("image_id"), int))
+    images = records(values, "images", ("id",), path, what) if "images" in values else []
+    files = {image["id"]: image.get("file_name") for image in images}
     folder = PNG_FOLDER.path(root, split)
     left_out = {"crowd": 0, "described": 0}
     crowds: set[tuple[str, str]] = set()
@@ -79,10 +87,11 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
         key = f"{name}/{split}/image={member(annotation, 'image_id', int, where)}"
         if annotation["image_id"] in images_twice:
             raise BadSample(f"{key}: several annotations have this image")
-        png = folder / member(annotation, "file_name", str, key)
-        if not png.is_file():
+        png = folder / inside(member(annotation, "file_name", str, key), key)
+        if not is_file(png, key):
             raise BadSample(f"{key}: no file {png}")
-        image_path = finder.find(files.get(annotation["image_id"], f"{png.stem}.jpg"), key)
+        file_name = files.get(annotation["image_id"], f"{png.stem}.jpg")
+        image_path = finder.find(member({"file_name": file_name}, "file_name", str, f"{key}: its image"), key)
         infos = member(annotation, "segments_info", list, key)
         segments = _segments(infos, png, classes, described, left_out, problems, key)
         crowds.update((key, classes.get(info.get("category_id"), "")) for info in infos if info.get("iscrowd"))
@@ -106,7 +115,10 @@ def segment_masks(image: RegionImage[Segment]) -> dict[int, RLE]:
     """
     png = image.items[0].png
     try:
-        rgb = np.asarray(load_image(png), dtype=np.int32)  # (H, W, 3)
+        with opened_image(png) as stored:
+            if len(stored.getbands()) < 3 and stored.mode != "P":
+                raise BadSample(f"{png} is of mode {stored.mode}; the number of a segment is in the three colours")
+            rgb = np.asarray(to_rgb(stored), dtype=np.int32)  # (H, W, 3)
     except BadSample as error:
         raise BadSample(f"{image.key}: {error}") from None
     ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
@@ -134,15 +146,17 @@ def _segments(
     key: str,
 ) -> tuple[Segment, ...]:
     segments = []
-    twice = repeated(info.get("id") for info in infos if isinstance(info, dict))
+    twice = repeated(member(info, "id", int, f"{key}: a segment") for info in infos)
     if twice:
         raise BadSample(f"{key}: several of its segments have the id {min(twice, key=str)}")
     for info in infos:
-        segment_id = member(info, "id", int, f"{key}: a segment")
+        segment_id = info["id"]
         where = f"{key}: segment {segment_id}"
         area = info.get("area")
         if area is not None and (isinstance(area, bool) or not isinstance(area, int | float) or not area >= 0):
-            raise BadSample(f"{where}: its 'area' is {area!r}; expected a number of pixels")
+            raise BadSample(f"{where}: its 'area' is {reprlib.repr(area)}; expected a number of pixels")
+        if not isinstance(info.get("category_id"), int | str | None):
+            raise BadSample(f"{where}: category {reprlib.repr(info['category_id'])} is not in the list of categories")
         if info.get("iscrowd"):
             left_out["crowd"] += 1
         elif area == 0:

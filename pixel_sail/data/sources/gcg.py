@@ -5,6 +5,7 @@ The images are GranD-f's own, COCO's and Flickr30k's: GLaMM's folders and the us
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +16,10 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError, UnknownSplit
 from pixel_sail.data.files import read_json
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, parse_usable, read_entries, refuse_nothing, size_member
+from pixel_sail.data.sources.entries import member, parse_usable, read_entries, records, refuse_nothing, size_member
 from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member, find_phrase
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
+from pixel_sail.data.text import refuse_text
 from pixel_sail.types import BadSample
 
 GRAND_F, OPEN_PSG, REFCOCOG, FLICKR = NAMES = ("grand_f", "open_psg", "refcocog_gcg", "flickr_gcg")
@@ -83,6 +85,7 @@ def _grounded(entry: Any, key: str, finder: ImageFinder, problems: list[str]) ->
 
     def parse(item: tuple[str, Any], where: str) -> Phrase:
         text, grounding = item
+        refuse_text(text, where)
         if grounding is None:
             raise BadSample(f"{where}: it is not grounded (null)")
         span = _span(member(grounding, "token_positives", list, where), where)
@@ -126,7 +129,7 @@ def _read_flickr(path: Path, name: str, finder: ImageFinder, problems: list[str]
             spans = member(annotation, "tokens_positive", list, where)
             start, stop = (place - before for place in _span(spans[0] if spans else [], where))
             span = (start, stop) if 0 <= start < stop <= len(caption) else None
-            text = caption[start:stop] if span else str(spans)
+            text = caption[start:stop] if span else reprlib.repr(spans)
             return Phrase(text, span, (member(annotation, "sam_mask", object, where),))
 
         numbered_annotations = enumerate(annotations[image.get("id")])
@@ -155,7 +158,7 @@ def _read_captions_and_masks(
             raise BadSample(f"{key}: {len(labels)} phrases in {path}, {len(masks[image_id])} masks in {mask_path}")
         phrases, after = [], 0
         for label, mask in zip(labels, masks[image_id], strict=True):
-            text = str(label).strip()
+            text = member({"label": label}, "label", str, key).strip()
             ahead = find_phrase(caption[after:], text)  # the second "a cup" is the second one in the caption
             span = (ahead[0] + after, ahead[1] + after) if ahead else find_phrase(caption, text)
             after = span[1] if span else after
@@ -187,9 +190,8 @@ def _parse_images(
 
 def _image(entry: dict[str, Any], caption: str, phrases: list[Phrase], key: str, finder: ImageFinder) -> GroundedImage:
     """From the entry of an image in a COCO-like file; an image without a file name is named by its id."""
-    sides = (entry.get("height"), entry.get("width"))
-    size = sides if all(isinstance(side, int) for side in sides) else None
-    path = finder.find(str(entry.get("file_name", f"{entry.get('id')}.jpg")), key)
+    size = size_member(entry, key) if {"height", "width"} & set(entry) else None
+    path = finder.find(member({"file_name": f"{entry['id']}.jpg", **entry}, "file_name", str, key), key)
     return GroundedImage(key, path, size, caption, tuple(phrases))
 
 
@@ -197,11 +199,9 @@ def _coco_like(
     path: Path, name: str, problems: list[str]
 ) -> tuple[list[dict[str, Any]], dict[Any, list[dict[str, Any]]]]:
     """The images of a file, and the annotations of each image by its id. Raises DatasetError."""
-    values = read_json(path)
-    images, annotations = (values.get(part) if isinstance(values, dict) else None for part in ("images", "annotations"))
-    for entries in (images, annotations):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise DatasetError(f"{path} is not a COCO-like file: it needs the lists images and annotations")
+    values, what = read_json(path), "a COCO-like file with the lists images and annotations"
+    images = records(values, "images", ("id",), path, what)
+    annotations = records(values, "annotations", ("image_id",), path, what)
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations:
         if not annotation.get("ignore"):
@@ -213,8 +213,8 @@ def _coco_like(
 
 
 def _span(positions: Any, where: str) -> tuple[int, int]:
-    if not isinstance(positions, list) or len(positions) != 2 or not all(isinstance(at, int) for at in positions):
-        raise BadSample(f"{where}: the positions {positions!r} are not [first character, one past the last]")
+    if not isinstance(positions, list) or len(positions) != 2 or not all(type(at) is int for at in positions):
+        raise BadSample(f"{where}: the positions {reprlib.repr(positions)} are not [first character, one past the last]")
     return positions[0], positions[1]
 
 

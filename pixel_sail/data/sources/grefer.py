@@ -6,16 +6,18 @@ crowds alone has none.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from pixel_sail.config import DataConfig
-from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
+from pixel_sail.data.sources.entries import id_member, member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
-from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, sentences_of
+from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, read_refs, sentences_of
 from pixel_sail.data.templates import Templates
+from pixel_sail.types import BadSample
 
 NAME = "grefcoco"
 FILE = ExpectedFile("grefcoco/grefs(unc).json")
@@ -30,14 +32,16 @@ def open_grefer(root: Path, split: str, data: DataConfig) -> ReferringSource:
 def read_grefer(root: Path, split: str) -> Referring:
     """Every ref of a split, grouped by image; several objects are united. Raises DatasetError; bad refs are listed."""
     path = FILE.find(root, split)
-    refs = read_json(path)
-    try:
-        parsed = [
-            Ref(r["ref_id"], r["image_id"], _targets(r), r["split"], sentences_of(r), _contradiction(r)) for r in refs
-        ]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a list of gRefCOCO refs: {error}") from None
-    return collect(parsed, path, INSTANCES.path(root, split), root, NAME, split, crowds=False)
+    refs = read_refs(read_json(path), path, "gRefCOCO refs", _ref)
+    return collect(refs, path, INSTANCES.path(root, split), root, NAME, split, crowds=False)
+
+
+def _ref(ref: Any, where: str) -> Ref:
+    ref_id, image_id = (id_member(ref, key, where) for key in ("ref_id", "image_id"))
+    if not all(type(number) in (int, str) for number in member(ref, "ann_id", list, where)):
+        raise BadSample(f"{where}: its 'ann_id' is {reprlib.repr(ref['ann_id'])}; expected a list of numbers")
+    texts = member(ref, "split", str, where), sentences_of(ref, where)
+    return Ref(ref_id, image_id, _targets(ref), *texts, _contradiction(ref))
 
 
 def _targets(ref: dict[str, Any]) -> tuple[int, ...]:

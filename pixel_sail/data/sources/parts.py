@@ -6,6 +6,7 @@ A category is an object ("bottle") or a part of one ("bottle:cap").
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,17 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.config import DataConfig
-from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
-from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, size_member
+from pixel_sail.data.sources.coco import INSTANCES_FILE, ImageFinder
+from pixel_sail.data.sources.entries import (
+    category_names,
+    member,
+    parse_usable,
+    records,
+    refuse_nothing,
+    size_member,
+)
 from pixel_sail.data.sources.label_maps import COCO_FOLDERS
 from pixel_sail.data.sources.panoptic_segments import united_turn
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
@@ -61,20 +68,21 @@ def open_parts(name: str, root: Path, split: str, data: DataConfig) -> RegionSou
     path, problems = FILES[name].find(root, split), list[str]()
     templates, finder, values = Templates.of(data), ImageFinder(root, FOLDERS[name]), read_json(path)
     grouped: dict[Any, dict[Any, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    try:
-        wordings = {category["id"]: wordings_of(category["name"]) for category in values["categories"]}
-        for annotation in values["annotations"]:
-            grouped[annotation["image_id"]][annotation["category_id"]].append(annotation)
-        times = Counter(image["id"] for image in values["images"])
-        images = [(image, f"{name}/{split}/image={image['id']}") for image in values["images"]]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a COCO instances file: no {error}") from None
+    names = category_names(values, path, INSTANCES_FILE)
+    wordings = {category: wordings_of(category_name) for category, category_name in names.items()}
+    for annotation in records(values, "annotations", ("image_id", "category_id"), path, INSTANCES_FILE):
+        grouped[annotation["image_id"]][annotation["category_id"]].append(annotation)
+    listed = records(values, "images", ("id",), path, INSTANCES_FILE)
+    times = Counter(image["id"] for image in listed)
+    images = [(image, f"{name}/{split}/image={image['id']}") for image in listed]
     left_out: Counter[str] = Counter()
 
     def parse(image: dict[str, Any], key: str) -> RegionImage[PartClass]:
         if times[image["id"]] > 1:
             raise BadSample(f"{key}: {times[image['id']]} images have this id, so their objects are not known")
-        size, partial_ids = size_member(image, key), set(image.get("not_exhaustive_category_ids") or ())
+        size, partial_ids = size_member(image, key), image.get("not_exhaustive_category_ids") or []
+        if not isinstance(partial_ids, list):
+            raise BadSample(f"{key}: its 'not_exhaustive_category_ids' are {reprlib.repr(partial_ids)}; expected a list")
         classes = []
         for category, members in grouped[image["id"]].items():
             if category not in wordings:

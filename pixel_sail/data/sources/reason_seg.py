@@ -5,6 +5,7 @@ Each image has a JSON file of the same name: {text: [..], is_sentence, shapes: [
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.image import image_size, upright
-from pixel_sail.data.masks import encode_mask
+from pixel_sail.data.inside import is_file
+from pixel_sail.data.limits import MAX_POLYGONS
+from pixel_sail.data.masks import area_px, decode_mask, encode_mask, refuse_long_outline
 from pixel_sail.data.polygons import outlined_polygon
 from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, refuse_tokens
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
@@ -93,11 +96,11 @@ def target_and_ignored(image: ReasonImage) -> tuple[RLE, RLE]:
     Raises BadSample if the image cannot be read, and NoPixels if the target is empty.
     """
     size = image_size(image.path, image.key, orient=True)
-    drawn = [outlined_polygon(corners, size) for _, corners in image.shapes]
+    drawn = [encode_mask(outlined_polygon(corners, size)) for _, corners in image.shapes]
     marked = np.zeros(size, dtype=np.uint8)
     # Among equally large shapes the last of the file comes first, as with LISA's reversed argsort.
-    for i in np.argsort([np.count_nonzero(mask) for mask in drawn], kind="stable")[::-1]:
-        marked[drawn[i]] = image.shapes[i][0]
+    for i in np.argsort([area_px(mask) for mask in drawn], kind="stable")[::-1]:
+        marked[decode_mask(drawn[i])] = image.shapes[i][0]
     if not (marked == _TARGET).any():
         raise NoPixels(f"{image.key}: no pixel of the image is marked as the target")
     return encode_mask(marked == _TARGET), encode_mask(marked == _IGNORED)
@@ -108,15 +111,19 @@ def _read(problems: list[str], path: Path, key: str) -> ReasonImage:
         values = read_json(path, fallback="cp1252")  # some of the published files
     except DatasetError as error:
         raise BadSample(f"{key}: {error}") from None
-    image = path.with_suffix(".jpg")
-    if not image.is_file():
+    image, is_sentence = path.with_suffix(".jpg"), member(values, "is_sentence", object, key)
+    if not isinstance(is_sentence, int):  # or True and False
+        raise BadSample(f"{key}: its 'is_sentence' is {reprlib.repr(is_sentence)}; expected true or false")
+    if not is_file(image, key):
         raise BadSample(f"{key}: no image {image}")
     texts = [text.strip() if isinstance(text, str) else "" for text in member(values, "text", list, key)]
     if not texts or not all(texts):
-        raise BadSample(f"{key}: its 'text' is {texts!r:.60}; expected one or more questions or phrases")
+        raise BadSample(f"{key}: its 'text' is {reprlib.repr(texts)}; expected one or more questions or phrases")
     for text in texts:
         refuse_tokens(text, key)
     degenerate: list[str] = []
+    if len(member(values, "shapes", list, key)) > MAX_POLYGONS:
+        raise BadSample(f"{key}: it has {len(values['shapes']):,} shapes; at most {MAX_POLYGONS:,} are drawn")
     shapes = [
         _shape(shape, degenerate, f"{key}: shape {i}") for i, shape in enumerate(member(values, "shapes", list, key))
     ]
@@ -124,7 +131,7 @@ def _read(problems: list[str], path: Path, key: str) -> ReasonImage:
     if all(kind == _IGNORED for kind, _ in used):
         raise NoPixels(degenerate[0] if degenerate else f"{key}: none of its shapes is a target")
     problems += degenerate
-    return ReasonImage(key, image, tuple(texts), bool(member(values, "is_sentence", int, key)), used)
+    return ReasonImage(key, image, tuple(texts), bool(is_sentence), used)
 
 
 def _shape(shape: Any, degenerate: list[str], where: str) -> Shape | None:
@@ -138,14 +145,15 @@ def _shape(shape: Any, degenerate: list[str], where: str) -> Shape | None:
     points = member(shape, "points", list, where)
     try:
         corners = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         corners = np.empty(0)
     if len(points) < 3:
-        degenerate.append(f"{where}: its points {points!r:.60} are no polygon; it needs x, y of at least three points")
+        degenerate.append(f"{where}: its points {reprlib.repr(points)} are no polygon; it needs x, y of at least three points")
         return None
     numbers = all(type(value) in (int, float) for point in points if isinstance(point, list) for value in point)
     if not numbers or corners.ndim != 2 or corners.shape[1] != 2 or not (np.abs(corners) < _FAR_OUTSIDE).all():
-        raise BadSample(f"{where}: its points {points!r:.60} are no polygon; it needs x, y in pixels of each point")
+        raise BadSample(f"{where}: its points {reprlib.repr(points)} are no polygon; it needs x, y in pixels of each point")
+    refuse_long_outline(corners, where)
     return _IGNORED if "ignore" in label else _TARGET, tuple((int(x), int(y)) for x, y in corners)
 
 

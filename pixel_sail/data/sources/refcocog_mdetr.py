@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.config import DataConfig
-from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing, size_member, text_member
+from pixel_sail.data.sources.entries import member, parse_usable, records, refuse_nothing, size_member, text_member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.targets import refuse_empty
@@ -45,15 +44,13 @@ class Expression:
 def open_captions(root: Path, split: str, data: DataConfig) -> RegionSource[Expression]:
     """Samples of one image with several expressions. Raises DatasetError; unusable entries are in `.problems`."""
     path, finder, problems = FILE.find(root, split), ImageFinder(root, FOLDERS), list[str]()
-    values = read_json(path)
-    try:
-        entries = [(entry, f"{NAME}/{split}/id={entry['id']}") for entry in values["images"]]
-        annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in values["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        times = Counter(entry["id"] for entry in values["images"])
-    except (TypeError, KeyError) as error:
-        raise DatasetError(f"{path} is not a COCO-like file of expressions: no {error}") from None
+    values, what = read_json(path), "a COCO-like file of expressions"
+    listed = records(values, "images", ("id",), path, what)
+    entries = [(entry, f"{NAME}/{split}/id={entry['id']}") for entry in listed]
+    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in records(values, "annotations", ("image_id",), path, what):
+        annotations[annotation["image_id"]].append(annotation)
+    times = Counter(entry["id"] for entry in listed)
 
     def parse(entry: Any, where: str) -> tuple[Path, Expression]:
         if times[entry["id"]] > 1:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
+from pixel_sail.data.sources.entries import id_member, member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
-from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, sentences_of
+from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, read_refs, sentences_of
 from pixel_sail.data.sources.unpickle import load_plain_pickle
 from pixel_sail.data.templates import Templates
 
@@ -38,12 +40,13 @@ def read_refer(root: Path, name: str, split: str) -> Referring:
     instances_path, path = (file.path(root, split) for file in refer_files(name))
     if not path.is_file():
         raise DatasetError(f"no dataset {name} under {root}: expected {instances_path} and one of {REF_FILES}")
-    refs = load_plain_pickle(path)
-    try:
-        parsed = [Ref(r["ref_id"], r["image_id"], (r["ann_id"],), r["split"], sentences_of(r)) for r in refs]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a list of REFER refs: {error}") from None
-    return collect(parsed, path, instances_path, root, name, split)
+    refs = read_refs(load_plain_pickle(path), path, "REFER refs", _ref)
+    return collect(refs, path, instances_path, root, name, split)
+
+
+def _ref(ref: Any, where: str) -> Ref:
+    ref_id, image_id, annotation_id = (id_member(ref, key, where) for key in ("ref_id", "image_id", "ann_id"))
+    return Ref(ref_id, image_id, (annotation_id,), member(ref, "split", str, where), sentences_of(ref, where))
 
 
 RECORDS = tuple(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixel_sail.data.errors import UnknownSplit
+from pixel_sail.data.errors import DatasetError, UnknownSplit
 from pixel_sail.data.masks import unite
 from pixel_sail.data.sources.coco import CocoInstances, image_folder
-from pixel_sail.data.sources.entries import refuse_nothing
+from pixel_sail.data.sources.entries import id_member, member, refuse_nothing
 from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.data.templates import Templates
+from pixel_sail.data.text import printable
 from pixel_sail.types import RLE, BadSample, NoPixels, Sample
 
 
@@ -59,9 +61,25 @@ class Referring:
     problems: tuple[str, ...]  # one line for each ref or sentence that was left out, and why
 
 
-def sentences_of(ref: dict[str, Any]) -> tuple[tuple[int, str], ...]:
-    """The (sent_id, expression) of a ref in an annotation file."""
-    return tuple((sentence["sent_id"], sentence["sent"].strip()) for sentence in ref["sentences"])
+def read_refs(values: Any, path: Path, what: str, parse: Callable[[dict[str, Any], str], Ref]) -> list[Ref]:
+    """`parse(ref, where)` of each ref of an annotation file, which is a list of `what`. Raises DatasetError."""
+    if not isinstance(values, list):
+        raise DatasetError(f"{path} is not a list of {what}: it holds a {type(values).__name__}")
+    refs = []
+    for number, ref in enumerate(values):
+        try:
+            refs.append(parse(ref, f"its entry {number}"))
+        except BadSample as error:
+            raise DatasetError(f"{path} is not a list of {what}: {error}") from None
+    return refs
+
+
+def sentences_of(ref: dict[str, Any], where: str) -> tuple[tuple[int, str], ...]:
+    """The (sent_id, expression) of a ref in an annotation file. Raises BadSample."""
+    return tuple(
+        (id_member(sentence, "sent_id", where), member(sentence, "sent", str, where).strip())
+        for sentence in member(ref, "sentences", list, where)
+    )
 
 
 def collect(
@@ -75,15 +93,20 @@ def collect(
     """
     chosen = [ref for ref in refs if ref.split == split]
     if not chosen:
-        raise UnknownSplit(f"{refs_path} has no split {split!r}; it has {sorted({ref.split for ref in refs})}")
+        raise UnknownSplit(f"{refs_path} has no split {split!r}; it has {sorted({ref.split for ref in refs})!r:.200}")
     coco, folder = CocoInstances.read(instances_path), image_folder(root)
     referents: dict[int, list[Referent]] = defaultdict(list)
     problems: list[str] = []
+    contents = {ref.ref_id: ref for ref in chosen}
+    twice = {ref.ref_id for ref in chosen if ref != contents[ref.ref_id]}
     for ref in chosen:
+        where = f"{name}/{split}/ref={ref.ref_id}"
         try:
-            referents[ref.image_id].append(_referent(ref, coco, crowds, f"{name}/{split}/ref={ref.ref_id}", problems))
+            if ref.ref_id in twice:
+                raise BadSample(f"{where}: {refs_path} has different refs with this id")
+            referents[ref.image_id].append(_referent(ref, coco, crowds, where, problems))
         except BadSample as error:
-            problems.append(str(error))
+            problems.append(printable(str(error)))
     images = [
         ReferredImage(
             key=f"{name}/{split}/image={image_id}",

@@ -6,6 +6,7 @@ import math
 from itertools import chain
 from typing import Any
 
+from pixel_sail.data.limits import MAX_IMAGE_PIXELS
 from pixel_sail.data.masks import area_px, from_coco
 from pixel_sail.data.sources.entries import sized_mask
 from pixel_sail.types import RLE, BadSample, NoPixels
@@ -47,6 +48,7 @@ def _canvas(segmentation: Any) -> tuple[int, int]:
     """(height, width) that hold the polygons, where the size of the image is not known."""
     try:
         points = [float(value) for value in chain.from_iterable(segmentation)]
-        return tuple(max(1, math.ceil(max(points[start::2], default=0)) + 1) for start in (1, 0))
+        height, width = (max(1, math.ceil(max(points[start::2], default=0)) + 1) for start in (1, 0))
+        return min(height, MAX_IMAGE_PIXELS), min(width, MAX_IMAGE_PIXELS)
     except (TypeError, ValueError, OverflowError):
         return 1, 1  # not polygons: `from_coco` says so
