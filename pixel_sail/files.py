@@ -109,7 +109,9 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) < len(pairs):
         for key, value in pairs:
             if members[key] != value and value == value:
-                raise ValueError(f"an object has the key {key[:80]!r} twice, with different values: nothing says which holds")
+                raise ValueError(
+                    f"an object has the key {key[:80]!r} twice, with different values: nothing says which holds"
+                )
     return members
 
 

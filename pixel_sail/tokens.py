@@ -60,4 +60,4 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def prompt_names(text: str) -> list[int]:
     """The K of every <PromptK> in `text`, in order, with repetitions."""
-    return [int(k) for k in _PROMPT_NAME.findall(text)]
+    return [int(k) if len(k) < 10 else 10**9 for k in _PROMPT_NAME.findall(text)]  # int refuses thousands of digits

@@ -10,6 +10,7 @@ import numpy as np
 
 from pixel_sail.config import DataConfig, MixtureEntry
 from pixel_sail.data.errors import DatasetError, UnknownSplit
+from pixel_sail.data.files import exists
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.sources import RECORDS, Source, open_source, source_record
@@ -57,7 +58,11 @@ def check_source(root: Path, name: str, split: str, decode: int) -> Finding:
     """
     record = source_record(name)
     expected = " and ".join(file.where(root, split) for file in record.files_of(split))
-    if not record.files_of(split)[0].path(root, split).exists():
+    try:
+        is_there = exists(record.files_of(split)[0].path(root, split))
+    except DatasetError as error:
+        return Finding(name, split, expected, errors=(str(error),))
+    if not is_there:
         return Finding(name, split, expected)
     data = DataConfig(root=root, mixture=[MixtureEntry(source=name, split=split)])
     try:

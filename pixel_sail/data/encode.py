@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.image import load_image, to_patches
+from pixel_sail.data.limits import MAX_TURNS
 from pixel_sail.data.lost_masks import without_lost_masks
 from pixel_sail.data.masks import decode_mask, resize_nearest
 from pixel_sail.data.prompts import prompt_ids
+from pixel_sail.data.text import refuse_text
 from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
 from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, Sample
 
@@ -117,6 +119,7 @@ class Encoder:
 
     def question_ids(self, question: str) -> list[int]:
         """Tokens that ask `question` as the first turn, up to the answer. Raises BadSample for image tokens in it."""
+        refuse_text(question, "the question")
         _refuse_image_tokens(question, "the question")
         return self.text_ids(self.chat.before(0, question))
 
@@ -156,10 +159,14 @@ class Encoder:
     def _check_text(self, sample: Sample) -> None:
         if not sample.turns:
             raise BadSample(f"{sample.key}: it has no question and answer")
+        if len(sample.turns) > MAX_TURNS:
+            raise BadSample(f"{sample.key}: it has {len(sample.turns):,} turns; at most {MAX_TURNS:,} are encoded")
         segs = sum(turn.answer.count(SEG) for turn in sample.turns)
         if segs != len(sample.masks):
             raise BadSample(f"{sample.key}: its answers have {segs} [SEG] and it has {len(sample.masks)} masks")
         for turn in sample.turns:
+            refuse_text(turn.question, sample.key)
+            refuse_text(turn.answer, sample.key)
             _refuse_image_tokens(turn.question + turn.answer, sample.key)
             beyond = [k for k in prompt_names(turn.question + turn.answer) if k >= MAX_PROMPTS]
             if beyond:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json
+from pixel_sail.data.files import exists, read_json
 from pixel_sail.data.inside import inside, is_file
 from pixel_sail.data.masks import object_mask
 from pixel_sail.data.sources.entries import member, records, repeated, size_member
@@ -99,7 +99,7 @@ class ImageFinder:
 
     def __init__(self, root: Path, folders: tuple[str, ...] = FOLDERS) -> None:
         """`folders` under `root` are searched in this order. Raises DatasetError if none of them exists."""
-        self._folders = [root / folder for folder in folders if (root / folder).is_dir()]
+        self._folders = [root / folder for folder in folders if exists(root / folder) and (root / folder).is_dir()]
         self._paths: dict[str, Path] = {}  # annotations name an image many times, and a file system may be slow
         if not self._folders:
             raise DatasetError(f"no images under {root}: expected one of the folders {', '.join(folders)}")

@@ -15,7 +15,15 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import decode_mask, may_have_no_pixels, object_mask
 from pixel_sail.data.sources.coco import INSTANCES_FILE, ImageFinder
-from pixel_sail.data.sources.entries import category_names, member, parse_usable, records, refuse_nothing, repeated, size_member
+from pixel_sail.data.sources.entries import (
+    category_names,
+    member,
+    parse_usable,
+    records,
+    refuse_nothing,
+    repeated,
+    size_member,
+)
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates

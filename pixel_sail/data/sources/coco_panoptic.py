@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.config import DataConfig
-from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.image import opened_image, to_rgb
 from pixel_sail.data.inside import inside, is_file

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pixel_sail.data.limits import MAX_TURNS
 from pixel_sail.data.masks import from_coco
 from pixel_sail.data.sources.entries import member, refuse_tokens
 from pixel_sail.data.sources.record import EntrySource
@@ -48,6 +49,8 @@ def read_turns(entry: Any, where: str, problems: list[str]) -> list[Turn]:
 
     They go into `problems`. Raises BadSample unless human and gpt alternate, and for [SEG] in answers.
     """
+    if len(member(entry, "conversations", list, where)) > 2 * MAX_TURNS:
+        raise BadSample(f"{where}: its conversation has over {2 * MAX_TURNS:,} messages; at most so many are read")
     messages = _from_question_to_answer(member(entry, "conversations", list, where), where, problems)
     texts = []
     for number, message in enumerate(messages):

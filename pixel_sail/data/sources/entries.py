@@ -77,7 +77,9 @@ def records(values: Any, name: str, ids: tuple[str, ...], path: Path, what: str)
             raise DatasetError(f"{path} is not {what}: {name}[{number}] is {reprlib.repr(entry)}; expected an object")
         for key in ids:
             if type(entry.get(key)) not in (int, str, float):
-                problem = f"is {reprlib.repr(entry[key])}; expected a number or a text" if key in entry else "is missing"
+                problem = (
+                    f"is {reprlib.repr(entry[key])}; expected a number or a text" if key in entry else "is missing"
+                )
                 raise DatasetError(f"{path} is not {what}: no {key!r} in {name}[{number}]: it {problem}")
     return entries
 

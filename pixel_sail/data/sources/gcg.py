@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.config import DataConfig
-from pixel_sail.data.errors import DatasetError, UnknownSplit
+from pixel_sail.data.errors import UnknownSplit
 from pixel_sail.data.files import read_json
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, parse_usable, read_entries, records, refuse_nothing, size_member
@@ -214,7 +214,9 @@ def _coco_like(
 
 def _span(positions: Any, where: str) -> tuple[int, int]:
     if not isinstance(positions, list) or len(positions) != 2 or not all(type(at) is int for at in positions):
-        raise BadSample(f"{where}: the positions {reprlib.repr(positions)} are not [first character, one past the last]")
+        raise BadSample(
+            f"{where}: the positions {reprlib.repr(positions)} are not [first character, one past the last]"
+        )
     return positions[0], positions[1]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import reprlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,15 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_text
 from pixel_sail.data.image import opened_image, orientation
+from pixel_sail.data.inside import inside, is_file
+from pixel_sail.data.limits import MAX_TURNS
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import area_px, encode_mask, from_coco
 from pixel_sail.data.regions import Box, Points, draw_region
 from pixel_sail.data.sources.entries import member, parse_usable
 from pixel_sail.data.sources.record import EntrySource, ExpectedFile, SourceRecord
+from pixel_sail.data.text import printable
+from pixel_sail.files import parse_json
 from pixel_sail.tokens import IMAGE_TOKENS, MAX_PROMPTS, PROMPTS, SEG, prompt_names
 from pixel_sail.types import RLE, BadSample, Sample, Turn
 
@@ -27,6 +30,7 @@ NAME = "jsonl"
 FILE = ExpectedFile("{split}.jsonl")
 IMAGE_FOLDERS = ("", "images")  # beside the file, in this order
 MASK_FOLDERS = ("", "masks")
+_NUMBERS = tuple(map(str, range(MAX_PROMPTS)))  # how the regions are called
 BOX_SLACK_PX = 1.0  # by which a box may pass the edge of the image: COCO's own boxes are rounded
 SHOWN_PROBLEMS = 20  # in an error about a whole file
 
@@ -107,8 +111,6 @@ def read_jsonl(path: Path, problems: list[str]) -> list[JsonlEntry]:
 
     Raises DatasetError for a missing file, one in another encoding (see `read_text`), and one without a usable line.
     """
-    if not path.is_file():
-        raise DatasetError(f"no file {path}")
     lines = enumerate(read_text(path).split("\n"), start=1)
     rows = [(row, f"{path}:{number}") for number, row in lines if row.strip()]
     entries = parse_usable(rows, lambda row, where: _parse(row, where, path), problems)
@@ -121,14 +123,14 @@ def read_jsonl(path: Path, problems: list[str]) -> list[JsonlEntry]:
 
 def _parse(row: str, where: str, file: Path) -> JsonlEntry:
     try:
-        values = json.loads(row)
+        values = parse_json(row)
     except ValueError as error:
         raise BadSample(f"{where}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise BadSample(f"{where}: {reprlib.repr(values)} is no object {{...}}; one line is one image")
     turns = tuple(
         _turn(talk, f"{where}: conversation {number}")
-        for number, talk in enumerate(member(values, "conversations", list, where))
+        for number, talk in enumerate(_few(member(values, "conversations", list, where), where))
     )
     if not turns:
         raise BadSample(f"{where}: its 'conversations' are empty")
@@ -153,6 +155,12 @@ def _parse(row: str, where: str, file: Path) -> JsonlEntry:
     return JsonlEntry(f"{file.name}:{number}", where, number, image, turns, tuple(located), placed)
 
 
+def _few(talks: list[Any], where: str) -> list[Any]:
+    if len(talks) > MAX_TURNS:
+        raise BadSample(f"{where}: its 'conversations' have {len(talks):,} turns; at most {MAX_TURNS:,} are read")
+    return talks
+
+
 def _turn(talk: Any, where: str) -> Turn:
     question, answer = (member(talk, name, str, where).strip() for name in ("question", "answer"))
     if not question or not answer:
@@ -173,9 +181,10 @@ def _check_masks(turns: tuple[Turn, ...], masks: list[Any], where: str) -> None:
 
 def _numbered(regions: dict[str, Any], where: str) -> dict[int, Any]:
     for name in regions:
-        if not name.isdecimal() or int(name) >= MAX_PROMPTS or str(int(name)) != name:
+        if name not in _NUMBERS:
             raise BadSample(
-                f'{where}: no region can be called "{name}"; write the K of <PromptK>, "0" to "{MAX_PROMPTS - 1}"'
+                f'{where}: no region can be called "{printable(name[:80])}"; write the K of <PromptK>, '
+                f'"0" to "{MAX_PROMPTS - 1}"'
             )
     return {int(name): region for name, region in regions.items()}
 
@@ -193,8 +202,9 @@ def _located(folder: Path, shape: Any, where: str) -> Shape:
 
 
 def _find(folder: Path, places: tuple[str, ...], name: str, what: str) -> Path:
+    inside(name, what.rpartition(": no ")[0])
     paths = [folder / place / name for place in places]
-    path = next((path for path in paths if path.is_file()), None)
+    path = next((path for path in paths if is_file(path, what.rpartition(": no ")[0])), None)
     if path is None:
         raise BadSample(f"{what} {' or '.join(dict.fromkeys(map(str, paths)))}")
     return path
@@ -233,14 +243,14 @@ def _region(shape: Shape, size_hw: tuple[int, int], where: str, name: str) -> RL
 
 def _box(values: list[float], size_hw: tuple[int, int], where: str) -> Box:
     x, y, width, height = values
-    if not all(map(math.isfinite, values)) or width <= 0 or height <= 0:
-        raise BadSample(f"{where}: {values} is no box [x, y, width, height]: both sides must be above 0")
+    if not all(abs(value) <= sys.float_info.max for value in values) or width <= 0 or height <= 0:
+        raise BadSample(f"{where}: {reprlib.repr(values)} is no box [x, y, width, height]: both sides must be above 0")
     box = Box(x, y, x + width, y + height)
     beyond = min(x, y, size_hw[1] - box.x1, size_hw[0] - box.y1)
     if beyond < -BOX_SLACK_PX:
         raise BadSample(
-            f"{where}: the box {values} reaches from ({x}, {y}) to ({box.x1}, {box.y1}), beyond the image of "
-            f"{_by(size_hw)} pixels; a box is [x, y, width, height]"
+            f"{where}: the box {reprlib.repr(values)} reaches from ({x}, {y}) to ({box.x1}, {box.y1}), beyond the image "
+            f"of {_by(size_hw)} pixels; a box is [x, y, width, height]"
         )
     return box
 

@@ -16,9 +16,10 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.image import opened_image
+from pixel_sail.data.inside import is_file
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import parse_usable, refuse_nothing
+from pixel_sail.data.sources.entries import parse_usable, records, refuse_nothing, text_member
 from pixel_sail.data.sources.label_classes import ADE20K, COCO_STUFF
 from pixel_sail.data.sources.panoptic_segments import united_turn
 from pixel_sail.data.sources.record import EntrySource, ExpectedFile, SourceRecord
@@ -27,6 +28,7 @@ from pixel_sail.data.templates import Templates
 from pixel_sail.types import BadSample, Sample
 
 COCO_FOLDERS = (*ImageFinder.FOLDERS, "coco/train2017", "coco/val2017", "coco_2017/train2017", "coco_2017/val2017")
+_UNLABELLED = 255
 _FOLDER_OF = {"train": "training", "val": "validation"}  # of ADE20K and Mapillary
 
 
@@ -62,7 +64,7 @@ class LabelMapSource(EntrySource[LabelMap]):
     def __init__(
         self, entries: list[LabelMap], problems: list[str], names: dict[int, str], templates: Templates, count: int
     ) -> None:
-        """`names`: value in a label map -> class; other values are not asked for."""
+        """`names`: value in a label map -> class; those without a name are not asked for. Others but 255 are errors."""
         super().__init__(entries, problems)
         self._names, self._templates, self._count = names, templates, count
 
@@ -70,7 +72,13 @@ class LabelMapSource(EntrySource[LabelMap]):
         """`rng` draws the classes and their wording. Raises BadSample for a PNG that is damaged or shows no class."""
         entry = self._entries[index]
         labels = _read_labels(entry)
-        shown = [value for value in np.unique(labels).tolist() if value in self._names]
+        values = np.unique(labels).tolist()
+        if unknown := [value for value in values if value not in self._names and value != _UNLABELLED]:
+            raise BadSample(
+                f"{entry.key}: {entry.labels} has the value {unknown[0]}, which stands for no class; they go from 0 to "
+                f"{max(self._names)}, and {_UNLABELLED} is no class"
+            )
+        shown = [value for value in values if self._names.get(value)]
         if not shown:
             raise BadSample(f"{entry.key}: {entry.labels} has no class that can be asked for")
         drawn = [shown[i] for i in rng.permutation(len(shown))[: self._count]]
@@ -84,18 +92,22 @@ def open_ade20k(root: Path, split: str, data: DataConfig) -> LabelMapSource:
     """Raises DatasetError; label maps without an image are listed in `.problems`."""
     folder = _of_split(ADE20K_LABELS, split).find(root, split)
     images = folder.parents[1] / "images" / folder.name
-    return _open("ade20k", split, folder, _beside(images), dict(enumerate(ADE20K, 1)), data)
+    return _open("ade20k", split, folder, _beside(images), dict(enumerate(("", *ADE20K))), data)
 
 
 def open_mapillary(root: Path, split: str, data: DataConfig) -> LabelMapSource:
     """Raises DatasetError; label maps without an image are listed in `.problems`."""
     folder = _of_split(MAPILLARY_LABELS, split).find(root, split)
     path = MAPILLARY_CLASSES.find(root, split)
+    what = "the list of Mapillary's classes"
     try:
-        labels = [(str(label["readable"]).lower(), label.get("evaluate", True)) for label in read_json(path)["labels"]]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not the list of Mapillary's classes: no {error}") from None
-    names = {value: name for value, (name, evaluate) in enumerate(labels) if evaluate}  # the others: void, own vehicle
+        labels = [
+            (text_member(label, "readable", f"label {value}").lower(), label.get("evaluate", True))
+            for value, label in enumerate(records(read_json(path), "labels", (), path, what))
+        ]
+    except BadSample as error:
+        raise DatasetError(f"{path} is not {what}: no 'readable': {error}") from None
+    names = {value: name if evaluate else "" for value, (name, evaluate) in enumerate(labels)}  # "": void, own vehicle
     return _open("mapillary", split, folder, _beside(folder.parents[1] / "images"), names, data)
 
 
@@ -105,7 +117,7 @@ def open_coco_stuff(root: Path, split: str, data: DataConfig) -> LabelMapSource:
     As in LISA, classes with a hyphen ("wall-other", "desk-stuff") are not asked for: nobody calls them so.
     """
     folder, finder = COCO_STUFF_LABELS.find(root, split), ImageFinder(root, (*COCO_FOLDERS, f"cocostuff/{split}2017"))
-    names = {value: name for value, name in enumerate(COCO_STUFF) if "-" not in name}
+    names = {value: "" if "-" in name else name for value, name in enumerate(COCO_STUFF)}
     return _open("coco_stuff", split, folder, lambda stem, key: finder.find(f"{stem}.jpg", key), names, data)
 
 
@@ -134,7 +146,7 @@ def _of_split(files: tuple[ExpectedFile, ...], split: str) -> ExpectedFile:
 
 def _beside(folder: Path) -> Callable[[str, str], Path]:
     def find(stem: str, key: str) -> Path:
-        if not (folder / f"{stem}.jpg").is_file():
+        if not is_file(folder / f"{stem}.jpg", key):
             raise BadSample(f"{key}: no image {folder / stem}.jpg")
         return folder / f"{stem}.jpg"
 

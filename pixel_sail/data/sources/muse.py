@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def open_muse(root: Path, split: str, data: DataConfig) -> RegionSource[Question
         image = finder.find(member(entry, url, str, key).rsplit("/", 1)[-1], key)
         questions, answers = member(entry, "questions", list, key), member(entry, "answers", list, key)
         texts = entry.get("text_answers") or [None] * len(questions)
-        if not len(questions) == len(answers) == len(texts):
+        if not isinstance(texts, list) or not len(questions) == len(answers) == len(texts):
+            texts = texts if isinstance(texts, list) else [texts]
             raise BadSample(f"{key}: {len(questions)} questions, {len(answers)} answers, {len(texts)} text_answers")
         size = size_member(entry, key)
         triples = numbered(zip(questions, answers, texts, strict=True), key)
@@ -63,10 +65,11 @@ def _question(question: Any, answer: Any, text: Any, size_hw: tuple[int, int], w
     for segmentation in segmentations:
         refuse_empty(segmentation, size_hw, where)
     if text is None:
-        names = [target.get("rephrased_name") or member(target, "category_name", str, where) for target in answer]
+        keys = ["rephrased_name" if target.get("rephrased_name") else "category_name" for target in answer]
+        names = [member(target, key, str, where) for target, key in zip(answer, keys, strict=True)]
         text = listed([f"{name} {_PLACE}" for name in names]) + "."
     if not isinstance(text, str) or text.count(_PLACE) != len(answer):
-        raise BadSample(f"{where}: its answer {text!r:.60} needs a {_PLACE} for each of {len(answer)} objects")
+        raise BadSample(f"{where}: its answer {reprlib.repr(text)} needs a {_PLACE} for each of {len(answer)} objects")
     for part in (question, text):
         refuse_tokens(part, where)
     return Question(where, question.strip(), text.strip().replace(_PLACE, SEG), segmentations, size_hw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ def _turns(entry: Any, key: str, problems: list[str]) -> list[Turn]:
         region = _REGION.match(text.strip()) if isinstance(text, str) else None
         description = text.strip()[region.end() :].removeprefix(":").strip() if region else ""
         if not description:
-            raise BadSample(f"{key}: the description {text!r:.60} is not of the form '<regionN>: text'")
+            raise BadSample(f"{key}: the description {reprlib.repr(text)} is not of the form '<regionN>: text'")
         refuse_tokens(description, key)
         turns.append(Turn(about(region[0], DESCRIBE[0]), description))
     if not turns:
@@ -155,7 +156,7 @@ class _Text(NamedTuple):
         if "<" in text:
             text = text.replace("<mask>", "").replace("<pos>", "")
         cut = _REGION.split(text)  # text, number in brackets or None, bare number or None, text, ...
-        numbers = [int(bracketed or bare) for bracketed, bare in zip(cut[1::3], cut[2::3], strict=True)]
+        numbers = [int((bracketed or bare)[:9]) for bracketed, bare in zip(cut[1::3], cut[2::3], strict=True)]
         for number in numbers:
             if not 1 <= number <= regions:
                 raise BadSample(f"{key}: <region{number}> is named, but the entry has {regions} annotations")

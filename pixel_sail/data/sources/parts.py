@@ -82,7 +82,9 @@ def open_parts(name: str, root: Path, split: str, data: DataConfig) -> RegionSou
             raise BadSample(f"{key}: {times[image['id']]} images have this id, so their objects are not known")
         size, partial_ids = size_member(image, key), image.get("not_exhaustive_category_ids") or []
         if not isinstance(partial_ids, list):
-            raise BadSample(f"{key}: its 'not_exhaustive_category_ids' are {reprlib.repr(partial_ids)}; expected a list")
+            raise BadSample(
+                f"{key}: its 'not_exhaustive_category_ids' are {reprlib.repr(partial_ids)}; expected a list"
+            )
         classes = []
         for category, members in grouped[image["id"]].items():
             if category not in wordings:

@@ -148,11 +148,15 @@ def _shape(shape: Any, degenerate: list[str], where: str) -> Shape | None:
     except (TypeError, ValueError, OverflowError):
         corners = np.empty(0)
     if len(points) < 3:
-        degenerate.append(f"{where}: its points {reprlib.repr(points)} are no polygon; it needs x, y of at least three points")
+        degenerate.append(
+            f"{where}: its points {reprlib.repr(points)} are no polygon; it needs x, y of at least three points"
+        )
         return None
     numbers = all(type(value) in (int, float) for point in points if isinstance(point, list) for value in point)
     if not numbers or corners.ndim != 2 or corners.shape[1] != 2 or not (np.abs(corners) < _FAR_OUTSIDE).all():
-        raise BadSample(f"{where}: its points {reprlib.repr(points)} are no polygon; it needs x, y in pixels of each point")
+        raise BadSample(
+            f"{where}: its points {reprlib.repr(points)} are no polygon; it needs x, y in pixels of each point"
+        )
     refuse_long_outline(corners, where)
     return _IGNORED if "ignore" in label else _TARGET, tuple((int(x), int(y)) for x, y in corners)
 

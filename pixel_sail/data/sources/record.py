@@ -11,6 +11,7 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import exists
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.types import Sample
 
@@ -80,12 +81,12 @@ class ExpectedFile:
     def path(self, root: Path, split: str) -> Path:
         """The first place that exists, or the first of all if none does."""
         paths = self._paths(root, split)
-        return next((path for path in paths if path.exists()), paths[0])
+        return next((path for path in paths if exists(path)), paths[0])
 
     def find(self, root: Path, split: str) -> Path:
         """The first place that exists. Raises DatasetError, naming all places, if none does."""
         path = self.path(root, split)
-        if not path.exists():
+        if not exists(path):
             raise DatasetError(f"no file {self.where(root, split)}")
         return path
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.files import exists
 from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
 from pixel_sail.data.sources.entries import id_member, member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
@@ -38,7 +39,7 @@ def open_refer(name: str, root: Path, split: str, data: DataConfig) -> Referring
 def read_refer(root: Path, name: str, split: str) -> Referring:
     """Every ref of a split, grouped by image. Raises DatasetError; bad refs are listed in `.problems`."""
     instances_path, path = (file.path(root, split) for file in refer_files(name))
-    if not path.is_file():
+    if not exists(path):
         raise DatasetError(f"no dataset {name} under {root}: expected {instances_path} and one of {REF_FILES}")
     refs = read_refs(load_plain_pickle(path), path, "REFER refs", _ref)
     return collect(refs, path, instances_path, root, name, split)
