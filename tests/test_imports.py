@@ -10,7 +10,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pixel_sail"
 # From bottom to top. A room imports itself and what stands in the lines above it.
 LAYERS = (
-    ("errors", "files", "interrupts", "locks", "types", "tokens", "architecture", "config", "durable"),
+    (
+        "errors",
+        "files",
+        "interrupts",
+        "locks",
+        "types",
+        "tokens",
+        "architecture",
+        "config",
+        "durable",
+        "devices",
+        "folders",
+    ),
     ("data", "model"),  # which never import each other
     ("experts",),  # the cache of features is filled from the images of data sources
     ("losses", "metrics"),

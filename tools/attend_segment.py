@@ -23,6 +23,7 @@ from typing import Any
 from pixel_sail.command import tool
 from pixel_sail.config import ConfigError
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.devices import choose_device
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation.benchmark import KINDS
 from pixel_sail.studies.attend_segment import baseline, phrases, segmenters, select
@@ -33,6 +34,7 @@ from pixel_sail.types import BadSample
 @tool
 def main() -> None:
     arguments = _parse()
+    choose_device(arguments.device)
     try:
         results = _run(arguments)
     except (BadSample, DatasetError, ConfigError, FileNotFoundError, ValueError) as error:

@@ -20,6 +20,7 @@ from pixel_sail.bench.distill import measure_distill
 from pixel_sail.bench.step import PRESETS, measure
 from pixel_sail.bench.throughput import measure_data, measure_score, measure_shards
 from pixel_sail.config import load_config
+from pixel_sail.devices import choose_device
 
 
 @tool
@@ -53,6 +54,7 @@ def main() -> None:
     score.add_argument("--images", type=int, default=20)
     a = parser.parse_args()
     if a.command == "step":
+        choose_device(a.device)
         torch.set_num_threads(a.threads)
         dtype = getattr(torch, a.dtype)
         result = measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype)

@@ -14,6 +14,7 @@ import argparse
 
 from pixel_sail.command import tool
 from pixel_sail.config import load_config
+from pixel_sail.devices import choose_device
 from pixel_sail.experts.fill_cache import cache_experts, finish_cache
 from pixel_sail.train import distributed
 from pixel_sail.weights.start import with_start
@@ -30,13 +31,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images per forward pass of the expert")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     a = parser.parse_args()
+    chosen = None if a.device is None else choose_device(a.device)
     try:
         config = with_start(load_config(a.config, a.overrides))
         if distributed.world_size() > 1:
             distributed.start()
         process, processes = a.shard or (distributed.rank(), distributed.world_size())
         progress = distributed.rank() == 0
-        device = a.device or distributed.device()
+        device = chosen or distributed.device()
         problems = cache_experts(config, a.expert, device, process, processes, a.batch, progress)
         for problem in problems:
             print(f"left out: {problem}")

@@ -30,7 +30,7 @@ from pixel_sail.weights.convert.research import plan_research
 from pixel_sail.weights.convert.sail import plan_sail
 from pixel_sail.weights.convert.solo import plan_solo
 from pixel_sail.weights.convert.streaming import Conversion, write
-from pixel_sail.weights.files import SHARD_BYTES, new_folder, peak_bytes
+from pixel_sail.weights.files import SHARD_BYTES, check_new, new_folder, peak_bytes
 
 BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -40,11 +40,9 @@ DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 def main() -> None:
     a = _parse()
     torch.manual_seed(a.seed)
-    try:
-        plan = _plan(a)
-        parameters = _write_in_memory(a) if plan is None else write(plan, a.out, int(a.shard_gb * 1e9), DTYPES[a.dtype])
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    check_new(a.out)
+    plan = _plan(a)
+    parameters = _write_in_memory(a) if plan is None else write(plan, a.out, int(a.shard_gb * 1e9), DTYPES[a.dtype])
     for difference in [] if plan is None else plan.config.differences or []:
         print(f"differs from the base: {difference}")
     print(f"{a.out}: {parameters / 1e6:.1f} million parameters, {peak_bytes() / 1e9:.1f} GB of memory at most")

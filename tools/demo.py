@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pixel_sail.command import tool
 from pixel_sail.data.image import load_image
+from pixel_sail.devices import choose_device
 from pixel_sail.serve.demo import build_page
 from pixel_sail.serve.predictor import Predictor
 
@@ -34,12 +35,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
         raise SystemExit("error: the demo needs gradio: pip install -e '.[demo]'")
-    try:
-        for example in arguments.example:
-            load_image(example)
-        predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
+    choose_device(arguments.device)
+    for example in arguments.example:
+        load_image(example)
+    predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
     page = build_page(predictor, [str(example) for example in arguments.example])
     try:
         page.launch(server_name=arguments.host, server_port=arguments.port)

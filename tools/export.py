@@ -16,9 +16,7 @@ from pathlib import Path
 import torch
 
 from pixel_sail.command import tool
-from pixel_sail.config import ConfigError
-from pixel_sail.data.errors import DatasetError
-from pixel_sail.weights.files import SHARD_BYTES
+from pixel_sail.weights.files import SHARD_BYTES, check_new
 from pixel_sail.weights.publish import open_model, publish, read_metrics
 from pixel_sail.weights.start import find_model
 
@@ -28,13 +26,11 @@ DTYPES = {"same": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": t
 @tool
 def main() -> None:
     a = _parse()
-    try:
-        metrics = None if a.metrics is None else read_metrics(a.metrics)
-        folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
-        print(f"from {folder}")
-        publish(open_model(folder), a.out, DTYPES[a.dtype], shard_bytes, a.name or a.out.name, metrics, a.license)
-    except (FileNotFoundError, ValueError, ConfigError, DatasetError) as error:
-        raise SystemExit(f"error: {error}") from None
+    check_new(a.out)
+    metrics = None if a.metrics is None else read_metrics(a.metrics)
+    folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
+    print(f"from {folder}")
+    publish(open_model(folder), a.out, DTYPES[a.dtype], shard_bytes, a.name or a.out.name, metrics, a.license)
     sizes = [file.stat().st_size for file in a.out.glob("*.safetensors")]
     print(f"{a.out}: {sum(sizes) / 1e9:.2f} GB of weights in {len(sizes)} files, model card in README.md")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.command import tool
 from pixel_sail.architecture import Architecture
@@ -28,11 +28,14 @@ from pixel_sail.data.image import MEAN, STD
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.mixture import exclusion_lines, open_mixture
 from pixel_sail.data.sources import open_source
+from pixel_sail.errors import WeightsError
 from pixel_sail.evaluate.held_out import held_out_images
+from pixel_sail.folders.load import load_tokenizer
 from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded, Sample
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
+from pixel_sail.weights.files import check_writable
 from pixel_sail.weights.start import model_folder, with_start
 
 SOURCE_ARCHITECTURE = Architecture(patch_size=16, max_side_px=640)  # with --source: most images in nearly full size
@@ -49,6 +52,7 @@ class Inspected:
 @tool
 def main() -> None:
     arguments = _parse()
+    check_writable(arguments.out)
     inspected = _from_config(arguments) if arguments.config else _from_source(arguments)
     sheets, texts = [], []
     for sample in inspected.samples:
@@ -105,8 +109,8 @@ def _from_config(arguments: argparse.Namespace) -> Inspected:
         start = config.train.init_from
         folder = config.model.base if start is None else model_folder(start)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+            tokenizer = load_tokenizer(Path(folder))
+        except WeightsError as error:
             raise ConfigError(f"no tokenizer in {folder}: {error}; give model.base=FOLDER, or use --source") from None
         add_special_tokens(tokenizer)
     else:

@@ -23,16 +23,20 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
+from pixel_sail.devices import choose_device
 from pixel_sail.durable import write_json
 from pixel_sail.serve.predictor import Answer, Predictor
 from pixel_sail.serve.visualize import draw_answers, save_png
 from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import RLE
+from pixel_sail.weights.files import check_writable
 
 
 @tool
 def main() -> None:
     arguments = _parse()
+    choose_device(arguments.device)
+    check_writable(arguments.out)
     try:
         image = load_image(arguments.image, orient=True)  # a user's photo is turned as its EXIF orientation says
         regions = [_region(kind, text) for kind, text in arguments.regions]
@@ -40,7 +44,7 @@ def main() -> None:
         predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
         answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
         answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
-    except (ValueError, FileNotFoundError) as error:  # ValueError: a bad image, region, text or weight
+    except ValueError as error:  # a bad image, region or text
         raise SystemExit(f"error: {error}") from None
     texts = [*arguments.text, *arguments.ask]
     for path in write(arguments.out, arguments.image, image, texts, answers, list(drawn.values())):

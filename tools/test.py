@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.command import tool
+from pixel_sail.devices import choose_device
 from pixel_sail.evaluate import captions, paper_meteor, perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
 from pixel_sail.evaluate.gallery import write_gallery
@@ -29,6 +30,7 @@ from pixel_sail.evaluate.predictions import PredictionFiles
 @tool
 def main() -> None:
     arguments = _parse()
+    choose_device(arguments.device)
     results = _score_files(arguments) if arguments.predictions else _score_checkpoint(arguments)
     if results is None:  # not rank 0
         return
@@ -120,10 +122,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]
     if several:
         distributed.start()
     device = str(distributed.device()) if several and arguments.device == "auto" else arguments.device
-    try:
-        predictor = Predictor.from_pretrained(arguments.checkpoint, device=device, precision=arguments.precision)
-    except ValueError as error:  # weights that do not fit
-        raise SystemExit(f"error: {error}") from None
+    predictor = Predictor.from_pretrained(arguments.checkpoint, device=device, precision=arguments.precision)
     if arguments.hide is not None:
         predictor.encoder.hide = arguments.hide
     model = predictor.model
@@ -171,10 +170,7 @@ def _judge(arguments: argparse.Namespace, verdicts: Path) -> Judge | None:
 
 
 def _local_judge(folder: Path, device: str) -> Reply:
-    import torch
-
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return local_model(folder, automatic if device == "auto" else device)
+    return local_model(folder, str(choose_device(device)))
 
 
 if __name__ == "__main__":

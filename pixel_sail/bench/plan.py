@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.bench.memory import EXPERT_WIDTH, TokenCounts, activation_bytes, forward_tokens, mode_of, state_bytes
 from pixel_sail.config import Config, ConfigError, TrainConfig
-from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import GROUNDING_TOKENS, IMAGE_TOKENS, add_special_tokens
 from pixel_sail.train.distillation import build_adapters
@@ -33,7 +33,7 @@ ADDED_TOKENS = len(IMAGE_TOKENS) + len(GROUNDING_TOKENS)
 
 
 def plan(config: Config, gpus: int) -> str:
-    """The report that --plan prints. Raises ConfigError, FileNotFoundError for a missing base."""
+    """The report that --plan prints. Raises ConfigError, WeightsError for a missing base."""
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: give the number of GPUs of all machines together, at least 1")
     config = with_start(config)
@@ -70,7 +70,7 @@ def _model_config(config: Config) -> tuple[PixelSailConfig, list[str]]:
     """The model's config, and the assumptions in it."""
     section = config.model
     if config.train.init_from is not None:
-        return PixelSailConfig.from_pretrained(model_folder(config.train.init_from), local_files_only=True), []
+        return load_own_config(model_folder(config.train.init_from)), []
     if section.scratch is not None:
         text_config = scratch_decoder(section.scratch, _bytes_tokenizer())
         text_config.vocab_size = section.scratch.vocab_size + ADDED_TOKENS

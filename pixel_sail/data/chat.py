@@ -6,10 +6,13 @@ the answer with the token that ends it (labels).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail.data.chat_template import DATE_FUNCTION, OTHER_DATE, TemplateError, applied
 from pixel_sail.tokens import GROUNDING_TOKENS
 
 FORMATS = ("research", "inst", "template")
@@ -26,10 +29,11 @@ class ChatFormat:
     lead: str = ""  # white space between a question and its answer
 
     @classmethod
-    def of(cls, name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    def of(cls, name: str, tokenizer: PreTrainedTokenizerBase, pieces: dict[str, Any] | None = None) -> ChatFormat:
         """The format `name`; `auto` is the tokenizer's own chat template if it has one, else research.
 
-        Raises ValueError for an unknown name, or a tokenizer that lacks what the format needs.
+        `pieces`: those that an earlier ChatFormat of the name `template` gave; the template is then not applied again.
+        Raises UserError for an unknown name, a tokenizer that lacks what the format needs, and pieces that are none.
         """
         if name == "auto":
             name = "template" if tokenizer.chat_template else "research"
@@ -39,11 +43,18 @@ class ChatFormat:
         if name == "inst":
             bos, eos = tokenizer.bos_token, tokenizer.eos_token
             if not bos or not eos:
-                raise ValueError("the chat format 'inst' needs a tokenizer with bos and eos tokens")
+                raise TemplateError("the chat format 'inst' needs a tokenizer with bos and eos tokens")
             return cls(name, eos, (f"{bos}[INST] ", " [/INST]"), ("[INST] ", " [/INST]"))
         if name == "template":
-            return cls(name, *_from_template(tokenizer))
-        raise ValueError(f"unknown chat format {name!r}; known: auto, {', '.join(FORMATS)}")
+            return cls(name, *(_from_template(tokenizer) if pieces is None else _from_pieces(pieces)))
+        raise TemplateError(f"unknown chat format {name!r}; known: auto, {', '.join(FORMATS)}")
+
+    @property
+    def pieces(self) -> dict[str, Any] | None:
+        """What config.json keeps of a template that was taken apart, see `of`; None for the other formats."""
+        if self.name != "template":
+            return None
+        return {"first": list(self._first), "next": list(self._next), "lead": self.lead, "end": self.end}
 
     def before(self, turn: int, question: str) -> str:
         """The text that asks `question` as the turn-th of a conversation, up to where the answer begins."""
@@ -63,26 +74,48 @@ class ChatFormat:
         return generated.removeprefix(self.lead)
 
 
-def _from_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, str], tuple[str, str], str]:
+Parts = tuple[str, tuple[str, str], tuple[str, str], str]  # end, around the first and later questions, lead
+
+
+def _from_pieces(pieces: Any) -> Parts:
+    """What `ChatFormat.pieces` gave, back from a config.json."""
+    pairs = [pieces.get(key) for key in ("first", "next")] if isinstance(pieces, dict) else [None]
+    texts = [text for pair in pairs if isinstance(pair, list) and len(pair) == 2 for text in pair]
+    texts += [pieces.get(key) for key in ("end", "lead")] if isinstance(pieces, dict) else []
+    if len(texts) != 6 or not all(isinstance(text, str) for text in texts) or not texts[4] or texts[5].strip():
+        raise TemplateError(
+            "chat_pieces must have first and next (the two texts around a question), end (a text) and lead (white "
+            "space); remove it from config.json, and the tokenizer's chat template is taken apart again"
+        )
+    return texts[4], (texts[0], texts[1]), (texts[2], texts[3]), texts[5]
+
+
+def _from_template(tokenizer: PreTrainedTokenizerBase) -> Parts:
     """Takes a chat template apart by applying it to two turns of marked text."""
     marks = ["QUESTION-ONE", "ANSWER-ONE", "QUESTION-TWO", "ANSWER-TWO"]
     roles = ["user", "assistant"] * 2
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template; use chat_format research or inst")
-    asked = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        raise TemplateError("the tokenizer has no chat template; use chat_format research or inst")
+    chats = [(messages[:1], True), (messages, False)]
+    asked, whole = texts = applied(tokenizer, chats)
+    if DATE_FUNCTION in tokenizer.get_chat_template() and texts != applied(tokenizer, chats, OTHER_DATE):
+        print("note: the chat template writes the date of the day; a fixed date is written instead", file=sys.stderr)
     pieces, rest = [], whole
     for mark in marks:
         piece, separator, rest = rest.partition(mark)
         if not separator:
-            raise ValueError(f"the tokenizer's chat template changes the text of the message {mark!r}")
+            raise TemplateError(f"the tokenizer's chat template changes the text of the message {mark!r}")
         pieces.append(piece)
     end = rest.rstrip("\n")
+    if not end:
+        raise TemplateError(
+            "the tokenizer's chat template writes nothing that ends an answer; use chat_format research or inst"
+        )
     first = (pieces[0], asked.partition(marks[0])[2])
     lead = pieces[1].removeprefix(first[1])
     if first[1] + lead != pieces[1] or lead.strip() or not pieces[2].startswith(end) or not pieces[3].endswith(lead):
-        raise ValueError(
+        raise TemplateError(
             "the tokenizer's chat template cannot be continued turn by turn; use chat_format research or inst"
         )
     return end, first, (pieces[2][len(end) :], pieces[3].removesuffix(lead)), lead

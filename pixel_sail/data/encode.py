@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,10 +43,11 @@ class Encoder:
         lm_weight_with_masks: float = 1.0,
         hide: str = "none",
         expert_features: ImageFeatures | None = None,
+        chat_pieces: dict[str, Any] | None = None,
     ):
         self.tokenizer = tokenizer
         self.tokens = SpecialTokens.of(tokenizer)
-        self.chat = ChatFormat.of(chat_format, tokenizer)
+        self.chat = ChatFormat.of(chat_format, tokenizer, chat_pieces)
         self.end_ids = self.text_ids(self.chat.end)
         self.patch_size, self.max_side_px = architecture.patch_size, architecture.max_side_px
         self.max_length = max_length

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+import torch
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from pixel_sail.config import ConfigError, ExpertConfig
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.load import load_config, load_network, load_processor, local_folder
 
 FILES = "config.json, preprocessor_config.json (or processor_config.json) and *.safetensors"
 
@@ -20,36 +25,38 @@ def load_pretrained(
     starts with `needs` is missing or has another shape, since it would be random.
     """
     try:
-        model_type = AutoConfig.from_pretrained(expert.path).model_type
+        folder = local_folder(expert.path)
+        model_type = load_config(folder).model_type
         if model_type not in model_types:
             raise ConfigError(
                 f"expert {expert.name!r}: {expert.path} is a {model_type!r} checkpoint, kind {expert.kind!r} needs one "
                 f"of {', '.join(model_types)}"
             )
-        model, report = model_class.from_pretrained(
-            expert.path, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, ConfigError) else cannot_load(expert, FILES, error) from error
-    wrong = {*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])}
-    random = sorted(key for key in wrong if key.startswith(needs))
-    if random:
-        raise ConfigError(
-            f"expert {expert.name!r}: the checkpoint {expert.path} has no fitting weights for {len(random)} tensors of "
-            f"{model_class.__name__}, first {random[0]}: it is damaged or not of this kind"
-        )
-    return model
+        return load_network(model_class, folder, torch.float32, needs)
+    except WeightsError as error:
+        raise cannot_load(expert, FILES, error) from error
 
 
 def normalization(expert: ExpertConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of RGB in 0..1, from the checkpoint's image processor. Raises ConfigError."""
     try:
-        processor = AutoImageProcessor.from_pretrained(expert.path)
-    except (OSError, ValueError) as error:
+        processor = load_processor(AutoImageProcessor, local_folder(expert.path))
+    except WeightsError as error:
         raise cannot_load(expert, FILES, error) from error
     if not processor.do_normalize:
         return [0.0] * 3, [1.0] * 3
-    return list(processor.image_mean), list(processor.image_std)
+    mean, std = processor.image_mean, processor.image_std
+    if not _is_rgb(mean) or not _is_rgb(std) or not all(value > 0 for value in std):
+        raise cannot_load(expert, FILES, f"image_mean {mean!r} and image_std {std!r} are not three numbers each")
+    return list(mean), list(std)
+
+
+def _is_rgb(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
 
 
 def cannot_load(expert: ExpertConfig, files: str, cause: Exception | str) -> ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pixel_sail.config import ConfigError, ExpertConfig
+from pixel_sail.errors import WeightsError
 from pixel_sail.experts.expert import Expert
 from pixel_sail.experts.folder import cannot_load
+from pixel_sail.folders.files import CONFIG, check_downloaded, check_folder, read_settings
+from pixel_sail.folders.load import check_numbers, in_a_line, local_folder
+from pixel_sail.folders.settings import check_settings
+from pixel_sail.folders.weight_files import SINGLE, WeightFiles, check_finite
 
 FILES = "config.json and model.safetensors, as in timm's hub repositories or as timm.models.save_for_hf writes them"
 
@@ -43,22 +49,36 @@ def open_timm(config: ExpertConfig) -> Expert:
 def _load(config: ExpertConfig) -> nn.Module:
     source = _source(config)
     try:
-        for options in ANY_SIZE:
-            with contextlib.suppress(TypeError):  # the class does not know the option
-                return timm.create_model(source, pretrained=True, **options).eval()
-        return timm.create_model(source, pretrained=True).eval()
-    except (OSError, RuntimeError, ValueError) as error:
+        model = _created(source)
+    except MemoryError:
+        raise
+    except Exception as error:  # timm and its model classes raise anything on values that they do not expect
+        raise cannot_load(config, FILES, in_a_line(error)) from error
+    try:
+        check_finite(model.state_dict(), config.path)
+    except WeightsError as error:
         raise cannot_load(config, FILES, error) from error
+    return model
+
+
+def _created(source: str) -> nn.Module:
+    for options in ANY_SIZE:
+        with contextlib.suppress(TypeError):  # the class does not know the option
+            return timm.create_model(source, pretrained=True, **options).eval()
+    return timm.create_model(source, pretrained=True).eval()
 
 
 def _source(config: ExpertConfig) -> str:
     path = config.path
-    if Path(path).is_dir():
-        return f"local-dir:{path}"
-    if path.startswith(("/", ".", "~")):
+    if not Path(path).is_dir() and path.startswith(("/", ".", "~")):
         raise cannot_load(config, FILES, "not a folder")
-    if "/" in path:
-        return f"hf-hub:{path}"
+    if Path(path).is_dir() or "/" in path:
+        try:
+            folder = local_folder(path)
+            _check_folder(folder)
+        except WeightsError as error:
+            raise cannot_load(config, FILES, error) from error
+        return f"local-dir:{folder}"
     if not timm.is_model(path):
         near = difflib.get_close_matches(path, timm.list_models(), n=1)
         raise ConfigError(
@@ -66,6 +86,23 @@ def _source(config: ExpertConfig) -> str:
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return path
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise WeightsError for a folder that timm cannot load, before it allocates anything or opens a pickle."""
+    check_folder(folder)
+    check_settings(read_settings(folder / CONFIG), folder / CONFIG)
+    pickles = [path for ending in ("bin", "pth") for path in sorted(folder.glob(f"*.{ending}"))]
+    if pickles and not (folder / SINGLE).exists():  # timm reads them as torch.load(weights_only=True), and nothing else
+        check_downloaded(pickles[0])
+        return
+    held = sum(math.prod(shape) for shape in WeightFiles(folder, buffers=True).shapes.values())
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except Exception:  # not every model can be built without values; loading says what is wrong, if anything
+        return
+    check_numbers(sum(parameter.numel() for parameter in model.parameters()), held, folder)
 
 
 @torch.no_grad()

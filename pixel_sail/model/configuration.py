@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from pixel_sail.architecture import FLAT_KEYS, Architecture, from_flat
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.load import load_config, load_tokenizer
+from pixel_sail.folders.settings import check_decoder
+from pixel_sail.tokens import MAX_PROMPTS, SpecialTokens
+
+CHAT_FORMATS = ("research", "inst", "template")  # data/chat.py
+HIDDEN = ("none", "text", "image", "prompts")
+MAX_QUESTION_CHARACTERS = 10_000
 
 
 class PixelSailConfig(PretrainedConfig):
@@ -14,6 +24,8 @@ class PixelSailConfig(PretrainedConfig):
 
     architecture      the parts of the model (pixel_sail/architecture.py)
     chat_format       "research", "inst" or "template" (docs/model.md)
+    chat_pieces       the text around questions and answers of a "template" (data/chat.py), so that the template of the
+                      tokenizer is not run again; None in older folders and for the other formats
     question          the question that `segment` asks, with {expression} in it: the first of the training templates
     hide              "none", or the input that a blind baseline never sees: "text" (the expression), "image", "prompts"
     converted_from    the family of released weights that the model comes from (tools/convert.py), or None
@@ -34,6 +46,7 @@ class PixelSailConfig(PretrainedConfig):
         converted_from: str | None = None,
         differences: list[str] | None = None,
         prompt_token_ids: list[int] | None = None,
+        chat_pieces: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         flat = {key: kwargs.pop(key) for key in FLAT_KEYS if key in kwargs}  # written before 0.2.0
@@ -49,6 +62,7 @@ class PixelSailConfig(PretrainedConfig):
         self.converted_from = converted_from
         self.differences = differences
         self.prompt_token_ids = prompt_token_ids
+        self.chat_pieces = chat_pieces
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,3 +71,69 @@ class PixelSailConfig(PretrainedConfig):
 
 
 AutoConfig.register(PixelSailConfig.model_type, PixelSailConfig)  # AutoTokenizer reads config.json too
+
+
+def load_own_config(folder: Path) -> PixelSailConfig:
+    """The checked config of a model of ours. Raises WeightsError for any other folder, and for impossible values."""
+    config, path = load_config(folder), folder / CONFIG
+    if not isinstance(config, PixelSailConfig) or config.text_config is None:
+        raise WeightsError(
+            f"{path} is not of pixel_sail: give the folder as model.base, or convert it with tools/convert.py first"
+        )
+    check_decoder(config.text_config, path)
+    vocabulary, ids = config.text_config.vocab_size, config.prompt_token_ids
+    known = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocabulary for token in ids)
+    for holds, key, expected in (
+        (config.chat_format in CHAT_FORMATS, "chat_format", f"known: {', '.join(CHAT_FORMATS)}"),
+        (config.hide in HIDDEN, "hide", f"known: {', '.join(HIDDEN)}"),
+        (_is_question(config.question), "question", "give a text with {expression} in it"),
+        (
+            known and len(set(ids)) == MAX_PROMPTS == len(ids),
+            "prompt_token_ids",
+            f"give {MAX_PROMPTS} different ids below vocab_size {vocabulary}",
+        ),
+        (isinstance(config.converted_from, str | None), "converted_from", "give a text, or null"),
+        (_is_texts(config.differences), "differences", "give a list of texts, or null"),
+    ):
+        if not holds:
+            raise WeightsError(f"{path}: {key} is {str(getattr(config, key))[:80]!r}; {expected}")
+    return config
+
+
+def load_own_tokenizer(folder: Path, config: PixelSailConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model of ours. Raises WeightsError if it does not fit the vocabulary and ids of `config`."""
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, config, folder)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PixelSailConfig, folder: Path) -> None:
+    """Raise WeightsError if a token has no embedding, or the special tokens are not those of `config`."""
+    check_ids(tokenizer, config.text_config.vocab_size, folder)
+    try:
+        tokens = SpecialTokens.of(tokenizer)
+    except ValueError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+    if list(tokens.prompts) != config.prompt_token_ids:
+        raise WeightsError(
+            f"{folder}: <Prompt0>, <Prompt1>, ... have the ids {list(tokens.prompts)} in the tokenizer and "
+            f"{config.prompt_token_ids} in {CONFIG}: they do not belong together"
+        )
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path | str) -> None:
+    """Raise WeightsError if the tokenizer has an id beyond the `rows` embeddings of its model."""
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise WeightsError(
+            f"{where}: the tokenizer has ids up to {largest} ({token[:40]!r}), the model embeddings for {rows} tokens "
+            "(vocab_size): they do not belong together"
+        )
+
+
+def _is_question(value: Any) -> bool:
+    return isinstance(value, str) and "{expression}" in value and len(value) <= MAX_QUESTION_CHARACTERS
+
+
+def _is_texts(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(text, str) for text in value))

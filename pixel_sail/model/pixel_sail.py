@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.checksums import check_sums
+from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.load import in_a_line, on_meta
+from pixel_sail.folders.weight_files import MAX_LISTED, Shapes, WeightFiles, check_finite, check_shapes
 from pixel_sail.model.attention import AttentionLayout, choose_kernel
 from pixel_sail.model.backbone import build_decoder, cache_argument
-from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.modality_experts import Modality
 from pixel_sail.model.region_pooling import add_at_names, pool_regions
@@ -120,25 +125,52 @@ class PixelSail(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PixelSail:
         """Load a folder that `save_pretrained` or tools/convert.py wrote, in eval mode.
 
-        Raises FileNotFoundError for a missing folder or file, and ValueError with a list of every missing, unexpected
-        and mis-shaped weight: a model with random parts is never returned silently.
+        Raises WeightsError for a missing folder or file, for a config that no model has, for weights that are missing,
+        unexpected, mis-shaped, NaN or infinite, with a list of them, and for files that are not what was written: a
+        model with random parts is never returned silently. The shapes are compared before anything is allocated.
         """
         folder = Path(folder)
         for needed in ("", "config.json"):
             if not (folder / needed).exists():
-                raise FileNotFoundError(
+                raise WeightsError(
                     f"no pixel_sail checkpoint at {folder}: {folder / needed} is missing. Give the export/ folder "
                     "of a run, or make one with tools/convert.py"
                 )
-        model, info = super().from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
-        )
-        problems = [
-            *(f"missing {name}" for name in sorted(info["missing_keys"])),
-            *(f"unexpected {name}" for name in sorted(info["unexpected_keys"])),
-            *(f"wrong shape {name}: file {tuple(a)}, model {tuple(b)}" for name, a, b in info["mismatched_keys"]),
-        ]
-        if problems:
-            shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-            raise ValueError(f"the weights in {folder} do not fit its config.json: {shown}")
+        config, files = load_own_config(folder), WeightFiles(folder)
+        network = on_meta(lambda: cls(config), folder / CONFIG)
+        check_shapes(expected_shapes(network), _without_copies(files, network.all_tied_weights_keys), folder)
+        check_sums(folder)
+        try:
+            model, info = super().from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True,
+                use_safetensors=True, trust_remote_code=False,
+            )  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:  # transformers raises anything
+            raise WeightsError(f"the weights in {folder} cannot be loaded: {in_a_line(error)}") from error
+        random = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+        if random:
+            raise WeightsError(f"the weights in {folder} do not fit its config.json: {', '.join(random[:MAX_LISTED])}")
+        check_finite(model.state_dict(), folder)
         return model.eval()
+
+
+def expected_shapes(model: PixelSail) -> Shapes:
+    """Names and shapes of a model's weights. Tied weights appear once."""
+    tied = model.all_tied_weights_keys
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _without_copies(files: WeightFiles, tied: dict[str, str]) -> Shapes:
+    """The shapes of the files without tied weights that some programs write twice.
+
+    `tied`: name -> the weight that it shares. Raises WeightsError if the two differ: only one of them would be used.
+    """
+    for copy, original in tied.items():
+        both = copy in files.shapes and original in files.shapes
+        if both and not torch.equal(files.tensor(copy), files.tensor(original)):
+            raise WeightsError(
+                f"{files.folder}: {copy} and {original} differ, but config.json ties them (tie_word_embeddings)"
+            )
+    return {name: shape for name, shape in files.shapes.items() if name not in tied or tied[name] not in files.shapes}

@@ -27,6 +27,7 @@ from transformers import (
 
 from pixel_sail.config import ConfigError
 from pixel_sail.durable import append_json_line, fingerprint, replaced_file, replaced_folder, write_json
+from pixel_sail.folders.load import load_network, load_processor
 from pixel_sail.scenes.expert_config import ExpertTraining, changes
 from pixel_sail.scenes.expert_data import PanopticImages, Target, batch_order
 from pixel_sail.scenes.expert_quality import score
@@ -278,8 +279,9 @@ def _finish(config: ExpertTraining, learner: Learner, held_out: PanopticImages) 
     with replaced_folder(final) as partial:
         learner.model.save_pretrained(partial)
         learner.processor.save_pretrained(partial)
-    learner.model = Mask2FormerForUniversalSegmentation.from_pretrained(final).to(learner.head.weight.device)
-    learner.processor = Mask2FormerImageProcessor.from_pretrained(final)
+    model = load_network(Mask2FormerForUniversalSegmentation, final, torch.float32)
+    learner.model = model.to(learner.head.weight.device)
+    learner.processor = load_processor(Mask2FormerImageProcessor, final)
     values = quality(learner, held_out, config.steps, None)
     report = {"step": config.steps, "images": len(held_out), "quality": values}
     write_json(config.dir / QUALITY, report)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.image import load_image
 from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
+from pixel_sail.devices import choose_device, choose_dtype
+from pixel_sail.model.configuration import load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
@@ -54,17 +55,20 @@ class Predictor:
     def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase):
         self.model = model
         config = model.config
-        self.encoder = Encoder(tokenizer, config.architecture, config.chat_format, hide=config.hide)
+        self.encoder = Encoder(
+            tokenizer, config.architecture, config.chat_format, hide=config.hide, chat_pieces=config.chat_pieces
+        )
         self.images_encoded = 0
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
-        """Loads an export folder. `device`: auto | cpu | cuda[:n]; `precision`: auto (bf16 on a GPU) | bf16 | fp32."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        bf16 = precision == "bf16" or (precision == "auto" and device.startswith("cuda"))
-        model = PixelSail.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
-        return cls(model.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        """Loads an export folder. `device`: auto | cpu | cuda[:n]; `precision`: auto (bf16 on a GPU) | bf16 | fp32.
+
+        Raises UserError for a device that is not there, before anything is loaded, and for a folder that is damaged.
+        """
+        place = choose_device(device)
+        model = PixelSail.from_pretrained(folder, dtype=choose_dtype(precision, place))
+        return cls(model.to(place), load_own_tokenizer(Path(folder), model.config))
 
     def segment(
         self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()

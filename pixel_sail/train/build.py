@@ -61,6 +61,7 @@ def build_encoder(
         lm_weight_with_masks=config.loss.lm_weight_with_masks,
         hide=config.data.hide,
         expert_features=expert_features,
+        chat_pieces=model.config.chat_pieces,
     )
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from pixel_sail.durable import replaced_folder
+from pixel_sail.folders.checksums import write_sums
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
@@ -23,4 +24,5 @@ def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Pat
         with replaced_folder(folder) as partial:
             engine.model.save_pretrained(partial, state_dict=state)
             tokenizer.save_pretrained(partial)
+            write_sums(partial)
     distributed.barrier()

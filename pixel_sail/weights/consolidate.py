@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import ConfigError, build_config, upgraded
-from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.folders.weight_files import check_finite
+from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.merge import dequantize_state, merged
 from pixel_sail.weights.run_folder import ENGINE, MODEL, is_checkpoint, read_state
@@ -30,12 +31,14 @@ def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenize
     if not (checkpoint / MODEL / "config.json").is_file():
         raise ConfigError(f"{checkpoint} is incomplete: {checkpoint / MODEL / 'config.json'} is missing")
     weights = merged(read_weights(checkpoint, config.train.zero_stage), config.train.lora)
-    model = PixelSail(PixelSailConfig.from_pretrained(checkpoint / MODEL, local_files_only=True))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint / MODEL, local_files_only=True)
+    model_config = load_own_config(checkpoint / MODEL)
+    tokenizer = load_own_tokenizer(checkpoint / MODEL, model_config)
+    model = PixelSail(model_config)
     untied = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
     missing, unexpected = sorted(untied - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
     if missing or unexpected:
         raise ConfigError(f"{checkpoint} does not fit its model: missing {missing}, unexpected {unexpected}")
+    check_finite(weights, checkpoint)
     model.load_state_dict(weights, strict=False)
     return model.eval(), tokenizer
 

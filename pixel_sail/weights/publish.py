@@ -11,13 +11,17 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.data.chat import ChatFormat
-from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.errors import FileError
+from pixel_sail.files import read_json, read_text
+from pixel_sail.folders.checksums import check_sums
+from pixel_sail.folders.weight_files import Shapes, WeightFiles
+from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
-from pixel_sail.weights.files import Shapes, WeightFiles, check_shapes, expected_shapes, new_folder, write_shards
+from pixel_sail.weights.files import check_new, check_weights, new_folder, write_shards
 from pixel_sail.weights.model_card import Provenance, chat_example, model_card, public
 from pixel_sail.weights.run_folder import is_checkpoint
 
@@ -35,19 +39,18 @@ class PublishedModel:
 
 
 def open_model(folder: Path) -> PublishedModel:
-    """The model of an export folder or a checkpoint. Raises ValueError or ConfigError for weights that do not fit."""
+    """The model of an export folder or a checkpoint. Raises UserError for weights that do not fit."""
     return _open_checkpoint(folder) if is_checkpoint(folder) else _open_export(folder)
 
 
 def _open_export(folder: Path) -> PublishedModel:
-    config = PixelSailConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type != PixelSailConfig.model_type or config.text_config is None:
-        raise ValueError(f"{folder / 'config.json'} is not of pixel_sail: convert it with tools/convert.py first")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    config = load_own_config(folder)
+    tokenizer = load_own_tokenizer(folder, config)
     files = WeightFiles(folder)
-    check_shapes(expected_shapes(config), files.shapes, folder)
+    check_weights(config, files)
+    check_sums(folder)
     run = folder.parent if (folder.parent / "config.yaml").is_file() else None
-    return PublishedModel(config, tokenizer, files.shapes, files.dtypes, files.tensor, run)
+    return PublishedModel(config, tokenizer, files.shapes, files.dtypes, files.finite_tensor, run)
 
 
 def _open_checkpoint(checkpoint: Path) -> PublishedModel:
@@ -68,7 +71,7 @@ def publish(
     metrics: dict[str, Any] | None,
     license_name: str | None,
 ) -> None:
-    """Write `out`, which appears only when it is complete. Raises ValueError if it is not empty.
+    """Write `out`, which appears only when it is complete. Raises UserError if it is not empty, or would not fit.
 
     `dtype` None: each weight keeps its own.
     """
@@ -77,8 +80,9 @@ def publish(
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
     run_config, environment = _read(model.run, "config.yaml"), _read(model.run, "environment.json")
     provenance = Provenance(run_config, environment, metrics, license_name)
-    chat = ChatFormat.of(config.chat_format, model.tokenizer)
+    chat = ChatFormat.of(config.chat_format, model.tokenizer, config.chat_pieces)
     parameters = sum(torch.Size(shape).numel() for shape in model.shapes.values())
+    check_new(out, sum(torch.Size(shape).numel() * dtypes[key].itemsize for key, shape in model.shapes.items()))
     with new_folder(out) as folder:
         write_shards(folder, model.shapes, dtypes, model.tensor, shard_bytes)
         config.save_pretrained(folder)
@@ -94,15 +98,24 @@ def publish(
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """The content of a metrics.json of tools/test.py. Raises FileNotFoundError, or ValueError for any other file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no {file}: tools/test.py writes metrics.json into its --out")
-    metrics = json.loads(file.read_text())
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("benchmarks"), dict):
-        raise ValueError(f"{file} is no metrics.json of tools/test.py: it has no benchmarks")
+    """The content of a metrics.json of tools/test.py. Raises FileError for any other file."""
+    if not file.exists():
+        raise FileError(f"no {file}: tools/test.py writes metrics.json into its --out")
+    metrics = read_json(file)
+    benchmarks = metrics.get("benchmarks") if isinstance(metrics, dict) else None
+    if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):
+        raise FileError(f"{file} is no metrics.json of tools/test.py: it has no benchmarks")
     return metrics
 
 
 def _read(run: Path | None, name: str) -> dict[str, Any] | None:
-    """A YAML or JSON file of the run; None if the run or the file is missing."""
-    return yaml.safe_load((run / name).read_text()) if run is not None and (run / name).is_file() else None
+    """A YAML or JSON file of the run; None if the run or the file is missing. Raises FileError if it is damaged."""
+    if run is None or not (run / name).exists():
+        return None
+    try:
+        values = yaml.safe_load(read_text(run / name))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise FileError(f"{run / name} cannot be read: {error}; move it away to publish without it") from None
+    if not isinstance(values, dict):
+        raise FileError(f"{run / name} holds no keys and values; move it away to publish without it")
+    return values

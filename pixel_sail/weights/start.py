@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import Config, ConfigError
-from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
 from pixel_sail.weights.run_folder import MODEL, complete_checkpoints, is_checkpoint
@@ -67,7 +67,8 @@ def load_start(path: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     folder = find_model(path)
     if is_checkpoint(folder):
         return model_of_checkpoint(folder)
-    return PixelSail.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = PixelSail.from_pretrained(folder)
+    return model, load_own_tokenizer(folder, model.config)
 
 
 def _contradictions(requested: Any, actual: Any, key: str) -> list[str]:
@@ -86,9 +87,4 @@ def _model_config(folder: Path) -> PixelSailConfig:
         raise FileNotFoundError(
             f"no {folder / 'config.json'}: checkpoints of older versions start nothing: take export/"
         )
-    config = PixelSailConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type != PixelSailConfig.model_type or config.text_config is None:
-        raise ConfigError(
-            f"{folder} holds no model of pixel_sail: give it as model.base, or convert it (tools/convert.py)"
-        )
-    return config
+    return load_own_config(folder)

@@ -22,6 +22,7 @@ from pixel_sail.bench.plan import count_parameters, plan, planned_model
 from pixel_sail.config import REPOSITORY, Config, build_config, load_config
 from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.pack import pack
+from pixel_sail.errors import WeightsError
 from pixel_sail.losses import loss_counts
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.pixel_sail import PixelSail
@@ -123,7 +124,7 @@ def test_a_base_that_is_only_a_config(base: Path, tmp_path: Path) -> None:
     planned = planned_model(make({"base": str(tmp_path)}))
     assert "no tokenizer" in planned.notes[0]
     assert shapes(planned.model) == shapes(build_model(make({"base": str(base)}))[0])
-    with pytest.raises(FileNotFoundError, match="download"):
+    with pytest.raises(WeightsError, match="download"):
         planned_model(make({"base": str(tmp_path / "nowhere")}))
 
 

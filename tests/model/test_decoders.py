@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
+from pixel_sail.errors import WeightsError
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import Sample, Turn
@@ -108,7 +109,7 @@ def test_damaged_folders_are_refused(tmp_path: Path, damage: str) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="Give the export/ folder of a run"):
+    with pytest.raises(WeightsError, match="Give the export/ folder of a run"):
         PixelSail.from_pretrained(tmp_path / "nowhere")
 
 

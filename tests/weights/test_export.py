@@ -14,11 +14,11 @@ from conftest import write_refer_dataset
 from tiny_run import run_cli, tiny_config, write_config
 
 from pixel_sail.config import REPOSITORY, ConfigError
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.loop import train
 from pixel_sail.weights.consolidate import model_of_checkpoint
-from pixel_sail.weights.files import WeightFiles
 
 STEP = "checkpoints/step_00000004"
 

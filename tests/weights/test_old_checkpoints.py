@@ -56,7 +56,9 @@ def rewrite_run(run: Path) -> None:
         values = json.loads(path.read_text())
         architecture, hidden = values.pop("architecture"), values["text_config"]["hidden_size"]
         del architecture["mask_stride"]
+        del values["chat_pieces"]
         path.write_text(json.dumps(values | flat(architecture) | {"mask_channels": [hidden] * 3}))
+    (run / "export" / "checksums.json").unlink()
     for path in run.glob("checkpoints/*/state.json"):
         state = json.loads(path.read_text())
         config = state["config"]

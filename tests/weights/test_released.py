@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, Qwen2
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
+from pixel_sail.errors import WeightsError
 from pixel_sail.model.attention import AttentionLayout
 from pixel_sail.model.generation import Sampling
 from pixel_sail.model.modality_experts import Modality
@@ -254,12 +255,12 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the tokenizer lacks <vision>, <vpatch>, </vision>"):
         plan_sail(folder, PARTS)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks model-00002-of-00002.safetensors, which .*index.json names"):
+    with pytest.raises(WeightsError, match=r"lacks model-00002-of-00002.safetensors, which .*index.json names"):
         plan_sail(folder, PARTS)
-    with pytest.raises(FileNotFoundError, match="needs config.json"):
+    with pytest.raises(WeightsError, match="needs config.json"):
         plan_sail(tmp_path, PARTS)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"needs at least one \*.safetensors"):
+    with pytest.raises(WeightsError, match=r"needs at least one \*.safetensors"):
         plan_sail(tmp_path, PARTS)
 
 

@@ -19,6 +19,7 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
+from pixel_sail.errors import WeightsError
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import Sample, Turn
@@ -111,7 +112,7 @@ def test_smollm2_speaks_as_before_token_for_token(tmp_path: Path) -> None:
 
 
 def test_a_missing_base_says_what_to_download(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="download its repository .* put it into a folder here"):
+    with pytest.raises(WeightsError, match="download its repository .* put it into a folder here"):
         from_language_model(ModelSection(base=str(tmp_path / "qwen")), Architecture(), "Segment {expression}.")
 
 
@@ -120,5 +121,5 @@ def test_a_base_without_a_tokenizer_is_refused(tmp_path) -> None:
     save_base(tmp_path / "base")
     for path in (tmp_path / "base").glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"base has no tokenizer\*"):
+    with pytest.raises(WeightsError, match=r"base has no tokenizer: it needs"):
         from_language_model(ModelSection(base=str(tmp_path / "base")), Architecture(), "Segment {expression}.")

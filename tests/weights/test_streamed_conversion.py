@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import REPOSITORY, ModelSection
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.model.generation import Sampling
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Predictor
@@ -25,7 +26,7 @@ from pixel_sail.tokens import PROMPTS, SEG
 from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
 from pixel_sail.weights.convert.scratch import train_tokenizer
 from pixel_sail.weights.convert.streaming import check, write
-from pixel_sail.weights.files import WeightFiles, new_folder, split_by_size
+from pixel_sail.weights.files import new_folder, split_by_size
 
 TEXTS = ["Where is the red mug on the table?", "Please segment the ball.", "It is here."] * 3
 PARTS = Architecture(patch_size=16, mask_stride=4, mask_dim=24, max_side_px=64)

@@ -16,7 +16,7 @@ from string import ascii_lowercase
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, whole_lines, write_json_lines
-from pixel_sail.errors import UserError
+from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.evaluate.pixfoundation.templates import judge_prompt
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
 
@@ -96,25 +96,27 @@ def local_model(folder: Path, device: str) -> Reply:
 
 def _load(folder: Path, device: str) -> Reply:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from pixel_sail.data.chat_template import applied
+    from pixel_sail.folders.load import load_config, load_network, load_tokenizer
 
     if not folder.is_dir():
         raise JudgeError(f"no folder {folder}: download a chat model there, for example Qwen2.5-7B-Instruct")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = load_config(folder)
         multimodal = type(config) in AutoModelForImageTextToText._model_mapping
         kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, local_files_only=True, dtype="auto").to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = load_tokenizer(folder)
+        model = load_network(kind, folder, "auto").to(device).eval()
+    except WeightsError as error:
         raise JudgeError(f"{folder} cannot be loaded as a judge: {error}") from None
 
     @torch.inference_mode()
     def reply(prompt: str) -> str:
         text = prompt
         if tokenizer.chat_template:
-            messages = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            (text,) = applied(tokenizer, [([{"role": "user", "content": prompt}], True)])
         # a chat template writes the special tokens itself
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(device)
         inputs.pop("token_type_ids", None)

@@ -15,6 +15,9 @@ from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, Sam2Mod
 from pixel_sail.config import ConfigError
 from pixel_sail.data.regions import Points
 from pixel_sail.data.templates import question
+from pixel_sail.devices import choose_device
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.load import load_network, load_processor, local_folder
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.tokens import PROMPTS
 
@@ -95,20 +98,16 @@ def open_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> 
         raise ConfigError(f"unknown segmenter {spec!r}; give one of {', '.join(f'{kind}:PATH' for kind in KINDS)}")
     if kind == "pixel_sail":
         return PixelSailSegmenter(Predictor.from_pretrained(path, device, precision))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = choose_device(device)
     model_class = SamModel if kind == "sam" else Sam2Model
     try:
-        model, report = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, RuntimeError) as error:
+        folder = local_folder(path)
+        processor = load_processor(AutoProcessor, folder)
+        model = load_network(model_class, folder, torch.float32)
+    except WeightsError as error:
         problem = "is incomplete or of another kind" if Path(path).is_dir() else "does not exist, and no hub answers"
         raise ConfigError(
             f"cannot load the segmenter {spec!r}: {path} {problem}. Without hub access, put config.json, "
             f"preprocessor_config.json and *.safetensors of its repository into a folder. The cause: {error}"
         ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        problem = f"{len(missing)} weights are missing, the first is {missing[0]}"
-        raise ConfigError(f"{path} is not a {kind} checkpoint: {problem}")
-    return Sam(model.to(device), processor)
+    return Sam(model.to(place), processor)

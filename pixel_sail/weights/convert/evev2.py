@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Qwen2Config
 
 from pixel_sail.data.image import MEAN, STD
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.tokens import SpecialTokens
 from pixel_sail.weights.convert.new_parts import NewParts, grown, model_config, new_parts
 from pixel_sail.weights.convert.released import (
@@ -28,7 +29,6 @@ from pixel_sail.weights.convert.released import (
     shape,
 )
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
-from pixel_sail.weights.files import WeightFiles
 
 CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)  # of RGB in 0..1
 CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
@@ -61,7 +61,7 @@ DIFFERENCES = (
 
 
 def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
-    """Raises FileNotFoundError for missing files, ValueError for weights that are not EVEv2's."""
+    """Raises WeightsError for missing files, and for weights that are not EVEv2's."""
     settings, files = read_settings(folder), WeightFiles(folder)
     tokenizer, new_ids = read_tokenizer(folder)
     text_config = decoder_config(Qwen2Config, files, settings, tokenizer)

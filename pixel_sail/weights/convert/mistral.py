@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import MistralConfig
 
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.tokens import SpecialTokens
 from pixel_sail.weights.convert.new_parts import NewParts, grown, model_config, new_parts
 from pixel_sail.weights.convert.released import (
@@ -21,7 +22,6 @@ from pixel_sail.weights.convert.released import (
     shape,
 )
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
-from pixel_sail.weights.files import WeightFiles
 
 
 def mistral_conversion(
@@ -37,7 +37,7 @@ def mistral_conversion(
     `patch_embedding`: the key of the (D, 3 P P) linear; `known_tokens`: our special tokens that the base was trained
     with; `differences`: what the base did otherwise, for config.json and the user.
 
-    Raises FileNotFoundError for missing files, ValueError for weights or a tokenizer that are not of the family.
+    Raises WeightsError for missing files, and for weights or a tokenizer that are not of the family.
     """
     settings, files = read_settings(folder), WeightFiles(folder)
     tokenizer, new_ids = read_tokenizer(folder)

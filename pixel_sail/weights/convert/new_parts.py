@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.templates import QUESTIONS
-from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.load import on_meta
+from pixel_sail.model.configuration import PixelSailConfig, check_ids
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens
 from pixel_sail.weights.convert.streaming import DerivedWeight
@@ -76,9 +79,14 @@ def model_config(
     converted_from: str | None = None,
     differences: list[str] | None = None,
 ) -> PixelSailConfig:
-    """The config of a whole model. `text_config` and `tokenizer` must have our special tokens already."""
+    """The config of a whole model. `text_config` and `tokenizer` must have our special tokens already.
+
+    Raises WeightsError if the tokenizer has ids without an embedding.
+    """
+    check_ids(tokenizer, text_config.vocab_size, "the base")
     config = bare_config(text_config, architecture)
-    config.chat_format = ChatFormat.of(chat_format, tokenizer).name
+    chat = ChatFormat.of(chat_format, tokenizer)
+    config.chat_format, config.chat_pieces = chat.name, chat.pieces
     config.question, config.hide = question, hide
     config.prompt_token_ids = list(SpecialTokens.of(tokenizer).prompts)
     config.converted_from, config.differences = converted_from, differences
@@ -91,8 +99,7 @@ def new_parts(config: PixelSailConfig) -> dict[str, DerivedWeight]:
     A prompt starts as the embedding of its name, unscaled: the patches of a trained base have about the same norm as
     its token embeddings.
     """
-    with torch.device("meta"):
-        model = PixelSail(config)
+    model = on_meta(lambda: PixelSail(config), Path(CONFIG))
     weights = {}
     for part in ("fusion", "mask_head"):
         module = getattr(model, part).to_empty(device="cpu")

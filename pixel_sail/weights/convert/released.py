@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders import files as folder_files
+from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.load import in_a_line, load_tokenizer
+from pixel_sail.folders.settings import check_decoder, check_settings
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.tokens import add_special_tokens
-from pixel_sail.weights.files import WeightFiles
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The values of config.json. Raises FileNotFoundError if it is missing."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} needs config.json; give the folder of a downloaded checkpoint")
-    return json.loads((folder / "config.json").read_text())
+    """The values of config.json. Raises WeightsError if it is missing, or has a value that no model has."""
+    if not (folder / CONFIG).exists():
+        raise WeightsError(f"{folder} needs config.json; give the folder of a downloaded checkpoint")
+    settings = folder_files.read_settings(folder / CONFIG)
+    check_settings(settings, folder / CONFIG)
+    return settings
 
 
 def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """The tokenizer with our special tokens added, and the ids of the new tokens. Raises FileNotFoundError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{folder} has no tokenizer that transformers can load: {error}") from None
+    """The tokenizer with our special tokens added, and the ids of the new tokens. Raises WeightsError."""
+    tokenizer = load_tokenizer(folder)
     added = add_special_tokens(tokenizer)
     return tokenizer, list(range(len(tokenizer) - added, len(tokenizer)))
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, new_ids: list[int], names: Sequence[str], family: str) -> None:
-    """Raise ValueError if one of `names`, tokens that the base was trained with, had to be added."""
+    """Raise WeightsError if one of `names`, tokens that the base was trained with, had to be added."""
     lacking = [name for name in names if tokenizer.convert_tokens_to_ids(name) in new_ids]
     if lacking:
-        raise ValueError(f"the tokenizer lacks {', '.join(lacking)}: it does not belong to {family} weights")
+        raise WeightsError(f"the tokenizer lacks {', '.join(lacking)}: it does not belong to {family} weights")
 
 
 def renamed(names: Sequence[str], patterns: Sequence[tuple[str, str]], family: str) -> dict[str, str]:
     """Map our names to `names`; the first of `patterns` (theirs, ours) that matches a whole name translates it.
 
-    Raises ValueError that lists every name that no pattern matches.
+    Raises WeightsError that lists every name that no pattern matches.
     """
     by_our_name, unknown = {}, []
     for name in names:
@@ -53,7 +56,7 @@ def renamed(names: Sequence[str], patterns: Sequence[tuple[str, str]], family: s
         else:
             by_our_name[ours] = name
     if unknown:
-        raise ValueError(f"keys that no {family} checkpoint has: {sorted(unknown)}")
+        raise WeightsError(f"keys that no {family} checkpoint has: {sorted(unknown)}")
     return by_our_name
 
 
@@ -64,10 +67,13 @@ def decoder_config(
     tokenizer: PreTrainedTokenizerBase,
     **extra: Any,  # settings of this kind alone, named as in its config class
 ) -> PretrainedConfig:
-    """The decoder's config: sizes from the weights, and from config.json only what the weights do not show."""
+    """The decoder's config: sizes from the weights, and from config.json only what the weights do not show.
+
+    Raises WeightsError for values that no decoder has.
+    """
     vocabulary, hidden = shape(files, EMBED)
     layers = {int(match[1]) for key in files.shapes if (match := re.match(r"model\.layers\.(\d+)\.", key))}
-    return kind(
+    values = dict(
         vocab_size=max(vocabulary, len(tokenizer)),
         hidden_size=hidden,
         intermediate_size=shape(files, "model.layers.0.mlp.gate_proj.weight")[0],
@@ -82,27 +88,45 @@ def decoder_config(
         bos_token_id=tokenizer.bos_token_id,
         **extra,
     )
+    return built_decoder(kind, values, files.folder)
+
+
+def built_decoder(kind: type[PretrainedConfig], values: dict[str, Any], folder: Path) -> PretrainedConfig:
+    """`kind(**values)`, checked. Raises WeightsError that names the config.json of `folder`."""
+    check_settings(values, folder / CONFIG)
+    try:
+        config = kind(**values)
+    except Exception as error:  # of values of a wrong type; transformers raises anything
+        raise WeightsError(f"{folder / CONFIG} describes no {kind.__name__}: {in_a_line(error)}") from error
+    check_decoder(config, folder / CONFIG)
+    return config
 
 
 def shape(files: WeightFiles, name: str) -> tuple[int, ...]:
-    """The shape of a weight of the files. Raises ValueError if it is missing."""
+    """The shape of a weight of the files, a table. Raises WeightsError if it is missing, or is none."""
     if name not in files.shapes:
-        raise ValueError(f"missing {name}: the weights in {files.folder} are not of this family, or not complete")
+        raise WeightsError(f"missing {name}: the weights in {files.folder} are not of this family, or not complete")
     return files.shapes[name]
 
 
 def setting(settings: dict[str, Any], folder: Path, *names: str) -> Any:
-    """The value of the first of `names` that config.json has. Raises ValueError if it has none of them."""
+    """The value of the first of `names` that config.json has. Raises WeightsError if it has none of them."""
     for name in names:
         if name in settings:
             return settings[name]
-    raise ValueError(f"{folder / 'config.json'} lacks {' or '.join(names)}, which the weights do not show")
+    raise WeightsError(f"{folder / 'config.json'} lacks {' or '.join(names)}, which the weights do not show")
 
 
 def _rope_theta(settings: dict[str, Any], folder: Path) -> float:
-    """`rope_theta` itself or, in newer files, inside `rope_parameters`. Raises ValueError for scaled frequencies."""
-    rope = settings.get("rope_parameters") or {}
-    scaling = settings.get("rope_scaling") or {}
+    """`rope_theta` itself or, in newer files, inside `rope_parameters`. Raises WeightsError for scaled frequencies."""
+    rope, scaling = (_dict(settings, folder, key) for key in ("rope_parameters", "rope_scaling"))
     if {**rope, **scaling}.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ValueError(f"{folder / 'config.json'} scales its rotary frequencies, which no base of this family does")
+        raise WeightsError(f"{folder / 'config.json'} scales its rotary frequencies, which no base of this family does")
     return setting(settings | rope, folder, "rope_theta")
+
+
+def _dict(settings: dict[str, Any], folder: Path, key: str) -> dict[str, Any]:
+    value = settings.get(key) or {}
+    if not isinstance(value, dict):
+        raise WeightsError(f"{folder / CONFIG}: {key} is {str(value)[:40]!r}; an object {{...}} is expected")
+    return value

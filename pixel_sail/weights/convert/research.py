@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.convert.new_parts import model_config
-from pixel_sail.weights.convert.released import read_settings, read_tokenizer, renamed, setting
+from pixel_sail.weights.convert.released import built_decoder, read_settings, read_tokenizer, renamed, setting
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied, load
-from pixel_sail.weights.files import WeightFiles
 
 QUESTION = "Please segment {expression} in this image."  # of the research code
 
@@ -42,14 +43,14 @@ def from_research(folder: Path, question: str = QUESTION) -> tuple[PixelSail, Pr
 def plan_research(folder: Path, question: str = QUESTION) -> Conversion:
     """The conversion of `folder` (config.json, *.safetensors, tokenizer/ or its files).
 
-    Raises FileNotFoundError for missing files and ValueError that lists unknown keys.
+    Raises WeightsError for missing files, and for unknown keys, with a list of them.
     """
     settings, files = read_settings(folder), WeightFiles(folder)
     names = renamed(list(files.shapes), _RENAMES, "research Pixel-SAIL")
     tokenizer_folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     tokenizer, new_ids = read_tokenizer(tokenizer_folder)
     if new_ids:
-        raise ValueError(
+        raise WeightsError(
             f"the tokenizer in {tokenizer_folder} lacks special tokens; it does not belong to these weights"
         )
     kernels = {ours: theirs for ours, theirs in names.items() if ".pointwise.weight" in ours}
@@ -74,7 +75,7 @@ def _config(
     vocabulary, hidden = _shape(files, names, "language_model.model.embed_tokens.weight")
     layers = {int(match[1]) for key in names if (match := re.match(r"language_model\.model\.layers\.(\d+)\.", key))}
     blocks = {int(match[1]) for key in names if (match := re.match(r"mask_head\.blocks\.(\d+)\.", key))}
-    text_config = Qwen2Config(
+    values = dict(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=_shape(files, names, "language_model.model.layers.0.mlp.gate_proj.weight")[0],
@@ -87,6 +88,7 @@ def _config(
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
+    text_config = built_decoder(Qwen2Config, values, folder)
     patch_size = round((_shape(files, names, "fusion.patch_linear.weight")[1] / 3) ** 0.5)
     architecture = Architecture(
         patch_size=patch_size,
@@ -108,5 +110,5 @@ def _config(
 
 def _shape(files: WeightFiles, names: dict[str, str], ours: str) -> tuple[int, ...]:
     if ours not in names:
-        raise ValueError(f"{files.folder}: the weights lack what becomes {ours}")
+        raise WeightsError(f"{files.folder}: the weights lack what becomes {ours}")
     return files.shapes[names[ours]]

@@ -11,5 +11,5 @@ from pixel_sail.weights.convert.streaming import Conversion
 
 
 def plan_sail(folder: Path, parts: NewParts) -> Conversion:
-    """Raises FileNotFoundError for missing files, ValueError for weights or a tokenizer that are not SAIL's."""
+    """Raises WeightsError for missing files, and for weights or a tokenizer that are not SAIL's."""
     return mistral_conversion(folder, parts, "SAIL", "model.vis_embed.weight", IMAGE_TOKENS, differences=())

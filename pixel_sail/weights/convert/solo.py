@@ -19,6 +19,6 @@ DIFFERENCES = (
 
 
 def plan_solo(folder: Path, parts: NewParts) -> Conversion:
-    """Raises FileNotFoundError for missing files, ValueError for weights or a tokenizer that are not SOLO's."""
+    """Raises WeightsError for missing files, and for weights or a tokenizer that are not SOLO's."""
     known = ("<vision>", "<vpatch>")
     return mistral_conversion(folder, parts, "SOLO", "model.embed_vision_patch.weight", known, DIFFERENCES)

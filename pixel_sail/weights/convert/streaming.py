@@ -15,17 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail.folders.weight_files import Shapes, WeightFiles, refuse_problems
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.weights.files import (
-    SHARD_BYTES,
-    Shapes,
-    WeightFiles,
-    expected_shapes,
-    new_folder,
-    refuse_problems,
-    write_shards,
-)
+from pixel_sail.weights.files import SHARD_BYTES, check_new, model_shapes, new_folder, write_shards
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Conversion:
 
     def tensor(self, name: str) -> Tensor:
         weight = self.derived[name]
-        return weight.derive(*(self.files.tensor(source) for source in weight.sources))
+        return weight.derive(*(self.files.finite_tensor(source) for source in weight.sources))
 
 
 def copied(names: dict[str, str]) -> dict[str, DerivedWeight]:
@@ -61,7 +54,8 @@ def copied(names: dict[str, str]) -> dict[str, DerivedWeight]:
 
 def check(conversion: Conversion) -> Shapes:
     """Return our names and shapes. Raise ValueError that lists missing, unexpected, unread and mis-shaped weights."""
-    files, derived, expected = conversion.files, conversion.derived, expected_shapes(conversion.config)
+    files, derived = conversion.files, conversion.derived
+    expected = model_shapes(conversion.config, files.folder)
     needed = [(name, source) for name, weight in derived.items() for source in weight.sources]
     absent = {name: source for name, source in needed if source not in files.shapes}
     problems = [f"missing {name}" for name in sorted(expected.keys() - derived.keys())]
@@ -96,6 +90,7 @@ def write(conversion: Conversion, out: Path, shard_bytes: int = SHARD_BYTES, dty
     dtypes = {name: dtype or files.dtypes[(*conversion.derived[name].sources, largest)[0]] for name in shapes}
     conversion.config.architectures = [PixelSail.__name__]
     conversion.config.dtype = dtype or files.dtypes[largest]
+    check_new(out, sum(torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items()))
     with new_folder(out) as folder:
         write_shards(folder, shapes, dtypes, conversion.tensor, shard_bytes)
         conversion.config.save_pretrained(folder)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pixel_sail.config import ConfigError
+from pixel_sail.devices import choose_device, choose_dtype
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.load import load_config, load_network, load_processor, local_folder
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.studies.attend_segment.adapters.gemma3 import Gemma3
 from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceAdapter
@@ -37,15 +40,18 @@ def open_adapter(model: str | Path, family: str = "auto", device: str = "auto", 
     """
     if family not in ("auto", *FAMILIES):
         raise ConfigError(f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
+    place = choose_device(device)
+    dtype = choose_dtype(precision, place)
     try:
-        model_type = AutoConfig.from_pretrained(model).model_type
-    except (OSError, ValueError) as error:
+        folder = local_folder(model)
+        model_type = load_config(folder).model_type
+    except WeightsError as error:
         raise ConfigError(
             f"cannot read {Path(model) / 'config.json'}: give an export of ours, or a folder with all files of a "
             f"Hugging Face model (download it on a machine with hub access). The cause: {error}"
         ) from error
     if family == OURS or (family == "auto" and model_type == OURS):
-        return PixelSailAdapter(Predictor.from_pretrained(model, device, precision))
+        return PixelSailAdapter(Predictor.from_pretrained(folder, device, precision))
     known = {adapter.family: adapter for adapter in MODEL_TYPES.values()}
     chosen = MODEL_TYPES.get(model_type) if family == "auto" else known[family]
     if chosen is None:
@@ -54,19 +60,16 @@ def open_adapter(model: str | Path, family: str = "auto", device: str = "auto", 
             "Give --family, if one of them orders its image tokens alike, or write an adapter "
             "(pixel_sail/studies/attend_segment/adapters)"
         )
-    return _hugging_face(model, chosen, device, precision)
+    return _hugging_face(folder, chosen, place, dtype)
 
 
-def _hugging_face(model: str | Path, adapter: type[HuggingFaceAdapter], device: str, precision: str) -> Adapter:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = precision == "bf16" or (precision == "auto" and device.startswith("cuda"))
+def _hugging_face(folder: Path, adapter: type[HuggingFaceAdapter], device: torch.device, dtype: torch.dtype) -> Adapter:
     try:
-        network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32)
-        processor = AutoProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
+        processor = load_processor(AutoProcessor, folder)
+        network = load_network(AutoModelForImageTextToText, folder, dtype)
+    except WeightsError as error:
         raise ConfigError(
-            f"cannot load {model}: it needs config.json, *.safetensors, the tokenizer's files, a chat template and "
+            f"cannot load {folder}: it needs config.json, *.safetensors, the tokenizer's files, a chat template and "
             f"preprocessor_config.json (or processor_config.json). The cause: {error}"
         ) from error
     return adapter(network.to(device), processor)

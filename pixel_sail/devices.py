@@ -1,0 +1,41 @@
+"""Where a model runs and with which numbers: what a user writes after --device and --precision, checked at once."""
+
+from __future__ import annotations
+
+import torch
+
+from pixel_sail.errors import UserError
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of auto | cpu | cuda[:n]; auto is the first GPU if there is one.
+
+    Raises UserError for another name, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"there is no device {name!r}: give auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no GPU here"
+        raise UserError(f"--device {name}: {built} (nvidia-smi shows what the driver sees); give --device cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        names = ", ".join(f"cuda:{index}" for index in range(count))
+        raise UserError(f"--device {name}: there is no such GPU; there are {names}")
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type of the weights: of auto (bf16 on a GPU) | bf16 | fp32. Raises UserError for another name."""
+    if precision not in PRECISIONS:
+        raise UserError(f"there is no precision {precision!r}: give {', '.join(PRECISIONS)}")
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else torch.float32

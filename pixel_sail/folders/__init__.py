@@ -1,0 +1,11 @@
+"""Model folders that somebody else wrote: the only door to their configs, tokenizers, processors and weights.
+
+files.py         which files a folder has, what may be in them, limits
+settings.py      the values of config.json
+weight_files.py  names, shapes and types of the weights from the headers of their files, tensors one at a time
+load.py          config, tokenizer, processor, network, through transformers; no other file calls its `from_pretrained`
+checksums.py     whether a folder is still what was written
+
+Nothing here runs code that a folder brings, asks a question, or reads a pickle. What cannot be used is a WeightsError
+that names the file. Nothing is allocated for a model before its config was compared with the headers of its weights.
+"""

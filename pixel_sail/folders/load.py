@@ -1,0 +1,195 @@
+"""Config, tokenizer, processor and network of a model folder, through transformers, with one kind of error.
+
+No other file calls transformers' `from_pretrained` (tests/folders says so). transformers raises anything on bad input,
+so each call is wrapped; its files have been looked at before, so that the usual faults have messages of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pixel_sail.errors import WeightsError
+from pixel_sail.folders.checksums import check_sums
+from pixel_sail.folders.files import CONFIG, VOCABULARIES, check_folder, read_settings
+from pixel_sail.folders.settings import check_settings
+from pixel_sail.folders.weight_files import MAX_LISTED, WeightFiles, check_finite
+
+T = TypeVar("T")
+N = TypeVar("N", bound=torch.nn.Module)
+NetworkClass = type[PreTrainedModel] | type[_BaseAutoModelClass]
+
+# Of a hub repository: no pickles, no Python, no second copy of the weights in a subfolder.
+DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+NOT_DOWNLOADED = ("*/*", "consolidated*")
+# Nothing is fetched, nothing asked, no code of the folder run.
+_CLOSED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+MAX_CAUSE = 400  # characters of what a library says
+_SLACK = 2  # a model may have this many times the numbers of its weight files: tied and repeated weights, new heads
+_SLACK_NUMBERS = 100_000_000  # and this many more
+
+
+def local_folder(source: str | Path) -> Path:
+    """`source` itself if it is a folder, else the folder of a hub repository of that name, downloaded or in the cache.
+
+    Raises WeightsError if it is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED))
+    except Exception as error:
+        raise WeightsError(f"{source} is no folder, and no hub gives it: {in_a_line(error)}") from error
+
+
+def load_config(folder: Path, gguf_file: str | None = None) -> PretrainedConfig:
+    """The config of a model folder, or of a GGUF file in it. Raises WeightsError."""
+    if gguf_file is None:
+        check_folder(folder)
+        path = folder / CONFIG
+        settings = read_settings(path)
+        check_settings(settings, path)
+        kind = settings.get("model_type")
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            code = "; the code that it names (auto_map) is not run" if settings.get("auto_map") else ""
+            raise WeightsError(
+                f"{path}: model_type is {kind!r}, which this version of transformers does not know{code}"
+            )
+    return _called(AutoConfig.from_pretrained, folder, "config", **_CLOSED, **_gguf(gguf_file))
+
+
+def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, or of a GGUF file in it. Raises WeightsError, also if it would know no word."""
+    if gguf_file is None:
+        check_folder(folder)
+        if not any((folder / name).exists() for name in VOCABULARIES) and not list(folder.glob("*.tiktoken")):
+            raise WeightsError(
+                f"{folder} has no tokenizer: it needs tokenizer.json or tokenizer.model (or another of "
+                f"{', '.join(VOCABULARIES[2:])}); download it too"
+            )
+    tokenizer = _called(AutoTokenizer.from_pretrained, folder, "tokenizer", **_CLOSED, **_gguf(gguf_file))
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        raise WeightsError(f"the tokenizer in {folder} knows no word: its files are damaged or incomplete")
+    return tokenizer
+
+
+def load_processor(kind: type, folder: Path) -> Any:
+    """`kind`, a processor class of transformers or an Auto class of one, from a model folder. Raises WeightsError."""
+    check_folder(folder)
+    return _called(kind.from_pretrained, folder, "processor", **_CLOSED)
+
+
+def load_network(
+    kind: NetworkClass,
+    folder: Path,
+    dtype: torch.dtype | str,
+    needs: str = "",
+    gguf_file: str | None = None,
+) -> PreTrainedModel:
+    """`kind`, a model class of transformers or an Auto class of one, with weights from *.safetensors or a GGUF file.
+
+    Raises WeightsError if it cannot be loaded, if values are not finite, and if a weight whose name starts with `needs`
+    is missing or has another shape, since it would be random.
+    """
+    config = load_config(folder, gguf_file)
+    if gguf_file is None:
+        check_sums(folder)
+        check_size(kind, config, folder)
+    options = {"use_safetensors": True} if gguf_file is None else _gguf(gguf_file)
+    network, report = _called(
+        kind.from_pretrained,
+        folder,
+        "model",
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **_CLOSED,
+        **options,
+    )
+    wrong = {*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])}
+    random = sorted(key for key in wrong if key.startswith(needs))
+    if random:
+        raise WeightsError(
+            f"{folder} has no fitting weights for {len(random)} tensors of {type(network).__name__}, first "
+            f"{random[0]}: it is damaged or not of this kind"
+        )
+    check_finite({name: tensor for name, tensor in network.state_dict().items() if name.startswith(needs)}, folder)
+    return network
+
+
+def on_meta(build: Callable[[], N], path: Path) -> N:
+    """What `build` builds, with shapes and without values: nothing is allocated.
+
+    Raises WeightsError if its config, the file `path`, describes none that can be built.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:
+        raise WeightsError(f"{path} describes no model that can be built: {in_a_line(error)}") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error of a library in one line of bounded length, with its type."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:MAX_CAUSE]}{'...' * (len(text) > MAX_CAUSE)}"
+
+
+def check_size(kind: NetworkClass, config: PretrainedConfig, folder: Path) -> None:
+    """Compare a network with the headers of its weights, before it is allocated. Raises WeightsError."""
+    if getattr(config, "quantization_config", None) is not None:
+        return  # its weights are packed; their shapes say nothing
+    stored = WeightFiles(folder, buffers=True).shapes
+    build = lambda: kind.from_config(config, trust_remote_code=False)  # noqa: E731
+    if not issubclass(kind, _BaseAutoModelClass):
+        own = _called(kind.config_class.from_pretrained, folder, "config", **_CLOSED)
+        build = lambda: kind(own)  # noqa: E731
+    network = on_meta(build, folder / CONFIG)
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    held = sum(torch.Size(shape).numel() for shape in stored.values())
+    differing = [
+        f"{name}: file {stored[name]}, model {tuple(tensor.shape)}"
+        for name, tensor in network.state_dict().items()
+        if name in stored and stored[name] != tuple(tensor.shape)
+    ]
+    check_numbers(numbers, held, folder, differing)
+
+
+def check_numbers(described: int, held: int, folder: Path, differing: Sequence[str] = ()) -> None:
+    """Raise WeightsError if a config describes many more numbers than its weight files hold; lists some `differing`."""
+    if described > _SLACK * held + _SLACK_NUMBERS:
+        raise WeightsError(
+            f"{folder / CONFIG} describes a model of {described:,} numbers, its weight files hold {held:,}. "
+            f"{'; '.join(differing[:MAX_LISTED]) or 'They do not belong together, or files are missing'}"
+        )
+
+
+def _gguf(gguf_file: str | None) -> dict[str, str]:
+    return {} if gguf_file is None else {"gguf_file": gguf_file}
+
+
+def _called(load: Callable[..., T], folder: Path, what: str, **options: Any) -> T:
+    """What transformers loads. It raises anything on a bad file, so all of that is one error here."""
+    try:
+        return load(folder, **options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not os.path.exists(folder):
+            raise
+        raise WeightsError(f"the {what} in {folder} cannot be loaded: {in_a_line(error)}") from error
