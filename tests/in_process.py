@@ -14,6 +14,7 @@ def load_tool(name: str) -> ModuleType:
     """tools/<name>.py as a module."""
     spec = importlib.util.spec_from_file_location(f"tool_{name}", REPOSITORY / f"tools/{name}.py")
     tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tool  # dataclasses look there
     spec.loader.exec_module(tool)
     return tool
 

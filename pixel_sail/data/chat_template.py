@@ -29,7 +29,7 @@ MAX_SECONDS = 5  # of computing
 MAX_WAIT_S = 120  # for a machine that is busy with other things
 MAX_MEMORY_BYTES = 2**30
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 class TemplateError(UserError):
@@ -48,9 +48,16 @@ def applied(
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise TemplateError(f"the tokenizer's chat template cannot be used: {error}") from None
+    return rendered(template, tokenizer.special_tokens_map, chats, date)
+
+
+def rendered(
+    template: Any, special_tokens: dict[str, Any], chats: Sequence[tuple[Messages, bool]], date: str = FIXED_DATE
+) -> list[str]:
+    """As `applied`, for a template from elsewhere."""
     if not isinstance(template, str):
         raise TemplateError(f"the tokenizer's chat template is a {type(template).__name__}, not a text")
-    constant = {"tools": None, "documents": None, **tokenizer.special_tokens_map}
+    constant = {"tools": None, "documents": None, **special_tokens}
     calls = [constant | {"messages": messages, "add_generation_prompt": begun} for messages, begun in chats]
     return list(_rendered(template, json.dumps(calls, default=str), date))
 

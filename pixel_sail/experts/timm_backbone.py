@@ -75,7 +75,7 @@ def _source(config: ExpertConfig) -> str:
     if Path(path).is_dir() or "/" in path:
         try:
             folder = local_folder(path)
-            _check_folder(folder)
+            _check_folder(folder, (CONFIG,))
         except WeightsError as error:
             raise cannot_load(config, FILES, error) from error
         return f"local-dir:{folder}"
@@ -90,7 +90,7 @@ def _source(config: ExpertConfig) -> str:
 
 def _check_folder(folder: Path) -> None:
     """Raise WeightsError for a folder that timm cannot load, before it allocates anything or opens a pickle."""
-    check_folder(folder)
+    check_folder(folder, (CONFIG,))
     check_settings(read_settings(folder / CONFIG), folder / CONFIG)
     pickles = [path for ending in ("bin", "pth") for path in sorted(folder.glob(f"*.{ending}"))]
     if pickles and not (folder / SINGLE).exists():  # timm reads them as torch.load(weights_only=True), and nothing else

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pixel_sail.durable import write_json
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.files import CONFIG, VOCABULARIES, check_regular, read_settings
+from pixel_sail.folders.files import CONFIG, VOCABULARIES, check_downloaded, read_settings
 
 CHECKSUMS = "checksums.json"
 _COVERED = (CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES,
@@ -40,7 +40,7 @@ def check_sums(folder: Path) -> None:
             raise WeightsError(f"{path}: {name!r} has no SHA-256 of 64 hex digits; {advice}")
         if not (folder / name).exists():
             raise WeightsError(f"{folder} lacks {name}, which {CHECKSUMS} lists; {advice}")
-        check_regular(folder / name)
+        check_downloaded(folder / name)
     for name, digits in _sums([folder / name for name in expected]).items():
         if digits != expected[name]:
             raise WeightsError(f"{folder / name} is not what was written ({CHECKSUMS}); {advice}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,45 +30,50 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-_SETTINGS = (
+CONFIG_FILES = (CONFIG, "generation_config.json", "adapter_config.json")
+TOKENIZER_FILES = (
     CONFIG,
     TOKENIZER_CONFIG,
-    INDEX,
-    "generation_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "merges.txt",
+    *VOCABULARIES,
+)
+PROCESSOR_FILES = (
+    *TOKENIZER_FILES,
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
-    "chat_template.json",
 )
-_TEXTS = ("merges.txt", "chat_template.jinja")
+_LARGE = (*VOCABULARIES, "merges.txt")
 _LFS = b"version https://git-lfs"
 _PAGES = (b"<!doctype", b"<html")
 
 check_regular = partial(files.check_regular, error=WeightsError)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise WeightsError for a folder that is not there, or a settings or tokenizer file in it that cannot be used.
+def check_folder(folder: Path, names: Sequence[str]) -> None:
+    """Raise WeightsError for a folder that is not there, or one of the files `names` in it that cannot be used.
 
-    Weights are looked at by WeightFiles. Says on the console that code in the folder is not run, if it names some.
+    A file may be missing. Says on the console that code in the folder is not run, if a file names some.
     """
     if not folder.is_dir():
         raise WeightsError(f"no folder {folder}: a folder with config.json, *.safetensors and a tokenizer is expected")
-    for name in _SETTINGS:
-        if _exists(folder / name):
-            _check_code(folder / name, read_settings(folder / name))
-    for name in (*VOCABULARIES, *_TEXTS):
-        if _exists(folder / name):
-            check_downloaded(folder / name, MAX_VOCABULARY_BYTES)
-            if name.endswith(".json"):
-                _object(folder / name)
-    if _exists(folder / "adapter_config.json"):  # transformers would load the model that it names, from anywhere
-        raise WeightsError(
-            f"{folder / 'adapter_config.json'}: this is an adapter, not a model. Merge it into its model with the "
-            "program that wrote it, and give the merged folder"
-        )
+    for path in (folder / name for name in names):
+        if not path.exists() and not path.is_symlink():  # a link to nowhere is a file that is missing
+            continue
+        check_downloaded(path, MAX_VOCABULARY_BYTES if path.name in _LARGE else MAX_CONFIG_BYTES)
+        if path.name == "adapter_config.json":  # transformers would load the model that it names, from anywhere
+            raise WeightsError(
+                f"{path}: this is an adapter, not a model. Merge it into its model with the program that wrote it, and "
+                "give the merged folder"
+            )
+        if path.name in _LARGE and path.suffix == ".json":
+            _object(path)
+        elif path.suffix == ".json" and read_settings(path).get("auto_map"):
+            _note_code(path)
 
 
 def check_downloaded(path: Path, max_bytes: int = files.MAX_BYTES) -> int:
@@ -116,11 +122,7 @@ def _object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _exists(path: Path) -> bool:
-    return path.exists() or path.is_symlink()  # a link to nowhere is a file that is missing
-
-
-def _check_code(path: Path, values: dict[str, Any]) -> None:
-    """Folders may name Python files of their own for transformers to run. Ours never do, and nothing runs them."""
-    if values.get("auto_map"):
-        print(f"note: {path} names code of its own (auto_map); it is not run", file=sys.stderr)
+@functools.cache
+def _note_code(path: Path) -> None:
+    """Once for each file: others' folders may name Python files of their own for transformers to run."""
+    print(f"note: {path} names code of its own (auto_map); it is not run", file=sys.stderr)

@@ -24,7 +24,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.checksums import check_sums
-from pixel_sail.folders.files import CONFIG, VOCABULARIES, check_folder, read_settings
+from pixel_sail.folders.files import (
+    CONFIG,
+    CONFIG_FILES,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    VOCABULARIES,
+    check_folder,
+    read_settings,
+)
 from pixel_sail.folders.settings import check_settings
 from pixel_sail.folders.weight_files import MAX_LISTED, WeightFiles, check_finite
 
@@ -60,7 +68,7 @@ def local_folder(source: str | Path) -> Path:
 def load_config(folder: Path, gguf_file: str | None = None) -> PretrainedConfig:
     """The config of a model folder, or of a GGUF file in it. Raises WeightsError."""
     if gguf_file is None:
-        check_folder(folder)
+        check_folder(folder, CONFIG_FILES)
         path = folder / CONFIG
         settings = read_settings(path)
         check_settings(settings, path)
@@ -76,21 +84,22 @@ def load_config(folder: Path, gguf_file: str | None = None) -> PretrainedConfig:
 def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, or of a GGUF file in it. Raises WeightsError, also if it would know no word."""
     if gguf_file is None:
-        check_folder(folder)
+        check_folder(folder, TOKENIZER_FILES)
         if not any((folder / name).exists() for name in VOCABULARIES) and not list(folder.glob("*.tiktoken")):
             raise WeightsError(
                 f"{folder} has no tokenizer: it needs tokenizer.json or tokenizer.model (or another of "
                 f"{', '.join(VOCABULARIES[2:])}); download it too"
             )
     tokenizer = _called(AutoTokenizer.from_pretrained, folder, "tokenizer", **_CLOSED, **_gguf(gguf_file))
-    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+    ids = _called(lambda _: tokenizer("a", add_special_tokens=False)["input_ids"], folder, "tokenizer")
+    if not ids or len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise WeightsError(f"the tokenizer in {folder} knows no word: its files are damaged or incomplete")
     return tokenizer
 
 
 def load_processor(kind: type, folder: Path) -> Any:
     """`kind`, a processor class of transformers or an Auto class of one, from a model folder. Raises WeightsError."""
-    check_folder(folder)
+    check_folder(folder, PROCESSOR_FILES)
     return _called(kind.from_pretrained, folder, "processor", **_CLOSED)
 
 

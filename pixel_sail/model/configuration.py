@@ -75,6 +75,12 @@ AutoConfig.register(PixelSailConfig.model_type, PixelSailConfig)  # AutoTokenize
 
 def load_own_config(folder: Path) -> PixelSailConfig:
     """The checked config of a model of ours. Raises WeightsError for any other folder, and for impossible values."""
+    for needed in ("", CONFIG):
+        if not (folder / needed).exists():
+            raise WeightsError(
+                f"no pixel_sail checkpoint at {folder}: {folder / needed} is missing. Give the export/ folder of a "
+                "run, or make one with tools/convert.py"
+            )
     config, path = load_config(folder), folder / CONFIG
     if not isinstance(config, PixelSailConfig) or config.text_config is None:
         raise WeightsError(
@@ -122,12 +128,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PixelSailConfig,
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path | str) -> None:
-    """Raise WeightsError if the tokenizer has an id beyond the `rows` embeddings of its model."""
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    """Raise WeightsError if the tokenizer has an id twice, or one beyond the `rows` embeddings of its model."""
+    tokens: dict[int, str] = {}
+    for token, number in tokenizer.get_vocab().items():
+        if number in tokens:
+            raise WeightsError(f"{where}: {token[:40]!r} and {tokens[number][:40]!r} have the same id {number}")
+        tokens[number] = token
+    largest = max(tokens)
     if largest >= rows:
         raise WeightsError(
-            f"{where}: the tokenizer has ids up to {largest} ({token[:40]!r}), the model embeddings for {rows} tokens "
-            "(vocab_size): they do not belong together"
+            f"{where}: the tokenizer has ids up to {largest} ({tokens[largest][:40]!r}), the model embeddings for "
+            f"{rows} tokens (vocab_size): they do not belong together"
         )
 
 

@@ -130,12 +130,6 @@ class PixelSail(PreTrainedModel):
         model with random parts is never returned silently. The shapes are compared before anything is allocated.
         """
         folder = Path(folder)
-        for needed in ("", "config.json"):
-            if not (folder / needed).exists():
-                raise WeightsError(
-                    f"no pixel_sail checkpoint at {folder}: {folder / needed} is missing. Give the export/ folder "
-                    "of a run, or make one with tools/convert.py"
-                )
         config, files = load_own_config(folder), WeightFiles(folder)
         network = on_meta(lambda: cls(config), folder / CONFIG)
         check_shapes(expected_shapes(network), _without_copies(files, network.all_tied_weights_keys), folder)

@@ -17,7 +17,7 @@ from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.devices import choose_device, choose_dtype
-from pixel_sail.model.configuration import load_own_tokenizer
+from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
@@ -66,9 +66,10 @@ class Predictor:
 
         Raises UserError for a device that is not there, before anything is loaded, and for a folder that is damaged.
         """
-        place = choose_device(device)
-        model = PixelSail.from_pretrained(folder, dtype=choose_dtype(precision, place))
-        return cls(model.to(place), load_own_tokenizer(Path(folder), model.config))
+        place, folder = choose_device(device), Path(folder)
+        dtype = choose_dtype(precision, place)
+        tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
+        return cls(PixelSail.from_pretrained(folder, dtype=dtype).to(place), tokenizer)
 
     def segment(
         self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()

@@ -67,8 +67,8 @@ def load_start(path: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     folder = find_model(path)
     if is_checkpoint(folder):
         return model_of_checkpoint(folder)
-    model = PixelSail.from_pretrained(folder)
-    return model, load_own_tokenizer(folder, model.config)
+    tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
+    return PixelSail.from_pretrained(folder), tokenizer
 
 
 def _contradictions(requested: Any, actual: Any, key: str) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 from pixel_sail.config import ConfigError
+from pixel_sail.data.chat_template import TemplateError, rendered
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.load import load_config, load_network, load_processor, local_folder
@@ -66,10 +67,19 @@ def open_adapter(model: str | Path, family: str = "auto", device: str = "auto", 
 def _hugging_face(folder: Path, adapter: type[HuggingFaceAdapter], device: torch.device, dtype: torch.dtype) -> Adapter:
     try:
         processor = load_processor(AutoProcessor, folder)
+        _try_template(processor)
         network = load_network(AutoModelForImageTextToText, folder, dtype)
-    except WeightsError as error:
+    except (WeightsError, TemplateError) as error:
         raise ConfigError(
             f"cannot load {folder}: it needs config.json, *.safetensors, the tokenizer's files, a chat template and "
             f"preprocessor_config.json (or processor_config.json). The cause: {error}"
         ) from error
     return adapter(network.to(device), processor)
+
+
+def _try_template(processor: ProcessorMixin) -> None:
+    """Raise TemplateError for a chat template that fails, or would not end, on a question about an image."""
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, str):  # without one, the first answer says what is missing
+        rendered(template, processor.tokenizer.special_tokens_map, [([{"role": "user", "content": content}], True)])

@@ -1,0 +1,65 @@
+"""Where a model is written to: looked at before the work, with the path in the message."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from in_process import call_main, load_tool
+from tiny_export import save_export
+
+from pixel_sail.errors import FileError
+from pixel_sail.weights import files
+from pixel_sail.weights.files import check_new, check_writable
+
+TOOLS = {
+    "convert": ["language-model", "nowhere", "--out"],
+    "export": ["nowhere", "--out"],
+    "predict": ["nowhere", "--image", "nowhere.jpg", "--text", "a", "--out"],
+    "inspect_data": ["nowhere.yaml", "--out"],
+}
+
+
+@pytest.fixture
+def read_only(monkeypatch) -> None:
+    """Every folder is read-only. (Permissions do not stop root, who runs tests in containers.)"""
+
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_no_permission_is_said_before_the_work(tool: str, tmp_path: Path, read_only, monkeypatch) -> None:
+    """Nothing that the command reads exists: whatever was looked at first would be named."""
+    with pytest.raises(SystemExit, match=f"^error: cannot write to {tmp_path}/a/b: Read-only file system"):
+        call_main(monkeypatch, load_tool(tool), *TOOLS[tool], tmp_path / "a" / "b")
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"file/out: .*file is a file; give another --out|cannot write to .*file/out"):
+        check_writable(tmp_path / "file" / "out")
+    with pytest.raises(FileError, match="file is not empty; give another --out"):
+        check_new(tmp_path / "file")
+    check_new(tmp_path / "new" / "deeper")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("tool", ["export", "convert"])
+def test_a_full_disk_is_said_before_the_work(tool: str, tmp_path: Path, monkeypatch) -> None:
+    export = save_export(tmp_path / "export")
+    if tool == "convert":
+        from tiny_base import save_base
+
+        export = save_base(tmp_path / "base")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    arguments = [export] if tool == "export" else ["language-model", export]
+    with pytest.raises(SystemExit, match=r"^error: .*/out needs 0.0 GB, and 0.0 GB are free there: free some space"):
+        call_main(monkeypatch, load_tool(tool), *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
