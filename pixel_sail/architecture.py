@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MAX_SIDE_PX = 65_536  # of the image that a model sees: no weight depends on it, the memory of a step does
 MAX_MASK_CHANNELS = 1024  # largest width of the mask head's first block; wider states are reduced to it
 
 
@@ -44,7 +45,7 @@ class Architecture(Section):
     sub_patch_width: int = Field(64, ge=1)  # channels of each embedded square
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
-    max_side_px: int = Field(1024, ge=1)  # largest longer side of a resized image
+    max_side_px: int = Field(1024, ge=1, le=MAX_SIDE_PX)  # largest longer side of a resized image
     mask_stride: int = Field(4, ge=1)  # pixels per mask logit: patch_size divided by a power of two
     mask_dim: int = Field(256, ge=1)  # S, width of the mask features
     # widths before, between and after the upsampling blocks; None: those of `channels`

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail.errors import UserError
+
 VISION_START, VISION_PATCH, VISION_END = "<vision>", "<vpatch>", "</vision>"
 SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"
 MAX_PROMPTS = 15
@@ -39,11 +41,11 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-        """Look up the ids. Raises ValueError that names every special token that the tokenizer lacks."""
+        """Look up the ids. Raises UserError that names every special token that the tokenizer lacks."""
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (*IMAGE_TOKENS, *GROUNDING_TOKENS) if token not in vocabulary]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer lacks the special tokens {missing}; call pixel_sail.tokens.add_special_tokens on it "
                 "(tools/convert.py does) and save it beside the model"
             )

@@ -23,6 +23,7 @@ from pixel_sail.command import tool
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.data.templates import QUESTIONS
+from pixel_sail.folders.weight_files import check_finite
 from pixel_sail.weights.convert.evev2 import plan_evev2
 from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
 from pixel_sail.weights.convert.new_parts import NewParts
@@ -30,7 +31,7 @@ from pixel_sail.weights.convert.research import plan_research
 from pixel_sail.weights.convert.sail import plan_sail
 from pixel_sail.weights.convert.solo import plan_solo
 from pixel_sail.weights.convert.streaming import Conversion, write
-from pixel_sail.weights.files import SHARD_BYTES, check_new, new_folder, peak_bytes
+from pixel_sail.weights.files import SHARD_BYTES, check_new, new_folder, peak_bytes, saving, shard_gb
 
 BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -65,7 +66,7 @@ def _parse() -> argparse.Namespace:
         family.add_argument("--out", type=Path, required=True)
         family.add_argument("--question", default=QUESTIONS[0], help="what `segment` asks, with {expression}")
         family.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")
-        family.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest size of a file")
+        family.add_argument("--shard-gb", type=shard_gb, default=SHARD_BYTES / 1e9, help="largest size of a file")
         family.add_argument("--seed", type=int, default=0, help="seed of the new parts")
     return parser.parse_args()
 
@@ -88,7 +89,8 @@ def _architecture(a: argparse.Namespace) -> Architecture:
 def _write_in_memory(a: argparse.Namespace) -> int:
     model, tokenizer = from_language_model(ModelSection(base=a.source), _architecture(a), a.question)
     model = model.to(DTYPES[a.dtype] or torch.float32)
-    with new_folder(a.out) as folder:
+    check_finite(model.state_dict(), f"{a.source} as {model.dtype}")
+    with new_folder(a.out) as folder, saving(folder):
         model.save_pretrained(folder, max_shard_size=int(a.shard_gb * 1e9))
         tokenizer.save_pretrained(folder)
     return model.num_parameters()

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pixel_sail.command import tool
-from pixel_sail.weights.files import SHARD_BYTES, check_new
+from pixel_sail.weights.files import SHARD_BYTES, check_new, shard_gb
 from pixel_sail.weights.publish import open_model, publish, read_metrics
 from pixel_sail.weights.start import find_model
 
@@ -45,7 +45,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--name", help="title of the model card; default: the name of --out")
     parser.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")
-    parser.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest size of a file")
+    parser.add_argument("--shard-gb", type=shard_gb, default=SHARD_BYTES / 1e9, help="largest size of a file")
     return parser.parse_args()
 
 

@@ -75,7 +75,7 @@ def _source(config: ExpertConfig) -> str:
     if Path(path).is_dir() or "/" in path:
         try:
             folder = local_folder(path)
-            _check_folder(folder, (CONFIG,))
+            _check_folder(folder)
         except WeightsError as error:
             raise cannot_load(config, FILES, error) from error
         return f"local-dir:{folder}"

@@ -103,8 +103,9 @@ def _name(key: str) -> str:
 
 def _problem(name: str, value: Any) -> str | None:
     if name in _DTYPE_KEYS and value is not None and not isinstance(value, dict):
-        known = isinstance(value, str) and isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
-        return None if known or value == "auto" else "no type of numbers has that name; float32 and bfloat16 are known"
+        dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+        known = value == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+        return None if known else "weights have no such type; give float32, bfloat16 or float16"
     if name.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
         return "attention kernels are not downloaded; remove this key"
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pixel_sail.errors import UserError
+
 Kernel = Literal["sdpa", "flex", "flash"]
 Span = tuple[int, int, int, int]  # (start, first image token, one past the last image token, stop) in the packed batch
 
@@ -122,12 +124,12 @@ class VarlenCall:
 
 
 def choose_kernel(wanted: str, device: torch.device) -> Kernel:
-    """`auto`: flash-attn, else FlexAttention, on a GPU; SDPA elsewhere. Raises ValueError if `wanted` cannot run."""
+    """`auto`: flash-attn, else FlexAttention, on a GPU; SDPA elsewhere. Raises UserError if `wanted` cannot run."""
     has_flash = device.type == "cuda" and flash_varlen() is not None
     if wanted == "auto":
         return "flash" if has_flash else "flex" if device.type == "cuda" else "sdpa"
     if wanted == "flash" and not has_flash:
-        raise ValueError(
+        raise UserError(
             "model.attention=flash needs a GPU and flash-attn: pip install 'pixel_sail[flash]', or use auto or flex"
         )
     return wanted  # type: ignore[return-value]
@@ -161,10 +163,10 @@ def mixed_attention(
 
     With a `layout` the input is one packed batch (B = 1). Without a layout, `attention_mask` (B, 1, queries, keys) bool
     comes from cached decoding, or is None for the plain causal attention of a language model (without padding).
-    Raises ValueError for sequences longer than a decoder's sliding window.
+    Raises UserError for sequences longer than a decoder's sliding window.
     """
     if sliding_window is not None and key.shape[2] > sliding_window:
-        raise ValueError(
+        raise UserError(
             f"this decoder attends over a sliding window of {sliding_window} tokens and the sequence has "
             f"{key.shape[2]}: shorten data.max_length, or set sliding_window to null in the base model's config.json"
         )
@@ -238,7 +240,7 @@ def _packed_flash(
     query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scaling: float | None, dropout: float
 ) -> Tensor:
     if dropout:
-        raise ValueError("attention dropout is not supported by the flash kernel; set attention_dropout to 0")
+        raise UserError("attention dropout is not supported by the flash kernel; set attention_dropout to 0")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, d)
     out = torch.empty_like(q)
     for call in layout.varlen:
@@ -271,7 +273,7 @@ def _packed_flex(
     from torch.nn.attention.flex_attention import flex_attention
 
     if dropout:
-        raise ValueError("attention dropout is not supported by FlexAttention; set attention_dropout to 0")
+        raise UserError("attention dropout is not supported by FlexAttention; set attention_dropout to 0")
     kernel = _compiled_flex() if query.is_cuda else flex_attention
     out = kernel(
         query, key, value, block_mask=layout.block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pixel_sail.architecture import Architecture
+from pixel_sail.errors import UserError
 from pixel_sail.model.attention import NAME
 from pixel_sail.model.modality_experts import add_vision_experts
 
@@ -28,12 +29,12 @@ class MultimodalRope(nn.Module):
     def __init__(self, rotary: nn.Module, layout: str):
         super().__init__()
         if getattr(rotary, "rope_type", "default") in _LENGTH_DEPENDENT_ROPE or not hasattr(rotary, "inv_freq"):
-            raise ValueError(
+            raise UserError(
                 f"decoders with rope type {getattr(rotary, 'rope_type', type(rotary).__name__)!r} are not supported: "
                 "their rotary frequencies depend on the input length"
             )
         if rotary.inv_freq.numel() % 2:
-            raise ValueError(f"multimodal RoPE needs a head dim divisible by 4, got {2 * rotary.inv_freq.numel()}")
+            raise UserError(f"multimodal RoPE needs a head dim divisible by 4, got {2 * rotary.inv_freq.numel()}")
         self.interleaved = layout == "interleaved"
         self.rotary = rotary  # kept as a module: transformers initializes and moves its buffers
 
@@ -61,12 +62,10 @@ def build_decoder(text_config: PretrainedConfig, architecture: Architecture) -> 
 
 
 def adapt_decoder(language_model: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """Gives a causal language model mixed attention and multimodal RoPE, in place. Raises ValueError without RoPE."""
+    """Gives a causal language model mixed attention and multimodal RoPE, in place. Raises UserError without RoPE."""
     decoder = language_model.get_decoder()
     if not hasattr(decoder, "rotary_emb"):
-        raise ValueError(
-            f"{type(decoder).__name__} has no rotary_emb: pixel_sail needs a decoder with rotary positions"
-        )
+        raise UserError(f"{type(decoder).__name__} has no rotary_emb: pixel_sail needs a decoder with rotary positions")
     language_model.set_attn_implementation(NAME)
     decoder.rotary_emb = MultimodalRope(decoder.rotary_emb, architecture.small.rope_layout)
     return language_model

@@ -84,7 +84,7 @@ def load_own_config(folder: Path) -> PixelSailConfig:
     config, path = load_config(folder), folder / CONFIG
     if not isinstance(config, PixelSailConfig) or config.text_config is None:
         raise WeightsError(
-            f"{path} is not of pixel_sail: give the folder as model.base, or convert it with tools/convert.py first"
+            f"{folder} holds no model of pixel_sail: give it as model.base, or convert it first (tools/convert.py)"
         )
     check_decoder(config.text_config, path)
     vocabulary, ids = config.text_config.vocab_size, config.prompt_token_ids

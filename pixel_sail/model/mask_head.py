@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
+from pixel_sail.errors import UserError
 
 # How much the four pixels of a 2x2 cell share at the start. At 1 they would be equal, and which of equal pixels is the
 # most uncertain would be a matter of rounding.
@@ -61,7 +62,7 @@ class MaskHead(nn.Module):
     """Mask logits of one packed batch. Its layers are listed in docs/model.md."""
 
     def __init__(self, architecture: Architecture, hidden_size: int):
-        """Raises ValueError if mask_channels does not start at min(hidden size, 1024)."""
+        """Raises UserError if mask_channels does not start at min(hidden size, 1024)."""
         super().__init__()
         first, channels, mask_dim = (
             min(hidden_size, MAX_MASK_CHANNELS),
@@ -69,7 +70,7 @@ class MaskHead(nn.Module):
             architecture.mask_dim,
         )
         if channels[0] != first:
-            raise ValueError(
+            raise UserError(
                 f"mask_channels must start at min(hidden size, {MAX_MASK_CHANNELS}) = {first}, got {channels[0]}"
             )
         self.reduce = None

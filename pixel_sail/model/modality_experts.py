@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM
 
+from pixel_sail.errors import UserError
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -80,8 +82,8 @@ class RoutedLayer(Qwen2DecoderLayer):
 
 
 def add_vision_experts(language_model: PreTrainedModel) -> None:
-    """Replace every layer of a Qwen2 decoder by a routed one, with new weights. ValueError for other decoders."""
+    """Replace every layer of a Qwen2 decoder by a routed one, with new weights. UserError for other decoders."""
     if not isinstance(language_model, Qwen2ForCausalLM):
-        raise ValueError(f"vision experts are EVEv2's, in Qwen2 decoders; this is a {type(language_model).__name__}")
+        raise UserError(f"vision experts are EVEv2's, in Qwen2 decoders; this is a {type(language_model).__name__}")
     decoder = language_model.get_decoder()
     decoder.layers = nn.ModuleList(RoutedLayer(decoder.config, i) for i in range(len(decoder.layers)))

@@ -17,6 +17,7 @@ from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.devices import choose_device, choose_dtype
+from pixel_sail.errors import UserError
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
@@ -81,7 +82,7 @@ class Predictor:
         expressions = [expressions] if isinstance(expressions, str) else expressions
         for expression in expressions:
             if not expression.strip():
-                raise ValueError("the expression is empty; say what to segment")
+                raise UserError("the expression is empty; say what to segment")
         hidden = self.model.config.hide == "text"
         shown = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
         return self.chat(image, [question(expression, self.model.config.question) for expression in shown], regions)
@@ -95,7 +96,7 @@ class Predictor:
     ) -> list[Answer]:
         """One answer to each question about one image; see `Chat`.
 
-        If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises ValueError
+        If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises UserError
         (or its subclass BadSample) for an unreadable image, a bad region, or an empty question.
         """
         questions = [questions] if isinstance(questions, str) else questions
@@ -109,7 +110,7 @@ class Predictor:
 
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
-            raise ValueError("there is an empty question; ask something")
+            raise UserError("there is an empty question; ask something")
         image = chat.image
         if isinstance(image, str | Path):
             image = load_image(Path(image), orient=True)

@@ -11,6 +11,7 @@ from pixel_sail.durable import replaced_folder
 from pixel_sail.folders.checksums import write_sums
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
+from pixel_sail.weights.files import saving
 
 
 def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -22,7 +23,8 @@ def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Pat
     if distributed.rank() == 0:
         disable_progress_bar()  # one shard of weights needs no bar
         with replaced_folder(folder) as partial:
-            engine.model.save_pretrained(partial, state_dict=state)
+            with saving(partial):
+                engine.model.save_pretrained(partial, state_dict=state)
             tokenizer.save_pretrained(partial)
             write_sums(partial)
     distributed.barrier()

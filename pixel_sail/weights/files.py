@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -114,12 +115,24 @@ def write_shards(
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: _written(name, tensor(name), dtypes[name]) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        with saving(folder):
+            save_file(tensors, folder / file, metadata={"format": "pt"})
         del tensors
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=1))
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Inside, what safetensors raises of a disk that is full or broken is a FileError that names `folder`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise FileError(
+            f"cannot write the weights into {folder}: {error}; free some space, or give another place"
+        ) from None
 
 
 def _written(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,6 +142,14 @@ def _written(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if stored is not tensor and not is_finite(stored):
         raise WeightsError(f"{name} has values that {dtype} cannot hold; give another --dtype (bf16, fp32)")
     return stored
+
+
+def shard_gb(text: str) -> float:
+    """The value of --shard-gb, for argparse. Raises ValueError for what is no size of a file."""
+    size = float(text)
+    if not 0 < size < 1e6:
+        raise ValueError(text)
+    return size
 
 
 def split_by_size(sizes: dict[str, int], limit: int) -> list[list[str]]:

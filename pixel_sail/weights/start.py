@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import Config, ConfigError
+from pixel_sail.errors import WeightsError
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
@@ -67,8 +68,11 @@ def load_start(path: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     folder = find_model(path)
     if is_checkpoint(folder):
         return model_of_checkpoint(folder)
-    tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
-    return PixelSail.from_pretrained(folder), tokenizer
+    try:
+        tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
+        return PixelSail.from_pretrained(folder), tokenizer
+    except WeightsError as error:
+        raise ConfigError(f"train.init_from: {error}") from error
 
 
 def _contradictions(requested: Any, actual: Any, key: str) -> list[str]:
@@ -87,4 +91,7 @@ def _model_config(folder: Path) -> PixelSailConfig:
         raise FileNotFoundError(
             f"no {folder / 'config.json'}: checkpoints of older versions start nothing: take export/"
         )
-    return load_own_config(folder)
+    try:
+        return load_own_config(folder)
+    except WeightsError as error:
+        raise ConfigError(f"train.init_from: {error}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -343,3 +345,48 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("name", ["mask2former_swin", "sam2", "timm_vit"])
+def test_damaged_folders_are_named(folders: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(folders / name, tmp_path / name)
+    used, _ = WEIGHTS.get(name, ("norm.weight", ""))
+    edit_weights(copy, lambda tensors: tensors[used].view(-1).__setitem__(0, float("nan")))
+    with pytest.raises(ConfigError, match="NaN or infinite values in "):
+        expert_of(copy)
+    (copy / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="config.json must be a JSON object"):
+        expert_of(copy)
+    shutil.copy(folders / name / "config.json", copy)
+    (copy / "model.safetensors").write_text(LFS)
+    with pytest.raises(ConfigError, match="model.safetensors is a git-LFS pointer"):
+        expert_of(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("mask2former_swin", ("backbone_config", "embed_dim"), 500_000),
+        ("sam2", ("vision_config", "backbone_config", "hidden_size"), 300_000),
+        ("timm_vit", ("model_args", "embed_dim"), 500_000),
+        ("timm_vit", ("model_args", "depth"), 10**9),
+        ("timm_vit", ("architecture",), "os.system"),
+        ("timm_vit", ("model_args",), {"no_such": 1}),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have(
+    folders: Path, tmp_path: Path, name: str, key: tuple[str, ...], value: object
+) -> None:
+    copy = shutil.copytree(folders / name, tmp_path / name)
+    values = inner = json.loads((copy / "config.json").read_text())
+    for part in key[:-1]:
+        inner = inner[part]
+    inner[key[-1]] = value
+    (copy / "config.json").write_text(json.dumps(values))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match="cannot load the expert"):
+        expert_of(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB: 1 GiB

@@ -14,7 +14,7 @@ from tiny_export import edit_json, edit_weights, save_export
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
-from pixel_sail.errors import WeightsError
+from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Predictor
@@ -37,12 +37,12 @@ VALUES: list[tuple[str, Any, str]] = [
     ("text_config.hidden_act", "squared", "hidden_act is 'squared'; known: .*silu"),
     ("text_config.eos_token_id", 10**6, "eos_token_id is 1000000; the vocabulary has ids from 0 to"),
     ("text_config.eos_token_id", -1, "eos_token_id is -1; the vocabulary"),
-    ("text_config.dtype", "float33", "text_config.dtype is float33; no type of numbers has that name"),
+    ("text_config.dtype", "float33", "text_config.dtype is float33; weights have no such type; give float32"),
     ("text_config.model_type", "qwen9", "cannot be loaded: .*qwen9"),
     ("text_config", [1, 2], "config"),
-    ("text_config", None, "is not of pixel_sail"),
+    ("text_config", None, "holds no model of pixel_sail"),
     ("model_type", "qwen9", "model_type is 'qwen9', which this version of transformers does not know"),
-    ("model_type", "llama", "is not of pixel_sail"),
+    ("model_type", "llama", "holds no model of pixel_sail"),
     ("model_type", ["llama"], "model_type is .*llama"),
     ("architecture.max_side_px", 63, "max_side_px 63 must be a multiple of patch_size 8"),
     ("architecture.mask_channels", [], "mask_channels has 0 widths"),
@@ -132,7 +132,7 @@ def test_values_that_are_not_finite(export: Path, base: Path, tmp_path: Path, va
     name = "mask_head.pixel_projector.2.bias"
     edit_weights(export, lambda tensors: tensors[name].__setitem__(3, value))
     for load in (PixelSail.from_pretrained, lambda folder: Predictor.from_pretrained(folder, "cpu"), load_start):
-        with pytest.raises(WeightsError, match=f"export: NaN or infinite values in {name}"):
+        with pytest.raises(UserError, match=f"export: NaN or infinite values in {name}"):
             load(export)
     with pytest.raises(WeightsError, match=f"NaN or infinite values in {name}"):
         publish(open_model(export), tmp_path / "out", None, 10**9, "x", None, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from in_process import call_main, load_tool
+from safetensors import SafetensorError
 from tiny_export import save_export
 
 from pixel_sail.errors import FileError
@@ -63,3 +64,21 @@ def test_a_full_disk_is_said_before_the_work(tool: str, tmp_path: Path, monkeypa
     with pytest.raises(SystemExit, match=r"^error: .*/out needs 0.0 GB, and 0.0 GB are free there: free some space"):
         call_main(monkeypatch, load_tool(tool), *arguments, "--out", tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_disk_that_fills_while_writing(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    export = save_export(tmp_path / "export")
+    monkeypatch.setattr(files, "save_file", refuse)
+    with pytest.raises(SystemExit, match="^error: cannot write the weights into .*No space left on device .*free some"):
+        call_main(monkeypatch, load_tool("export"), export, "--out", tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "much"])
+def test_sizes_that_no_file_has(size: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit):
+        call_main(monkeypatch, load_tool("export"), tmp_path, "--out", tmp_path / "out", "--shard-gb", size)
+    assert "--shard-gb: invalid shard_gb value" in capsys.readouterr().err

@@ -154,11 +154,13 @@ def _base_files(base: str) -> tuple[Path, str | None]:
 
 
 def _no_base(base: str, error: Exception) -> WeightsError:
-    return WeightsError(
+    problem = WeightsError(
         f"cannot load the language model {base!r}. Without hub access, download its repository (config.json, "
         "*.safetensors, tokenizer files) on another machine, put it into a folder here and give that folder as "
         f"model.base. The cause: {error}"
     )
+    problem.on_all_ranks = True  # each process of a run loads its base
+    return problem
 
 
 def _smollm2() -> tuple[Path, str]:

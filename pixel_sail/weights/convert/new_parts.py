@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.templates import QUESTIONS
+from pixel_sail.errors import UserError
 from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.load import on_meta
 from pixel_sail.model.configuration import PixelSailConfig, check_ids
@@ -38,19 +39,19 @@ class NewParts:
     question: str = QUESTIONS[0]
 
     def side_for(self, patch_size: int) -> int:
-        """Pixels of the longer side. Raises ValueError if it is not a multiple of the patch side."""
+        """Pixels of the longer side. Raises UserError if it is not a multiple of the patch side."""
         side = 1024 // patch_size * patch_size if self.max_side_px is None else self.max_side_px
         if side % patch_size:
-            raise ValueError(f"--max-side-px {side} must be a multiple of the base's patch side {patch_size}")
+            raise UserError(f"--max-side-px {side} must be a multiple of the base's patch side {patch_size}")
         return side
 
     def architecture(self, patch_size: int, **base: Any) -> Architecture:
-        """The Architecture of these choices and of what the base determines. Raises ValueError if they clash."""
+        """The Architecture of these choices and of what the base determines. Raises UserError if they clash."""
         choices = {"max_side_px": self.side_for(patch_size), "mask_stride": self.stride_for(patch_size)}
         try:
             return Architecture(patch_size=patch_size, mask_dim=self.mask_dim, **choices, **base)
         except ValidationError as error:
-            raise ValueError("; ".join(item["msg"] for item in error.errors())) from None
+            raise UserError("; ".join(item["msg"] for item in error.errors())) from None
 
     def stride_for(self, patch_size: int) -> int:
         """The chosen stride, or the default: 4 for patches of 16 and 32 pixels, 7 for 14 (3.5 is no whole number)."""

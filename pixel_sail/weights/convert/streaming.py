@@ -53,7 +53,7 @@ def copied(names: dict[str, str]) -> dict[str, DerivedWeight]:
 
 
 def check(conversion: Conversion) -> Shapes:
-    """Return our names and shapes. Raise ValueError that lists missing, unexpected, unread and mis-shaped weights."""
+    """Return our names and shapes. Raise WeightsError that lists missing, unexpected, unread and mis-shaped weights."""
     files, derived = conversion.files, conversion.derived
     expected = model_shapes(conversion.config, files.folder)
     needed = [(name, source) for name, weight in derived.items() for source in weight.sources]
@@ -72,7 +72,7 @@ def check(conversion: Conversion) -> Shapes:
 
 
 def load(conversion: Conversion) -> PixelSail:
-    """The model in memory, float32, in eval mode; for small models. Raises ValueError as `check` does."""
+    """The model in memory, float32, in eval mode; for small models. Raises WeightsError as `check` does."""
     names = check(conversion)
     model = PixelSail(conversion.config)
     model.load_state_dict({name: conversion.tensor(name).float() for name in names}, strict=False)
@@ -80,7 +80,7 @@ def load(conversion: Conversion) -> PixelSail:
 
 
 def write(conversion: Conversion, out: Path, shard_bytes: int = SHARD_BYTES, dtype: torch.dtype | None = None) -> int:
-    """Write a folder for PixelSail.from_pretrained and return its number of parameters. Raises ValueError as `check`.
+    """Write a folder for PixelSail.from_pretrained and return its number of parameters. Raises WeightsError as `check`.
 
     With `dtype` None each weight keeps the dtype that it has in the files; a new weight gets the dtype of their largest
     tensor. `out` appears only when it is complete.
