@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 MAX_CONFIG_BYTES = 16 * 2**20  # of a JSON file of settings; the index of a model of 1,000 files has less
 MAX_VOCABULARY_BYTES = 512 * 2**20  # of a tokenizer's file; the largest published ones have 40 MB
 MAX_DEPTH = 50  # of lists and dicts inside each other in a JSON file of settings; published ones have 6
+MAX_GROWTH = 1000  # of a text by a tokenizer's replacements
 
 # What transformers reads of a tokenizer. Without any of VOCABULARIES it silently makes a tokenizer that knows no word.
 VOCABULARIES = (
@@ -71,7 +72,7 @@ def check_folder(folder: Path, names: Sequence[str]) -> None:
                 "give the merged folder"
             )
         if path.name in _LARGE and path.suffix == ".json":
-            _object(path)
+            _check_growth(path, _object(path))
         elif path.suffix == ".json" and read_settings(path).get("auto_map"):
             _note_code(path)
 
@@ -120,6 +121,24 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise WeightsError(f"{path} must be a JSON object {{...}}, it is a {type(values).__name__}")
     return values
+
+
+def _check_growth(path: Path, tokenizer: dict[str, Any]) -> None:
+    """Raise WeightsError for replacements, one after the other, that would make a text many times longer."""
+    for part in ("normalizer", "decoder"):
+        growth = 1
+        for _, step, _ in [("", tokenizer.get(part), 0), *walk(tokenizer.get(part))]:
+            content = step.get("content") if isinstance(step, dict) else None
+            if isinstance(content, str):
+                pattern = step.get("pattern")
+                replaced = pattern.get("String") if isinstance(pattern, dict) else None
+                known = len(replaced) if isinstance(replaced, str) else 0  # an expression may match nothing at all
+                growth *= max(1, -(-len(content) // known) if known else len(content) + 1)
+        if growth > MAX_GROWTH:
+            raise WeightsError(
+                f"{path}: the replacements of its {part} make a text more than {MAX_GROWTH} times longer; no tokenizer "
+                "of a model does"
+            )
 
 
 @functools.cache

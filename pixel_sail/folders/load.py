@@ -6,7 +6,6 @@ so each call is wrapped; its files have been looked at before, so that the usual
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +44,8 @@ DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 NOT_DOWNLOADED = ("*/*", "consolidated*")
 # Nothing is fetched, nothing asked, no code of the folder run.
 _CLOSED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+# Texts that a tokenizer must get through at load: patterns that take for ever show themselves on long runs.
+PROBES = ("a", "a" * 64 + "!", "1" * 64 + "a", " " * 64 + "a", "-" * 64 + "a", "Aé1 " * 16)
 MAX_CAUSE = 400  # characters of what a library says
 _SLACK = 2  # a model may have this many times the numbers of its weight files: tied and repeated weights, new heads
 _SLACK_NUMBERS = 100_000_000  # and this many more
@@ -91,8 +92,8 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
                 f"{', '.join(VOCABULARIES[2:])}); download it too"
             )
     tokenizer = _called(AutoTokenizer.from_pretrained, folder, "tokenizer", **_CLOSED, **_gguf(gguf_file))
-    ids = _called(lambda _: tokenizer("a", add_special_tokens=False)["input_ids"], folder, "tokenizer")
-    if not ids or len(tokenizer) <= len(tokenizer.get_added_vocab()):
+    rows = _called(lambda _: tokenizer(list(PROBES), add_special_tokens=False)["input_ids"], folder, "tokenizer")
+    if not all(rows) or len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise WeightsError(f"the tokenizer in {folder} knows no word: its files are damaged or incomplete")
     return tokenizer
 
@@ -100,6 +101,9 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
 def load_processor(kind: type, folder: Path) -> Any:
     """`kind`, a processor class of transformers or an Auto class of one, from a model folder. Raises WeightsError."""
     check_folder(folder, PROCESSOR_FILES)
+    for path in (folder / name for name in ("preprocessor_config.json", "processor_config.json")):
+        if path.exists():
+            check_settings(read_settings(path), path)
     return _called(kind.from_pretrained, folder, "processor", **_CLOSED)
 
 
@@ -198,7 +202,7 @@ def _called(load: Callable[..., T], folder: Path, what: str, **options: Any) -> 
         return load(folder, **options)
     except MemoryError:
         raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None and not os.path.exists(folder):
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust, in tokenizers
             raise
         raise WeightsError(f"the {what} in {folder} cannot be loaded: {in_a_line(error)}") from error

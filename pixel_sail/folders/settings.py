@@ -22,6 +22,10 @@ LIMITS = (
     (re.compile(r"num_.*heads|num_heads|n_head|(en|de)coder_attention_heads"), 1, 4096),
     (re.compile(r"num_(local_|routed_)?experts|n_routed_experts"), 0, 4096),
     (re.compile(r"hidden_size|intermediate_size|.*_dim|dim|d_model|d_ff|ffn_dim|.*_hidden_size"), 0, 2**20),
+    # of processors: pixels of a side, pixels of an image (Qwen's edges), tokens of an image
+    (re.compile(r"height|width"), 0, 2**14),
+    (re.compile(r"(shortest|longest)_edge|(min|max)_pixels"), 0, 2**27),
+    (re.compile(r"image_seq_length|num_additional_image_tokens|mm_tokens_per_image"), 0, 2**16),
     (re.compile(r"max_position_embeddings|n_positions|image_size|patch_size|num_queries"), 0, 2**31),
 )
 MAX_NUMBER = 2.0**63  # of any other value

@@ -177,3 +177,20 @@ def test_every_tool_says_it_in_a_line(tool: str, export: Path, tmp_path: Path, m
     with pytest.raises(SystemExit, match="^error: .*model.safetensors is a git-LFS pointer") as stopped:
         call_main(monkeypatch, module, *arguments)
     assert "\n" not in str(stopped.value.code) and not (out / "config.json").exists()
+
+
+def test_a_tokenizer_whose_replacements_explode(export: Path) -> None:
+    """21 rules turn a letter into two million; more end the process, which nothing can catch."""
+    rules = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 21
+    edit_json(
+        export / "tokenizer.json", lambda values: values.update(normalizer={"type": "Sequence", "normalizers": rules})
+    )
+    with pytest.raises(WeightsError, match="replacements of its normalizer make a text more than 1000 times longer"):
+        load_tokenizer(export)
+
+
+def test_a_tokenizer_whose_pattern_does_not_end(export: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    edit_json(export / "tokenizer.json", lambda values: values.update(pre_tokenizer=split))
+    with pytest.raises(WeightsError, match="the tokenizer in .* cannot be loaded: PanicException: .*retry-limit"):
+        load_tokenizer(export)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from tiny_base import save_base
 from tiny_export import edit_json, edit_weights, save_export
+from transformers import AutoImageProcessor, CLIPImageProcessor
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.errors import UserError, WeightsError
+from pixel_sail.folders.load import load_processor
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Predictor
@@ -178,3 +180,14 @@ def test_a_tokenizer_without_our_tokens(export: Path, base: Path) -> None:
         shutil.copy(path, export)
     with pytest.raises(WeightsError, match="the tokenizer lacks the special tokens"):
         load_own_tokenizer(export, load_own_config(export))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("size", {"height": 10**6, "width": 10**6}), ("size", {"longest_edge": 10**9}), ("image_seq_length", 10**9)],
+)
+def test_a_processor_that_would_make_huge_images(tmp_path: Path, key: str, value: Any) -> None:
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", lambda values: values.update({key: value}))
+    with pytest.raises(WeightsError, match="preprocessor_config.json: .* are accepted"):
+        load_processor(AutoImageProcessor, tmp_path)
