@@ -141,7 +141,9 @@ def load_network(
             f"{folder} has no fitting weights for {len(random)} tensors of {type(network).__name__}, first "
             f"{random[0]}: it is damaged or not of this kind"
         )
-    check_finite({name: tensor for name, tensor in network.state_dict().items() if name.startswith(needs)}, folder)
+    frequencies = {name: tensor for name, tensor in network.named_buffers() if name.endswith("inv_freq")}
+    tensors = network.state_dict() | frequencies  # which are computed from config.json
+    check_finite({name: tensor for name, tensor in tensors.items() if name.startswith(needs)}, folder)
     return network
 
 

@@ -146,7 +146,8 @@ class PixelSail(PreTrainedModel):
         random = sorted({*info["missing_keys"], *info["unexpected_keys"]})
         if random:
             raise WeightsError(f"the weights in {folder} do not fit its config.json: {', '.join(random[:MAX_LISTED])}")
-        check_finite(model.state_dict(), folder)
+        # buffers too: rotary frequencies are computed from config.json
+        check_finite({**model.state_dict(), **dict(model.named_buffers())}, folder)
         return model.eval()
 
 

@@ -93,8 +93,9 @@ answer.text, answer.masks
 
 
 def _origin(config: PixelSailConfig, provenance: Provenance) -> str:
-    base = (provenance.training or {}).get("model", {}).get("base")
-    start = (provenance.training or {}).get("train", {}).get("init_from")
+    training = provenance.training or {}
+    base = (training.get("model") or {}).get("base")
+    start = (training.get("train") or {}).get("init_from")
     facts = []
     if config.converted_from:
         facts.append(f"Its weights go back to a released checkpoint of the family `{config.converted_from}`.")
@@ -127,9 +128,10 @@ def _training(provenance: Provenance) -> str:
 
 def _excluded(training: dict[str, Any]) -> str:
     """Whether images of benchmarks may have been in the training data."""
-    excluded = training.get("data", {}).get("exclude")
+    excluded = (training.get("data") or {}).get("exclude")
     if excluded:
-        return f"Images of these benchmarks were kept out of the training data (`data.exclude`): {', '.join(excluded)}."
+        names = ", ".join(map(str, excluded))
+        return f"Images of these benchmarks were kept out of the training data (`data.exclude`): {names}."
     return (
         "No images were excluded from the training data (`data.exclude` is empty): images of a benchmark that shares "
         "them with a training source, as RefCOCO's splits do, may have been seen in training."

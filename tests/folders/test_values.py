@@ -32,6 +32,7 @@ ROPE = "text_config.rope_parameters"
 VALUES: list[tuple[str, Any, str]] = [
     (f"{ROPE}.rope_theta", 0, "rope_theta is 0; it must be a number above 0"),
     (f"{ROPE}.rope_theta", -1e4, "rope_theta is -10000.0; it must be a number above 0"),
+    (f"{ROPE}.rope_theta", 1e-300, "NaN or infinite values in .*inv_freq"),
     ("text_config.rms_norm_eps", float("nan"), "rms_norm_eps is NaN, which is no value of a model"),
     ("text_config.rms_norm_eps", -1e-6, "rms_norm_eps is -1e-06; it must lie between 0 and 1"),
     ("text_config.num_attention_heads", 3, "num_attention_heads|num_key_value_heads"),

@@ -6,6 +6,7 @@ import json
 import runpy
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from pixel_sail.train.loop import train
 from pixel_sail.weights.consolidate import model_of_checkpoint
 
 STEP = "checkpoints/step_00000004"
+# YAML of 3 * 10 ** 7 values
+BOMB = "a: &a [1, 1, 1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefgh"))
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,28 @@ def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path, export) -> 
     parts = config["architecture"]
     (damaged / "config.json").write_text(json.dumps(config | {"architecture": parts | {"mask_dim": 3}}))
     refused("wrong shape mask_head.pixel_projector.2.bias: file .16,., model .3,.", damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.yaml", "a: [", "config.yaml cannot be read"),
+        ("config.yaml", "- 1", "config.yaml holds no keys and values"),
+        ("config.yaml", "data: {exclude: 7}", "config.yaml: data.exclude is '7', no list; move it away"),
+        ("config.yaml", "model: 3", "config.yaml: model is '3', no dict; move it away"),
+        (
+            "config.yaml",
+            BOMB,
+            "config.yaml holds more than 100,000 values",
+        ),
+        ("environment.json", '{"packages": [1]}', "environment.json: packages is .*, no dict; move it away"),
+        ("environment.json", "{", "environment.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_files_of_the_run(finished: Path, tmp_path: Path, name: str, text: str, message: str, export) -> None:
+    shutil.copytree(finished / "export", tmp_path / "run/export")
+    (tmp_path / "run/config.yaml").write_text("{}")
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        export(tmp_path / "run", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
