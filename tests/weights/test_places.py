@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -82,3 +84,16 @@ def test_sizes_that_no_file_has(size: str, tmp_path: Path, monkeypatch, capsys) 
     with pytest.raises(SystemExit):
         call_main(monkeypatch, load_tool("export"), tmp_path, "--out", tmp_path / "out", "--shard-gb", size)
     assert "--shard-gb: invalid shard_gb value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
+def test_others_can_read_what_the_umask_lets_them(tmp_path: Path, mask: int, monkeypatch) -> None:
+    """safetensors writes files for their owner alone."""
+    export, before = save_export(tmp_path / "export"), os.umask(mask)
+    try:
+        call_main(monkeypatch, load_tool("export"), export, "--out", tmp_path / "out", "--shard-gb", 0.0001)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask} and "checksums.json" in modes
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in modes), "names that every file system has"
