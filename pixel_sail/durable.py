@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ PREVIOUS = f".previous{PARTIAL}"  # ends the name of a whole folder while anothe
 SHOWN_CHARACTERS = 80  # of a value in a sentence about a difference
 SYNC_THREADS = 16
 # What file systems answer that have no fsync of this kind (network, FUSE): there is nothing more to be done for them.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -77,6 +79,29 @@ def share_tree(folder: Path) -> None:
             path.chmod(shared)
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A disk that is full says so when bytes are written, without the name of the file: that of `path` is added."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
+
+
+@contextlib.contextmanager
+def rust_errors(path: Path) -> Iterator[None]:
+    """Inside, safetensors and tokenizers may write: their errors of the disk become an OSError of `path`."""
+    try:
+        yield
+    except Exception as error:  # of a class of their own, or plain Exception
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
 def partial_of(path: Path) -> Path:
     """Where `path` is written before it gets its name."""
     return path.with_name(path.name + PARTIAL)
@@ -92,12 +117,13 @@ def replaced_file(path: Path, mode: str = "w", partial: Path | None = None) -> I
     partial = partial or partial_of(path)
     clear(partial)  # what a kill left, or a link or pipe, which must not be written to
     try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            sync_descriptor(file.fileno())
-        partial.replace(path)
-        sync_path(path.parent)
+        with _named(path):
+            with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                sync_descriptor(file.fileno())
+            partial.replace(path)
+            sync_path(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -121,10 +147,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     clear(partial)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        share_tree(partial)
-        sync_tree(partial)
-        publish_folder(partial, folder)
+        with _named(folder):
+            yield partial
+            share_tree(partial)
+            sync_tree(partial)
+            publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -161,7 +188,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Deletes whatever has this name: nothing, a file, a link (not what it leads to), a folder with all that is in it."""
+    """Deletes whatever has this name: a file, a link (not what it leads to), a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -182,7 +209,7 @@ def append_json_line(path: Path, values: Any) -> None:
     """
     if os.path.lexists(path):
         check_regular(path)
-    with path.open("ab+") as file:
+    with _named(path), path.open("ab+") as file:
         _cut_torn_line(file)
         file.write(json.dumps(values).encode() + b"\n")
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pixel_sail.durable import (
     remove_leftovers,
     replaced_file,
     replaced_folder,
+    rust_errors,
     whole_lines,
     write_json,
     write_json_lines,
@@ -123,6 +125,37 @@ def test_a_disk_that_fails_is_an_error(code: int, tmp_path: Path, monkeypatch: p
 
 def failing_fsync(code: int) -> None:
     raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("size", [10, 100_000])  # fails when the file is closed, or before
+def test_a_full_disk_names_the_file(size: int, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_large(folder: Path) -> None:
+        with replaced_folder(folder) as partial, (partial / "file").open("w") as file:
+            file.write("x" * size)
+
+    actions = {
+        "a.json": lambda path: write_json(path, "x" * size),
+        "b.jsonl": lambda path: append_json_line(path, "x" * size),
+        "c": write_large,
+        "d": lambda path: save_in(path, size),
+    }
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
+    try:
+        for name, action in actions.items():
+            with pytest.raises(OSError, match="File too large") as caught:
+                action(tmp_path / name)
+            assert caught.value.errno == errno.EFBIG
+            assert str(tmp_path / name) in str(caught.value.filename)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set(os.listdir(tmp_path)) <= {"b.jsonl"}
+
+
+def save_in(folder: Path, size: int) -> None:
+    with replaced_folder(folder) as partial, rust_errors(partial):
+        save_file({"a": torch.zeros(size)}, partial / "model.safetensors")
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])

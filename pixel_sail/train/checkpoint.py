@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import Config, ConfigError, build_config, upgraded
 from pixel_sail.durable import (
+    clear,
     differences,
     discard_folder,
     partial_of,
     publish_folder,
     remove_leftovers,
+    rust_errors,
+    share_tree,
     sync_tree,
     write_json,
 )
+from pixel_sail.errors import UserError
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
-from pixel_sail.weights.run_folder import ENGINE, MODEL, STATE, TrainState, complete_checkpoints, is_checkpoint
+from pixel_sail.train.restored import check_restored, optimizer_settings
+from pixel_sail.weights.checksums import Checksum, check_whole, newest_whole_before, problem_of, write_checksums
+from pixel_sail.weights.run_folder import (
+    ENGINE,
+    MODEL,
+    SET_ASIDE,
+    STATE,
+    DamagedCheckpoint,
+    TrainState,
+    complete_checkpoints,
+    is_checkpoint,
+    read_state,
+    saved_steps,
+    step_of,
+)
+
+if TYPE_CHECKING:
+    from pixel_sail.train.deepspeed_files import EngineFiles
 
 # Keys that may differ between a checkpoint and the run that resumes from it. `data.root`, and an expert's `path` and
 # `cache`, may move: data and experts are compared by their fingerprints. The two memory settings change only the
@@ -44,16 +66,22 @@ FREE_KEYS = (
 NOT_RECORDED = ("mask_channels", "vision_experts")
 
 
+class SaveFailed(UserError):
+    """A checkpoint could not be written. All ranks raise it."""
+
+    on_all_ranks = True
+
+
 def find_checkpoint(config: Config) -> Path | None:
-    """The checkpoint to resume from; None to start from the beginning.
+    """The checkpoint to resume from; None to start from the beginning. It may be damaged: see `check_files`.
 
     Raises ConfigError if `train.resume` names no checkpoint, or if the run would overwrite the results of another.
     """
     folder = config.run.dir / "checkpoints"
-    checkpoints = complete_checkpoints(folder)
+    saved = saved_steps(folder)
     resume = config.train.resume
     if resume == "auto":
-        return checkpoints[-1] if checkpoints else None
+        return saved[-1] if saved else None
     if resume == "never":
         _refuse_used_folder(config.run.dir, "train.resume=never starts anew")
         return None
@@ -64,17 +92,47 @@ def find_checkpoint(config: Config) -> Path | None:
         )
     if chosen.resolve().parent != folder.resolve():
         _refuse_used_folder(config.run.dir, f"train.resume={resume} comes from another run")
-    elif chosen.resolve() != checkpoints[-1].resolve():
+        return chosen
+    newer = [path for path in saved if step_of(path) > (step_of(chosen) or 0)]
+    whole = [path for path in newer if problem_of(path) is None]
+    if whole:
         raise ConfigError(
-            f"{folder} holds newer checkpoints than {chosen.name}: move them away, or give another run.dir"
+            f"{folder} holds newer checkpoints than {chosen.name} that are whole, up to {whole[-1].name}: leave "
+            f"train.resume out to go on from the newest. To go back, move them away first: "
+            f"mv {' '.join(str(path) for path in newer)} ELSEWHERE; or give another run.dir"
         )
     return chosen
+
+
+def read_progress(checkpoint: Path) -> TrainState:
+    """The state.json of a checkpoint. All ranks must call it. Raises DamagedCheckpoint as `check_files` does."""
+    state: list[TrainState] = []
+    _whole_or_advice(lambda: state.append(read_state(checkpoint)), checkpoint)
+    return state[0]
+
+
+def check_files(checkpoint: Path) -> None:
+    """Compare all files of a checkpoint with what was saved. All ranks must call it; they share the work.
+
+    Raises DamagedCheckpoint, on all ranks, that names the damaged file and the newest older checkpoint that is whole.
+    """
+    share = (distributed.rank(), distributed.world_size())
+    _whole_or_advice(lambda: check_whole(checkpoint, share), checkpoint)
 
 
 def remove_run_leftovers(run_dir: Path) -> None:
     """Delete the partial files and folders that killed saves left behind. Only rank 0 may call it."""
     for folder in (run_dir / "checkpoints", run_dir):
         remove_leftovers(folder)
+
+
+def set_aside_after(run_dir: Path, step: int) -> None:
+    """Rename the damaged checkpoints that the run goes around (see find_checkpoint). Only rank 0 may call it."""
+    for path in saved_steps(run_dir / "checkpoints"):
+        if step_of(path) > step:
+            aside = path.with_name(path.name + SET_ASIDE)
+            clear(aside)
+            path.rename(aside)
 
 
 def check_same_run(
@@ -103,35 +161,119 @@ def check_same_run(
 def save_checkpoint(
     engine: Engine, state: TrainState, tokenizer: PreTrainedTokenizerBase, run_dir: Path, keep: int
 ) -> None:
-    """Write a checkpoint and delete all but the `keep` newest. All ranks must call it."""
+    """Write a checkpoint and delete all but the `keep` newest. All ranks must call it.
+
+    Raises SaveFailed, on all ranks, if the disk is full or fails; what was saved before is still there.
+    """
     folder = run_dir / "checkpoints"
     final = folder / f"step_{state.step:08d}"
     partial = partial_of(final)
-    if distributed.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    distributed.barrier()
-    engine.deepspeed.save_checkpoint(str(partial), tag=ENGINE, save_latest=False)
-    if distributed.rank() == 0:
-        write_json(partial / STATE, asdict(state))
-        engine.model.config.save_pretrained(partial / MODEL)
+    files = _engine_files(partial)
+    engine.deepspeed.checkpoint_engine = files
+    # A script that unpickles; tools/export.py does its work.
+    engine.deepspeed._copy_recovery_script = lambda folder: None
+    try:
+        _together(lambda: _begin(partial), only_on=distributed.rank() == 0)
+        engine.deepspeed.save_checkpoint(str(partial), tag=ENGINE, save_latest=False)
+        _together(files.raise_problem)
+        known = {name: sums for rank in distributed.all_gather_objects(files.checksums) for name, sums in rank.items()}
+        _together(lambda: _complete(partial, engine, state, tokenizer, known), only_on=distributed.rank() == 0)
+        # every node syncs the files of its processes
+        _together(lambda: sync_tree(partial), only_on=distributed.local_rank() == 0)
+        _together(lambda: _publish(partial, final, keep), only_on=distributed.rank() == 0)
+    except OSError as error:
+        if distributed.rank() == 0:
+            with contextlib.suppress(OSError):
+                clear(partial)
+        raise SaveFailed(
+            f"cannot save {final}: {error.filename or partial}: {error.strerror}. The checkpoints of before are still "
+            "there: mend this (free some space), then repeat the command"
+        ) from None
+
+
+def _engine_files(checkpoint: Path) -> EngineFiles:
+    from pixel_sail.train.deepspeed_files import EngineFiles  # not before distributed.start: it imports DeepSpeed
+
+    return EngineFiles(checkpoint)
+
+
+def _begin(partial: Path) -> None:
+    clear(partial)
+    partial.mkdir(parents=True)
+
+
+def _complete(
+    partial: Path, engine: Engine, state: TrainState, tokenizer: PreTrainedTokenizerBase, known: dict[str, Checksum]
+) -> None:
+    write_json(partial / STATE, asdict(state))
+    engine.model.config.save_pretrained(partial / MODEL)
+    with rust_errors(partial / MODEL):
         tokenizer.save_pretrained(partial / MODEL)
-    distributed.barrier()
-    if distributed.local_rank() == 0:  # every node syncs the files of its processes
-        sync_tree(partial)
-    distributed.barrier()
-    if distributed.rank() == 0:
-        publish_folder(partial, final)
-        for old in complete_checkpoints(folder)[:-keep]:
-            discard_folder(old)
-    distributed.barrier()
+    share_tree(partial)
+    write_checksums(partial, known)
+
+
+def _publish(partial: Path, final: Path, keep: int) -> None:
+    publish_folder(partial, final)
+    for old in complete_checkpoints(final.parent)[:-keep]:
+        discard_folder(old)
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
-    """Restore weights and optimizer state on every rank. All ranks must call it."""
-    loaded, _ = engine.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE)
+    """Restore weights and optimizer state on every rank, from a checkpoint that passed `check_files`.
+
+    All ranks must call it. Raises DamagedCheckpoint, on all ranks, for what does not fit the model, or is not finite.
+    """
+    settings = optimizer_settings(engine)
+    engine.deepspeed.checkpoint_engine = _engine_files(checkpoint)
+    _whole_or_advice(lambda: _load(engine, checkpoint), checkpoint)
+    _whole_or_advice(lambda: check_restored(engine, settings, checkpoint / ENGINE), checkpoint)
+
+
+def _load(engine: Engine, checkpoint: Path) -> None:
+    try:
+        loaded, _ = engine.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE)
+    except UserError:
+        raise
+    except Exception as error:  # DeepSpeed and torch raise whatever the first value leads to that does not fit
+        raise DamagedCheckpoint(
+            f"{checkpoint / ENGINE} does not fit the model: {type(error).__name__}: {error!s:.500}"
+        ) from error
     if loaded is None:
-        raise ConfigError(f"DeepSpeed found no weights in {checkpoint / ENGINE}")
+        raise DamagedCheckpoint(f"DeepSpeed finds no weights in {checkpoint / ENGINE}")
+
+
+def _together(action: Callable[[], object], only_on: bool = True) -> None:
+    """Do it, where `only_on`; an OSError or UserError of any rank is raised on every rank. All ranks must call it."""
+    problem: OSError | UserError | None = None
+    try:
+        if only_on:
+            action()
+    except (OSError, UserError) as error:
+        problem = error
+    problems = [error for error in distributed.all_gather_objects(problem) if error is not None]
+    if problems:
+        raise problems[0]
+
+
+def _whole_or_advice(action: Callable[[], object], checkpoint: Path) -> None:
+    """Do it. All ranks must call it.
+
+    A DamagedCheckpoint of any rank is raised on every rank, with the newest older checkpoint that is whole, and how to
+    go on from that one.
+    """
+    try:
+        _together(action)
+    except DamagedCheckpoint as error:
+        older = distributed.broadcast_object(newest_whole_before(checkpoint) if distributed.rank() == 0 else None)
+        if older is None:
+            advice = "No older checkpoint of this run is whole: restore it from a copy, or give another run.dir"
+        else:
+            advice = (
+                f"{older} is whole: to go on from there, add train.resume={older} to the command "
+                f"({checkpoint.name} is then renamed to {checkpoint.name}{SET_ASIDE})"
+            )
+        raise DamagedCheckpoint(f"{error}. {advice}") from None
 
 
 def _refuse_used_folder(run_dir: Path, why: str) -> None:

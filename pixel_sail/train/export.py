@@ -7,11 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from pixel_sail.durable import replaced_folder
+from pixel_sail.durable import replaced_folder, rust_errors
 from pixel_sail.folders.checksums import write_sums
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
-from pixel_sail.weights.files import saving
 
 
 def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -22,9 +21,8 @@ def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Pat
     state = engine.full_state_dict()
     if distributed.rank() == 0:
         disable_progress_bar()  # one shard of weights needs no bar
-        with replaced_folder(folder) as partial:
-            with saving(partial):
-                engine.model.save_pretrained(partial, state_dict=state)
+        with replaced_folder(folder) as partial, rust_errors(partial):
+            engine.model.save_pretrained(partial, state_dict=state)
             tokenizer.save_pretrained(partial)
             write_sums(partial)
     distributed.barrier()

@@ -28,7 +28,7 @@ from pixel_sail.train.log import RunLog, Stopwatch, forget_after
 from pixel_sail.train.optim import lr_at
 from pixel_sail.train.step import StepTotals, gather_totals, record_bad_samples, run_micro_batches, take_step
 from pixel_sail.train.validate import validate
-from pixel_sail.weights.run_folder import TrainState, read_state
+from pixel_sail.weights.run_folder import TrainState
 from pixel_sail.weights.start import with_start
 
 
@@ -49,6 +49,8 @@ def train(config: Config) -> None:
         if distributed.rank() == 0:
             print(f"{config.run.dir} is finished: {state.step} steps, model in {config.run.dir / 'export'}")
         return
+    if checkpoint is not None:
+        checkpoints.check_files(checkpoint)
     if distributed.rank() == 0:
         prepare_folder(config, state)
     model, tokenizer = build_model(config, mixture.sources)
@@ -126,6 +128,7 @@ def prepare_folder(config: Config, state: TrainState) -> None:
     folder = config.run.dir
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.remove_run_leftovers(folder)
+    checkpoints.set_aside_after(folder, state.step)
     for name in ("log.jsonl", "validation.jsonl", "bad_samples.jsonl"):
         forget_after(folder / name, state.step)
     for validation in (folder / "validation").glob("step_*"):
@@ -141,7 +144,7 @@ def _initial_state(
     values, world_size = config.model_dump(mode="json"), distributed.world_size()
     if checkpoint is None:
         return TrainState(0, 0, world_size, data, values, experts)
-    state = read_state(checkpoint)
+    state = checkpoints.read_progress(checkpoint)
     checkpoints.check_same_run(state, config, data, experts, checkpoint)
     return replace(state, config=values, world_size=world_size)
 

@@ -11,61 +11,94 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import ConfigError, build_config, upgraded
-from pixel_sail.folders.weight_files import check_finite
-from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
+from pixel_sail.folders.weight_files import MAX_LISTED, is_finite
+from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.weights.checksums import check_whole, newest_whole_before
+from pixel_sail.weights.engine_files import present_files, read_engine_file, tensors_only
 from pixel_sail.weights.merge import dequantize_state, merged
-from pixel_sail.weights.run_folder import ENGINE, MODEL, is_checkpoint, read_state
+from pixel_sail.weights.run_folder import ENGINE, MODEL, STATE, DamagedCheckpoint, TrainState, is_checkpoint
 
 
 def model_of_checkpoint(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """The model saved in `checkpoint` (run.dir/checkpoints/step_*), float32, in eval mode, and its tokenizer.
 
-    Any ZeRO stage and number of processes; adapters are merged. Nothing else of the run is needed. The files are
-    pickles of DeepSpeed: never read a checkpoint that you do not trust. Raises ConfigError for a checkpoint that is
-    incomplete or does not fit its model.
+    Any ZeRO stage and number of processes; adapters are merged. Nothing else of the run is needed, and nothing in its
+    files can run. Raises ConfigError for what is no checkpoint, DamagedCheckpoint for one that is incomplete, damaged,
+    not finite, or does not fit its model.
     """
     if not is_checkpoint(checkpoint):
         raise ConfigError(f"{checkpoint} is not a checkpoint: it has no state.json; give a folder step_* of a run")
-    config = build_config(upgraded(read_state(checkpoint).config), where=str(checkpoint / "state.json"))
+    try:
+        return _model(checkpoint)
+    except DamagedCheckpoint as error:
+        older = newest_whole_before(checkpoint)
+        raise DamagedCheckpoint(f"{error}{f'. {older} is whole: give that instead' if older else ''}") from None
+
+
+def _model(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+    state = check_whole(checkpoint)
     if not (checkpoint / MODEL / "config.json").is_file():
-        raise ConfigError(f"{checkpoint} is incomplete: {checkpoint / MODEL / 'config.json'} is missing")
-    weights = merged(read_weights(checkpoint, config.train.zero_stage), config.train.lora)
-    model_config = load_own_config(checkpoint / MODEL)
-    tokenizer = load_own_tokenizer(checkpoint / MODEL, model_config)
-    model = PixelSail(model_config)
-    untied = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
-    missing, unexpected = sorted(untied - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
-    if missing or unexpected:
-        raise ConfigError(f"{checkpoint} does not fit its model: missing {missing}, unexpected {unexpected}")
-    check_finite(weights, checkpoint)
+        raise DamagedCheckpoint(f"{checkpoint} is incomplete: {checkpoint / MODEL / 'config.json'} is missing")
+    weights = read_weights(checkpoint, state)
+    config = load_own_config(checkpoint / MODEL)
+    _check_fit(weights, config, checkpoint)
+    tokenizer = load_own_tokenizer(checkpoint / MODEL, config)
+    model = PixelSail(config)
     model.load_state_dict(weights, strict=False)
     return model.eval(), tokenizer
 
 
-def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
+def read_weights(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
+    """Float32 weights of the model under the names of an export. Raises DamagedCheckpoint if they are not whole."""
+    try:
+        lora = build_config(upgraded(state.config), where=str(checkpoint / STATE)).train.lora
+    except (TypeError, AttributeError, KeyError) as error:  # what `upgraded` meets in sections that are none
+        raise DamagedCheckpoint(f"{checkpoint / STATE} is damaged: its config cannot be read ({error!r})") from None
+    try:
+        return merged(_in_training(checkpoint, state), lora)
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"the weights in {checkpoint / ENGINE} do not fit together: {error!r:.300}") from None
+
+
+def _in_training(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
     """Float32 weights of the model under their names in training, without those of distillation adapters."""
-    state = dequantize_state(_without_zero(checkpoint)) if zero_stage == 0 else _with_zero(checkpoint)
+    if state.zero_stage == 0:
+        (file,), _ = present_files(checkpoint, state)
+        tensors = dequantize_state(read_engine_file(checkpoint / ENGINE / file)["module"])
+    else:
+        tensors = _with_zero(checkpoint)
     # LossModule (train/engine.py) names the model `model`; ZeRO-3 wraps parts of it in a Leaf (train/zero3.py).
     return {
         name.removeprefix("model.").replace("_leaf.module.", "."): tensor.float()
-        for name, tensor in state.items()
+        for name, tensor in tensors.items()
         if name.startswith("model.")
     }
-
-
-def _without_zero(checkpoint: Path) -> dict[str, Tensor]:
-    file = checkpoint / ENGINE / "mp_rank_00_model_states.pt"
-    if not file.is_file():
-        raise ConfigError(f"{checkpoint} is incomplete: {file} is missing")
-    return torch.load(file, map_location="cpu", weights_only=False)["module"]
 
 
 def _with_zero(checkpoint: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the name of every file
+        with tensors_only(), contextlib.redirect_stdout(io.StringIO()):  # it prints the name of every file
             return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE)
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{checkpoint} is incomplete: {error}") from error
+        raise DamagedCheckpoint(f"{checkpoint} is incomplete: {error}") from error
+
+
+def _check_fit(weights: dict[str, Tensor], config: PixelSailConfig, checkpoint: Path) -> None:
+    """Raise DamagedCheckpoint for weights that the model does not have, or lacks, and for NaN and infinite values."""
+    with torch.device("meta"):  # nothing is allocated for a config that names other sizes than the weights have
+        model = PixelSail(config)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    problems = [f"missing {name}" for name in sorted(expected.keys() - model.all_tied_weights_keys - weights.keys())]
+    problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
+    problems += [
+        f"wrong shape {name}: checkpoint {tuple(weights[name].shape)}, model {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    problems = problems or [f"not finite {name}" for name, tensor in weights.items() if not is_finite(tensor)]
+    if problems:
+        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise DamagedCheckpoint(f"{checkpoint} does not fit its model: {'; '.join(problems[:MAX_LISTED])}{more}")

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pixel_sail.data.pack import consecutive_groups
-from pixel_sail.durable import replaced_folder
+from pixel_sail.durable import replaced_folder, rust_errors
 from pixel_sail.errors import FileError, WeightsError
 from pixel_sail.folders.checksums import write_sums
 from pixel_sail.folders.files import CONFIG, INDEX
@@ -115,24 +114,13 @@ def write_shards(
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: _written(name, tensor(name), dtypes[name]) for name in names}
-        with saving(folder):
+        with rust_errors(folder):
             save_file(tensors, folder / file, metadata={"format": "pt"})
         del tensors
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=1))
-
-
-@contextmanager
-def saving(folder: Path) -> Iterator[None]:
-    """Inside, what safetensors raises of a disk that is full or broken is a FileError that names `folder`."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise FileError(
-            f"cannot write the weights into {folder}: {error}; free some space, or give another place"
-        ) from None
 
 
 def _written(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pixel_sail.config import LoraConfig
+from pixel_sail.errors import WeightsError
 
 QUANT_STATE = ".quant_state.bitsandbytes__nf4"  # bitsandbytes' suffix to the name of a weight in a state dict
 
@@ -42,7 +43,10 @@ def dequantize_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     packed = [name.removesuffix(QUANT_STATE) for name in state if name.endswith(QUANT_STATE)]
     if not packed:
         return state
-    import bitsandbytes as bnb
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise WeightsError("these weights are in 4 bits and need bitsandbytes: pip install bitsandbytes") from None
 
     state, device = dict(state), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in packed:

@@ -12,23 +12,30 @@ from pixel_sail.config import Config, ConfigError
 from pixel_sail.errors import WeightsError
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.weights.checksums import newest_whole_before
 from pixel_sail.weights.consolidate import model_of_checkpoint
-from pixel_sail.weights.run_folder import MODEL, complete_checkpoints, is_checkpoint
+from pixel_sail.weights.run_folder import MODEL, STATE, DamagedCheckpoint, is_checkpoint, saved_steps
 
 
 def find_model(path: Path) -> Path:
     """The export folder or checkpoint at `path`: itself, or of a run its export/, else its newest checkpoint.
 
-    Raises FileNotFoundError that says what was looked for.
+    Raises FileNotFoundError that says what was looked for, and DamagedCheckpoint if the newest checkpoint is none.
     """
     if is_checkpoint(path) or (path / "config.json").is_file():
         return path
     if (path / "export" / "config.json").is_file():
         return path / "export"
-    checkpoints = complete_checkpoints(path / "checkpoints")
+    checkpoints = saved_steps(path / "checkpoints")
     if not checkpoints:
         raise FileNotFoundError(
             f"{path} is no model: it has neither config.json, nor state.json, nor export/, nor checkpoints/step_*"
+        )
+    if not is_checkpoint(checkpoints[-1]):
+        older = newest_whole_before(checkpoints[-1])
+        raise DamagedCheckpoint(
+            f"{checkpoints[-1]}, the newest checkpoint of {path}, has no {STATE} that can be read"
+            f"{f'. {older} is whole: give that instead' if older else ', and no older one is whole'}"
         )
     return checkpoints[-1]
 

@@ -114,6 +114,13 @@ def test_two_ranks_of_zero_3_export_on_one(tmp_path: Path, root: Path, export) -
     assert STEP in export(run, "--out", tmp_path / "out")  # without export/ the newest checkpoint is taken
     assert_same_weights(tmp_path / "out", tmp_path / "by_the_run")
     assert Predictor.from_pretrained(tmp_path / "out").segment(REPOSITORY / "docs/images/quickstart.jpg", "the mug")
+    shard = run / STEP / "engine" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"  # only rank 1 reads it
+    contents = bytearray(shard.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    shard.write_bytes(contents)
+    status, printed = run_cli(config, "train.zero_stage=3", "train.precision=bf16", processes=2)
+    assert status == 1 and printed.count("error") == 1 and "Traceback" not in printed, printed
+    assert f"error: {shard} is damaged: its bytes have changed" in printed and "No older checkpoint" in printed
 
 
 def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path, export) -> None:

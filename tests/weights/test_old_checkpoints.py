@@ -59,6 +59,8 @@ def rewrite_run(run: Path) -> None:
         del values["chat_pieces"]
         path.write_text(json.dumps(values | flat(architecture) | {"mask_channels": [hidden] * 3}))
     (run / "export" / "checksums.json").unlink()
+    for path in run.glob("checkpoints/*/checksums.json"):
+        path.unlink()
     for path in run.glob("checkpoints/*/state.json"):
         state = json.loads(path.read_text())
         config = state["config"]

@@ -1,0 +1,212 @@
+"""DeepSpeed's files of a checkpoint: which must be there, what must be in them, and reading them so that nothing runs.
+
+They are pickles in zip files. Only tensors, plain values and three harmless classes of DeepSpeed are made of them.
+
+    stage 0     mp_rank_00_model_states.pt, the optimizer's state in it
+    stage 1, 2  mp_rank_00_model_states.pt, and zero_pp_rank_R_mp_rank_00_optim_states.pt of each process R
+    stage 3     zero_pp_rank_R_mp_rank_00_model_states.pt and ..._optim_states.pt of each process R
+The names of optim_states begin with bf16_ if the weights are bfloat16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixel_sail.files import check_regular
+from pixel_sail.weights.run_folder import ENGINE, DamagedCheckpoint, TrainState
+
+MAX_FILE_BYTES = 2**44  # 16 TiB, of one file
+STEP_KEY = "step"  # of the state that AdamW keeps of a parameter
+FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # environment of torch.load
+
+
+def expected_files(state: TrainState, bf16: bool) -> tuple[list[str], list[str]]:
+    """Names of the files with the weights, and of those with the optimizer's state (stage 0 has both in one)."""
+    stage = state.zero_stage
+    shards = [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(state.world_size)] if stage > 0 else []
+    weights = [f"{shard}_model_states.pt" for shard in shards] if stage == 3 else ["mp_rank_00_model_states.pt"]
+    return weights, [f"{'bf16_' if bf16 else ''}{shard}_optim_states.pt" for shard in shards]
+
+
+def check_engine_files(checkpoint: Path, state: TrainState, share: tuple[int, int] = (0, 1)) -> None:
+    """Raise DamagedCheckpoint if files are missing or too many, or if one does not hold what it must.
+
+    `share` (i, n): of the contents, only those of every n-th file from the i-th on are looked at. Weights are not read.
+    """
+    folder = checkpoint / ENGINE
+    weights, optimizer = present_files(checkpoint, state)
+    for name in [*weights, *optimizer][share[0] :: share[1]]:
+        values = read_engine_file(folder / name, mmap=True)
+        problem = _problem_of_weights(values, state) if name in weights else _problem_of_optimizer(values, state)
+        if problem:
+            raise DamagedCheckpoint(f"{folder / name} {problem}")
+
+
+def present_files(checkpoint: Path, state: TrainState) -> tuple[list[str], list[str]]:
+    """`expected_files` of a checkpoint that is there. Raises DamagedCheckpoint for missing and additional files."""
+    folder = checkpoint / ENGINE
+    try:
+        present = {path.name for path in folder.iterdir() if path.suffix == ".pt"}
+    except OSError as error:
+        raise DamagedCheckpoint(f"{checkpoint} is incomplete: {folder}: {error.strerror}") from None
+    saved_by = f"{checkpoint} was saved by {state.world_size} process(es) at train.zero_stage={state.zero_stage}"
+    if state.world_size > len(present) and state.zero_stage > 0:
+        raise DamagedCheckpoint(f"{checkpoint} is incomplete: {saved_by}, but {folder} has {len(present)} files")
+    weights, optimizer = expected_files(state, bf16=any(name.startswith("bf16_") for name in present))
+    for name in [*weights, *optimizer]:
+        if name not in present:
+            raise DamagedCheckpoint(f"{checkpoint} is incomplete: {folder / name} is missing")
+    if others := sorted(present - {*weights, *optimizer}):
+        raise DamagedCheckpoint(f"{saved_by}; {', '.join(others[:5])} in {folder} cannot belong to it: remove them")
+    return weights, optimizer
+
+
+def read_engine_file(file: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """The contents. `mmap`: tensors are read from the file where they are used.
+
+    Raises DamagedCheckpoint for what is no such file, is damaged, or would run code.
+    """
+    _check_zip(file)
+    try:
+        with torch.serialization.safe_globals(_harmless_classes()):
+            values = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes the unpickler raises whatever the pickle leads to
+        raise DamagedCheckpoint(f"{file} {_reason(error)}") from None
+    if not isinstance(values, dict):
+        raise DamagedCheckpoint(f"{file} holds no dict, but a {type(values).__name__}")
+    return values
+
+
+def check_crc(file: Path) -> None:
+    """Raise DamagedCheckpoint if bytes of a file have changed since torch wrote it. Reads the whole file."""
+    _check_zip(file)
+    with zipfile.ZipFile(file) as archive:
+        try:
+            part = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+            raise DamagedCheckpoint(f"{file} is damaged: {error}") from None
+    if part is not None:
+        raise DamagedCheckpoint(f"{file} is damaged: the bytes of {part} in it have changed since they were saved")
+
+
+@contextlib.contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside, torch.load makes no other objects than `read_engine_file` does, whatever a library asks of it."""
+    before = {name: os.environ.pop(name, None) for name in (FORCED, FORBIDDEN)}
+    os.environ[FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(_harmless_classes()):
+            yield
+    finally:
+        del os.environ[FORCED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _harmless_classes() -> list[type]:
+    """What DeepSpeed saves beside tensors and plain values: an enum of ints, a dataclass of two ints, a scale of 1.
+
+    None of them does anything when it is made, and none has a __reduce__ or __setstate__ of its own.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
+
+
+def _check_zip(file: Path) -> None:
+    """A zip whose parts are stored as they are: packed ones could claim any size."""
+    size = check_regular(file, MAX_FILE_BYTES, DamagedCheckpoint)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise DamagedCheckpoint(f"{file} is damaged or not complete: {error}") from None
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
+        raise DamagedCheckpoint(f"{file} was not written by torch.save: its parts are packed, or overlap")
+
+
+def _reason(error: Exception) -> str:
+    """In our words: those of torch advise to load the file without protection."""
+    text = str(error)
+    if match := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"asks for {match[1]}, which could run code; only tensors and plain values are read. Nothing was run"
+    if "weights_only" in text or "Weights only" in text:
+        return "holds more than tensors and plain values, which could run code. Nothing was run"
+    return f"is damaged: {type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
+
+
+def _problem_of_weights(values: dict[str, Any], state: TrainState) -> str | None:
+    step, module, optimizer = values.get("global_steps"), values.get("module"), values.get("optimizer")
+    if not _are_tensors(module):
+        return "holds no weights"
+    if type(step) is not int or step != state.step:
+        return f"is of step {step}, but state.json is of step {state.step}"
+    if values.get("dp_world_size") != state.world_size:
+        return f"was saved by {values.get('dp_world_size')} processes, but state.json by {state.world_size}"
+    if state.zero_stage > 0:
+        return None
+    if not isinstance(optimizer, dict) or not (entries := optimizer.get("state")) or not isinstance(entries, dict):
+        return "holds no state of the optimizer: training would go on with fresh moments"
+    steps = [_step_of(entry) for entry in entries.values()]
+    return _problem_of_steps([max(steps, default=0)] if any(steps) else [], state)
+
+
+def _problem_of_optimizer(values: dict[str, Any], state: TrainState) -> str | None:
+    zero = values.get("optimizer_state_dict")
+    if not isinstance(zero, dict):
+        return "holds no state of the optimizer"
+    groups = zero.get("fp32_flat_groups" if state.zero_stage == 3 else "single_partition_of_fp32_groups")
+    base = zero.get("optimizer_state_dict" if state.zero_stage == 3 else "base_optimizer_state")
+    entries = base.get("state") if isinstance(base, dict) else None
+    if not isinstance(groups, list) or not groups or not all(isinstance(group, Tensor) for group in groups):
+        return "holds no weights in float32"
+    if not isinstance(entries, dict) or sorted(entries, key=str) != sorted(range(len(groups)), key=str):
+        return "holds no state of the optimizer, or not of all weights: training would go on with fresh moments"
+    for number, group in enumerate(groups):
+        entry = entries[number]
+        moments = [value for value in entry.values() if isinstance(value, Tensor) and value.ndim > 0]
+        if not moments or any(moment.shape != group.shape for moment in moments):
+            return f"holds moments of the optimizer that do not fit its weights (group {number})"
+    scaler = zero.get("loss_scaler")
+    if scaler is not None and not (isinstance(scaler, _harmless_classes()[0]) and _is_no_scaling(vars(scaler))):
+        return "scales the loss, which no run of ours does"
+    return _problem_of_steps([_step_of(entry) for entry in entries.values()], state)
+
+
+def _problem_of_steps(steps: list[float], state: TrainState) -> str | None:
+    wrong = [step for step in steps if step != state.step]
+    return f"has moments of step {wrong[0]:g}, but state.json is of step {state.step}" if wrong else None
+
+
+def _step_of(entry: Any) -> float:
+    """Steps of AdamW that made this state; 0 for a state without them (Muon's)."""
+    step = entry.get(STEP_KEY, 0) if isinstance(entry, dict) else 0
+    is_number = step.numel() == 1 if isinstance(step, Tensor) else type(step) in (int, float)
+    return float(step) if is_number else -1.0
+
+
+def _is_no_scaling(attributes: dict[str, Any]) -> bool:
+    scale = attributes.get("cur_scale")
+    return set(attributes) == {"cur_scale", "dynamic"} and (
+        type(scale) in (int, float) and scale == 1 and attributes["dynamic"] is False
+    )
+
+
+def _are_tensors(module: Any) -> bool:
+    return (
+        isinstance(module, dict)
+        and bool(module)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in module.items())
+    )
