@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from pixel_sail.folders.weight_files import MAX_LISTED, is_finite
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.checksums import check_whole, newest_whole_before
-from pixel_sail.weights.engine_files import present_files, read_engine_file, tensors_only
+from pixel_sail.weights.engine_files import present_files, read_engine_file
 from pixel_sail.weights.merge import dequantize_state, merged
 from pixel_sail.weights.run_folder import ENGINE, MODEL, STATE, DamagedCheckpoint, TrainState, is_checkpoint
 
@@ -49,8 +49,12 @@ def _model(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     return model.eval(), tokenizer
 
 
+@torch.no_grad()
 def read_weights(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
-    """Float32 weights of the model under the names of an export. Raises DamagedCheckpoint if they are not whole."""
+    """Float32 weights of the model under the names of an export; some may be read from the files as they are used.
+
+    Raises DamagedCheckpoint if they do not fit together.
+    """
     try:
         lora = build_config(upgraded(state.config), where=str(checkpoint / STATE)).train.lora
     except (TypeError, AttributeError, KeyError) as error:  # what `upgraded` meets in sections that are none
@@ -63,11 +67,15 @@ def read_weights(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
 
 def _in_training(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
     """Float32 weights of the model under their names in training, without those of distillation adapters."""
+    names = present_files(checkpoint, state)
+    weights, shards = ([read_engine_file(checkpoint / ENGINE / name, mmap=True) for name in part] for part in names)
     if state.zero_stage == 0:
-        (file,), _ = present_files(checkpoint, state)
-        tensors = dequantize_state(read_engine_file(checkpoint / ENGINE / file)["module"])
+        tensors = dequantize_state(weights[0]["module"])
     else:
-        tensors = _with_zero(checkpoint)
+        cut = [shard["optimizer_state_dict"] for shard in shards]
+        tensors = _of_stage_3(weights, cut) if state.zero_stage == 3 else _of_stages_1_and_2(weights[0], cut)
+        for name, source in weights[0]["shared_params"].items():
+            tensors[name] = tensors[source]
     # LossModule (train/engine.py) names the model `model`; ZeRO-3 wraps parts of it in a Leaf (train/zero3.py).
     return {
         name.removeprefix("model.").replace("_leaf.module.", "."): tensor.float()
@@ -76,14 +84,43 @@ def _in_training(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _with_zero(checkpoint: Path) -> dict[str, Tensor]:
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def _of_stages_1_and_2(weights: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Those that are trained in float32, from the optimizer; the others as they are.
 
-    try:
-        with tensors_only(), contextlib.redirect_stdout(io.StringIO()):  # it prints the name of every file
-            return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE)
-    except (FileNotFoundError, ValueError) as error:
-        raise DamagedCheckpoint(f"{checkpoint} is incomplete: {error}") from error
+    The trained weights of a group lie one after the other in a vector, of which each process has a part.
+    """
+    tensors = dict(weights["module"])
+    for number, shapes in enumerate(weights["param_shapes"]):
+        vector = torch.cat([shard["single_partition_of_fp32_groups"][number] for shard in shards])
+        paddings = shards[0].get("param_alignment_paddings") or {number: [0] * len(shapes)}
+        offset = 0
+        for (name, shape), padding in zip(shapes.items(), paddings[number], strict=True):
+            tensors[name] = vector[offset : offset + shape.numel()].view(shape)
+            offset += shape.numel() + padding
+        unit = 2 * len(shards)  # to a multiple of which DeepSpeed pads a vector, and sometimes twice
+        if ceil(offset / unit) != ceil(len(vector) / unit):
+            raise IndexError(f"group {number} of the weights needs {offset} values, but has {len(vector)}")
+    return tensors
+
+
+def _of_stage_3(weights: list[dict[str, Any]], shards: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Each process has an equal part of each weight, the last padded; its parts lie one after the other."""
+    tensors = {name: weights[0]["module"][name] for name in weights[0]["buffer_names"]}
+    for name, shape in (weights[0]["frozen_param_shapes"] or {}).items():
+        tensors[name] = _joined([values["frozen_param_fragments"][name] for values in weights], shape)
+    vectors = [torch.cat(shard["fp32_flat_groups"]) for shard in shards]
+    offset = 0
+    for name, shape in ((name, shape) for shapes in weights[0]["param_shapes"] for name, shape in shapes.items()):
+        size = ceil(shape.numel() / len(shards))
+        tensors[name] = _joined([vector[offset : offset + size] for vector in vectors], shape)
+        offset += size
+    if any(len(vector) != offset for vector in vectors):
+        raise IndexError(f"the weights need {offset} values of each process, but have {[len(v) for v in vectors]}")
+    return tensors
+
+
+def _joined(parts: list[Tensor], shape: torch.Size) -> Tensor:
+    return torch.cat(parts)[: shape.numel()].view(shape)
 
 
 def _check_fit(weights: dict[str, Tensor], config: PixelSailConfig, checkpoint: Path) -> None:

@@ -10,11 +10,8 @@ The names of optim_states begin with bf16_ if the weights are bfloat16.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,6 @@ from pixel_sail.weights.run_folder import ENGINE, DamagedCheckpoint, TrainState
 
 MAX_FILE_BYTES = 2**44  # 16 TiB, of one file
 STEP_KEY = "step"  # of the state that AdamW keeps of a parameter
-FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # environment of torch.load
 
 
 def expected_files(state: TrainState, bf16: bool) -> tuple[list[str], list[str]]:
@@ -98,19 +94,6 @@ def check_crc(file: Path) -> None:
             raise DamagedCheckpoint(f"{file} is damaged: {error}") from None
     if part is not None:
         raise DamagedCheckpoint(f"{file} is damaged: the bytes of {part} in it have changed since they were saved")
-
-
-@contextlib.contextmanager
-def tensors_only() -> Iterator[None]:
-    """Inside, torch.load makes no other objects than `read_engine_file` does, whatever a library asks of it."""
-    before = {name: os.environ.pop(name, None) for name in (FORCED, FORBIDDEN)}
-    os.environ[FORCED] = "1"
-    try:
-        with torch.serialization.safe_globals(_harmless_classes()):
-            yield
-    finally:
-        del os.environ[FORCED]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _harmless_classes() -> list[type]:

@@ -97,7 +97,20 @@ def test_bf16_and_again(finished: Path, tmp_path: Path, export) -> None:
     assert "Not trained by pixel_sail" in (tmp_path / "again/README.md").read_text()
 
 
-@pytest.mark.parametrize("overrides", [["train.zero_stage=0"], ["train.zero_stage=2"]], ids=str)
+FROZEN = "train.freeze=['language_model.model.layers.*']"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.zero_stage=0"],
+        ["train.zero_stage=1", FROZEN],
+        ["train.zero_stage=2"],
+        ["train.zero_stage=2", "train.precision=bf16", FROZEN],
+        ["train.zero_stage=3", "train.precision=bf16", FROZEN],
+    ],
+    ids=str,
+)
 def test_a_checkpoint_is_what_the_run_exports(overrides: list[str], tmp_path: Path, root: Path, export) -> None:
     train(tiny_config(tmp_path, root, *overrides))
     export(tmp_path / "run" / STEP, "--out", tmp_path / "out")
