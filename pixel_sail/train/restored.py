@@ -6,7 +6,6 @@ It pads, cuts and leaves out silently what does not fit, so that a run would go 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,13 @@ from pixel_sail.weights.run_folder import DamagedCheckpoint
 SETTINGS = ("weight_decay", "lr_scale", "muon", "betas", "eps", "amsgrad", "maximize")
 
 
-def optimizer_settings(engine: Engine) -> list[Any]:
+def optimizer_settings(engine: Engine) -> str:
     """What a checkpoint must not change: the options of each group, and the norm at which gradients are clipped."""
     groups = [{key: group[key] for key in SETTINGS if key in group} for group in _base(engine).param_groups]
-    return [*groups, getattr(engine.deepspeed.optimizer, "clip_grad", None)]
+    return repr([*groups, getattr(engine.deepspeed.optimizer, "clip_grad", None)])
 
 
-def check_restored(engine: Engine, settings: list[Any], folder: Path) -> None:
+def check_restored(engine: Engine, settings: str, folder: Path) -> None:
     """Raise DamagedCheckpoint if what was restored from `folder` on this rank is incomplete or not finite."""
     if optimizer_settings(engine) != settings:
         raise DamagedCheckpoint(f"{folder} holds other settings of the optimizer than the config has")
@@ -39,12 +38,14 @@ def check_restored(engine: Engine, settings: list[Any], folder: Path) -> None:
     for number, (parameter, entry) in enumerate(state.items()):
         name = names.get(id(parameter), f"the weights of group {number}")
         _check_finite(parameter, name, folder)
-        for key, value in entry.items():
-            if isinstance(value, Tensor) and value.ndim > 0 and value.shape != parameter.shape:
-                shapes = f"{tuple(value.shape)}, not {tuple(parameter.shape)}"
-                raise DamagedCheckpoint(f"{folder}: {key} of {name} in the optimizer has the shape {shapes}")
-            if isinstance(value, Tensor):
-                _check_finite(value, f"{key} of {name} in the optimizer", folder)
+        for key in ("momentum_buffer",) if "momentum_buffer" in entry else ("exp_avg", "exp_avg_sq"):
+            value = entry.get(key)
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"the value {value!r:.40}"
+                raise DamagedCheckpoint(
+                    f"{folder}: {key} of {name} in the optimizer has {shape}, not the shape {tuple(parameter.shape)}"
+                )
+            _check_finite(value, f"{key} of {name} in the optimizer", folder)
 
 
 def _base(engine: Engine) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import ConfigError, build_config, upgraded
+from pixel_sail.errors import UserError
 from pixel_sail.folders.weight_files import MAX_LISTED, is_finite
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
@@ -61,7 +62,9 @@ def read_weights(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
         raise DamagedCheckpoint(f"{checkpoint / STATE} is damaged: its config cannot be read ({error!r})") from None
     try:
         return merged(_in_training(checkpoint, state), lora)
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise DamagedCheckpoint(f"the weights in {checkpoint / ENGINE} do not fit together: {error!r:.300}") from None
 
 

@@ -140,7 +140,8 @@ def _problem_of_weights(values: dict[str, Any], state: TrainState) -> str | None
         return f"was saved by {values.get('dp_world_size')} processes, but state.json by {state.world_size}"
     if state.zero_stage > 0:
         return None
-    if not isinstance(optimizer, dict) or not (entries := optimizer.get("state")) or not isinstance(entries, dict):
+    entries = _states(optimizer)
+    if not entries:
         return "holds no state of the optimizer: training would go on with fresh moments"
     steps = [_step_of(entry) for entry in entries.values()]
     return _problem_of_steps([max(steps, default=0)] if any(steps) else [], state)
@@ -152,20 +153,34 @@ def _problem_of_optimizer(values: dict[str, Any], state: TrainState) -> str | No
         return "holds no state of the optimizer"
     groups = zero.get("fp32_flat_groups" if state.zero_stage == 3 else "single_partition_of_fp32_groups")
     base = zero.get("optimizer_state_dict" if state.zero_stage == 3 else "base_optimizer_state")
-    entries = base.get("state") if isinstance(base, dict) else None
+    entries = _states(base)
     if not isinstance(groups, list) or not groups or not all(isinstance(group, Tensor) for group in groups):
         return "holds no weights in float32"
-    if not isinstance(entries, dict) or sorted(entries, key=str) != sorted(range(len(groups)), key=str):
+    if entries.keys() != set(range(len(groups))):
         return "holds no state of the optimizer, or not of all weights: training would go on with fresh moments"
     for number, group in enumerate(groups):
         entry = entries[number]
         moments = [value for value in entry.values() if isinstance(value, Tensor) and value.ndim > 0]
         if not moments or any(moment.shape != group.shape for moment in moments):
             return f"holds moments of the optimizer that do not fit its weights (group {number})"
+    if any(zero.get(key, False) is not False for key in ("dynamic_loss_scale", "overflow")):
+        return "scales the loss, which no run of ours does"
     scaler = zero.get("loss_scaler")
     if scaler is not None and not (isinstance(scaler, _harmless_classes()[0]) and _is_no_scaling(vars(scaler))):
         return "scales the loss, which no run of ours does"
     return _problem_of_steps([_step_of(entry) for entry in entries.values()], state)
+
+
+def _states(optimizer: Any) -> dict[int, dict[str, Any]]:
+    """What an optimizer of torch keeps of each parameter, by its number; nothing if this is not the state of one."""
+    try:
+        numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+        states = dict(optimizer["state"])
+        whole = all(type(number) is int for number in [*numbers, *states]) and numbers == list(range(len(numbers)))
+        whole = whole and states.keys() <= set(numbers) and all(isinstance(state, dict) for state in states.values())
+    except (KeyError, TypeError, ValueError, IndexError):
+        return {}
+    return states if whole else {}
 
 
 def _problem_of_steps(steps: list[float], state: TrainState) -> str | None:
