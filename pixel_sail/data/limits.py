@@ -10,4 +10,6 @@ MAX_TURNS = 1000  # of a sample
 MAX_RLE_CHARACTERS = 4_000_000  # of a compressed mask, or numbers of an uncompressed one
 MAX_POLYGONS = 10_000  # of a mask
 MAX_OUTLINE_PX = 2_000_000  # length of the outline of a polygon; drawing needs 50 bytes for each
-MAX_SHARED = 1_000_000  # values of a pickle that are written once and used again; see sources/unpickle.py
+MAX_SENTENCES = 5_000_000  # of a file of referring expressions
+PICKLE_SPARE_MEMORY = 2**30  # bytes that reading a pickle may take, beside ...
+PICKLE_MEMORY_PER_BYTE = 64  # ... so many for each byte of the file; those of REFER take 10

@@ -249,8 +249,8 @@ def _box(values: list[float], size_hw: tuple[int, int], where: str) -> Box:
     beyond = min(x, y, size_hw[1] - box.x1, size_hw[0] - box.y1)
     if beyond < -BOX_SLACK_PX:
         raise BadSample(
-            f"{where}: the box {reprlib.repr(values)} reaches from ({x}, {y}) to ({box.x1}, {box.y1}), beyond the image "
-            f"of {_by(size_hw)} pixels; a box is [x, y, width, height]"
+            f"{where}: the box {reprlib.repr(values)} reaches from ({x}, {y}) to ({box.x1}, {box.y1}), beyond the "
+            f"image of {_by(size_hw)} pixels; a box is [x, y, width, height]"
         )
     return box
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.data.errors import DatasetError, UnknownSplit
+from pixel_sail.data.limits import MAX_SENTENCES
 from pixel_sail.data.masks import unite
 from pixel_sail.data.sources.coco import CocoInstances, image_folder
 from pixel_sail.data.sources.entries import id_member, member, refuse_nothing
@@ -65,12 +66,15 @@ def read_refs(values: Any, path: Path, what: str, parse: Callable[[dict[str, Any
     """`parse(ref, where)` of each ref of an annotation file, which is a list of `what`. Raises DatasetError."""
     if not isinstance(values, list):
         raise DatasetError(f"{path} is not a list of {what}: it holds a {type(values).__name__}")
-    refs = []
+    refs, sentences = [], 0
     for number, ref in enumerate(values):
         try:
             refs.append(parse(ref, f"its entry {number}"))
         except BadSample as error:
             raise DatasetError(f"{path} is not a list of {what}: {error}") from None
+        sentences += len(refs[-1].sentences)  # a pickle may have one list of them in many places
+        if sentences > MAX_SENTENCES:
+            raise DatasetError(f"{path} has more than {MAX_SENTENCES:,} expressions; no more are read")
     return refs
 
 
@@ -115,7 +119,7 @@ def collect(
             size_hw=coco.image(image_id).size_hw,
             referents=tuple(of_image),
         )
-        for image_id, of_image in sorted(referents.items())
+        for image_id, of_image in sorted(referents.items(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
         if of_image
     ]
     refuse_nothing(images, refs_path, problems)
