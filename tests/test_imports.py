@@ -13,6 +13,7 @@ LAYERS = (
     (
         "errors",
         "files",
+        "yaml_file",
         "interrupts",
         "locks",
         "types",

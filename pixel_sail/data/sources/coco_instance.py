@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,7 @@ class _Instances:
         annotated = records(values, "annotations", ("id", "image_id", "category_id"), path, INSTANCES_FILE)
         for annotation in annotated:
             if annotation["category_id"] not in classes or "segmentation" not in annotation:
-                missing = annotation["category_id"] if "segmentation" in annotation else "'segmentation'"
+                missing = reprlib.repr(annotation["category_id"] if "segmentation" in annotation else "segmentation")
                 raise DatasetError(f"{path} is not {INSTANCES_FILE}: no {missing}, of annotation {annotation['id']}")
             by_image[annotation["image_id"]][annotation["category_id"]].append(annotation)
         images, images_twice = {image["id"]: image for image in listed}, repeated(image["id"] for image in listed)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
-from pixel_sail.data.limits import MAX_IMAGE_PIXELS
+from pixel_sail.data.limits import MAX_ID_CHARACTERS, MAX_IMAGE_PIXELS
 from pixel_sail.data.masks import from_coco
 from pixel_sail.data.text import printable, refuse_text
 from pixel_sail.tokens import SEG, prompt_names
@@ -76,7 +76,7 @@ def records(values: Any, name: str, ids: tuple[str, ...], path: Path, what: str)
         if not isinstance(entry, dict):
             raise DatasetError(f"{path} is not {what}: {name}[{number}] is {reprlib.repr(entry)}; expected an object")
         for key in ids:
-            if type(entry.get(key)) not in (int, str, float):
+            if not _is_id(entry.get(key)):
                 problem = (
                     f"is {reprlib.repr(entry[key])}; expected a number or a text" if key in entry else "is missing"
                 )
@@ -116,9 +116,16 @@ def member(entry: Any, name: str, kind: type[T], where: str) -> T:
 def id_member(entry: Any, name: str, where: str) -> Any:
     """`entry[name]`, an id: a number or a text. Raises BadSample."""
     value = member(entry, name, object, where)
-    if type(value) not in (int, str, float):
+    if not _is_id(value):
         raise BadSample(f"{where}: its {name!r} is {reprlib.repr(value)}; expected a number or a text")
     return value
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value can be told from others and printed: a number, or a short text."""
+    if isinstance(value, str):
+        return len(value) <= MAX_ID_CHARACTERS and printable(value) == value
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def size_member(entry: Any, where: str) -> tuple[int, int]:

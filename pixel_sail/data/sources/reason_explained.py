@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ def open_explained(root: Path, split: str, data: DataConfig) -> RegionSource[Exp
     def parse(entry: Any, key: str) -> RegionImage[Explanation]:
         name = member(entry, "image", str, key)
         if name not in by_name:
-            raise BadSample(f"{key}: no usable image {name!r} in {FOLDER.path(root, 'train')}")
+            raise BadSample(f"{key}: no usable image {reprlib.repr(name)} in {FOLDER.path(root, 'train')}")
         image = by_name[name]
         explanation = Explanation(image, text_member(entry, "query", key), text_member(entry, "outputs", key))
         return RegionImage(key, image.path, (explanation,))

@@ -65,8 +65,8 @@ def _load(contents: bytes, path: Path, encoding: str) -> Any:
         raise
     except MemoryError:
         raise DatasetError(
-            f"{path} is no usable pickle file: it has {len(contents):,} bytes and asks for more than {limit:,} bytes of "
-            "memory; download it again"
+            f"{path} is no usable pickle file: it has {len(contents):,} bytes and asks for more than {limit:,} bytes "
+            "of memory; download it again"
         ) from None
     except _STREAM_ERRORS as error:
         raise DatasetError(f"{path} is not a complete pickle file: {error!s:.200}; download it again") from None
