@@ -10,10 +10,15 @@ import codecs
 import csv
 import io
 import json
+import math
 import os
 import stat
+import tokenize
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
 
 from pixel_sail.errors import FileError, UserError
 
@@ -113,6 +118,26 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                     f"an object has the key {key[:80]!r} twice, with different values: nothing says which holds"
                 )
     return members
+
+
+def parse_npy(data: bytes) -> np.ndarray:
+    """The array of an .npy file in memory: plain numbers, as many as there are bytes for. Raises ValueError."""
+    file = io.BytesIO(data)
+    try:
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise ValueError(f"version {version} of .npy is not read")
+        shape, is_fortran, dtype = read_header(file)
+    except (SyntaxError, tokenize.TokenError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"the header of the .npy is damaged: {error!s:.200}") from None
+    if dtype.kind not in "biuf":
+        raise ValueError(f"the .npy holds {dtype}, no plain numbers")
+    expected, present = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if min(shape, default=0) < 0 or expected != present:
+        raise ValueError(f"the .npy claims {shape} values of {dtype}, {expected:,} bytes, and has {present:,}")
+    values = np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
+    return values.copy(order="K")
 
 
 def read_csv(path: Path, error: type[UserError] = FileError) -> list[list[str]]:

@@ -7,6 +7,7 @@ MAX_IMAGE_PIXELS = 100_000_000  # of an image, a mask or a label map; 300 MB as 
 MAX_IMAGE_BYTES = 2**30  # of an image file
 MAX_TEXT_CHARACTERS = 50_000  # of a question or an answer; tokenizing is slow, and no sequence holds more
 MAX_ID_CHARACTERS = 200  # of an id that is a text
+MAX_MESSAGE_CHARACTERS = 2000  # of a line about an annotation that was left out
 MAX_TURNS = 1000  # of a sample
 MAX_RLE_CHARACTERS = 4_000_000  # of a compressed mask, or numbers of an uncompressed one
 MAX_POLYGONS = 10_000  # of a mask

@@ -110,7 +110,9 @@ def check_rle(rle: Any, size_hw: tuple[int, int], where: str) -> RLE:
     if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle) or not isinstance(rle["counts"], str | bytes):
         raise BadSample(f"{where}: {_short(rle)} is no RLE {{'size': [height, width], 'counts': text}}")
     if not isinstance(rle["size"], list | tuple) or list(rle["size"]) != list(size_hw):
-        raise BadSample(f"{where}: the mask is of size {rle['size']}, the image is {list(size_hw)} (height, width)")
+        raise BadSample(
+            f"{where}: the mask is of size {_short(rle['size'])}, the image is {list(size_hw)} (height, width)"
+        )
     if size_hw[0] * size_hw[1] > MAX_IMAGE_PIXELS or len(rle["counts"]) > MAX_RLE_CHARACTERS:
         raise BadSample(
             f"{where}: an RLE of {size_hw[0]} x {size_hw[1]} pixels with {len(rle['counts']):,} characters; at most "
@@ -129,7 +131,7 @@ def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
         return check_rle(code, (height, width), where)
     if code.get("size") not in ([height, width], (height, width)):
         raise BadSample(
-            f"{where}: the mask is of size {code.get('size')}, the image is {[height, width]} (height, width)"
+            f"{where}: the mask is of size {_short(code.get('size'))}, the image is {[height, width]} (height, width)"
         )
     if len(counts) > MAX_RLE_CHARACTERS:
         raise BadSample(f"{where}: an RLE of {len(counts):,} runs; at most {MAX_RLE_CHARACTERS:,} are read")

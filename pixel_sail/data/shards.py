@@ -15,10 +15,12 @@ import hashlib
 import io
 import json
 import os
+import re
+import reprlib
 import weakref
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,21 @@ import numpy as np
 
 from pixel_sail.config import ConfigError, DataConfig
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json
+from pixel_sail.data.files import check_regular, exists, read_bytes, read_json
+from pixel_sail.data.image import opened_image
+from pixel_sail.data.masks import check_rle
+from pixel_sail.data.text import printable
 from pixel_sail.durable import fingerprint
-from pixel_sail.types import BadSample, Sample, Turn
+from pixel_sail.files import parse_json, parse_npy
+from pixel_sail.types import RLE, BadSample, Sample, Turn
 
 NAME = "shards"
 INDEX = "shards.json"
 UNFINISHED = "shards.unfinished.json"  # the request, until INDEX is written
 VERSION = 1
 GROUP = 8  # shards whose samples are shuffled together: those being read at any time
+MAX_BYTES = 2**40  # of a tar
+_FILE = re.compile(r"\d{6,12}\.tar")
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}  # all others are .bin; decoders look at the bytes
 
 
@@ -60,7 +68,7 @@ class ShardSource:
         self.problems: list[str] = index["problems"]
         self.experts: dict[str, dict[str, Any]] = index["request"]["experts"]  # features: made_with, path, width
         self.root = root
-        self.shards = [Shard(**line) for line in index["shards"]]
+        self.shards = listed_shards(index, root)
         self._ends = np.cumsum([shard.samples for shard in self.shards])  # one past the last sample of each shard
         # Per instance. Two groups, because one may end and the next begin within a step.
         self._members = lru_cache(maxsize=2 * GROUP)(self._read_members)
@@ -78,7 +86,8 @@ class ShardSource:
         """The stored sample, its image as bytes; `rng` is not used. Raises BadSample for damaged members."""
         number, place = self._find(index)
         entry = self._members(number)[place]
-        return decode_sample(self._read(number, entry["name"], entry["members"]))
+        where = f"{self.root / self.shards[number].file}: {entry['name']}"
+        return decode_sample(self._read(number, entry["name"], entry["members"]), where)
 
     def order(self, seed: tuple[int, ...]) -> ShardOrder:
         """The order of one epoch."""
@@ -94,8 +103,7 @@ class ShardSource:
         return number, index - int(self._ends[number]) + self.shards[number].samples
 
     def _read_members(self, number: int) -> list[dict[str, Any]]:
-        shard = self.shards[number]
-        return read_members(self.root / shard.index, shard.index_sha256)
+        return read_members(self.root, self.shards[number])
 
     def _open_file(self, number: int) -> _File:
         return _File(self.root / self.shards[number].file)
@@ -107,7 +115,7 @@ class ShardSource:
         start, stop = spans[0][0], spans[-1][0] + spans[-1][1]
         try:
             data = os.pread(self._file(number).descriptor, stop - start, start)
-        except OSError as error:
+        except (OSError, DatasetError) as error:
             raise BadSample(f"{path}: cannot read sample {name}: {error}") from None
         return check_members(data, start, members, f"{path}: {name}")
 
@@ -141,7 +149,11 @@ class _File:
     """An open file, closed when nothing refers to it. Forked workers may share it: pread does not move a position."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        check_regular(path)
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DatasetError(f"cannot read {path}: {error.strerror}") from None
         weakref.finalize(self, os.close, self.descriptor)
 
 
@@ -178,16 +190,66 @@ def open_shards(root: Path, data: DataConfig) -> ShardSource:
 def read_index(root: Path) -> dict[str, Any]:
     """The contents of shards.json. Raises DatasetError if it is missing, broken or of another version."""
     path = root / INDEX
-    if not path.is_file():
-        unfinished = (root / UNFINISHED).is_file()
+    if not exists(path):
+        unfinished = exists(root / UNFINISHED)
         advice = (
             "some shards are not made yet: repeat the command" if unfinished else "make it with tools/make_shards.py"
         )
         raise DatasetError(f"no file {path}; {advice}")
     index = read_json(path)
-    if index.get("version") != VERSION:
-        raise DatasetError(f"{path} has version {index.get('version')}, not {VERSION}: make the shards again")
+    version = index.get("version") if isinstance(index, dict) else None
+    if version != VERSION:
+        raise DatasetError(f"{path} has version {reprlib.repr(version)}, not {VERSION}: make the shards again")
+    problem = next(_faults(index), None)
+    if problem:
+        raise DatasetError(f"{path} has been changed: {problem}. Copy it again, or make the shards again")
     return index
+
+
+def listed_shards(index: dict[str, Any], root: Path) -> list[Shard]:
+    """The shards of a folder, from its `index`. Raises DatasetError for what tools/make_shards.py never writes."""
+    shards = []
+    for number, line in enumerate(index["shards"]):
+        kinds = {field.name: int if field.type == "int" else str for field in fields(Shard)}
+        wrong = not isinstance(line, dict) or set(line) != set(kinds)
+        if wrong or any(type(line[name]) is not kind for name, kind in kinds.items()):
+            raise DatasetError(
+                f"{root / INDEX}: line {number} of 'shards' is {reprlib.repr(line)}; make the shards again"
+            )
+        shard = Shard(**line)
+        if not _FILE.fullmatch(shard.file) or shard.index != shard.file.replace(".tar", ".index.json"):
+            raise DatasetError(f"{root / INDEX}: {reprlib.repr(shard.file)}, {reprlib.repr(shard.index)} name no shard")
+        if min(shard.samples, shard.bytes, shard.index_bytes) < 0 or shard.bytes > MAX_BYTES:
+            raise DatasetError(
+                f"{root / INDEX}: {shard.file} cannot have {shard.samples} samples and {shard.bytes} bytes"
+            )
+        shards.append(shard)
+    if len({shard.file for shard in shards}) < len(shards):
+        raise DatasetError(f"{root / INDEX} lists a shard twice")
+    return shards
+
+
+def _faults(index: dict[str, Any]) -> Iterator[str]:
+    """What is not as tools/make_shards.py writes it, in words."""
+    request = index.get("request")
+    if not isinstance(index.get("shards"), list):
+        yield "it has no list 'shards'"
+    elif not isinstance(index.get("problems"), list) or not all(isinstance(line, str) for line in index["problems"]):
+        yield "its 'problems' are no list of texts"
+    elif not isinstance(request, dict) or not isinstance(request.get("data"), dict):
+        yield "it has no 'request' with 'data'"
+    elif not isinstance(request["data"].get("hide"), str):
+        yield "its request has no 'data.hide'"
+    elif not isinstance(excluded := request["data"].get("exclude", []), list) or not all(
+        isinstance(name, str) for name in excluded
+    ):
+        yield "the 'data.exclude' of its request is no list of names"
+    elif not isinstance(request.get("experts"), dict) or not all(map(_is_manifest, request["experts"].values())):
+        yield "the 'experts' of its request are no descriptions of features"
+
+
+def _is_manifest(manifest: Any) -> bool:
+    return isinstance(manifest, dict) and isinstance(manifest.get("made_with"), dict)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -198,23 +260,51 @@ def wrong_sizes(root: Path, shard: Shard) -> list[str]:
     """One line for each file of a shard that is missing or whose size differs from shards.json."""
     problems = []
     for name, size in ((shard.file, shard.bytes), (shard.index, shard.index_bytes)):
-        present = (root / name).stat().st_size if (root / name).is_file() else None
-        if present is None:
-            problems.append(f"{name} is missing")
-        elif present != size:
+        try:
+            present = check_regular(root / name)
+        except DatasetError as error:
+            problems.append(f"{name} is missing" if not exists(root / name) else str(error))
+            continue
+        if present != size:
             problems.append(f"{name} has {present} bytes instead of {size}")
     return problems
 
 
-def read_members(path: Path, sha256: str) -> list[dict[str, Any]]:
+def read_members(root: Path, shard: Shard) -> list[dict[str, Any]]:
     """{"key", "name", "members": {suffix: [offset, bytes, CRC-32]}} of each sample of a shard. Raises DatasetError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error}") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
+    path = root / shard.index
+    data = read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DatasetError(f"{path} has changed since it was written (sha256); delete it and make the shards again")
-    return json.loads(data)["samples"]
+    try:
+        values = parse_json(data)
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from None
+    samples = values.get("samples") if isinstance(values, dict) else None
+    if not isinstance(samples, list) or len(samples) != shard.samples:
+        raise DatasetError(f"{path} does not list the {shard.samples} samples that {INDEX} says; make the shards again")
+    stop = 0
+    for number, entry in enumerate(samples):
+        stop = _end_of_entry(entry, stop, shard.bytes)
+        if stop < 0:
+            raise DatasetError(f"{path}: sample {number} is {reprlib.repr(entry)}, no place in {shard.file}")
+    return samples
+
+
+def _end_of_entry(entry: Any, start: int, tar_bytes: int) -> int:
+    """Where the members of a sample end that begin after byte `start`; -1 for an entry that cannot be."""
+    members = entry.get("members") if isinstance(entry, dict) else None
+    if not isinstance(members, dict) or "json" not in members:
+        return -1
+    if not all(isinstance(entry.get(name), str) and printable(entry[name]) == entry[name] for name in ("key", "name")):
+        return -1
+    for span in members.values():
+        if not isinstance(span, list) or len(span) != 3 or not all(type(value) is int and value >= 0 for value in span):
+            return -1
+        if span[0] < start or span[0] + span[1] > tar_bytes:
+            return -1
+        start = span[0] + span[1]
+    return start
 
 
 def check_members(data: bytes, start: int, members: dict[str, list[int]], where: str) -> dict[str, bytes]:
@@ -234,13 +324,15 @@ def check_members(data: bytes, start: int, members: dict[str, list[int]], where:
 
 
 def with_bytes(sample: Sample) -> Sample:
-    """The sample with its image in memory. Raises BadSample if the file cannot be read."""
+    """The sample with its image in memory. Raises BadSample if the file cannot be read, or is no image."""
     if not isinstance(sample.image, Path):
         return sample
     try:
-        return replace(sample, image=sample.image.read_bytes())
-    except OSError as error:
-        raise BadSample(f"{sample.key}: cannot read the image {sample.image}: {error.strerror}") from None
+        with opened_image(sample.image):
+            pass  # whatever a name or a link leads to: only images go into shards
+        return replace(sample, image=read_bytes(sample.image))
+    except (BadSample, DatasetError) as error:
+        raise BadSample(f"{sample.key}: cannot read the image {sample.image}: {error}") from None
 
 
 def encode_sample(sample: Sample) -> dict[str, bytes]:
@@ -266,20 +358,42 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
     return members
 
 
-def decode_sample(members: dict[str, bytes]) -> Sample:
-    """The inverse of `encode_sample`; the image comes back as bytes."""
-    values = json.loads(members["json"])
-    features = {
-        suffix.removesuffix(".npy"): np.load(io.BytesIO(content), allow_pickle=False)
-        for suffix, content in members.items()
-        if suffix.endswith(".npy")
-    }
-    return Sample(
-        key=values["key"],
-        image=None if values["image"] is None else members[values["image"]],
-        turns=tuple(Turn(**turn) for turn in values["turns"]),
-        masks=tuple(values["masks"]),
-        prompts={int(k): rle for k, rle in values["prompts"].items()},
-        dropped_turns=values.get("dropped_turns", 0),
-        features=features,
-    )
+def decode_sample(members: dict[str, bytes], where: str = "a stored sample") -> Sample:
+    """The inverse of `encode_sample`; the image comes back as bytes.
+
+    Raises BadSample, beginning with `where`, for contents that `encode_sample` never writes.
+    """
+    try:
+        values = parse_json(members["json"])
+        features = {
+            suffix.removesuffix(".npy"): parse_npy(content)
+            for suffix, content in members.items()
+            if suffix.endswith(".npy")
+        }
+        return Sample(
+            key=_text(values["key"]),
+            image=None if values["image"] is None else members[values["image"]],
+            turns=tuple(Turn(_text(turn["question"]), _text(turn["answer"])) for turn in values["turns"]),
+            masks=tuple(_stored_rle(rle, where) for rle in values["masks"]),
+            prompts={int(k): _stored_rle(rle, where) for k, rle in values["prompts"].items()},
+            dropped_turns=int(values.get("dropped_turns", 0)),
+            features=features,
+        )
+    except BadSample:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise BadSample(f"{where}: it is no stored sample ({type(error).__name__}: {error!s:.200})") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{reprlib.repr(value)} is no text")
+    return value
+
+
+def _stored_rle(rle: Any, where: str) -> RLE:
+    """Raises BadSample for an RLE that does not fill the size that it states."""
+    size = rle.get("size") if isinstance(rle, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise BadSample(f"{where}: {reprlib.repr(rle)} is no RLE")
+    return check_rle(rle, (size[0], size[1]), where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pixel_sail.data.limits import MAX_TEXT_CHARACTERS
+from pixel_sail.data.limits import MAX_MESSAGE_CHARACTERS, MAX_TEXT_CHARACTERS
 from pixel_sail.types import BadSample
 
 
@@ -23,6 +23,8 @@ def refuse_text(text: str, where: str) -> None:
             ) from None
 
 
-def printable(text: str) -> str:
-    """The text with its half characters written out: a console and a file in UTF-8 take it."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+def printable(message: str) -> str:
+    """A message that a console and a file in UTF-8 take: half characters written out, and not endlessly long."""
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        message = message[: MAX_MESSAGE_CHARACTERS - 3] + "..."
+    return message if message.isascii() else message.encode("utf-8", "backslashreplace").decode()

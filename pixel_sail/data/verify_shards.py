@@ -10,13 +10,13 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.shards import Shard, check_members, read_index, read_members, wrong_sizes
+from pixel_sail.data.shards import Shard, check_members, listed_shards, read_index, read_members, wrong_sizes
 from pixel_sail.types import BadSample
 
 
 def verify_shards(root: Path, progress: bool = False) -> list[str]:
     """One line for each file or sample that has changed since it was written. Raises DatasetError."""
-    shards = [Shard(**line) for line in read_index(root)["shards"]]
+    shards = listed_shards(read_index(root), root)
     return [problem for shard in tqdm(shards, unit="shard", disable=not progress) for problem in _verify(root, shard)]
 
 
@@ -25,7 +25,7 @@ def _verify(root: Path, shard: Shard) -> Iterator[str]:
         yield from problems  # a missing or cut file must be made again, whatever its contents
         return
     try:
-        entries = read_members(root / shard.index, shard.index_sha256)
+        entries = read_members(root, shard)
     except DatasetError as error:
         yield str(error)
         return

@@ -355,7 +355,7 @@ def test_a_damaged_member_is_one_bad_sample(shards: Path, copy: Path, suffix: st
 def test_what_goes_wrong_while_reading_is_named(copy: Path) -> None:
     source, rng = open_shards(copy), np.random.default_rng()
     (copy / "000000.tar").unlink()
-    with pytest.raises(BadSample, match="000000.tar: cannot read sample 000000003: .*No such file"):
+    with pytest.raises(BadSample, match="000000.tar: cannot read sample 000000003: no file"):
         source.sample(3, rng)
     with (copy / "000001.tar").open("rb+") as file:
         file.truncate(600)

@@ -94,6 +94,8 @@ def attempts(path, rng=None):
         (place, value) for place in places(load(path)) for value in (*VALUES, DROP, TWICE) if place or value is not DROP
     ]
     everything = [(place, value) for place, value in everything if place or value is not TWICE]
+    if path.suffix == ".jsonl":
+        everything = [(place, value) for place, value in everything if place]  # the file is lines, whatever they hold
     return everything if rng is None else rng.sample(everything, min(TRIED, len(everything)))
 
 

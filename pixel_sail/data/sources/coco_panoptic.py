@@ -165,7 +165,9 @@ def _segments(
         elif described:
             segments.append(Segment(png, segment_id, info.get("area"), text_member(info, "description", where)))
         elif info.get("category_id") not in classes:
-            raise BadSample(f"{where}: category {info.get('category_id')} is not in the list of categories")
+            raise BadSample(
+                f"{where}: category {reprlib.repr(info.get('category_id'))} is not in the list of categories"
+            )
         else:
             segments.append(Segment(png, segment_id, info.get("area"), classes[info["category_id"]]))
     if not segments:

@@ -107,6 +107,8 @@ def open_mapillary(root: Path, split: str, data: DataConfig) -> LabelMapSource:
         ]
     except BadSample as error:
         raise DatasetError(f"{path} is not {what}: no 'readable': {error}") from None
+    if not labels:
+        raise DatasetError(f"{path} is not {what}: its 'labels' are empty")
     names = {value: name if evaluate else "" for value, (name, evaluate) in enumerate(labels)}  # "": void, own vehicle
     return _open("mapillary", split, folder, _beside(folder.parents[1] / "images"), names, data)
 

@@ -13,6 +13,7 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import exists
 from pixel_sail.data.sources.coco import ImageFinder
+from pixel_sail.data.text import printable
 from pixel_sail.types import Sample
 
 
@@ -53,6 +54,7 @@ class EntrySource(Generic[E]):
     """The part of a Source that is the same for all: entries with key and image. `sample` is in the subclasses."""
 
     def __init__(self, entries: Sequence[E], problems: list[str]) -> None:
+        problems[:] = map(printable, problems)
         self.problems = problems
         self._entries = entries
 
