@@ -11,7 +11,6 @@ with which Slurm warns before it ends a job (sbatch --signal=USR1@90).
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import signal
@@ -19,18 +18,8 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from pixel_sail.errors import UserError
+from pixel_sail.errors import UserError, message_of
 from pixel_sail.interrupts import SIGNALS, Stopped, on_signal
-
-_ADVICE = {
-    errno.ENOSPC: "free some space, then repeat the command",
-    errno.EDQUOT: "the quota is used up: free some space, then repeat the command",
-    errno.EROFS: "give a folder that can be written",
-    errno.EACCES: "check the permissions, or give another place",
-    errno.EPERM: "check the permissions, or give another place",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENOMEM: "the memory is used up: use fewer workers or smaller batches",
-}
 
 
 def tool(main: Callable[[], None]) -> Callable[[], None]:
@@ -44,24 +33,15 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
         except (UserError, OSError, MemoryError) as error:
             _end_with(error)
         except Stopped as stopped:
-            print(f"stopped{f': {stopped}' if str(stopped) else ''}", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # the others are stopped too
+                text = str(stopped)
+                print(text if text.startswith("stopped") else f"stopped{f': {text}' if text else ''}", file=sys.stderr)
             raise SystemExit(stopped.status) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     return run
-
-
-def message_of(error: BaseException) -> str:
-    """An error in words: what is wrong, where, what to do."""
-    if isinstance(error, MemoryError):
-        return "the memory of this machine is used up: use fewer workers, smaller batches or fewer processes"
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
-    files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    advice = _ADVICE.get(error.errno)
-    return f"{files + ': ' if files else ''}{os.strerror(error.errno)}{f'; {advice}' if advice else ''}"
 
 
 def _end_with(error: BaseException) -> None:

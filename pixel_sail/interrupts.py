@@ -7,8 +7,8 @@ remembered, and the loop looks at it between two pieces.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -55,12 +55,31 @@ def finish_first(what: str) -> Iterator[Pending]:
         _pending = outer
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Within `finish_first`, work that may be torn after all: a signal ends it, also one that came before.
+
+    Raises Stopped.
+    """
+    global _pending
+    outer, _pending = _pending, None
+    try:
+        if outer is not None and outer.number:
+            raise Stopped(outer.number)
+        yield
+    finally:
+        _pending = outer
+
+
 def on_signal(number: int, frame: FrameType | None) -> None:
     """The handler that tools install for SIGNALS."""
     if _pending is None:
         raise Stopped(number)
     if not _pending.number:
         _pending.number, _pending.at_s = number, time.monotonic()
-        print(f"{signal.Signals(number).name}: finishing {_pending.what} first", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            text = f"{signal.Signals(number).name}: finishing {_pending.what} first\n"
+            with contextlib.suppress(OSError):  # not print: the signal may come in the middle of another print
+                os.write(2, text.encode())
     elif number == signal.SIGINT and time.monotonic() - _pending.at_s > IMPATIENT_AFTER_S:
         raise Stopped(number)

@@ -16,6 +16,7 @@ LAYERS = (
         "yaml_file",
         "interrupts",
         "locks",
+        "ranks",
         "types",
         "tokens",
         "architecture",

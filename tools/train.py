@@ -7,6 +7,7 @@ import argparse
 from pixel_sail.command import tool
 from pixel_sail.bench.plan import plan
 from pixel_sail.config import load_config
+from pixel_sail.ranks import together
 from pixel_sail.train import distributed
 from pixel_sail.train.loop import train
 
@@ -22,14 +23,11 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print parameters and memory of the run, and stop")
     parser.add_argument("--gpus", type=int, default=8, help="with --plan: GPUs of all machines together (default 8)")
     arguments = parser.parse_intermixed_args()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.plan:
-            print(plan(config, arguments.gpus))
-        else:
-            train(config)
-    finally:
-        distributed.stop()
+    if arguments.plan:
+        print(plan(load_config(arguments.config, arguments.overrides), arguments.gpus))
+        return
+    with distributed.joined():
+        train(together(lambda: load_config(arguments.config, arguments.overrides)))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing
+import os
+import pickle
 import resource
+import signal
+import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from pixel_sail import interrupts
+from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.pack import split_into_micro_batches
+from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Batch, Encoded, NoPixels, Sample
 
 FILLER_TRIES = 1000  # stream positions searched for a usable sample if all samples of a rank are bad
+WORKER_END_S = 0.5  # from the first sign of it, at most
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True)
@@ -86,31 +102,115 @@ class StepDataset(Dataset):
             if isinstance(result, Encoded):
                 return self.pack([result])
         raise BadSample(
-            f"step {step}: no usable sample in {FILLER_TRIES} stream positions from {start}; last: {result}"
+            f"step {step + 1}: no usable sample in {FILLER_TRIES} stream positions from {start}; last: {result.message}"
         )
 
 
 def load_steps(dataset: StepDataset, start: int, stop: int, workers: int) -> Iterator[StepData]:
     """StepData of steps start .. stop - 1, prepared ahead by `workers` processes (0: in this one).
 
-    Workers are forked, so they share the sources' memory. Each uses one thread.
+    Workers are forked, so they share the sources' memory. Each uses one thread, leaves signals of the terminal to this
+    process, and dies with it. An error of the dataset is raised here as it is without workers. Raises DatasetError if a
+    worker is killed.
     """
     _raise_open_files_limit()
+    others = multiprocessing.active_children()
+    on_end_of_child = signal.getsignal(signal.SIGCHLD)
     loader = DataLoader(
-        dataset,
+        _ErrorsAsValues(dataset),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_prepare_worker, os.getpid()),
         collate_fn=_unchanged,
         generator=torch.Generator(),  # the loader's seed must not advance the global generator
     )
-    return iter(loader)
+    items = iter(loader)
+    # torch's handler raises wherever this process happens to be, be it in the middle of a collective.
+    signal.signal(signal.SIGCHLD, on_end_of_child)
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    atexit.register(_kill, processes)  # otherwise Python sends them SIGTERM, and waits
+    return _received(items, processes)
 
 
-def _one_thread(worker: int) -> None:
+class _ErrorsAsValues(Dataset):
+    """An item is that of the dataset, or its error: an exception would come back from torch inside another, as text."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> StepData | Exception:
+        try:
+            return self.dataset[index]
+        except Exception as error:  # of whatever kind: it is raised again where the item is received
+            if get_worker_info() is not None:
+                return _portable(error)
+            return error
+
+
+def _portable(error: Exception) -> Exception:
+    """The error in a form that survives the way to another process."""
+    if not isinstance(error, UserError | OSError | MemoryError):  # a bug: its traceback would be lost
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # it does not survive: an argument of it, or its constructor
+        kind = UserError if isinstance(error, UserError) else RuntimeError
+        return kind(str(error) if kind is UserError else f"{type(error).__name__}: {error}")
+    return error
+
+
+def _received(items: Iterator[StepData | Exception], workers: list[BaseProcess]) -> Iterator[StepData]:
+    try:
+        while (item := _receive(items, workers)) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        del items  # torch asks its workers to end
+        _kill(workers)
+
+
+def _receive(items: Iterator[StepData | Exception], workers: list[BaseProcess]) -> StepData | Exception | None:
+    """The next item; None at the end. A worker that dies while it sends would leave us waiting for the rest."""
+    if not workers:
+        return next(items, None)
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: _refuse_killed(workers))
+    try:
+        _refuse_killed(workers)
+        return next(items, None)
+    except (RuntimeError, OSError, EOFError):  # torch saw it first, or tensors of a killed worker are gone
+        time.sleep(WORKER_END_S)
+        _refuse_killed(workers)
+        raise
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _refuse_killed(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.exitcode:  # 0 after the last step, None while it works
+            how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit status {worker.exitcode}"
+            raise DatasetError(
+                f"a data worker (process {worker.pid}) was killed: {how}. Most often memory is used up, of the machine "
+                "(SIGKILL) or of /dev/shm (SIGBUS; docker run --shm-size or --ipc=host): lower data.workers, 0 at last"
+            )
+
+
+def _prepare_worker(parent: int, worker: int) -> None:
     torch.set_num_threads(1)
+    for number in interrupts.SIGNALS:  # a terminal, a launcher or Slurm sends them to all processes of a run
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
 
 
 def _unchanged(item: StepData) -> StepData:

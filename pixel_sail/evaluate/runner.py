@@ -18,6 +18,7 @@ from pixel_sail.evaluate import gcg, jsonl, perbench, reason_seg, referring, reg
 from pixel_sail.evaluate.benchmark import Benchmark, BenchmarkKind, Options, by_image, calls, identity
 from pixel_sail.evaluate.pixfoundation import benchmark as pixfoundation
 from pixel_sail.evaluate.predictions import PredictionFiles, in_case_order, read_lines
+from pixel_sail.ranks import together
 
 BENCHMARKS: tuple[BenchmarkKind, ...] = (
     referring.BENCHMARK,
@@ -69,19 +70,20 @@ def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: di
 
     `made_with` (plain JSON values, see `fingerprint`): earlier predictions in `out` are continued if they were made
     with the same. If torch.distributed is initialized, every process must call this. Raises BadSample for an unreadable
-    image; the predictions made so far stay.
+    image (RankFailed on the other ranks); the predictions made so far stay.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     files = PredictionFiles(out, benchmark)
-    if rank == 0:
-        files.prepare(made_with)
-    _wait_for_all(world)
-    done = {identity(line, benchmark) for line in read_lines(files.partial, benchmark)}
-    todo = [cases for cases in calls(benchmark) if identity(cases[0], benchmark) not in done]
-    for cases in tqdm(todo[rank::world], desc=benchmark.name, unit="call", disable=rank != 0):
-        for line in benchmark.predict(predictor, cases):
-            append_json_line(files.part(rank), line)
-    _wait_for_all(world)
+
+    def predict_share() -> None:
+        done = {identity(line, benchmark) for line in read_lines(files.partial, benchmark)}
+        todo = [cases for cases in calls(benchmark) if identity(cases[0], benchmark) not in done]
+        for cases in tqdm(todo[rank::world], desc=benchmark.name, unit="call", disable=rank != 0):
+            for line in benchmark.predict(predictor, cases):
+                append_json_line(files.part(rank), line)
+
+    together(lambda: files.prepare(made_with) if rank == 0 else None)
+    together(predict_share)
     return benchmark.score(files.finish()) if rank == 0 else None
 
 
@@ -159,8 +161,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
     return "-" if value is None else str(value)
-
-
-def _wait_for_all(world: int) -> None:
-    if world > 1:
-        dist.barrier()

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from pixel_sail.config import ConfigError
+from pixel_sail.errors import UserError
+from pixel_sail.interrupts import SIGNALS
+from pixel_sail.ranks import together
+from pixel_sail.train.launcher import watch_launcher
+from pixel_sail.train.peers import Peers, connect
 
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # rank 0 exports and scores while the others wait at a barrier
+MEETING_TIMEOUT = timedelta(minutes=10)  # for all processes to start
+LEAVE_S = 20.0  # to leave the process group after an error
+NEWS_S = 3.0  # from the failure of a collective to the news that a process is gone
+
+_peers: Peers | None = None
 
 
 def start() -> None:
     """Join the process group that the launcher describes in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    Without a launcher, create a world of one. NCCL on GPUs, gloo on CPUs.
+    Without a launcher, create a world of one. NCCL on GPUs, gloo on CPUs. Raises UserError if the ranks do not meet.
     """
+    global _peers
     alone = "MASTER_PORT" not in os.environ and world_size() == 1
     if alone:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
@@ -29,6 +43,10 @@ def start() -> None:
     import deepspeed
 
     if device().type == "cuda":
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank()} of this machine (LOCAL_RANK) has no GPU: {torch.cuda.device_count()} are there"
+            )
         torch.cuda.set_device(local_rank())
     elif "OMP_NUM_THREADS" not in os.environ:  # the processes of one machine share its cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_world_size()))
@@ -36,34 +54,93 @@ def start() -> None:
     # process killed meanwhile leaves a lock on which every later start hangs. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device().type == "cuda" else "gloo"
-    if alone and not dist.is_initialized():  # a store in memory needs no port, which another process could take
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized():
+        watch_launcher()
+        # alone: a store in memory needs no port, which another process could take
+        store = dist.HashStore() if alone else _meet()
+        store.set_timeout(COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
     deepspeed.init_distributed(
         dist_backend=backend,
         auto_mpi_discovery=False,
         timeout=COLLECTIVE_TIMEOUT,
         verbose=False,
     )
+    if _peers is None and world_size() > 1:
+        _peers = connect(rank(), world_size(), broadcast_object)
 
 
 def stop() -> None:
-    """Leave the process group; otherwise NCCL warns at exit."""
+    """Leave the process group; otherwise NCCL warns at exit. In a `finally`: if an error is on its way, the others end.
+
+    What then hangs, because the others do not leave together with this process, is given up after a while.
+    """
+    global _peers
+    error = sys.exc_info()[1]
+    if _peers is not None:
+        _peers.leave(failed=error is not None)
+        _peers = None
+        if error is not None:
+            end = threading.Timer(LEAVE_S, os._exit, [getattr(error, "status", 1)])
+            end.daemon = True
+            end.start()
     if dist.is_initialized():
         import deepspeed
 
         deepspeed.comm.destroy_process_group()  # torch's function keeps DeepSpeed's groups
 
 
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The whole work of a tool of several processes: starts them if there are several, and stops at the end.
+
+    A collective that fails because another process is gone raises RuntimeError: the process ends then, without a
+    traceback. peers.py says who is gone.
+    """
+    try:
+        if world_size() > 1:
+            start()
+        yield
+    except RuntimeError:
+        end_if_a_rank_is_gone()
+        raise
+    finally:
+        stop()
+
+
+def end_if_a_rank_is_gone() -> None:
+    """For a RuntimeError that may come from a collective: end the process if another one is gone."""
+    if _peers is not None:
+        _peers.end_if_lost(NEWS_S)
+
+
+def _meet() -> dist.Store:
+    # torch waits below Python, where a handler of ours would not run before the ten minutes are over
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=MEETING_TIMEOUT))
+    except (dist.DistError, ValueError, OSError) as error:  # ValueError: a variable is not set, or no number
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"{world_size()} processes (WORLD_SIZE) must meet at {place} (MASTER_ADDR:MASTER_PORT), but rank {rank()} "
+            f"cannot: {str(error).splitlines()[0]}"
+        ) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return store
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def device() -> torch.device:
@@ -113,17 +190,15 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_rank_0(function: Callable[[], Result]) -> Result:
-    """What `function` returns on rank 0, on every rank; its ConfigError is raised on every rank."""
-    result, error = None, None
-    if rank() == 0:
-        try:
-            result = function()
-        except ConfigError as caught:
-            error = caught
-    result, error = broadcast_object((result, error))
-    if error is not None:
-        raise error
-    return result
+    """What `function` returns on rank 0, on every rank; its error is raised on every rank (ranks.together)."""
+    return broadcast_object(together(lambda: function() if rank() == 0 else None))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise UserError(f"the environment says {name}={text}, which is no number; launchers set it")
+    return int(text or default)
 
 
 def _local_world_size() -> int:

@@ -19,10 +19,12 @@ def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Pat
     `folder` appears only when it is complete.
     """
     state = engine.full_state_dict()
-    if distributed.rank() == 0:
+
+    def write() -> None:
         disable_progress_bar()  # one shard of weights needs no bar
         with replaced_folder(folder) as partial, rust_errors(partial):
             engine.model.save_pretrained(partial, state_dict=state)
             tokenizer.save_pretrained(partial)
             write_sums(partial)
-    distributed.barrier()
+
+    distributed.on_rank_0(write)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import resource
+import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import torch
 from tqdm import tqdm
 
 from pixel_sail.config import Config
-from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines
+from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines, write_text
 from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
 
 # Values of a log line that depend on time or the machine. All others are the same in every run of a config.
 CLOCK_KEYS = ("data_ms", "step_ms", "tokens_per_s", "mfu", "memory_gib")
+
+WANDB_ID = "wandb_id"  # file in the run folder
 
 # Dense bf16 peak of one GPU in FLOP/s (NVIDIA data sheets), by a part of its name; the first match is used.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
@@ -58,12 +62,15 @@ class RunLog:
     def __init__(self, config: Config, writes: bool, decoder_parameters: int, gpus: int, start_step: int):
         self.writes = writes
         self.steps = config.train.steps
+        self.unscored: dict[str, str] = {}  # errors of the last validation
         self.path = config.run.dir / "log.jsonl"
         self.flops_per_token = 6 * decoder_parameters
         self.peak_flops = _peak_flops() * gpus
-        self.wandb = _start_wandb(config) if writes and config.run.wandb_project else None
+        self.wandb: Any = None
         interactive = sys.stderr.isatty()
         self.bar = tqdm(total=self.steps, initial=start_step, unit="step", disable=not (writes and interactive))
+        if writes and config.run.wandb_project:
+            self._try_wandb(lambda: self._start_wandb(config, start_step))
 
     def line(self, values: dict[str, Any], clock: dict[str, float]) -> None:
         """One console line, one JSON line, one wandb point. `values` are reproducible, `clock` is not."""
@@ -75,19 +82,26 @@ class RunLog:
         append_json_line(self.path, values | clock)
         self._say(console_line(values, clock, self.steps))
         if self.wandb:
-            self.wandb.log(values | clock, step=values["step"])
+            self._try_wandb(lambda: self.wandb.log(values | clock, step=values["step"]))
 
-    def validation(self, step: int, scores: dict[str, dict[str, Any]]) -> None:
-        """Scores of each benchmark after `step` steps: to validation.jsonl, the console and wandb."""
+    def validation(self, step: int, scores: dict[str, dict[str, Any]], errors: dict[str, str]) -> None:
+        """Scores of each benchmark after `step` steps, or why there are none: to validation.jsonl, the console, wandb.
+
+        At the end of the run, `close` repeats the last `errors`.
+        """
         if not self.writes:
             return
-        append_json_line(self.path.with_name("validation.jsonl"), {"step": step, "benchmarks": scores})
+        line = {"step": step, "benchmarks": scores} | ({"errors": errors} if errors else {})
+        append_json_line(self.path.with_name("validation.jsonl"), line)
+        self.unscored = errors
+        for name, message in errors.items():
+            self._say(f"step {step}/{self.steps}  {name}  not scored: {message}")
         for name, values in scores.items():
             numbers = "  ".join(f"{key} {value:.2f}" for key, value in values.items() if isinstance(value, float))
             self._say(f"step {step}/{self.steps}  {name}  {numbers}")
         if self.wandb:
             flat = {f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
-            self.wandb.log(flat, step=step)
+            self._try_wandb(lambda: self.wandb.log(flat, step=step))
 
     def say(self, message: str) -> None:
         """Print a message, on rank 0."""
@@ -98,9 +112,36 @@ class RunLog:
         self.bar.update()
 
     def close(self) -> None:
+        for name, message in self.unscored.items():
+            self._say(f"{name} was not scored at the end: {message}; tools/test.py can still score the export")
         self.bar.close()
         if self.wandb:
-            self.wandb.finish()
+            self._try_wandb(lambda: self.wandb.finish())
+
+    def _start_wandb(self, config: Config, start_step: int) -> None:
+        """Go on in the wandb run of the checkpoint; from step 0 it is a new one."""
+        import wandb
+
+        path = self.path.with_name(WANDB_ID)
+        known = start_step > 0 and path.is_file()
+        identity = path.read_text().strip() if known else secrets.token_hex(4)
+        self.wandb = wandb.init(
+            project=config.run.wandb_project,
+            dir=config.run.dir,
+            config=config.model_dump(mode="json"),
+            id=identity,
+            resume="allow",
+        )
+        if not known:
+            write_text(path, f"{identity}\n")
+
+    def _try_wandb(self, call: Callable[[], None]) -> None:
+        """wandb raises errors of many kinds (network, its own process, its settings); none is worth a run."""
+        try:
+            call()
+        except Exception as error:
+            self.wandb = None
+            self._say(f"wandb has failed, and the run goes on without it: {type(error).__name__}: {error}")
 
     def _say(self, message: str) -> None:
         self.bar.write(message, file=sys.stdout)
@@ -137,12 +178,6 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, which a resumed run writes again."""
     if path.exists():
         write_json_lines(path, [line for line in read_json_lines(path, number="step") if line["step"] <= step])
-
-
-def _start_wandb(config: Config) -> Any:
-    import wandb
-
-    return wandb.init(project=config.run.wandb_project, dir=config.run.dir, config=config.model_dump(mode="json"))
 
 
 def _peak_flops() -> float:

@@ -1,98 +1,109 @@
-"""The training loop, and the run folder that it starts from."""
+"""The training loop."""
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from pixel_sail.config import Config, environment, save_config
+from pixel_sail.config import Config
 from pixel_sail.data.loader import StepData, load_steps
-from pixel_sail.data.mixture import exclusion_lines, open_mixture
-from pixel_sail.durable import write_json
-from pixel_sail.evaluate.held_out import held_out_images
-from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.interrupts import Stopped, at_once, finish_first
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
-from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
-from pixel_sail.train.distillation import open_distillation
-from pixel_sail.train.engine import Engine, check_distribution
 from pixel_sail.train.export import export_model
-from pixel_sail.train.finetune import prepare_finetuning
-from pixel_sail.train.log import RunLog, Stopwatch, forget_after
+from pixel_sail.train.log import Stopwatch
 from pixel_sail.train.optim import lr_at
-from pixel_sail.train.step import StepTotals, gather_totals, record_bad_samples, run_micro_batches, take_step
-from pixel_sail.train.validate import validate
+from pixel_sail.train.setup import Run, owned, set_up
+from pixel_sail.train.step import StepTotals, receive, record_bad_samples, train_step
+from pixel_sail.train.validate import is_due, validate
 from pixel_sail.weights.run_folder import TrainState
-from pixel_sail.weights.start import with_start
 
 
 def train(config: Config) -> None:
     """Train to the end, from the checkpoint that `train.resume` selects, and export the model.
 
-    Raises ConfigError for a config that cannot be used or resumed, TrainingStopped (step.py) for a loss or gradient
-    that is not finite and for too many bad samples. All ranks raise the same error.
+    Raises ConfigError for a config that cannot be used or resumed, locks.Busy if another process trains in the same
+    folder, TrainingStopped (step.py) for a loss or gradient that is not finite and for too many bad samples. All ranks
+    raise together, RankFailed where the error is another rank's. A signal to any rank stops all after the step in hand,
+    which is saved: they raise Stopped.
     """
-    config = with_start(config)
     distributed.start()
-    check_distribution(config.train, distributed.world_size())
-    checkpoint = distributed.on_rank_0(lambda: checkpoints.find_checkpoint(config))
-    mixture = open_mixture(config, held_out_images(config))
-    distillation = open_distillation(config, mixture.sources, distributed.device())
-    state = _initial_state(config, mixture.fingerprint(), distillation.fingerprints, checkpoint)
-    if state.step == config.train.steps and (config.run.dir / "export").exists():
+    with owned(config.run.dir):
+        run = set_up(config)
+        if run is not None:
+            train_steps(run)
         if distributed.rank() == 0:
-            print(f"{config.run.dir} is finished: {state.step} steps, model in {config.run.dir / 'export'}")
-        return
-    if checkpoint is not None:
-        checkpoints.check_files(checkpoint)
-    if distributed.rank() == 0:
-        prepare_folder(config, state)
-    model, tokenizer = build_model(config, mixture.sources)
-    if config.train.activation_checkpointing:
-        model.gradient_checkpointing_enable()
-    log = RunLog(config, distributed.rank() == 0, _decoder_parameters(model), distributed.world_size(), state.step)
-    log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")
-    for source in mixture.sources:
-        for problem in source.problems:
-            log.say(f"left out on reading: {problem}")
-    for line in [*exclusion_lines(config, mixture), *prepare_finetuning(model, tokenizer, config)]:
-        log.say(line)
-    engine = Engine(model, config, [MaskHead], distillation)
-    if checkpoint is not None:
-        checkpoints.load_checkpoint(engine, checkpoint)
-    encoder = build_encoder(config, model, tokenizer, distillation.inputs)
-    dataset = build_step_dataset(config, mixture, encoder)
-    watch = Stopwatch()
-    model.train()
-    for data in timed(load_steps(dataset, state.step, config.train.steps, config.data.workers), watch):
-        totals = gather_totals(data, config)
-        bad_samples = state.bad_samples + record_bad_samples(data, totals, state.bad_samples, config)
-        torch.manual_seed(config.run.seed + 1_000_003 * data.step + distributed.rank())
-        losses = run_micro_batches(engine, data, totals, config)
-        lr = lr_at(data.step, config.train.steps, config.train.lr, config.train.warmup_fraction)
-        grad_norm = take_step(engine, lr, data)
-        state = replace(state, step=data.step + 1, bad_samples=bad_samples)
-        watch.step_done(totals.tokens)
-        log.advance()
-        last = state.step == config.train.steps
-        if last or state.step == 1 or state.step % config.run.log_every == 0:
-            log.line(log_values(state, losses, grad_norm, lr, totals), watch.averages())
-            watch.restart()
-        if config.evaluate.benchmarks and (last or _every(config.evaluate.every, state.step)):
-            log.validation(state.step, validate(engine, tokenizer, config, state.step))
-            watch.restart()
-        if last or state.step % config.train.save_every == 0:
-            checkpoints.save_checkpoint(engine, state, tokenizer, config.run.dir, config.train.keep_checkpoints)
-            watch.restart()
-    export_model(engine, tokenizer, config.run.dir / "export")
-    log.say(f"{config.run.dir} is finished: {state.step} steps, model in {config.run.dir / 'export'}")
+            export = config.run.dir / "export"
+            print(f"{config.run.dir} is finished: {config.train.steps} steps, model in {export}")
+
+
+def train_steps(run: Run) -> None:
+    """Train from `run.state` to the last step; then export, validate, close the log.
+
+    Every validation comes after a save, and the last one after the export: whatever happens to it, nothing is lost.
+    """
+    config, engine, state, log = run.config, run.engine, run.state, run.log
+    saved, watch = state.step, Stopwatch()
+    engine.model.train()
+    with (
+        finish_first("this step") as pending,
+        contextlib.closing(load_steps(run.dataset, state.step, config.train.steps, config.data.workers)) as loaded,
+    ):
+        steps = timed(loaded, watch)
+        while state.step < config.train.steps:
+            _validate_if_due(run, state.step, watch)
+            data, totals = receive(steps, config, pending.number)
+            if totals.signal:
+                if saved < state.step:
+                    _save(run, state, watch)
+                raise _stopped(totals.signal, state.step)
+            bad_samples = state.bad_samples + record_bad_samples(data, totals, state.bad_samples, config)
+            lr = lr_at(data.step, config.train.steps, config.train.lr, config.train.warmup_fraction)
+            losses, grad_norm = train_step(engine, data, totals, lr, config)
+            state = replace(state, step=data.step + 1, bad_samples=bad_samples)
+            watch.step_done(totals.tokens)
+            log.advance()
+            last = state.step == config.train.steps
+            if last or state.step == 1 or state.step % config.run.log_every == 0:
+                log.line(log_values(state, losses, grad_norm, lr, totals), watch.averages())
+                watch.restart()
+            if last or state.step % config.train.save_every == 0 or is_due(config, state.step, run.validated):
+                _save(run, state, watch)
+                saved = state.step
+        with _ends_at_once(state.step):
+            export_model(engine, run.tokenizer, config.run.dir / "export")
+        _validate_if_due(run, state.step, watch)
     log.close()
+
+
+def _save(run: Run, state: TrainState, watch: Stopwatch) -> None:
+    checkpoints.save_checkpoint(run.engine, state, run.tokenizer, run.config.run.dir, run.config.train.keep_checkpoints)
+    watch.restart()
+
+
+def _validate_if_due(run: Run, step: int, watch: Stopwatch) -> None:
+    """Score the model after `step` steps, also when an earlier process was ended meanwhile; its predictions stay."""
+    if is_due(run.config, step, run.validated):
+        with _ends_at_once(step):
+            run.log.validation(step, *validate(run.engine, run.tokenizer, run.config, run.benchmarks, step))
+        run.validated.add(step)
+        watch.restart()
+
+
+@contextlib.contextmanager
+def _ends_at_once(step: int) -> Iterator[None]:
+    """Work after a save: a signal ends it, because the same command does it again."""
+    try:
+        with at_once():
+            yield
+    except Stopped as stopped:
+        raise _stopped(stopped.number, step) from None
+
+
+def _stopped(signal: int, step: int) -> Stopped:
+    return Stopped(signal, f"stopped at step {step}; the same command goes on")
 
 
 def log_values(
@@ -121,39 +132,3 @@ def timed(steps: Iterator[StepData], watch: Stopwatch) -> Iterator[StepData]:
             return
         watch.data_waited(started)
         yield data
-
-
-def prepare_folder(config: Config, state: TrainState) -> None:
-    """Put the run folder into its state after `state.step` steps; write config.yaml and environment.json."""
-    folder = config.run.dir
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.remove_run_leftovers(folder)
-    checkpoints.set_aside_after(folder, state.step)
-    for name in ("log.jsonl", "validation.jsonl", "bad_samples.jsonl"):
-        forget_after(folder / name, state.step)
-    for validation in (folder / "validation").glob("step_*"):
-        if int(validation.name.removeprefix("step_")) > state.step:
-            shutil.rmtree(validation)  # else validation would continue the predictions of an earlier run
-    save_config(config, folder / "config.yaml")
-    write_json(folder / "environment.json", environment())
-
-
-def _initial_state(
-    config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path | None
-) -> TrainState:
-    values, world_size = config.model_dump(mode="json"), distributed.world_size()
-    if checkpoint is None:
-        return TrainState(0, 0, world_size, data, values, experts)
-    state = checkpoints.read_progress(checkpoint)
-    checkpoints.check_same_run(state, config, data, experts, checkpoint)
-    return replace(state, config=values, world_size=world_size)
-
-
-def _decoder_parameters(model: torch.nn.Module) -> int:
-    """Parameters that every token passes through: the decoder's without its input embeddings."""
-    decoder = model.language_model
-    return sum(p.numel() for p in decoder.parameters()) - decoder.get_input_embeddings().weight.numel()
-
-
-def _every(interval: int, step: int) -> bool:
-    return interval > 0 and step % interval == 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pixel_sail.config import Config
-from pixel_sail.data.loader import StepData
+from pixel_sail.data.loader import BadRecord, StepData
 from pixel_sail.durable import append_json_line, read_json_lines
 from pixel_sail.errors import UserError
 from pixel_sail.losses import loss_counts, loss_weights
+from pixel_sail.ranks import raise_together
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
@@ -33,20 +36,52 @@ class StepTotals:
     bad: int
     dropped_turns: int  # samples without a pixel included
     micro_batches: int  # of the rank that has most
+    signal: int = 0  # that stops the run before this step, because some rank has received it; 0: none
 
 
-def gather_totals(data: StepData, config: Config) -> StepTotals:
-    """The totals of a step: one small all-gather at its start. All ranks must call it."""
+def receive(steps: Iterator[StepData], config: Config, signal: int) -> tuple[StepData, StepTotals]:
+    """The next step of this rank and its totals. `signal`: what this rank has received, or 0. All ranks must call it.
+
+    Raises what `steps` raises on any rank: its error here, RankFailed on the others.
+    """
+    try:
+        data, error = next(steps), None
+    except (UserError, OSError, MemoryError) as caught:
+        data, error = None, caught
+    return data, gather_totals(data, config, signal, error)
+
+
+def gather_totals(data: StepData | None, config: Config, signal: int = 0, error: Exception | None = None) -> StepTotals:
+    """The totals of a step: one small all-gather at its start. All ranks must call it. `data` is None with an error."""
     names = sorted(set(loss_counts(config).values()))
-    local = [sum(batch.counts()[name] for batch in data.batches) for name in names]
-    local += [sum(batch.tokens for batch in data.batches), data.samples, len(data.bad)]
-    dropped = sum(batch.dropped_turns for batch in data.batches) + sum(record.no_pixels for record in data.bad)
-    local += [dropped, len(data.batches)]
+    batches, bad = (data.batches, data.bad) if data is not None else ((), ())
+    local = [sum(batch.counts()[name] for batch in batches) for name in names]
+    local += [sum(batch.tokens for batch in batches), data.samples if data is not None else 0, len(bad)]
+    dropped = sum(batch.dropped_turns for batch in batches) + sum(record.no_pixels for record in bad)
+    local += [dropped, len(batches), signal, error is not None]
     by_rank = distributed.all_gather_numbers([float(value) for value in local])
-    *denominators, tokens, samples, bad, dropped, _ = (sum(column) for column in zip(*by_rank, strict=True))
-    micro_batches = max(1, *(int(row[-1]) for row in by_rank))
+    *denominators, tokens, samples, bad, dropped, _, _, errors = (sum(column) for column in zip(*by_rank, strict=True))
+    if errors:
+        raise_together(error)
+    *_, micro_batches, signal, _ = (max(column) for column in zip(*by_rank, strict=True))
     counts = dict(zip(names, denominators, strict=True))
-    return StepTotals(counts, int(tokens), int(samples), int(bad), int(dropped), micro_batches)
+    return StepTotals(
+        counts, int(tokens), int(samples), int(bad), int(dropped), max(1, int(micro_batches)), int(signal)
+    )
+
+
+def train_step(
+    engine: Engine, data: StepData, totals: StepTotals, lr: float, config: Config
+) -> tuple[dict[str, float], float]:
+    """Accumulate the gradients of one step and update the weights. Returns the losses and the gradient norm.
+
+    Without a usable sample on any rank nothing is updated, neither by weight decay nor by momentum; all values are 0.
+    """
+    if totals.samples == 0:
+        return {"loss": 0.0, **dict.fromkeys(loss_weights(config), 0.0)}, 0.0
+    torch.manual_seed(config.run.seed + 1_000_003 * data.step + distributed.rank())
+    losses = run_micro_batches(engine, data, totals, config)
+    return losses, take_step(engine, lr, data)
 
 
 def run_micro_batches(engine: Engine, data: StepData, totals: StepTotals, config: Config) -> dict[str, float]:
@@ -103,11 +138,7 @@ def record_bad_samples(data: StepData, totals: StepTotals, before: int, config: 
     path = config.run.dir / "bad_samples.jsonl"
     by_rank = distributed.all_gather_objects(data.bad)
     records = sorted((record for bad in by_rank for record in bad), key=lambda record: record.position)
-    if distributed.rank() == 0:
-        for record in records:
-            line = asdict(replace(record, step=record.step + 1))
-            append_json_line(path, line if record.no_pixels else {k: v for k, v in line.items() if k != "no_pixels"})
-    distributed.barrier()
+    distributed.on_rank_0(lambda: _append(path, records))
     bad = sum(not record.no_pixels for record in records)
     if bad and before + bad > config.data.max_bad_samples:
         lines = [line for line in read_json_lines(path) if not line.get("no_pixels")]
@@ -117,6 +148,12 @@ def record_bad_samples(data: StepData, totals: StepTotals, before: int, config: 
             f"data.max_bad_samples={config.data.max_bad_samples} ({path}):\n{listed}"
         )
     return bad
+
+
+def _append(path: Path, records: list[BadRecord]) -> None:
+    for record in records:
+        line = asdict(replace(record, step=record.step + 1))
+        append_json_line(path, line if record.no_pixels else {k: v for k, v in line.items() if k != "no_pixels"})
 
 
 def _keys_of_all_ranks(batches: list[tuple[str, ...]]) -> str:

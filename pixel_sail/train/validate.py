@@ -1,39 +1,94 @@
-"""Score a model while it trains, with the code of tools/test.py."""
+"""Score a model while it trains, with the code of tools/test.py. No failure of scoring ends the training."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.config import Config
-from pixel_sail.durable import PARTIAL
-from pixel_sail.evaluate.runner import open_benchmark, run_benchmark
+from pixel_sail.config import Config, ConfigError
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.durable import PARTIAL, read_json_lines
+from pixel_sail.errors import UserError, message_of
+from pixel_sail.evaluate import perbench
+from pixel_sail.evaluate.benchmark import Benchmark
+from pixel_sail.evaluate.runner import open_benchmark, run_benchmark, tasks_of
+from pixel_sail.ranks import together
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.export import export_model
 
+FILE = "validation.jsonl"
+
+
+def open_benchmarks(config: Config) -> dict[str, Benchmark]:
+    """The benchmarks of `evaluate.benchmarks` by name, "perbench" as its tasks. Opened before step 1.
+
+    Raises ConfigError for an unknown name, and for data that are missing or cannot be read.
+    """
+    names = dict.fromkeys(task for name in config.evaluate.benchmarks for task in tasks_of(name))
+    benchmarks = {}
+    for name in names:
+        try:
+            benchmarks[name] = open_benchmark(name, config.data.root, config.evaluate.max_images)
+        except DatasetError as error:
+            raise ConfigError(f"evaluate.benchmarks: {error}") from None
+    return benchmarks
+
+
+def validated_steps(run_dir: Path) -> set[int]:
+    """The steps after which the run has been scored."""
+    return {line["step"] for line in read_json_lines(run_dir / FILE) if isinstance(line, dict) and "step" in line}
+
+
+def is_due(config: Config, step: int, validated: set[int]) -> bool:
+    """Whether a run must be scored after `step` steps; `validated`: the steps after which it has been."""
+    every = config.evaluate.every
+    due = step == config.train.steps or (every > 0 and step % every == 0)
+    return bool(config.evaluate.benchmarks) and step > 0 and due and step not in validated
+
 
 def validate(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config, step: int
-) -> dict[str, dict[str, Any]]:
-    """Scores of `evaluate.benchmarks` by name, empty on ranks other than 0. All ranks must call it.
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config, benchmarks: dict[str, Benchmark], step: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """(scores by benchmark, errors by benchmark); no scores on ranks other than 0. All ranks must call it.
 
     Each rank predicts a share. The predictions stay in run.dir/validation/step_*/predictions/.
     """
     out = config.run.dir / "validation" / f"step_{step:08d}"
-    predictor = _predictor(engine, tokenizer, config)
+    made_with = {"run": str(config.run.dir), "step": step}
+    scores, errors = {}, {}
     engine.model.eval()
-    scores = {}
-    for name in config.evaluate.benchmarks:
-        benchmark = open_benchmark(name, config.data.root, config.evaluate.max_images)
-        result = run_benchmark(predictor, benchmark, out, made_with={"run": str(config.run.dir), "step": step})
-        if result is not None:
-            scores[name] = result
-    engine.model.train()
-    return scores
+    try:
+        predictor = _predictor(engine, tokenizer, config)
+        for name, benchmark in benchmarks.items():
+            try:
+                result = run_benchmark(predictor, benchmark, out, made_with)
+                if result is not None:
+                    scores[name] = result
+            except Exception as error:  # of whatever kind, a caption scorer's for example
+                errors[name] = _in_words(error)
+    except Exception as error:  # no predictor
+        errors = dict.fromkeys(benchmarks, _in_words(error))
+    finally:
+        engine.model.train()
+    overall = perbench.overall(scores)
+    return scores | ({} if overall is None else {perbench.KIND: overall}), errors
+
+
+def _in_words(error: Exception) -> str:
+    """An error in a line. The traceback of a bug goes to the console."""
+    if isinstance(error, RuntimeError):
+        distributed.end_if_a_rank_is_gone()
+    if isinstance(error, UserError | OSError | MemoryError):
+        return message_of(error)
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {error}"
 
 
 def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config) -> Predictor:
@@ -45,9 +100,9 @@ def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Confi
     if engine.stage < 3:
         return Predictor(engine.model, tokenizer)
     folder = config.run.dir / f"validation_weights{PARTIAL}"
-    export_model(engine, tokenizer, folder)
-    predictor = Predictor.from_pretrained(folder, device=str(engine.device))
-    distributed.barrier()
-    if distributed.rank() == 0:
-        shutil.rmtree(folder)
-    return predictor
+    try:
+        export_model(engine, tokenizer, folder)
+        return together(lambda: Predictor.from_pretrained(folder, device=str(engine.device)))
+    finally:
+        if distributed.rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)

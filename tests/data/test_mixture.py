@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,10 +15,12 @@ import pytest
 import torch
 
 from pixel_sail.config import PromptConfig
+from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.loader import StepDataset, load_steps
 from pixel_sail.data.masks import area_px, encode_mask
 from pixel_sail.data.mixture import BLOCK, Mixture
 from pixel_sail.data.pack import pack
+from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Encoded, NoPixels, Sample, Turn
 
 
@@ -211,11 +218,62 @@ def test_the_filler_is_the_smallest_batch(mixture: Mixture) -> None:
     assert data.filler.tokens == min(batch.tokens for batch in data.batches)
 
 
+class OddError(UserError):
+    """Cannot be unpickled: Python calls the constructor with the message alone."""
+
+    def __init__(self, file: str, line: int):
+        super().__init__(f"{file}, line {line}: broken")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_other_errors_propagate(mixture: Mixture, workers: int) -> None:
+@pytest.mark.parametrize(
+    "error, kinds, message",
+    [
+        (ZeroDivisionError("a bug, not a bad sample"), ZeroDivisionError, "a bug, not a bad sample"),
+        (OddError("a.json", 3), UserError, "a.json, line 3: broken"),
+        (DatasetError("/data/x.tar: broken"), DatasetError, "/data/x.tar: broken"),
+        (OSError(5, "Input/output error", "/data/x"), OSError, "[Errno 5] Input/output error: '/data/x'"),
+        (KeyError("counts"), KeyError, "'counts'"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), UnicodeDecodeError, "'utf-8' codec can't decode byte 0xff"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_in_a_worker_is_that_without_workers(
+    mixture: Mixture, error: Exception, kinds: type[Exception], message: str, workers: int
+) -> None:
     def broken(sample: Sample, seed: int) -> Encoded:
-        raise ZeroDivisionError("a bug, not a bad sample")
+        raise error
 
     dataset = StepDataset(mixture, broken, pack_text, 8, 20, 0, 1)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+    with pytest.raises(kinds) as caught:
         next(load_steps(dataset, 0, 2, workers))
+    assert str(caught.value).startswith(message) and "Caught" not in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    if not isinstance(error, UserError | OSError):
+        assert "raise error" in shown  # the place of a bug, also if it was in another process
+
+
+def test_workers_end_with_the_steps(mixture: Mixture) -> None:
+    """Also when somebody stops in the middle; SIGTERM does not end them, because it must not reach them too early."""
+    steps = load_steps(step_dataset(mixture), 0, 100, workers=2)
+    next(steps)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert next(steps).step == 1
+    steps.close()
+    for worker in workers:
+        worker.join(5)
+        assert not worker.is_alive()
+
+
+def test_a_killed_worker_is_no_error_of_torch(mixture: Mixture) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    steps = load_steps(step_dataset(mixture), 0, 1000, workers=2)
+    next(steps)
+    multiprocessing.active_children()[0].kill()
+    time.sleep(0.1)  # torch's handler would raise here, be it in the middle of a step
+    with pytest.raises(DatasetError, match="a data worker .* was killed: SIGKILL.*/dev/shm.*data.workers"):
+        list(steps)
+    assert signal.getsignal(signal.SIGCHLD) is before

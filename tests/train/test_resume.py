@@ -132,6 +132,14 @@ def test_never_does_not_overwrite(finished: Path, root: Path) -> None:
         train(tiny_config(finished, root, "train.resume=never"))
 
 
+def test_an_export_without_checkpoints_is_not_overwritten(tmp_path: Path, finished: Path, root: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(copy / "run/checkpoints")
+    with pytest.raises(ConfigError, match="holds a finished model, but no checkpoint"):
+        train(tiny_config(copy, root))
+    assert_same_bits(copy / "run", finished / "run")
+
+
 def test_resume_from_a_folder(tmp_path: Path, finished: Path, root: Path) -> None:
     checkpoints = finished / "run" / "checkpoints"
     with pytest.raises(ConfigError, match="not a checkpoint"):

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import edit_instances, write_refer_dataset
-from tiny_run import launch_cli, log_lines, run_cli, tiny_config, write_config
+from tiny_run import launch_cli, log_lines, run_cli, tiny_config, weights, write_config
+from warm import start_tool
 
+from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.sources.referring import ReferringSource
-from pixel_sail.durable import read_json_lines
+from pixel_sail.durable import append_json_line, read_json_lines
+from pixel_sail.train import log, loop, step
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.loop import train
 from pixel_sail.train.step import TrainingStopped
-from pixel_sail.types import NoPixels, Sample
+from pixel_sail.types import BadSample, NoPixels, Sample
+from pixel_sail.weights.run_folder import complete_checkpoints
 
 EXPLODING = ("train.lr=1e30", "train.save_every=1", "train.warmup_fraction=0")
 
@@ -114,6 +122,97 @@ def test_too_many_bad_samples(tmp_path: Path, processes: int) -> None:
     assert output.count("more than data.max_bad_samples=2") == 1, output
     assert output.count("refcoco/train/image=1") >= 3
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_without_a_usable_sample_updates_nothing(
+    tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by weight decay nor by the momentum of the steps before; the run goes on, and says samples 0."""
+
+    def sample(self: Mixture, position: int) -> Sample:
+        if 12 <= position < 18:  # all of step 3
+            raise BadSample(f"{self.key(position)}: made so")
+        return drawn(self, position)
+
+    def watched_step(engine: Engine, *arguments: Any) -> Any:
+        before = engine.full_state_dict()
+        result = take(engine, *arguments)
+        changed.append(any(not tensor.equal(before[name]) for name, tensor in engine.full_state_dict().items()))
+        return result
+
+    drawn, take = Mixture.sample, loop.train_step
+    changed: list[bool] = []
+    monkeypatch.setattr(Mixture, "sample", sample)
+    monkeypatch.setattr(loop, "train_step", watched_step)
+    train(tiny_config(tmp_path, write_refer_dataset(tmp_path / "root"), f"train.zero_stage={stage}"))
+    assert changed == [True, True, False, True]
+    lines = log_lines(tmp_path / "run")
+    assert [line["samples"] for line in lines] == [6, 6, 0, 6] and lines[2]["loss"] == lines[2]["grad_norm"] == 0
+    assert [line["bad_samples"] for line in lines] == [0, 0, 6, 6]
+
+
+def test_steps_without_a_usable_sample_are_the_same_on_two_ranks(tmp_path: Path) -> None:
+    root = write_refer_dataset(tmp_path / "root")
+    for number in range(2):
+        break_image(root, number)
+    overrides = ["train.batch_size=2", "train.steps=5", "data.max_bad_samples=100", "data.expressions_per_image=1"]
+    config = write_config(tmp_path, root)
+    for processes in (1, 2):
+        status, output = run_cli(config, *overrides, f"run.dir={tmp_path / str(processes)}", processes=processes)
+        assert status == 0, output
+    lines = [log_lines(tmp_path / name) for name in ("1", "2")]
+    samples = [[line["samples"] for line in run] for run in lines]
+    assert samples[0] == samples[1] and 0 in samples[0] and max(samples[0]) > 0
+    a, b = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_without_a_usable_sample_are_one_message(tmp_path: Path, workers: int) -> None:
+    """Found in a worker of each of two ranks."""
+    root = write_refer_dataset(tmp_path / "root")
+    for number in range(3):
+        break_image(root, number)
+    status, output = run_cli(write_config(tmp_path, root), f"data.workers={workers}", processes=2)
+    assert status == 1 and "Traceback" not in output, output
+    assert output.count("step 1: no usable sample in 1000 stream positions") == output.count("error: ") == 1, output
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "validation.jsonl", "bad_samples.jsonl"])
+def test_a_full_disk_is_one_error_and_the_older_checkpoint_stays(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(path: Path, values: Any) -> None:
+        if path.name == name and values["step"] >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        append_json_line(path, values)
+
+    root = write_refer_dataset(tmp_path / "root")
+    break_image(root)
+    monkeypatch.setattr(log, "append_json_line", append)
+    monkeypatch.setattr(step, "append_json_line", append)
+    overrides = ["train.save_every=1", "evaluate.benchmarks=[refcoco:val]", "evaluate.every=1", "evaluate.max_images=1"]
+    with pytest.raises(OSError, match=name):
+        train(tiny_config(tmp_path, root, *overrides))
+    checkpoints = complete_checkpoints(tmp_path / "run/checkpoints")
+    assert checkpoints[-1].name == ("step_00000003" if name == "validation.jsonl" else "step_00000002")
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_an_error_of_one_rank_ends_both(tmp_path: Path) -> None:
+    """Rank 0 may write no large files: it alone fails, in the middle of the loop or of a save."""
+    run_dir = tmp_path / "run"
+    config = write_config(tmp_path, write_refer_dataset(tmp_path / "root"))
+    run = start_tool(
+        "tools/train.py", config, "train.steps=100000", "train.save_every=100000", "run.log_every=1", processes=2
+    )
+    while not (run_dir / "log.jsonl").exists() and all(process.is_alive() for process in run.ranks):
+        time.sleep(0.01)
+    resource.prlimit(run.ranks[0].pid, resource.RLIMIT_FSIZE, (3000, 3000))
+    _, output = run.finish()
+    assert [process.exitcode for process in run.ranks] == [1, 1], output
+    assert output.count("error: ") == output.count("File too large") == 1 and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize(
