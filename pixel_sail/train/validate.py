@@ -42,8 +42,8 @@ def open_benchmarks(config: Config) -> dict[str, Benchmark]:
 
 
 def validated_steps(run_dir: Path) -> set[int]:
-    """The steps after which the run has been scored."""
-    return {line["step"] for line in read_json_lines(run_dir / FILE) if isinstance(line, dict) and "step" in line}
+    """The steps after which the run has been scored. Raises FileError for a line that no run has written."""
+    return {line["step"] for line in read_json_lines(run_dir / FILE, number="step")}
 
 
 def is_due(config: Config, step: int, validated: set[int]) -> bool:

@@ -75,7 +75,7 @@ def test_a_rank_that_waits_for_another_is_stopped_at_once(config: Path, number: 
     os.kill(run.ranks[1].pid, number)
     stopped = time.monotonic()
     ends, output = statuses(run)
-    assert time.monotonic() - stopped < 10 and ends[1] in (-number, 1, 128 + number), (ends, output)
+    assert time.monotonic() - stopped < 30 and ends[1] in (-number, 1, 128 + number), (ends, output)
     assert "Traceback (most" not in output
 
 
@@ -97,7 +97,7 @@ def test_a_killed_run_leaves_no_workers(tmp_path: Path, config: Path) -> None:
     workers = psutil.Process(run.ranks[0].pid).children()
     assert len(workers) == 2
     run.kill()
-    gone, alive = psutil.wait_procs(workers, timeout=3)
+    gone, alive = psutil.wait_procs(workers, timeout=4)
     run.finish()
     assert len(gone) == 2, alive
 
@@ -118,7 +118,7 @@ def test_a_killed_rank_ends_the_other(tmp_path: Path, config: Path, lost: int) -
     killed = time.monotonic()
     run.ranks[lost].kill()
     ends, output = statuses(run)
-    assert time.monotonic() - killed < 20
+    assert time.monotonic() - killed < 60
     assert ends[1 - lost] == 1 and ends[lost] == -signal.SIGKILL
     assert output.count(f"error: rank {lost} is gone") == 1 and "Traceback" not in output, output
 

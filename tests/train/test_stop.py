@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import edit_instances, write_refer_dataset
+from conftest import LAUNCHER_KEYS, edit_instances, write_refer_dataset
 from tiny_run import launch_cli, log_lines, run_cli, tiny_config, weights, write_config
 from warm import start_tool
 
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.sources.referring import ReferringSource
 from pixel_sail.durable import append_json_line, read_json_lines
-from pixel_sail.train import log, loop, step
+from pixel_sail.errors import UserError
+from pixel_sail.train import distributed, log, loop, step
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.loop import train
 from pixel_sail.train.step import TrainingStopped
@@ -230,3 +231,27 @@ def test_one_clear_message(tmp_path: Path, override: str, message: str) -> None:
     status, output = run_cli(write_config(tmp_path, write_refer_dataset(tmp_path / "root")), override)
     assert status == 1
     assert message in output and "error: " in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"WORLD_SIZE": "two"}, "the environment says WORLD_SIZE=two, which is no number"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1"},
+            r"2 processes \(WORLD_SIZE\) must meet at None:None .* rank 1 cannot: .*MASTER",
+        ),
+        ({"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"}, "must meet at 127.0.0.1:99999"),
+    ],
+    ids=["number", "no address", "port"],
+)
+def test_processes_that_cannot_meet_are_one_message(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in LAUNCHER_KEYS:
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
+    with pytest.raises(UserError, match=message):
+        distributed.start()
