@@ -17,6 +17,7 @@ LAYERS = (
         "interrupts",
         "locks",
         "ranks",
+        "writable",
         "types",
         "tokens",
         "architecture",

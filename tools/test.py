@@ -13,57 +13,48 @@ whose definition each score is computed (docs/benchmarks.md).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.command import tool
+from pixel_sail.command import tool, whole_number
 from pixel_sail.devices import choose_device
-from pixel_sail.evaluate import captions, paper_meteor, perbench, runner
+from pixel_sail.evaluate import perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
+from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.judge import Judge, Reply, endpoint, local_model
-from pixel_sail.evaluate.predictions import PredictionFiles
+from pixel_sail.evaluate.predictions import PredictionFiles, rename_earlier
+from pixel_sail.evaluate.report import Report
+from pixel_sail.locks import locked
+from pixel_sail.ranks import together
+from pixel_sail.writable import check_writable
 
 
 @tool
 def main() -> None:
     arguments = _parse()
     choose_device(arguments.device)
-    results = _score_files(arguments) if arguments.predictions else _score_checkpoint(arguments)
-    if results is None:  # not rank 0
+    report = _score_files(arguments) if arguments.predictions else _score_checkpoint(arguments)
+    if report is None:  # not rank 0
         return
-    overall = perbench.overall(results)
-    if overall is not None:
-        results[perbench.KIND] = overall
+    names = [*arguments.benchmark, *({perbench.KIND} & set(report.scores))]
+    results = {name: report.scores[name] for name in dict.fromkeys(names)}
     print(runner.table(results))
     print(f"definitions (docs/benchmarks.md):\n{runner.definitions_text(results)}")
-    for message in _missing_requirements(results):
+    for message in dict.fromkeys(text for scores in results.values() for text in scores.get("problems", {}).values()):
         print(message)
     for name, scores in results.items():
         if scores.get("undecided"):
             where = "listed in metrics.json" if arguments.out else "listed with --out"
             print(f"{name}: {scores['undecided']} answers choose no option; they count as wrong and are {where}")
+        if scores.get("empty"):
+            print(f"{name}: all {scores['empty']} answers are empty: the model says nothing; are these its weights?")
     if arguments.out is not None:
-        print(f"written: {runner.write_metrics(arguments.out, arguments.checkpoint, results)}")
-
-
-def _missing_requirements(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What to install for the caption scores that are None although there are cases."""
-    undefined = {
-        (name.partition(":")[0], score)
-        for name, scores in results.items()
-        for score, value in scores.items()
-        if value is None and scores.get("cases")
-    }
-    papers = (perbench.KIND, "meteor")
-    java = any(score.startswith(("meteor", "cider")) for kind, score in undefined if (kind, score) != papers)
-    messages = [
-        paper_meteor.missing_requirement() if papers in undefined else None,
-        captions.missing_requirement() if java else None,
-    ]
-    return [message for message in messages if message]
+        print(f"written: {report.path}")
 
 
 def _parse() -> argparse.Namespace:
@@ -74,15 +65,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions/")
-    parser.add_argument("--max-images", type=int, help="only the first N images of each benchmark")
+    parser.add_argument(
+        "--max-images", type=whole_number(1), metavar="N", help="only the first N images of each benchmark"
+    )
     parser.add_argument(
         "--min-pixels",
-        type=int,
+        type=whole_number(0),
         default=0,
         metavar="N",
         help="gRefCOCO: a prediction below N pixels counts as empty (default 0, as in the paper; later code takes 50)",
     )
-    parser.add_argument("--gallery", type=int, default=0, metavar="N", help="also write a page of N cases a benchmark")
+    parser.add_argument(
+        "--gallery", type=whole_number(0), default=0, metavar="N", help="also write a page of N cases a benchmark"
+    )
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")
@@ -94,6 +89,9 @@ def _parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     arguments.benchmark = [task for name in arguments.benchmark for task in runner.tasks_of(name)]
+    repeated = [name for name in arguments.benchmark if arguments.benchmark.count(name) > 1]
+    if repeated:
+        parser.error(f"--benchmark {repeated[0]} is given more than once")
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("give either a CHECKPOINT or --predictions FILE")
     if arguments.predictions and len(arguments.predictions) != len(arguments.benchmark):
@@ -105,39 +103,64 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _score_files(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    results = {}
-    for file, name in zip(arguments.predictions, arguments.benchmark, strict=True):
-        options = _options(arguments, file)
-        results[name] = runner.score_file(file, name, arguments.data_root, arguments.max_images, options)
-    return results
+def _score_files(arguments: argparse.Namespace) -> Report:
+    made_with = {"max_images": arguments.max_images}
+    with _held(arguments.out):
+        report = Report(arguments.out, None, made_with, arguments.benchmark)
+        for file, name in zip(arguments.predictions, arguments.benchmark, strict=True):
+            options = _options(arguments, file)
+            report.add(name, runner.score_file(file, name, arguments.data_root, arguments.max_images, options))
+    return report
 
 
-def _score_checkpoint(arguments: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
+def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
     from pixel_sail.serve.predictor import Predictor
     from pixel_sail.train import distributed  # here and not above: --predictions needs no process group
 
-    benchmarks = [_open(name, arguments) for name in arguments.benchmark]
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         distributed.start()
+    is_first = not several or distributed.rank() == 0
     device = str(distributed.device()) if several and arguments.device == "auto" else arguments.device
-    predictor = Predictor.from_pretrained(arguments.checkpoint, device=device, precision=arguments.precision)
-    if arguments.hide is not None:
-        predictor.encoder.hide = arguments.hide
-    model = predictor.model
-    made_with = runner.fingerprint(
-        arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
-    )
-    results = {
-        benchmark.name: runner.run_benchmark(predictor, benchmark, arguments.out, made_with | _asked(benchmark))
-        for benchmark in benchmarks
-    }
-    if arguments.gallery and None not in results.values():
+
+    def on_rank_0(function: Callable[..., Any], *values: Any) -> Any:
+        """Its result on rank 0, None on the others; its error on all."""
+        return together(lambda: function(*values) if is_first else None)
+
+    with contextlib.ExitStack() as stack:
+        on_rank_0(stack.enter_context, _held(arguments.out, arguments.gallery))
+        benchmarks = together(lambda: [_open(name, arguments, is_first) for name in arguments.benchmark])
+        predictor = together(lambda: Predictor.from_pretrained(arguments.checkpoint, device, arguments.precision))
+        if arguments.hide is not None:
+            predictor.encoder.hide = arguments.hide
+        model = predictor.model
+        made_with = runner.fingerprint(
+            arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
+        )
+        settings = made_with | {"max_images": arguments.max_images}
+        names = [benchmark.name for benchmark in benchmarks]
+        report = on_rank_0(Report, arguments.out, arguments.checkpoint, settings, names)
         for benchmark in benchmarks:
+            scores = runner.run_benchmark(predictor, benchmark, arguments.out, made_with | _asked(benchmark))
+            on_rank_0(getattr(report, "add", None), benchmark.name, scores)
+        for benchmark in benchmarks if arguments.gallery and is_first else ():
             print(f"gallery: {write_gallery(benchmark, arguments.out, arguments.gallery)}")
     distributed.stop()
-    return None if None in results.values() else results
+    if is_first:
+        arguments.benchmark = names  # "gcg" is gcg:grand_f:val
+    return report
+
+
+@contextlib.contextmanager
+def _held(out: Path | None, gallery: int = 0) -> Iterator[None]:
+    """The folder of results can be written, and is ours alone. Raises FileError, Busy."""
+    if out is None:
+        yield
+        return
+    for folder in (out, out / "predictions", *([out / "gallery"] if gallery else [])):
+        check_writable(folder)
+    with locked(out / ".lock", f"the folder {out}"):
+        yield
 
 
 def _asked(benchmark: Benchmark) -> dict[str, Any]:
@@ -147,10 +170,12 @@ def _asked(benchmark: Benchmark) -> dict[str, Any]:
     return {"wordings": [list(benchmark.wordings.questions), list(benchmark.wordings.requests)]}
 
 
-def _open(name: str, arguments: argparse.Namespace) -> Benchmark:
-    options = _options(arguments, arguments.out / "predictions" / f"{name}.jsonl")
+def _open(name: str, arguments: argparse.Namespace, is_first: bool) -> Benchmark:
+    if is_first:
+        rename_earlier(arguments.out, name)
+    options = _options(arguments, arguments.out / "predictions" / f"{file_name(name)}.jsonl")
     benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, options)
-    if os.environ.get("RANK", "0") == "0" and (problems := PredictionFiles(arguments.out, benchmark).list_problems()):
+    if is_first and (problems := PredictionFiles(arguments.out, benchmark).list_problems()):
         print(problems)
     return benchmark
 

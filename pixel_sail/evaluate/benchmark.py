@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +11,10 @@ from typing import Any, Protocol
 
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.serve.visualize import Card, SheetRow
-from pixel_sail.types import RLE
+from pixel_sail.types import RLE, BadSample
+
+MAX_CHARACTERS = 100_000  # of an answer
+MAX_MASKS = 1_000  # of an answer
 
 Line = dict[str, Any]  # one case of a predictions file: its ids, `text` and, where a mask is scored, `segmentation`
 
@@ -106,6 +110,40 @@ def calls(benchmark: Benchmark) -> list[list[Any]]:
     """The cases of each call of `benchmark.predict`."""
     images, size = by_image(benchmark.cases), benchmark.images_per_call
     return [sum(images[first : first + size], []) for first in range(0, len(images), size)]
+
+
+def is_empty(line: Line) -> bool:
+    """Whether a line has an answer of our own model, or several, and all of them are without words and masks."""
+    texts = [line[name] for name in ("text", "answers", "replies") if name in line]
+    masks = [line[name] for name in ("segmentation", "segmentations") if name in line]
+    return bool(texts) and not any(_has_content(value) for value in [*texts, *masks])
+
+
+def _has_content(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_has_content, value))
+    return bool(value.strip() if isinstance(value, str) else value)
+
+
+def check_words(words: Any, where: str) -> None:
+    """Raises BadSample, beginning with `where`, for what is no text, or one that cannot be an answer."""
+    if not isinstance(words, str):
+        raise BadSample(f"{where}: the text is {reprlib.repr(words)}")
+    if len(words) > MAX_CHARACTERS:
+        raise BadSample(f"{where}: the text has {len(words):,} characters; at most {MAX_CHARACTERS:,} are scored")
+    if not words.isascii():
+        try:
+            words.encode()
+        except UnicodeEncodeError:
+            raise BadSample(f"{where}: the text {reprlib.repr(words)} has a lone surrogate") from None
+
+
+def check_list(values: Any, where: str, what: str) -> None:
+    """Raises BadSample, beginning with `where`, unless `values` is a list that is not too long. `what` it holds."""
+    if not isinstance(values, list):
+        raise BadSample(f"{where} is {reprlib.repr(values)}, expected a list with {what}")
+    if len(values) > MAX_MASKS:
+        raise BadSample(f"{where} has {len(values):,} members; at most {MAX_MASKS:,} are scored")
 
 
 def with_unusable(scores: dict[str, Any], problems: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pixel_sail.evaluate.benchmark import Benchmark, identity
+from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.predictions import PredictionFiles, read_lines
 from pixel_sail.serve.visualize import SheetRow, cards, contact_sheet, save_png
 
@@ -15,7 +16,7 @@ def write_gallery(benchmark: Benchmark, out: Path, count: int) -> Path:
     lines = {identity(line, benchmark): line for line in read_lines(predictions, benchmark)}
     step = max(1, len(benchmark.cases) // count)
     shown = [benchmark.show(case, lines[identity(case, benchmark)]) for case in benchmark.cases[::step][:count]]
-    path = out / "gallery" / f"{benchmark.name}.png"
+    path = out / "gallery" / f"{file_name(benchmark.name)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(contact_sheet(shown) if all(isinstance(item, SheetRow) for item in shown) else cards(shown), path)
     return path

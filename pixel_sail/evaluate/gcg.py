@@ -33,9 +33,9 @@ from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.gcg import GRAND_F, NAMES, annotation_file, read_gcg
 from pixel_sail.data.sources.grounded import with_masks
 from pixel_sail.data.templates import GROUNDED_CAPTION
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
-from pixel_sail.evaluate.region import ask_about_regions, check_text
+from pixel_sail.evaluate.region import ask_about_regions
 from pixel_sail.evaluate.show import answer_card
 from pixel_sail.metrics import iou
 from pixel_sail.serve.predictor import Predictor
@@ -101,11 +101,13 @@ class GroundedCaptions:
         ]
 
     def check(self, line: Line, case: GcgCase, where: str) -> None:
-        check_text(line, where)
+        check_words(line["text"], where)
         masks, expected = line["segmentations"], line["text"].count(SEG)
-        if not isinstance(masks, list) or len(masks) != expected:
-            count = len(masks) if isinstance(masks, list) else masks
-            raise BadSample(f"{where}: the text has {expected} {SEG}, and segmentations: {count}; one RLE for each")
+        check_list(masks, f"{where}: segmentations", f"an RLE for each {SEG} of the text")
+        if len(masks) != expected:
+            raise BadSample(
+                f"{where}: the text has {expected} {SEG}, and segmentations: {len(masks)}; one RLE for each"
+            )
         for number, rle in enumerate(masks):
             check_rle(rle, case.size_hw, f"{where}, segmentation {number}")
 
@@ -173,15 +175,25 @@ BENCHMARK = BenchmarkKind(
 
 def grounded_phrases(text: str, segmentations: Sequence[RLE]) -> list[tuple[str, RLE]]:
     """(phrase, its united masks) in order. The phrase is "" where a [SEG] comes before the first phrase."""
-    pieces = re.split(rf"{PHRASE_START}(.*?){PHRASE_END}", text, flags=re.DOTALL)  # before, phrase, after, phrase, ...
-    spans = [("", pieces[0]), *zip(pieces[1::2], pieces[2::2], strict=True)]
     phrases, used = [], 0
-    for phrase, after in spans:
+    for phrase, after in _spans(text):
         count = phrase.count(SEG) + after.count(SEG)
         masks, used = list(segmentations[used : used + count]), used + count
         if masks:
             phrases.append((" ".join(phrase.replace(SEG, " ").split()), unite(masks, tuple(masks[0]["size"]))))
     return phrases
+
+
+def _spans(text: str) -> list[tuple[str, str]]:
+    """(phrase, the text behind it up to the next phrase); the first phrase is "". In one pass, whatever the text."""
+    spans, phrase, rest = [], "", text
+    while PHRASE_END in rest and PHRASE_START in rest:
+        before, _, tail = rest.partition(PHRASE_START)
+        if PHRASE_END not in tail:
+            break
+        spans.append((phrase, before))
+        phrase, _, rest = tail.partition(PHRASE_END)
+    return [*spans, (phrase, rest)]
 
 
 def plain_caption(text: str) -> str:

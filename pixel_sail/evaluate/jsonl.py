@@ -84,7 +84,7 @@ class JsonlBenchmark:
             raise DatasetError(
                 f"{path} has nothing to score: {not_scored} questions have no {SEG} in their answers{first}"
             )
-        return cls(_file_name(name), tuple(cases), tuple(problems), not_scored)
+        return cls(name, tuple(cases), tuple(problems), not_scored)
 
     def predict(self, predictor: Predictor, cases: Sequence[JsonlCase]) -> list[Line]:
         """A line a case. Questions about the same regions of an image share its encoding."""
@@ -161,8 +161,3 @@ def _find(root: Path, file: str) -> Path:
     if path is None:
         raise DatasetError(f"no file {' or '.join(map(str, paths))}")
     return path
-
-
-def _file_name(name: str) -> str:
-    """The benchmark's name as its files in predictions/ begin: without folders."""
-    return name.removesuffix(".jsonl").replace("/", "_")

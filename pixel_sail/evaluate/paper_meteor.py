@@ -25,7 +25,11 @@ def missing_requirement() -> str | None:
     """What is missing for this METEOR and how to get it; None where nothing is. Nothing is downloaded."""
     if importlib.util.find_spec("nltk") is None:
         return "no METEOR of the paper: install NLTK (pip install 'pixel_sail[caption]')"
-    if _wordnet() is None:
+    try:
+        wordnet = _wordnet()
+    except Exception as error:  # a torn download: NLTK raises whatever its parser stumbles over
+        return _damaged(error)
+    if wordnet is None:
         return (
             "no METEOR of the paper: it needs WordNet 3.0. Install Debian's package wordnet-base, or run "
             "`python -m nltk.downloader wordnet` (without network: put corpora/wordnet.zip of nltk_data into a folder "
@@ -34,19 +38,33 @@ def missing_requirement() -> str | None:
     return None
 
 
-def paper_meteor(predictions: Sequence[str], references: Sequence[str]) -> float | None:
-    """The mean over pairs of captions, times 100; None where `missing_requirement` says so or there are no captions."""
+def paper_meteor(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """`meteor`: the mean over pairs of captions, times 100.
+
+    None without captions, and where `missing_requirement` says so; then `problems` is there too: {"meteor": why}.
+    """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references")
-    if not predictions or missing_requirement() is not None:
-        return None
+    missing = missing_requirement()
+    if missing is not None:
+        return {"meteor": None, "problems": {"meteor": missing}}
+    if not predictions:
+        return {"meteor": None}
     from nltk.translate.meteor_score import single_meteor_score
 
-    scores = [
-        single_meteor_score(prediction.split(), reference.split(), wordnet=_wordnet())
-        for prediction, reference in zip(predictions, references, strict=True)
-    ]
-    return 100 * sum(scores) / len(scores)
+    wordnet = _wordnet()
+    try:
+        scores = [
+            single_meteor_score(prediction.split(), reference.split(), wordnet=wordnet)
+            for prediction, reference in zip(predictions, references, strict=True)
+        ]
+    except Exception as error:  # its files are read as words need them
+        return {"meteor": None, "problems": {"meteor": _damaged(error)}}
+    return {"meteor": 100 * sum(scores) / len(scores)}
+
+
+def _damaged(error: Exception) -> str:
+    return f"no METEOR of the paper: WordNet cannot be read, install it again ({type(error).__name__}: {error})"
 
 
 @lru_cache(1)

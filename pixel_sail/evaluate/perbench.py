@@ -15,16 +15,16 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import encode_mask, unite
 from pixel_sail.data.options import chosen_letter, parse_options
 from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
-from pixel_sail.evaluate.captions import as_caption, caption_scores, without_prompt_name
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
+from pixel_sail.evaluate.captions import as_caption, caption_scores, joined, renamed, without_prompt_name
 from pixel_sail.evaluate.paper_meteor import paper_meteor
 from pixel_sail.evaluate.referring import check_mask, union_mask
-from pixel_sail.evaluate.region import ask_about_regions, check_text
+from pixel_sail.evaluate.region import ask_about_regions
 from pixel_sail.evaluate.show import answer_card, mask_row, with_prompts
 from pixel_sail.metrics import ReferringScore, overlap
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import Card, SheetRow
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE
 
 KIND = "perbench"  # also the folder below the data root
 TASKS: tuple[str, ...] = tuple(f"{KIND}:{task}" for task in FILES)
@@ -75,12 +75,11 @@ class PerbenchTask:
     def check(self, line: Line, case: PerbenchCase, where: str) -> None:
         if self.task == "vtres":
             masks = line.get("segmentations", [])
-            if not isinstance(masks, list):
-                raise BadSample(f"{where}: segmentations is {masks!r}, expected a list with the masks of the answer")
+            check_list(masks, f"{where}: segmentations", "the masks of the answer")
             for mask in (line["segmentation"], *masks):
                 check_mask(mask, case.size_hw, where)
         else:
-            check_text(line, where)
+            check_words(line["text"], where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
         """The scores of DEFINITIONS; mcq: also `unparsed`, the answers that choose no option."""
@@ -160,7 +159,7 @@ def _mean_of_tasks(
 def _captions(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
     texts, references = [as_caption(line["text"]) for line in lines], [str(case.reference) for case in cases]
     ours = caption_scores(texts, [[reference] for reference in references])
-    return {"meteor": paper_meteor(texts, references), "meteor_coco": ours["meteor"]}
+    return joined(paper_meteor(texts, references), renamed(ours, "_coco"))
 
 
 def _choices(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:

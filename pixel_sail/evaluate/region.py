@@ -11,14 +11,14 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import refer
 from pixel_sail.data.templates import TELL_APART, about
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, RegionQuestion, with_unusable
-from pixel_sail.evaluate.captions import as_caption, caption_scores
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, RegionQuestion, check_words, with_unusable
+from pixel_sail.evaluate.captions import CaptionSet, as_caption, joined, renamed, scores_of_sets
 from pixel_sail.evaluate.referring import open_image
 from pixel_sail.evaluate.show import answer_card
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat, Predictor
 from pixel_sail.serve.visualize import Card
-from pixel_sail.types import RLE, BadSample
+from pixel_sail.types import RLE
 
 KIND = "region_caption"
 QUESTION = about("<Prompt0>", TELL_APART[0])
@@ -33,12 +33,6 @@ def ask_about_regions(predictor: Predictor, cases: Sequence[RegionQuestion], max
         for case in cases
     ]
     return [answer for (answer,) in predictor.chat_many(chats, Sampling(max_new_tokens))]
-
-
-def check_text(line: Line, where: str) -> None:
-    """Raises BadSample if `text` is no text."""
-    if not isinstance(line["text"], str):
-        raise BadSample(f"{where}: the text is {line['text']!r}")
 
 
 @dataclass(frozen=True)
@@ -91,16 +85,16 @@ class RegionCaptions:
         return [Line(ref_id=case.ref_id, text=answer.text) for case, answer in zip(cases, answers, strict=True)]
 
     def check(self, line: Line, case: RegionCase, where: str) -> None:
-        check_text(line, where)
+        check_words(line["text"], where)
 
     def score(self, lines: Sequence[Line]) -> dict[str, Any]:
         """The scores of DEFINITIONS; `cases`: regions, each predicted once, `sentences`: their expressions."""
         texts, references = [as_caption(line["text"]) for line in lines], [case.references for case in self.cases]
         names = ("meteor", "cider")
         pairs = [(text, [sentence]) for text, own in zip(texts, references, strict=True) for sentence in own]
-        scores: dict[str, Any] = caption_scores([text for text, _ in pairs], [own for _, own in pairs], names)
-        together = caption_scores(texts, references, names)
-        scores |= {f"{name}_all_references": value for name, value in together.items()}
+        alone = CaptionSet([text for text, _ in pairs], [own for _, own in pairs])
+        of_sentences, of_regions = scores_of_sets([alone, CaptionSet(texts, references)], names)
+        scores = joined(of_sentences, renamed(of_regions, "_all_references"))
         return with_unusable(scores | {"cases": len(self.cases), "sentences": len(pairs)}, self.problems)
 
     def show(self, case: RegionCase, line: Line) -> Card:

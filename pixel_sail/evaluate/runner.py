@@ -5,20 +5,26 @@ An interrupted run is continued where it stopped; see `pixel_sail.evaluate.predi
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, write_json
+from pixel_sail.errors import UserError
 from pixel_sail.evaluate import gcg, jsonl, perbench, reason_seg, referring, region
-from pixel_sail.evaluate.benchmark import Benchmark, BenchmarkKind, Options, by_image, calls, identity
+from pixel_sail.evaluate.benchmark import Benchmark, BenchmarkKind, Line, Options, by_image, calls, identity, is_empty
 from pixel_sail.evaluate.pixfoundation import benchmark as pixfoundation
 from pixel_sail.evaluate.predictions import PredictionFiles, in_case_order, read_lines
-from pixel_sail.ranks import together
+from pixel_sail.interrupts import Stopped, finish_first
+from pixel_sail.model.generation import NotFinite
+from pixel_sail.ranks import raise_together, together
+from pixel_sail.types import BadSample
 
 BENCHMARKS: tuple[BenchmarkKind, ...] = (
     referring.BENCHMARK,
@@ -69,22 +75,75 @@ def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: di
     """Predicts the missing cases, shared among the processes. Returns the scores on rank 0, None on the others.
 
     `made_with` (plain JSON values, see `fingerprint`): earlier predictions in `out` are continued if they were made
-    with the same. If torch.distributed is initialized, every process must call this. Raises BadSample for an unreadable
-    image (RankFailed on the other ranks); the predictions made so far stay.
+    with the same. If torch.distributed is initialized, every process must call this, and what fails on one of them is
+    raised on all. Raises BadSample for an unreadable image, NotFinite for a model whose numbers are not finite, and
+    Stopped after a signal; the predictions made so far stay.
+    """
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    files = PredictionFiles(out, benchmark)
+    together(lambda: files.prepare(made_with) if is_first else None)
+    done = {identity(line, benchmark) for line in read_lines(files.partial, benchmark)}
+    todo = [cases for cases in calls(benchmark) if identity(cases[0], benchmark) not in done]
+    signals = _predict(predictor, benchmark, files, todo)
+    if signals:
+        message = f"stopped after {files.predicted()} of {len(benchmark.cases)} cases of {benchmark.name}"
+        raise Stopped(signals[0], f"{message}; they are kept, and the same command goes on")
+    return together(lambda: _score(benchmark, files.finish()) if is_first else None)
+
+
+def _predict(predictor: Any, benchmark: Benchmark, files: PredictionFiles, todo: list[list[Any]]) -> list[int]:
+    """Predicts this process's share of `todo`. Returns the signals that ended it, of all processes.
+
+    Whoever fails or is told to stop leaves the file `stop`, at which the others look between two calls: nobody waits
+    for what will not come.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    files = PredictionFiles(out, benchmark)
+    problem: Exception | None = None
+    with finish_first("these images") as pending:
+        try:
+            for cases in tqdm(todo[rank::world], desc=benchmark.name, unit="call", disable=rank != 0):
+                if pending.number or files.stop.exists():
+                    break
+                for line in _lines(predictor, benchmark, cases):
+                    append_json_line(files.part(rank), line)
+        except Exception as error:  # of whatever kind: the other processes must hear of it
+            problem = error
+    if world > 1 and (problem or pending.number):
+        with contextlib.suppress(OSError):  # on a full disk: then they hear of it at their end
+            files.stop.touch()
+    raise_together(problem)
+    signals: list[int] = [pending.number]
+    if world > 1:
+        signals = [0] * world
+        dist.all_gather_object(signals, pending.number)
+    if rank == 0:
+        files.stop.unlink(missing_ok=True)
+    return [number for number in signals if number]
 
-    def predict_share() -> None:
-        done = {identity(line, benchmark) for line in read_lines(files.partial, benchmark)}
-        todo = [cases for cases in calls(benchmark) if identity(cases[0], benchmark) not in done]
-        for cases in tqdm(todo[rank::world], desc=benchmark.name, unit="call", disable=rank != 0):
-            for line in benchmark.predict(predictor, cases):
-                append_json_line(files.part(rank), line)
 
-    together(lambda: files.prepare(made_with) if rank == 0 else None)
-    together(predict_share)
-    return benchmark.score(files.finish()) if rank == 0 else None
+def _lines(predictor: Any, benchmark: Benchmark, cases: list[Any]) -> list[Line]:
+    """The lines of one call. An error says which images it was about, and what to do."""
+    images = ", ".join(str(path) for path in dict.fromkeys(case.image for case in cases))
+    try:
+        return benchmark.predict(predictor, cases)
+    except BadSample as error:
+        raise BadSample(
+            f"{benchmark.name}: {error}; the predictions so far are kept: put the image back, or leave its annotations "
+            "out, and repeat the command"
+        ) from None
+    except NotFinite as error:
+        raise NotFinite(f"{benchmark.name}, {images}: {error}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{benchmark.name}, {images}: the memory of the GPU is used up; the predictions so far are kept: repeat "
+            "the command with --precision bf16, or where no other process uses the GPU"
+        ) from None
+
+
+def _score(benchmark: Benchmark, lines: list[Line]) -> dict[str, Any]:
+    """The scores, and `empty`, the number of answers, if none of them says or shows anything."""
+    scores = benchmark.score(lines)
+    return scores | ({"empty": len(lines)} if all(map(is_empty, lines)) else {})
 
 
 def score_file(
@@ -95,7 +154,7 @@ def score_file(
     Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its image.
     """
     benchmark = open_benchmark(name, data_root, max_images, options)
-    return benchmark.score(in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))
+    return _score(benchmark, in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))
 
 
 def definitions(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

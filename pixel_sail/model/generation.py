@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from pixel_sail.errors import UserError
 from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import Batch
+
+
+class NotFinite(UserError):
+    """The model computes NaN or infinity, so that its answer means nothing."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def _answer(
     """Generate the answers of a batch of rows, token by token."""
     rows, logits = decoding.rows, decoding.read()
     for step in range(sampling.max_new_tokens):
+        _check_finite(logits, rows)
         tokens = _choose(logits, sampling)
         for row, token in zip(rows, tokens, strict=True):
             row.running = row.running and token not in stop_ids
@@ -240,6 +246,16 @@ class _Decoding:
         return self.model.language_model.get_output_embeddings()(hidden).float()
 
 
+def _check_finite(logits: Tensor, rows: list[_Row]) -> None:
+    """Raises NotFinite if the largest of a running row's logits (Q, V) is not finite, as it is with any NaN."""
+    finite = logits.amax(-1).isfinite().tolist()
+    if not all(fine for fine, row in zip(finite, rows, strict=True) if row.running):
+        raise NotFinite(
+            "the model's logits are not finite (NaN or infinity), so its answer means nothing; its weights are damaged "
+            "or belong to another model, or they need --precision fp32"
+        )
+
+
 def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
@@ -256,6 +272,8 @@ def _masks(model: PixelSail, images: list[_Image], rows: list[_Row]) -> list[Ten
         states = [torch.stack([state for row in of_image for state in row.seg_states]) for _, of_image in segmented]
         logits, _ = model.mask_head([image.patch_states for image, _ in segmented], states)
         for (_, of_image), image_logits in zip(segmented, logits, strict=True):
+            if not image_logits.isfinite().all():
+                raise NotFinite("the model's mask logits are not finite (NaN or infinity); its weights are damaged")
             pieces = image_logits.float().split([len(row.seg_states) for row in of_image])
             masks |= {id(row): piece for row, piece in zip(of_image, pieces, strict=True)}
     return [masks[id(row)] for row in rows]

@@ -155,7 +155,7 @@ def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
         (line(0, "[SEG]"), r"id open_psg/val/0: the text has 1 \[SEG\], and segmentations: 0; one RLE for each"),
         (line(0, "[SEG]", box(0, 0) | {"size": [3, 4]}), r"segmentation 0: the mask is of size \[3, 4\]"),
         (line(0, "") | {"text": None}, "the text is None"),
-        (line(0, "") | {"segmentations": None}, "segmentations: None"),
+        (line(0, "") | {"segmentations": None}, "segmentations is None, expected a list with an RLE for each"),
     ):
         with pytest.raises(BadSample, match=message):
             score(root, tmp_path, bad, good)
@@ -211,7 +211,7 @@ def test_one_question_an_image(root: Path, tmp_path: Path) -> None:
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
     assert predictor.questions == [[GROUNDED_CAPTION[0]]] * 2
     assert scores["recall"] == pytest.approx(200 / 3) and scores["cases"] == 2
-    lines = read_lines(tmp_path / "out/predictions/gcg:open_psg:val.jsonl", benchmark)
+    lines = read_lines(tmp_path / "out/predictions/gcg_open_psg_val.jsonl", benchmark)
     assert runner.score_file(write_lines(tmp_path / "p", lines), "gcg:open_psg:val", root) == scores
     page = np.asarray(Image.open(write_gallery(benchmark, tmp_path / "out", 2)))
     coloured = np.ptp(page.astype(int), axis=-1) > 60

@@ -63,7 +63,7 @@ def test_cases(root):
     assert first.startswith(f"{root}/mine/val.jsonl:4: no image") and second.endswith(
         "val.jsonl:5: mask 0 has no pixel"
     )
-    assert benchmark.name == "jsonl:mine_val"  # it names files
+    assert benchmark.name == "jsonl:mine/val.jsonl"
     assert runner.open_benchmark(f"jsonl:{root}/mine/val.jsonl", root / "elsewhere").cases == benchmark.cases
 
 

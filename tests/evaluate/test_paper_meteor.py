@@ -35,14 +35,14 @@ def meteor(matches: int, prediction_words: int, reference_words: int, chunks: in
     ],
 )
 def test_closed_form(prediction: str, reference: str, counts: tuple[int, int, int, int]) -> None:
-    assert paper_meteor.paper_meteor([prediction], [reference]) == pytest.approx(meteor(*counts))
+    assert paper_meteor.paper_meteor([prediction], [reference])["meteor"] == pytest.approx(meteor(*counts))
 
 
 @needs_wordnet
 def test_the_mean_over_captions_and_nothing_in_common() -> None:
-    both = paper_meteor.paper_meteor(["a red mug", "sky"], ["a red mug", "a dog"])
+    both = paper_meteor.paper_meteor(["a red mug", "sky"], ["a red mug", "a dog"])["meteor"]
     assert both == pytest.approx(meteor(3, 3, 3, 1) / 2)
-    assert paper_meteor.paper_meteor([], []) is None
+    assert paper_meteor.paper_meteor([], []) == {"meteor": None}
     with pytest.raises(ValueError, match="1 predictions and 2 references"):
         paper_meteor.paper_meteor(["a"], ["a", "b"])
 
@@ -53,4 +53,4 @@ def test_without_wordnet_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         return
     monkeypatch.setattr(paper_meteor, "_wordnet", lambda: None)
     assert "Install Debian's package wordnet-base" in missing_requirement()
-    assert paper_meteor.paper_meteor(["a red mug"], ["a red mug"]) is None
+    assert paper_meteor.paper_meteor(["a red mug"], ["a red mug"])["meteor"] is None

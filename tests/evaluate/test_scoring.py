@@ -16,6 +16,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options, by_image
+from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.predictions import PredictionFiles, read_lines
 from pixel_sail.types import BadSample
 
@@ -99,7 +100,7 @@ def test_silence_scores_0_and_recognizes_every_absent_object(dataset, tmp_path):
         assert scores["ciou"] == 0
     assert scores["n_acc"] == 100 and scores["t_acc"] == 0
     assert scores["giou"] == pytest.approx(100 / 3)  # of three cases an image one is absent
-    lines = read_lines(tmp_path / "predictions" / "grefcoco:val.jsonl", benchmark)
+    lines = read_lines(tmp_path / "predictions" / "grefcoco_val.jsonl", benchmark)
     assert all(line["segmentation"] is None for line in lines)
 
 
@@ -121,13 +122,13 @@ def test_each_image_is_seen_once_with_all_its_expressions(dataset, tmp_path):
 def test_files_and_lines_are_as_documented(dataset, tmp_path):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     scores = runner.run_benchmark(Colours(), benchmark, tmp_path, MADE_WITH)
-    path = tmp_path / "predictions" / "refcoco:val.jsonl"
+    path = tmp_path / "predictions" / "refcoco_val.jsonl"
     lines = [json.loads(row) for row in path.read_text().splitlines()]
     for line, case in zip(lines, benchmark.cases, strict=True):
         assert list(line) == ["ref_id", "sent_id", "sentence", "text", "segmentation"]
         assert (line["ref_id"], line["sent_id"], line["sentence"]) == (case.ref_id, case.sent_id, case.sentence)
         assert line["segmentation"]["size"] == [48, 64] and isinstance(line["segmentation"]["counts"], str)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["refcoco:val.jsonl", "refcoco:val.manifest.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["refcoco_val.jsonl", "refcoco_val.manifest.json"]
     written = json.loads(runner.write_metrics(tmp_path, Path("runs/x/export"), {"refcoco:val": scores}).read_text())
     numbers = {name for name in scores if isinstance(scores[name], float)} - {"small_below"}
     assert numbers and numbers <= set(written.pop("definitions")["refcoco:val"])
@@ -140,7 +141,7 @@ def test_files_and_lines_are_as_documented(dataset, tmp_path):
 def _interrupted(benchmark, out, after):
     with pytest.raises(KeyboardInterrupt):
         runner.run_benchmark(Colours(fail_after=after), benchmark, out, MADE_WITH)
-    return out / "predictions" / f"{benchmark.name}.rank0.jsonl"
+    return out / "predictions" / f"{file_name(benchmark.name)}.rank0.jsonl"
 
 
 def test_an_interrupted_run_continues_after_its_last_complete_image(dataset, tmp_path):
@@ -153,13 +154,13 @@ def test_an_interrupted_run_continues_after_its_last_complete_image(dataset, tmp
     segmenter = Colours()
     scores = runner.run_benchmark(segmenter, benchmark, tmp_path / "torn", MADE_WITH)
     assert len(segmenter.calls) == 2 and scores == expected
-    files = [tmp_path / out / "predictions" / "refcoco:val.jsonl" for out in ("whole", "torn")]
+    files = [tmp_path / out / "predictions" / "refcoco_val.jsonl" for out in ("whole", "torn")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_interrupted_twice_and_by_another_number_of_processes(dataset, tmp_path):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
-    _interrupted(benchmark, tmp_path, after=1).rename(tmp_path / "predictions" / "refcoco:val.rank5.jsonl")
+    _interrupted(benchmark, tmp_path, after=1).rename(tmp_path / "predictions" / "refcoco_val.rank5.jsonl")
     _interrupted(benchmark, tmp_path, after=1)
     segmenter = Colours()
     runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
@@ -186,7 +187,7 @@ def test_predictions_made_with_anything_else_are_not_continued(dataset, tmp_path
 def test_predictions_without_a_readable_manifest_are_replaced(dataset, tmp_path, capsys):
     benchmark = runner.open_benchmark("refcoco:val", dataset)
     runner.run_benchmark(Silent(), benchmark, tmp_path, MADE_WITH)
-    (tmp_path / "predictions" / "refcoco:val.manifest.json").write_text('{"made_')
+    (tmp_path / "predictions" / "refcoco_val.manifest.json").write_text('{"made_')
     segmenter = Colours()
     runner.run_benchmark(segmenter, benchmark, tmp_path, MADE_WITH)
     assert len(segmenter.calls) == 3 and "does not say what they were made with" in capsys.readouterr().out
@@ -234,7 +235,7 @@ def test_two_ranks_share_the_images_and_give_the_result_of_one(dataset, tmp_path
     for name in ("refcoco:val", "grefcoco:val"):
         scores = runner.run_benchmark(Colours(), runner.open_benchmark(name, dataset), tmp_path, MADE_WITH)
         assert json.loads((two / f"{name}.json").read_text()) == scores
-        single, shared = (out / "predictions" / f"{name}.jsonl" for out in (tmp_path, two))
+        single, shared = (out / "predictions" / f"{file_name(name)}.jsonl" for out in (tmp_path, two))
         assert single.read_bytes() == shared.read_bytes()
 
 
@@ -324,7 +325,7 @@ def test_all_problems_are_listed_and_the_first_are_shown(dataset, tmp_path):
     problems = tuple(f"{index}: no image {index}.jpg" for index in range(300))
     benchmark = replace(runner.open_benchmark("refcoco:val", dataset), problems=problems)
     shown = PredictionFiles(tmp_path, benchmark).list_problems().splitlines()
-    listed = tmp_path / "predictions" / "refcoco:val.left_out.txt"
+    listed = tmp_path / "predictions" / "refcoco_val.left_out.txt"
     assert shown == [f"300 left out of refcoco:val, listed in {listed}; the first:", *(f"  {p}" for p in problems[:5])]
     assert tuple(listed.read_text().splitlines()) == problems
     assert PredictionFiles(tmp_path, replace(benchmark, problems=())).list_problems() is None

@@ -16,7 +16,7 @@ from typing import Any
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.image import load_image
 from pixel_sail.data.templates import HIDDEN_EXPRESSION
-from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
+from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
@@ -98,10 +98,10 @@ class PixBenchmark:
 
     def check(self, line: Line, case: PixObject, where: str) -> None:
         answers, masks = line["answers"], line["segmentations"]
-        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-            raise BadSample(f"{where}: answers is {answers!r}, expected a list of texts, one for each wording")
-        if not isinstance(masks, list):
-            raise BadSample(f"{where}: segmentations is no list with an RLE or null for each wording")
+        check_list(answers, f"{where}: answers", "a text for each wording")
+        for number, answer in enumerate(answers):
+            check_words(answer, f"{where}, answer {number}")
+        check_list(masks, f"{where}: segmentations", "an RLE or null for each wording")
         for number, rle in enumerate(masks):
             check_mask(rle, case.size_hw, f"{where}, segmentation {number}")
 
