@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,6 +21,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.benchmark import Options
+from pixel_sail.evaluate.pixfoundation import judge
 from pixel_sail.evaluate.pixfoundation.judge import Judge, JudgeError, endpoint, local_model
 
 QUESTION, OPTIONS = "Are the wings open or closed?", ("Open", "Closed")
@@ -45,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 class Server(HTTPServer):
     """Answers chat completions with `replies` in turn (a number: that HTTP error) and records the requests."""
 
-    replies: list[str | int]
+    replies: list  # also functions of the handler
     requests: list[tuple[str, str | None, dict]]
 
 
@@ -58,6 +61,8 @@ def server() -> Iterator[Server]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.server.requests.append((self.path, self.headers.get("Authorization"), body))
             reply = self.server.replies.pop(0)
+            if callable(reply):
+                return reply(self)
             content = (
                 b"{}" if isinstance(reply, int) else json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
             )
@@ -93,8 +98,8 @@ def test_only_undecided_answers_are_asked_and_only_once(root: Path) -> None:
     assert (alone["accuracy"], alone["accuracy_single"], alone["undecided"], alone["judged"]) == (0, 50, 2, 0)
     assert alone["wordings"]["vqa"][0]["undecided"] == [{"index": i, "answer": ANSWERS[i - 1]} for i in (2, 4)]
     for _ in range(2):
-        judge = Judge("fake", reply, root / "verdicts.jsonl")
-        judged = runner.score_file(root / "mine.jsonl", "pixmmvp", root, options=Options(judge=judge))
+        asked = Judge("fake", reply, root / "verdicts.jsonl")
+        judged = runner.score_file(root / "mine.jsonl", "pixmmvp", root, options=Options(judge=asked))
         assert (judged["accuracy"], judged["accuracy_single"], judged["undecided"], judged["judged"]) == (50, 75, 1, 1)
     assert len(prompts) == 2 and all(part in prompts[0] for part in (QUESTION, "(a) Open (b) Closed", ANSWERS[1]))
     lines = [json.loads(row) for row in (root / "verdicts.jsonl").read_text().splitlines()]
@@ -111,8 +116,8 @@ def test_a_torn_verdict_is_asked_again_and_nonsense_refused(root: Path) -> None:
     Judge("fake", lambda _: "(a)", file).verdict(QUESTION, OPTIONS, "spread")
     whole = file.read_text()
     file.write_text(whole + whole[: len(whole) // 2])
-    judge = Judge("fake", lambda _: "(b)", file)
-    assert judge.verdict(QUESTION, OPTIONS, "spread") == "a" and judge.verdict(QUESTION, OPTIONS, "folded") == "b"
+    again = Judge("fake", lambda _: "(b)", file)
+    assert again.verdict(QUESTION, OPTIONS, "spread") == "a" and again.verdict(QUESTION, OPTIONS, "folded") == "b"
     assert [json.loads(row)["verdict"] for row in file.read_text().splitlines()] == ["a", "b"]
     file.write_text("hello\n")
     with pytest.raises(DatasetError, match="line 1: 'hello' is no verdict"):
@@ -198,3 +203,85 @@ def test_a_local_model_is_asked(tmp_path: Path) -> None:
     assert reply == tokenizer.decode(expected[0, 5:], skip_special_tokens=True) and reply
     with pytest.raises(JudgeError, match="no folder .*nowhere"):
         local_model(tmp_path / "nowhere", "cpu")("x")
+
+
+KEY = "sk-secret-key"
+
+
+def send(body: bytes, status: int = 200, **headers: str):
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            handler.wfile.write(body)
+
+    return reply
+
+
+def refused(server: Server, reply: object) -> str:
+    server.replies = [reply] * 4
+    with pytest.raises(JudgeError) as error:
+        endpoint(url_of(server), "grader", KEY, wait_s=0.001)("x")
+    assert KEY not in str(error.value) and len(str(error.value)) < 600
+    return str(error.value)
+
+
+def test_the_key_does_not_follow_a_redirect(server: Server) -> None:
+    for status in (301, 302, 303, 307, 308):
+        message = refused(server, send(b"", status, Location=f"{url_of(server).replace('127.0.0.1', 'localhost')}/x"))
+        assert "is not followed" in message and "localhost" in message
+    assert {path for path, _, _ in server.requests} == {"/v1/chat/completions"} and len(server.requests) == 5
+
+
+def test_the_key_is_in_no_message(server: Server) -> None:
+    endpoint_of_key = endpoint(url_of(server), "grader", f" {KEY}\n")  # as `cat key` into a variable leaves it
+    server.replies = ["(b)"]
+    assert endpoint_of_key("x") == "(b)" and server.requests[-1][1] == f"Bearer {KEY}"
+    assert "..." in refused(server, send(b"", 302, Location=f"https://other/?{KEY}"))
+    for key in ("sk-a\nX: b", "sk-\u00e4", "sk a"):
+        with pytest.raises(JudgeError, match="key of the judge has characters") as error:
+            endpoint(url_of(server), "grader", key)
+        assert key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://example.org/v1", "has no TLS"),
+        ("https://user:word@example.org/v1", "a password in it"),
+        ("file:///etc/passwd", "is no address as https"),
+        ("example.org", "is no address as https"),
+        ("https://exa mple.org", "is no address as https"),
+        ("https://host:port/v1", "is no address: "),
+        ("https://[host/v1", "is no address: "),
+    ],
+)
+def test_addresses_that_are_not_asked(url: str, message: str) -> None:
+    with pytest.raises(JudgeError, match=message):
+        endpoint(url, "grader", KEY)
+
+
+def test_replies_that_are_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for body in (b"[" * 100_000, b"{}", b"null", b"\xff", b'{"choices": {"0": 1}}', b"<html>"):
+        assert "is no chat completion" in refused(server, send(body))
+    assert "more than 4,194,304 bytes" in refused(server, send(b"x" * (5 * 2**20)))
+    monkeypatch.setattr(judge, "_TIMEOUT_S", 0.3)
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        send(b"")(handler)
+        with contextlib.suppress(OSError):
+            for _ in range(8):
+                handler.wfile.write(b"x")
+                time.sleep(0.1)
+
+    assert "did not end within 0.3 seconds" in refused(server, drip)
+
+
+def test_damaged_verdicts_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "v.jsonl"
+    for row in (b"[" * 100_000, b"null", b"\xff\xfe", b'{"judge": 1, "prompt": "", "reply": "", "verdict": ""}'):
+        file.write_bytes(row + b"\n")
+        with pytest.raises(DatasetError, match="line 1: .* is no verdict; move the file away"):
+            Judge("fake", lambda _: "", file)

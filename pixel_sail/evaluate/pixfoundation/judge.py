@@ -6,16 +6,20 @@ beside the predictions: {judge, prompt, reply, verdict}. A question with a verdi
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.durable import append_json_line, whole_lines, write_json_lines
+from pixel_sail.data.files import read_bytes
+from pixel_sail.durable import append_json_line, write_json_lines
 from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.evaluate.pixfoundation.templates import judge_prompt
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
@@ -24,6 +28,9 @@ Reply = Callable[[str], str]  # prompt -> reply of the judge
 
 _TRIES = 4
 _TIMEOUT_S = 120
+_MAX_BYTES = 4 * 2**20  # of a reply, which is a letter
+_SHOWN_CHARACTERS = 300  # of what the other side says, in an error
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _NONE = "none"
 
 
@@ -55,28 +62,81 @@ class Judge:
 
 
 def endpoint(url: str, model: str, key: str | None, wait_s: float = 2.0) -> Reply:
-    """Asks `<url>/chat/completions`; `url` as in "https://host/v1". Retries after status 429 and server errors."""
+    """Asks `<url>/chat/completions`; `url` as in "https://host/v1". Retries after status 429 and server errors.
+
+    The key goes to this host alone: no redirect is followed, and without TLS only to this machine. No message has it.
+    Raises JudgeError for an address or a key that cannot be used.
+    """
+    key = (key or "").strip()
+    _check_address(url, key)
 
     def reply(prompt: str) -> str:
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+        opener = urllib.request.build_opener(_NoRedirect)
         for attempt in range(1, _TRIES + 1):
             try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-                    return str(json.load(response)["choices"][0]["message"]["content"])
+                with opener.open(request, timeout=_TIMEOUT_S) as response:
+                    return str(json.loads(_read_reply(response))["choices"][0]["message"]["content"])
             except urllib.error.HTTPError as error:
-                problem, again = f"HTTP {error.code} {error.reason}", error.code == 429 or error.code >= 500
-            except OSError as error:
-                problem, again = str(error), True
-            except (ValueError, LookupError, TypeError) as error:
+                problem, again = _http_problem(error), error.code == 429 or error.code >= 500
+            except (OSError, http.client.HTTPException) as error:
+                problem, again = str(error) or type(error).__name__, True
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 problem, again = f"its reply is no chat completion ({type(error).__name__}: {error})", False
             if not again or attempt == _TRIES:
-                raise JudgeError(f"the judge {model} at {url} failed after {attempt} tries: {problem}")
+                problem = problem.replace(key, "...") if key else problem
+                raise JudgeError(
+                    f"the judge {model} at {url} failed after {attempt} tries: {problem[:_SHOWN_CHARACTERS]}"
+                )
             time.sleep(wait_s * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
     return reply
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """urllib sends the key wherever the answer points."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _check_address(url: str, key: str) -> None:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise JudgeError(f"--judge-url {url!r} is no address: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
+        raise JudgeError(f"--judge-url {url!r} is no address as https://host/v1")
+    if parts.username or parts.password:
+        raise JudgeError("--judge-url has a user name or a password in it; give the key in a variable: --judge-key-env")
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise JudgeError("the key of the judge has characters that no key has; look at the variable of --judge-key-env")
+    if key and parts.scheme == "http" and host not in _THIS_MACHINE:
+        raise JudgeError(f"the judge at {url} has no TLS: the key is sent to https addresses and this machine only")
+
+
+def _read_reply(response: Any) -> bytes:
+    """The body, of limited size, in limited time: a server may send a byte a minute."""
+    end, pieces, size = time.monotonic() + _TIMEOUT_S, [], 0
+    while piece := response.read1(2**16):
+        pieces.append(piece)
+        size += len(piece)
+        if size > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES:,} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError(f"it did not end within {_TIMEOUT_S} seconds")
+    return b"".join(pieces)
+
+
+def _http_problem(error: urllib.error.HTTPError) -> str:
+    if 300 <= error.code < 400:
+        to = error.headers.get("Location", "nowhere")
+        return f"it points to {to!r} (HTTP {error.code}), which is not followed; give that address in --judge-url"
+    return f"HTTP {error.code} {error.reason}"
 
 
 def local_model(folder: Path, device: str) -> Reply:
@@ -128,16 +188,22 @@ def _load(folder: Path, device: str) -> Reply:
 
 def _read(file: Path) -> list[dict[str, str]]:
     """The verdicts of a file, from which a torn last line is cut off. Raises DatasetError for any other bad line."""
-    rows = whole_lines(file)
+    if not file.exists():
+        return []
+    content = read_bytes(file)
+    rows = content.decode(errors="replace").split("\n")[:-1]
     lines = [_parse(row, f"{file}, line {number}") for number, row in enumerate(rows, start=1)]
-    if file.is_file() and not file.read_bytes().endswith(b"\n"):  # the next verdict must start a line of its own
+    if content and not content.endswith(b"\n"):  # the next verdict must start a line of its own
         write_json_lines(file, lines)
     return lines
 
 
 def _parse(row: str, where: str) -> dict[str, str]:
+    names = ("judge", "prompt", "reply", "verdict")
     try:
         line = json.loads(row)
-        return {name: str(line[name]) for name in ("judge", "prompt", "reply", "verdict")}
-    except (ValueError, TypeError, KeyError):
-        raise DatasetError(f"{where}: {row[:60]!r} is no verdict; move the file away") from None
+        if all(isinstance(line[name], str) for name in names):
+            return {name: line[name] for name in names}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise DatasetError(f"{where}: {row[:60]!r} is no verdict; move the file away")
