@@ -13,9 +13,9 @@ import importlib.util
 from pathlib import Path
 
 from pixel_sail.command import tool
-from pixel_sail.data.image import load_image
 from pixel_sail.devices import choose_device
-from pixel_sail.serve.demo import build_page
+from pixel_sail.errors import UserError
+from pixel_sail.serve.demo import build_page, check_upload, serve
 from pixel_sail.serve.predictor import Predictor
 
 
@@ -34,16 +34,19 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     arguments = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
-        raise SystemExit("error: the demo needs gradio: pip install -e '.[demo]'")
+        raise UserError("the demo needs gradio: pip install -e '.[demo]'")
     choose_device(arguments.device)
     for example in arguments.example:
-        load_image(example)
+        try:
+            check_upload(example)
+        except UserError as error:
+            raise UserError(f"--example {example}: {error}") from None
     predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
     page = build_page(predictor, [str(example) for example in arguments.example])
     try:
-        page.launch(server_name=arguments.host, server_port=arguments.port)
+        serve(page, arguments.host, arguments.port)
     except OSError as error:  # the port is taken
-        raise SystemExit(f"error: {error}; choose another with --port") from None
+        raise UserError(f"{error}; choose another with --port") from None
 
 
 if __name__ == "__main__":

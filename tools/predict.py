@@ -25,11 +25,12 @@ from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
 from pixel_sail.devices import choose_device
 from pixel_sail.durable import write_json
+from pixel_sail.errors import UserError
 from pixel_sail.serve.predictor import Answer, Predictor
 from pixel_sail.serve.visualize import draw_answers, save_png
 from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import RLE
-from pixel_sail.weights.files import check_writable
+from pixel_sail.writable import check_writable
 
 
 @tool
@@ -37,15 +38,12 @@ def main() -> None:
     arguments = _parse()
     choose_device(arguments.device)
     check_writable(arguments.out)
-    try:
-        image = load_image(arguments.image, orient=True)  # a user's photo is turned as its EXIF orientation says
-        regions = [_region(kind, text) for kind, text in arguments.regions]
-        drawn = draw_regions(regions, (image.height, image.width))
-        predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-        answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
-        answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
-    except ValueError as error:  # a bad image, region or text
-        raise SystemExit(f"error: {error}") from None
+    image = load_image(arguments.image, orient=True)  # a user's photo is turned as its EXIF orientation says
+    regions = [_region(kind, text) for kind, text in arguments.regions]
+    drawn = draw_regions(regions, (image.height, image.width))
+    predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
+    answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
+    answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
     texts = [*arguments.text, *arguments.ask]
     for path in write(arguments.out, arguments.image, image, texts, answers, list(drawn.values())):
         print(path)
@@ -95,13 +93,13 @@ def _region(kind: str, text: str) -> Region:
     try:
         numbers = [float(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(f"--{kind} {text}: write pixels as numbers, separated by commas") from None
+        raise UserError(f"--{kind} {text}: write pixels as numbers, separated by commas") from None
     if kind == "box":
         if len(numbers) != 4:
-            raise ValueError(f"--box {text}: a box is x0,y0,x1,y1")
+            raise UserError(f"--box {text}: a box is x0,y0,x1,y1")
         return Box(*numbers)
     if len(numbers) % 2:
-        raise ValueError(f"--{kind} {text}: points are x,y,x,y...")
+        raise UserError(f"--{kind} {text}: points are x,y,x,y...")
     points = tuple(zip(numbers[::2], numbers[1::2], strict=True))
     return Points(points) if kind == "point" else Scribble(points)
 

@@ -24,7 +24,7 @@ from pixel_sail.devices import choose_device
 from pixel_sail.evaluate import perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
 from pixel_sail.evaluate.file_names import file_name
-from pixel_sail.evaluate.gallery import write_gallery
+from pixel_sail.evaluate.gallery import MAX_SHOWN, write_gallery
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.judge import Judge, Reply, endpoint, local_model
 from pixel_sail.evaluate.predictions import PredictionFiles, rename_earlier
@@ -89,6 +89,8 @@ def _parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     arguments.benchmark = [task for name in arguments.benchmark for task in runner.tasks_of(name)]
+    if arguments.gallery > MAX_SHOWN:
+        parser.error(f"--gallery {arguments.gallery}: a page has at most {MAX_SHOWN} cases")
     repeated = [name for name in arguments.benchmark if arguments.benchmark.count(name) > 1]
     if repeated:
         parser.error(f"--benchmark {repeated[0]} is given more than once")

@@ -9,6 +9,8 @@ from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.predictions import PredictionFiles, read_lines
 from pixel_sail.serve.visualize import SheetRow, cards, contact_sheet, save_png
 
+MAX_SHOWN = 400  # cases of a page, which is an image in memory
+
 
 def write_gallery(benchmark: Benchmark, out: Path, count: int) -> Path:
     """Writes `<out>/gallery/<benchmark>.png` with `count` predicted cases, evenly spaced: not cherry-picked."""

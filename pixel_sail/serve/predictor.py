@@ -97,7 +97,7 @@ class Predictor:
         """One answer to each question about one image; see `Chat`.
 
         If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises UserError
-        (or its subclass BadSample) for an unreadable image, a bad region, or an empty question.
+        (or its subclasses BadSample and NotFinite) for an unreadable image, a bad region, or an empty question.
         """
         questions = [questions] if isinstance(questions, str) else questions
         return self.chat_many([Chat(image, questions, regions)], sampling)[0]

@@ -14,6 +14,10 @@ from scipy.ndimage import binary_erosion
 from pixel_sail.durable import replaced_file
 
 _SHOWN_LONG_PX = 640  # smaller images are enlarged to about this size, so that captions are readable
+MAX_CHARACTERS = 2_000  # of a text that is drawn; the rest is left out
+MAX_LINES = 40
+MAX_WORD = 100  # characters of a word without a break
+MAX_TALL = 4  # times its width: a taller image is shown smaller
 _FILL = 0.45  # opacity of a mask
 _PAPER, _INK, _PALE, _MARK = (255, 255, 255), (34, 34, 34), (120, 120, 120), (235, 0, 90)
 _GOLDEN = 0.61803398875  # step of the hue by which neighbouring colours differ most
@@ -113,8 +117,9 @@ def cards(rows: Sequence[Card], across: int = 2, cell_px: int = 240, text_px: in
     font, gap = ImageFont.load_default(14), 8
     tiles = []
     for row in rows:
-        size = (cell_px, max(1, round(row.image.height * cell_px / row.image.width)))
-        lines = [line for text in row.texts for part in text.split("\n") for line in _wrapped(part, font, text_px)]
+        size = _cell_size(row.image, cell_px)
+        parts = [part for text in row.texts for part in text.split("\n", MAX_LINES)]
+        lines = [line for part in parts for line in _wrapped(part, font, text_px)][: len(row.texts) * MAX_LINES]
         height = max(size[1], len(lines) * _line_px(font))
         tile = Image.new("RGB", (cell_px + gap + text_px, height), _PAPER)
         tile.paste(row.image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, 0))
@@ -163,8 +168,7 @@ def _page(tiles: Sequence[Image.Image], across: int, gap: int) -> Image.Image:
 
 
 def _sheet_tile(row: SheetRow, cell_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    scale = cell_px / row.image.width
-    size = (cell_px, max(1, round(row.image.height * scale)))
+    size = _cell_size(row.image, cell_px)
     small = row.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     cells = [small]
     for tint, mask in enumerate((row.truth, row.prediction)):
@@ -213,11 +217,24 @@ def _line_px(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    """Lines of at most `width_px`; what is too long for a page ends in an ellipsis."""
+    shown = text[:MAX_CHARACTERS].encode(errors="replace").decode()
+    words = [word[i : i + MAX_WORD] for word in shown.split() for i in range(0, len(word), MAX_WORD)]
     lines = [""]
-    for word in text.split():
+    for word in words:
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width_px:
             lines.append(word)
         else:
             lines[-1] = longer
+    if len(text) > MAX_CHARACTERS or len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], "..."]
     return lines
+
+
+def _cell_size(image: Image.Image, cell_px: int) -> tuple[int, int]:
+    """(width, height) in pixels of an image in a cell of this width."""
+    height = max(1, round(image.height * cell_px / image.width))
+    if height <= MAX_TALL * cell_px:
+        return cell_px, height
+    return max(1, round(MAX_TALL * cell_px * image.width / image.height)), MAX_TALL * cell_px

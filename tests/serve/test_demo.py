@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import os
 import runpy
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 from tiny_predictor import tiny_predictor
 
-from pixel_sail.serve.demo import COLOURS, build_page, painted_regions, respond
+from pixel_sail.errors import UserError
+from pixel_sail.serve import demo
+from pixel_sail.serve.demo import (
+    COLOURS,
+    _FewUploads,
+    build_page,
+    check_upload,
+    painted_regions,
+    respond,
+    serve,
+    shown_error,
+)
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.visualize import draw_answers
 
@@ -114,7 +130,7 @@ def test_the_page_over_http(predictor: Predictor, tmp_path: Path, monkeypatch) -
         files[name] = tmp_path / f"{name}.png"
         Image.fromarray(pixels).save(files[name])
     page = build_page(predictor, [str(files["background"])])
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    _, url, _ = serve(page, "127.0.0.1", None, prevent_thread_lock=True, quiet=True)
     try:
         client = Client(url, verbose=False, download_files=str(tmp_path))
         sent = {
@@ -129,6 +145,87 @@ def test_the_page_over_http(predictor: Predictor, tmp_path: Path, monkeypatch) -
             assert Image.open(shown).convert("RGB").tobytes() == expected.tobytes()
         with pytest.raises(AppError, match="nothing to answer"):
             client.predict(sent, " ", api_name="/ask")
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("ask", [False, True])
+def test_too_much_is_refused(predictor: Predictor, ask: bool) -> None:
+    for painted, text, message in (
+        (painting(), "x" * 2001, "2,001 characters; at most 2,000"),
+        (painting() | {"layers": [layer(size_hw=(41, 60))]}, "mug", "the paint does not fit the image"),
+        (painting() | {"layers": [layer()] * 9}, "mug", "at most 8 layers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            respond(predictor, painted, text, ask)
+    with pytest.raises(UserError, match="17 lines; at most 16"):
+        respond(predictor, painting(), "mug\n" * 17, False)
+
+
+def test_uploads_are_looked_at_before_they_are_decoded(tmp_path: Path) -> None:
+    image, data = Image.fromarray(painting()["background"]), io.BytesIO()
+    image.save(data, "PNG")
+    check_upload(data.getvalue())
+    bomb = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(bomb, "PNG")
+    os.mkfifo(tmp_path / "pipe")
+    for upload, message in (
+        (data.getvalue()[:200], "cannot decode the image"),
+        (b"<svg onload=alert(1)>", "cannot decode the image"),
+        (b"", "cannot decode the image"),
+        (bomb.getvalue(), "5000 x 5000 pixels; at most 20,000,000"),
+        (data.getvalue() + bytes(8 * 2**20), "8,388,608 are accepted"),
+        (tmp_path / "pipe", "is a named pipe"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_upload(upload)
+
+
+HTML = "<img src=x onerror=alert(1)>"
+
+
+def test_a_text_is_never_html(predictor: Predictor, tmp_path: Path) -> None:
+    """An error of gradio is shown as HTML; a text box and an image are not."""
+    with pytest.raises(UserError) as error:
+        check_upload(tmp_path / f"{HTML}.png")
+    assert "<" not in shown_error(error.value) and "&lt;img src=x onerror" in shown_error(error.value)
+    _, words = respond(predictor, painting(), HTML, True)
+    assert HTML in words
+
+
+def test_uploads_that_nobody_asks_about_are_forgotten() -> None:
+    kept = _FewUploads()
+    for number in range(40):
+        kept[str(number)] = SimpleNamespace(background=b"x", layers=[], composite=None)
+    kept["large"] = SimpleNamespace(background=bytes(9 * 2**20), layers=[], composite=None)
+    assert list(kept) == [str(number) for number in range(24, 40)]
+
+
+def test_the_page_has_limits(predictor: Predictor, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[demo]'")
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    torn = tmp_path / "torn.png"
+    Image.fromarray(painting()["background"]).save(torn)
+    torn.write_bytes(torn.read_bytes()[:300])
+    monkeypatch.setattr(demo, "respond", lambda *_: (_ for _ in ()).throw(UserError(f"no {HTML}")))
+    page = build_page(predictor)
+    _, url, _ = serve(page, "127.0.0.1", None, prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(url, verbose=False, download_files=str(tmp_path))
+        sent = {"background": handle_file(torn), "layers": [], "composite": None}
+        with pytest.raises(AppError, match="cannot decode the image"):
+            client.predict(sent, "mug", api_name="/segment")
+        Image.fromarray(painting()["background"]).save(torn)
+        with pytest.raises(AppError, match="no &lt;img"):
+            client.predict(sent | {"background": handle_file(torn)}, "mug", api_name="/segment")
+        for path in (secret, "/etc/passwd", Path(demo.__file__)):
+            with pytest.raises(urllib.error.HTTPError):
+                urllib.request.urlopen(f"{url}gradio_api/file={path}")
+        assert page.max_file_size == 8 * 2**20 and page.share is False and page.allowed_paths == []
     finally:
         page.close()
 

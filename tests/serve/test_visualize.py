@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixel_sail.serve.visualize import SheetRow, colour, contact_sheet, overlay, paint
+from pixel_sail.serve.visualize import MAX_LINES, Card, SheetRow, cards, colour, contact_sheet, overlay, paint
 
 GREY = Image.new("RGB", (400, 300), (100, 100, 100))
 
@@ -52,3 +52,13 @@ def test_contact_sheet_shows_image_truth_and_prediction_side_by_side():
     np.testing.assert_allclose(row[162], 0.55 * 100 + 0.45 * np.array(colour(1)), atol=1)  # ground truth
     with pytest.raises(ValueError, match="no images"):
         contact_sheet([])
+
+
+def test_a_page_stays_small_whatever_the_answer_and_the_image():
+    texts = ["word " * 50_000, "x" * 200_000, "a\n" * 100_000, "half \ud800 a character, \x00 and <img src=x>"]
+    for text in texts:
+        assert cards([Card(GREY, (text, text, text))]).height < 3 * MAX_LINES * 30
+        assert overlay(GREY, [], [text]).height < 480 + (MAX_LINES + 2) * 40
+        contact_sheet([SheetRow(GREY, text, None, None)])
+    line = Image.new("RGB", (2, 20_000))
+    assert cards([Card(line, ("",))]).height < 1000 and contact_sheet([SheetRow(line, "", None, None)]).height < 1200
