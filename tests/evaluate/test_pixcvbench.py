@@ -174,7 +174,7 @@ def test_a_missing_image_is_named_and_the_others_are_scored(tmp_path: Path, segm
 def test_an_image_above_pillows_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = one_row(tmp_path, {"size": [40, 60], "counts": [0, 40, 2360]}, with_image=True)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # twice as many are refused
-    with pytest.raises(DatasetError, match=r"0000000\d+.jpg has more than [\d,]+ pixels, .*; save a smaller copy"):
+    with pytest.raises(DatasetError, match=r"0000000\d+.jpg has more than [\d,]+ pixels; save a smaller copy"):
         runner.open_benchmark("pixcvbench", root)
 
 

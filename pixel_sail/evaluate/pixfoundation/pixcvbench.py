@@ -15,22 +15,26 @@ questions of test_3d.* are about other images, which have no masks here.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import json
+import reprlib
 import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json, read_text
+from pixel_sail.data.files import check_regular, read_json, read_text
 from pixel_sail.data.image import image_size
+from pixel_sail.data.inside import inside
 from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_nearest
+from pixel_sail.data.sources.entries import member, records, sized_mask
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, union_or_none
-from pixel_sail.types import RLE
+from pixel_sail.types import RLE, BadSample
 
 KIND = "pixcvbench"
 PAIR_SIZE = 1  # every question stands for itself
@@ -42,6 +46,8 @@ _COLUMNS = ["idx", "question", "choices", "answer"]
 # The first that exists is read. CV-Bench split its one file in two; test_3d.* is for a Id that the 2D file lacks.
 _QUESTIONS = ("test_2d.jsonl", "test_2d.parquet", "test.jsonl", "test.parquet")
 _MORE_QUESTIONS = ("test_3d.jsonl", "test_3d.parquet")
+_MAX_DIGITS = 9  # of an Id
+_MAX_CHARACTERS = 1000  # of the classes of a row
 _NO_SIZE = (0, 0)  # of a missing image
 
 
@@ -53,6 +59,12 @@ def read_objects(root: Path) -> list[PixObject]:
     """
     folder = root / KIND
     rows = read_table(folder / "CV-Bench" / "Objects.csv", ("Id", "file", "Objects"))
+    for row in rows:
+        where = f"{folder / 'CV-Bench' / 'Objects.csv'}: the row of {reprlib.repr(row['file'])}"
+        if not row["Id"].isdecimal() or len(row["Id"]) > _MAX_DIGITS:
+            raise DatasetError(f"{where} has the Id {reprlib.repr(row['Id'])}; expected a number")
+        if not Path(inside(row["file"], where)).name:
+            raise DatasetError(f"{where} names no file")
     questions = _read_questions(folder / "CV-Bench")
     objects = []
     for source, (images, files) in _SOURCES.items():
@@ -75,16 +87,21 @@ def expression_of(objects: str) -> str:
     """ "elephant", or "boat and train" for "('boat', 'train')"."""
     if not objects.startswith("("):
         return objects
-    try:
-        return listed([str(name) for name in ast.literal_eval(objects)])
-    except (ValueError, SyntaxError, IndexError):
-        raise DatasetError(f"Objects.csv: {objects!r} is neither a class nor classes like ('tv', 'suitcase')") from None
+    names: Any = None
+    if len(objects) <= _MAX_CHARACTERS:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            names = ast.literal_eval(objects)
+    if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise DatasetError(
+            f"Objects.csv: {reprlib.repr(objects)} is neither a class nor classes like ('tv', 'suitcase')"
+        )
+    return listed(list(names))
 
 
 def _object(row: dict[str, str], segmentations: list[Any], images: Path, questions: dict[int, Any] | None) -> PixObject:
     path, index = images / Path(row["file"]).name, int(row["Id"])
     where = f"{KIND}: {path.name}"
-    size = image_size(path, where) if path.is_file() else _own_size(segmentations)
+    size = image_size(path, where) if path.is_file() else _own_size(segmentations, where)
     question: dict[str, Any] = {"question": "", "choices": (), "answer": ""}
     if questions is not None:
         if index not in questions:
@@ -106,22 +123,21 @@ def _object(row: dict[str, str], segmentations: list[Any], images: Path, questio
 def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
     """The masks of each row. An image of several rows is listed once a row; its smaller Id has the smaller image id."""
     values = read_json(path)
-    try:
-        listed_ids: dict[str, list[int]] = defaultdict(list)
-        for image in values["images"]:
-            listed_ids[Path(image["file_name"]).name].append(image["id"])
-        of_image: dict[int, list[Any]] = defaultdict(list)
-        for annotation in values["annotations"]:
-            if annotation["segmentation"]:
-                of_image[annotation["image_id"]].append(annotation["segmentation"])
-    except (TypeError, KeyError) as error:
-        raise DatasetError(f"{path} is no COCO file: no {error}") from None
+    listed_ids: dict[str, list[Any]] = defaultdict(list)
+    for image in records(values, "images", ("id",), path, "a COCO file"):
+        name = member(image, "file_name", str, f"{path}: image {image['id']!r}")
+        listed_ids[Path(name).name].append(image["id"])
+    of_image: dict[Any, list[Any]] = defaultdict(list)
+    for number, annotation in enumerate(records(values, "annotations", ("image_id",), path, "a COCO file")):
+        segmentation = member(annotation, "segmentation", object, f"{path}: annotations[{number}]")
+        if segmentation:
+            of_image[annotation["image_id"]].append(segmentation)
     by_name: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: int(row["Id"])):
         by_name[Path(row["file"]).name].append(row)
     ids: dict[str, int] = {}
     for name, same in by_name.items():
-        image_ids = sorted(listed_ids.get(name, ()))
+        image_ids = sorted(listed_ids.get(name, ()), key=lambda image_id: (isinstance(image_id, str), image_id))
         if len(image_ids) != len(same):
             raise DatasetError(f"{path} lists {name} {len(image_ids)} times; Objects.csv has {len(same)} rows about it")
         ids |= {row["Id"]: image_id for row, image_id in zip(same, image_ids, strict=True)}
@@ -130,16 +146,17 @@ def _segmentations(path: Path, rows: list[dict[str, str]]) -> list[list[Any]]:
 
 def _resized(segmentation: Any, size_hw: tuple[int, int], where: str) -> RLE:
     """A mask at the size of the image: each pixel takes the value of the mask's pixel under its centre."""
-    own = tuple(segmentation["size"]) if isinstance(segmentation, dict) else size_hw
-    mask = from_coco(segmentation, *own, where)
-    return mask if own == size_hw else encode_mask(resize_nearest(decode_mask(mask), size_hw))
+    mask = (
+        sized_mask(segmentation, where) if isinstance(segmentation, dict) else from_coco(segmentation, *size_hw, where)
+    )
+    return mask if tuple(mask["size"]) == size_hw else encode_mask(resize_nearest(decode_mask(mask), size_hw))
 
 
-def _own_size(segmentations: list[Any]) -> tuple[int, int] | None:
+def _own_size(segmentations: list[Any], where: str) -> tuple[int, int] | None:
     """The largest (height, width) of some RLEs; None if one of the masks is a polygon, or there is none."""
     if not segmentations or not all(isinstance(mask, dict) for mask in segmentations):
         return None
-    height, width = max(mask["size"] for mask in segmentations)
+    height, width = max(tuple(sized_mask(mask, where)["size"]) for mask in segmentations)
     return (height, width)
 
 
@@ -156,10 +173,15 @@ def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
     questions: dict[int, dict[str, Any]] = {}
     for path in filter(None, files):
         for row in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path):
+            where = f"{path}: the row with the idx {reprlib.repr(row.get('idx') if isinstance(row, dict) else row)}"
             try:
-                questions.setdefault(int(row["idx"]), {name: row[name] for name in _COLUMNS})
-            except (TypeError, KeyError, ValueError) as error:
-                raise DatasetError(f"{path}: a row has no {error}; expected {', '.join(_COLUMNS)}") from None
+                choices = member(row, "choices", list, where)
+                if not all(isinstance(choice, str) for choice in choices):
+                    raise BadSample(f"{where}: its 'choices' are {reprlib.repr(choices)}; expected texts")
+                texts = {name: member(row, name, str, where) for name in ("question", "answer")}
+                questions.setdefault(member(row, "idx", int, where), texts | {"choices": choices})
+            except BadSample as error:
+                raise DatasetError(f"{error}; a row has {', '.join(_COLUMNS)}") from None
     return questions
 
 
@@ -172,7 +194,7 @@ def _read_lines(path: Path) -> list[Any]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
     return rows
 
@@ -180,11 +202,16 @@ def _read_lines(path: Path) -> list[Any]:
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     """Its rows without the images, which are most of the file."""
     if importlib.util.find_spec("pyarrow") is not None:
+        check_regular(path)
         parquet = importlib.import_module("pyarrow.parquet")
-        return list(parquet.read_table(path, columns=_COLUMNS).to_pylist())
+        try:
+            return list(parquet.read_table(path, columns=_COLUMNS).to_pylist())
+        except Exception as error:  # pyarrow has its own classes of errors, and not only for what is no parquet
+            raise DatasetError(f"{path} cannot be read as parquet: {str(error)[:300]}") from None
     try:
         pandas = importlib.import_module("pandas")
-        return list(pandas.read_parquet(path, columns=_COLUMNS).to_dict("records"))
+        rows = pandas.read_parquet(path, columns=_COLUMNS).to_dict("records")
+        return [row | {"choices": list(row["choices"])} for row in rows]  # pandas has arrays there
     except ImportError:  # no pandas, or none that reads parquet
         raise DatasetError(
             f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put {path.stem}.jsonl, which CV-Bench "

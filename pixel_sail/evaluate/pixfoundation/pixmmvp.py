@@ -14,8 +14,9 @@ from typing import Any
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_csv, read_json
+from pixel_sail.data.inside import inside
 from pixel_sail.data.masks import area_px, from_coco, unite
-from pixel_sail.data.sources.entries import repeated, size_member
+from pixel_sail.data.sources.entries import member, records, repeated, size_member
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.vqa import parse_options
 from pixel_sail.types import RLE, BadSample
@@ -102,18 +103,18 @@ def union_or_none(pieces: list[RLE], size_hw: tuple[int, int]) -> RLE | None:
 def _read_segmentations(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Any]]]:
     """id -> image; image id -> its segmentations."""
     values, segmentations = read_json(path), defaultdict(list)
-    try:
-        for annotation in values["annotations"]:
-            segmentations[annotation["image_id"]].append(annotation["segmentation"])
-        images = {
-            image["id"]: {name: image[name] for name in ("file_name", "height", "width")} for image in values["images"]
-        }
-    except (TypeError, KeyError) as error:
-        raise DatasetError(f"{path} is no COCO file: no {error}") from None
+    for number, annotation in enumerate(records(values, "annotations", ("image_id",), path, "a COCO file")):
+        where = f"{path}: annotations[{number}]"
+        segmentations[annotation["image_id"]].append(member(annotation, "segmentation", object, where))
+    images = {}
+    for image in records(values, "images", ("id",), path, "a COCO file"):
+        where = f"{path}: image {image['id']!r}"
+        images[image["id"]] = image | {"file_name": inside(member(image, "file_name", str, where), where)}
     for what in ("images", "annotations"):
-        twice = repeated(entry["id"] for entry in values[what] if "id" in entry)
+        entries = records(values, what, (), path, "a COCO file")
+        twice = repeated(repr(entry["id"]) for entry in entries if "id" in entry)
         if twice:
-            raise DatasetError(f"{path} has several {what} with the id {min(twice, key=str)}")
+            raise DatasetError(f"{path} has several {what} with the id {min(twice)}")
     unknown = sorted(set(segmentations) - set(images), key=str)
     if unknown:
         raise BadSample(f"{path}: an annotation is of image {unknown[0]!r}, which is not listed")
