@@ -20,7 +20,7 @@ def file_name(benchmark: str) -> str:
 
 
 def earlier_file_name(benchmark: str) -> str:
-    """As files were named until version 0.2: with the colons."""
+    """As files of earlier versions are named: with the colons."""
     return benchmark.removesuffix(".jsonl").replace("/", "_")
 
 

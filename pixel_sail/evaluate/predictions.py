@@ -155,7 +155,7 @@ class PredictionFiles:
             earlier = read_json(self._manifest)
             changes = differences(earlier["made_with"], manifest["made_with"])
             same_cases = earlier["cases"] == manifest["cases"]
-            sizes = earlier.get("images", {})  # not there until version 0.2
+            sizes = earlier.get("images", {})  # not there in earlier versions
             other = [
                 path
                 for path, size in manifest["images"].items()
