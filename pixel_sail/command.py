@@ -34,6 +34,7 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
         except (UserError, OSError, MemoryError) as error:
             _end_with(error)
         except Stopped as stopped:
+            before |= dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), signal.SIG_IGN)  # it often comes once more
             if os.environ.get("RANK", "0") == "0":  # the others are stopped too
                 text = str(stopped)
                 print(text if text.startswith("stopped") else f"stopped{f': {text}' if text else ''}", file=sys.stderr)

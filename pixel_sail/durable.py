@@ -142,9 +142,8 @@ def write_json(path: Path, values: Any, indent: int | None = 1) -> None:
 @contextlib.contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder that becomes `folder` when the block ends well; a folder of that name goes only then."""
-    _restore(folder)
+    remove_leftovers_of(folder)
     partial = partial_of(folder)
-    clear(partial)
     partial.mkdir(parents=True)
     try:
         with _named(folder):
@@ -193,6 +192,19 @@ def clear(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def leftovers_of(folder: Path) -> list[Path]:
+    """What a killed `replaced_folder(folder)` left beside it, or a running one has there."""
+    paths = (partial_of(folder), folder.with_name(folder.name + PREVIOUS))
+    return [path for path in paths if os.path.lexists(path)]
+
+
+def remove_leftovers_of(folder: Path) -> None:
+    """Deletes what a killed `replaced_folder(folder)` left beside it; the older folder may get its name back."""
+    _restore(folder)
+    for path in leftovers_of(folder):
+        clear(path)
 
 
 def _restore(folder: Path) -> None:

@@ -8,6 +8,7 @@ import os
 _ADVICE = {
     errno.ENOSPC: "free some space, then repeat the command",
     errno.EDQUOT: "the quota is used up: free some space, then repeat the command",
+    errno.EFBIG: "raise the limit of the size of a file (ulimit -f)",
     errno.EROFS: "give a folder that can be written",
     errno.EACCES: "check the permissions, or give another place",
     errno.EPERM: "check the permissions, or give another place",

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -39,6 +39,7 @@ class Pending:
 
 
 _pending: Pending | None = None  # while work must be finished first
+_raised_at_s = -IMPATIENT_AFTER_S  # the time of the last Stopped
 
 
 @contextlib.contextmanager
@@ -71,15 +72,31 @@ def at_once() -> Iterator[None]:
         _pending = outer
 
 
+@contextlib.contextmanager
+def how_far(message: Callable[[], str]) -> Iterator[None]:
+    """A signal that ends the work inside says `message()`: how far it has come, and how it goes on."""
+    try:
+        yield
+    except Stopped as stopped:
+        if str(stopped):
+            raise
+        raise Stopped(stopped.number, message()) from None
+
+
 def on_signal(number: int, frame: FrameType | None) -> None:
     """The handler that tools install for SIGNALS."""
-    if _pending is None:
-        raise Stopped(number)
-    if not _pending.number:
-        _pending.number, _pending.at_s = number, time.monotonic()
+    global _raised_at_s
+    now = time.monotonic()
+    if _pending is not None and not _pending.number:
+        _pending.number, _pending.at_s = number, now
         if os.environ.get("RANK", "0") == "0":
             text = f"{signal.Signals(number).name}: finishing {_pending.what} first\n"
             with contextlib.suppress(OSError):  # not print: the signal may come in the middle of another print
                 os.write(2, text.encode())
-    elif number == signal.SIGINT and time.monotonic() - _pending.at_s > IMPATIENT_AFTER_S:
+    elif _pending is not None:
+        if number == signal.SIGINT and now - _pending.at_s > IMPATIENT_AFTER_S:
+            raise Stopped(number)
+    elif now - _raised_at_s > IMPATIENT_AFTER_S:
+        # The same signal often comes twice at once; the second must not tear what puts things in order.
+        _raised_at_s = now
         raise Stopped(number)

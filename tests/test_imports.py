@@ -17,6 +17,7 @@ LAYERS = (
         "interrupts",
         "locks",
         "ranks",
+        "workers",
         "writable",
         "types",
         "tokens",

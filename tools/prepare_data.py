@@ -25,22 +25,19 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
 
 
 def _scenes(args: argparse.Namespace) -> None:
-    if scenes.stored_request(args.out) == scenes.request_of(args.images, args.seed, args.long_side, args.style):
+    drawn = scenes.generate(
+        args.out,
+        args.images,
+        args.seed,
+        args.long_side,
+        args.workers,
+        style=args.style,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    if not drawn:
         print(f"{args.out} already holds exactly this; reused")
         return
-    try:
-        scenes.generate(
-            args.out,
-            args.images,
-            args.seed,
-            args.long_side,
-            args.workers,
-            style=args.style,
-            overwrite=args.overwrite,
-            progress=True,
-        )
-    except (FileExistsError, ValueError) as error:
-        raise SystemExit(f"error: {error}" + (" (--overwrite)" if "overwrite" in str(error) else "")) from error
     print(f"wrote {args.images} images to {args.out}")
 
 

@@ -30,21 +30,30 @@ RefCOCOg and Flickr captions and MUSE call all held-out images val. Osprey and L
 perbench only held-out images.
 """
 
-import json
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pixel_sail.durable import replaced_folder
+from pixel_sail.durable import leftovers_of, remove_leftovers_of, replaced_folder
+from pixel_sail.errors import FileError, UserError
+from pixel_sail.files import read_json
+from pixel_sail.interrupts import how_far
+from pixel_sail.locks import lock_beside, locked
 from pixel_sail.scenes.draw import FOLDERS, draw_image
+from pixel_sail.scenes.formats import IMAGES
 from pixel_sail.scenes.render import STYLES
 from pixel_sail.scenes.types import ImageRecord, Request
 from pixel_sail.scenes.write import write_annotations
+from pixel_sail.workers import MAX_WORKERS, in_order
+from pixel_sail.writable import check_writable, writing_into
 
 VERSION = 6  # raise it with every change that changes a byte of the output
+LONG_SIDES_PX = (64, 4096)
+BYTES_PER_IMAGE, BYTES_PER_PIXEL = 60_000, 0.5  # on the disk; a scene is about square
 
 
 def request_of(images: int, seed: int, long_side_px: int, style: str = "day") -> Request:
@@ -57,8 +66,8 @@ def request_of(images: int, seed: int, long_side_px: int, style: str = "day") ->
 def stored_request(out: Path) -> Request | None:
     """The request that a complete scenes folder was made with; None where `out` is not such a folder."""
     try:
-        return json.loads((out / "scenes.json").read_text(encoding="utf-8"))["request"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(out / "scenes.json")["request"]
+    except (UserError, KeyError, TypeError):
         return None
 
 
@@ -72,42 +81,79 @@ def generate(
     style: str = "day",
     overwrite: bool = False,
     progress: bool = False,
-) -> None:
-    """Write `images` scenes to `out`. The same request gives the same bytes, for any number of workers.
+) -> bool:
+    """Write `images` scenes to `out`; return False if it holds them already. The same request gives the same
+    bytes, for any number of workers.
 
     `workers`: processes, by default one a core; 1 stays in this process. `style`: one of STYLES. `out` is complete or
     absent at any moment. A complete folder of the same request is left unchanged. `overwrite` replaces a scenes folder
-    of another request, but nothing else.
+    of another request, or one that is not complete any more, but nothing else.
 
-    Raises FileExistsError where `out` holds something else, ValueError for numbers out of range.
+    Raises FileError where `out` holds something else, cannot be written or is too small, UserError for numbers out of
+    range, Busy if another process is writing `out`.
     """
     out, request = Path(out), request_of(images, seed, long_side_px, style)
-    if style not in STYLES or images < 1 or seed < 0 or long_side_px < 64:
-        raise ValueError(f"need images >= 1, seed >= 0, long_side_px >= 64, a style of {STYLES}; got {request}")
-    if _is_complete(out, request, overwrite):
-        return
-    with replaced_folder(out) as partial_folder:
-        for folder in FOLDERS:
-            (partial_folder / folder).mkdir(parents=True)
-        records = _draw_all(partial_folder, request, workers, progress)
-        write_annotations(partial_folder, records, request)
+    _check(request, workers)
+    lock = lock_beside(out)
+    if _is_complete(out, request, overwrite) and not lock.exists() and not leftovers_of(out):
+        return False
+    check_writable(out.absolute().parent, round(images * (BYTES_PER_IMAGE + BYTES_PER_PIXEL * long_side_px**2)))
+    with locked(lock, f"the folder {out}"):
+        remove_leftovers_of(out)
+        if _is_complete(out, request, overwrite):
+            return False
+        records: list[ImageRecord] = []
+        undone = how_far(lambda: _undone(len(records), images))
+        with undone, writing_into(out), replaced_folder(out) as partial_folder:
+            for folder in FOLDERS:
+                (partial_folder / folder).mkdir(parents=True)
+            for record in _draw_all(partial_folder, request, workers, progress):
+                records.append(record)
+            write_annotations(partial_folder, records, request)
+    return True
+
+
+def _check(request: Request, workers: int | None) -> None:
+    low, high = LONG_SIDES_PX
+    sizes = request["images"] >= 1 and request["seed"] >= 0 and low <= request["long_side_px"] <= high
+    if not sizes or request.get("style", "day") not in STYLES:
+        raise UserError(
+            f"need images >= 1, seed >= 0, long_side_px from {low} to {high}, a style of {STYLES}; got {request}"
+        )
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise UserError(f"need 1 to {MAX_WORKERS} workers, got {workers}")
+
+
+def _undone(drawn: int, images: int) -> str:
+    return (
+        f"{drawn} of {images} images were drawn, and none is kept, because the folder is written as a whole; "
+        "the same command starts again"
+    )
 
 
 def _is_complete(out: Path, request: Request, overwrite: bool) -> bool:
-    """Whether `out` already holds the request. FileExistsError where it holds something that must not be replaced."""
+    """Whether `out` already holds the request. FileError where it holds something that must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     stored = stored_request(out)
-    if stored == request:
-        return True
     if stored is None:
-        raise FileExistsError(f"{out} exists and is not a scenes folder; choose another folder")
+        raise FileError(f"{out} exists and is not a scenes folder; choose another folder")
+    if stored != request:
+        problem = f"holds scenes of another request: {stored}"
+    elif (left := _images_in(out)) != request["images"]:
+        problem = f"has {left} of its {request['images']} images"
+    else:
+        return True
     if not overwrite:
-        raise FileExistsError(f"{out} holds scenes of another request: {stored}; choose another folder or overwrite it")
+        raise FileError(f"{out} {problem}; choose another folder or overwrite it (--overwrite)")
     return False
 
 
-def _draw_all(folder: Path, request: Request, workers: int | None, progress: bool) -> list[ImageRecord]:
+def _images_in(out: Path) -> int:
+    return sum(1 for _ in (out / IMAGES).glob("scenes_*.jpg"))
+
+
+def _draw_all(folder: Path, request: Request, workers: int | None, progress: bool) -> Iterator[ImageRecord]:
     draw = partial(
         draw_image,
         folder,
@@ -116,9 +162,6 @@ def _draw_all(folder: Path, request: Request, workers: int | None, progress: boo
         style=request.get("style", "day"),
     )
     images = request["images"]
-    workers = min(workers or os.cpu_count() or 1, images)
-    bar = partial(tqdm, total=images, unit="image", desc="scenes", disable=not progress)
-    if workers == 1:
-        return list(bar(map(draw, range(images))))
-    with Pool(workers) as pool:
-        return list(bar(pool.imap(draw, range(images), chunksize=8)))
+    drawn = in_order(draw, range(images), min(workers or os.cpu_count() or 1, images))
+    with closing(drawn):
+        yield from tqdm(drawn, total=images, unit="image", desc="scenes", disable=not progress)

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pixel_sail import scenes
+from pixel_sail.errors import FileError
 from pixel_sail.scenes import dataset
 
 IMAGES, SEED, LONG_SIDE = 150, 3, 112
@@ -457,7 +458,7 @@ def test_tool_reuses_refuses_and_overwrites(tmp_path, monkeypatch, capsys):
 def test_a_foreign_folder_is_never_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="choose another folder"):
+    with pytest.raises(FileError, match="choose another folder"):
         scenes.generate(tmp_path / "mine", 3, 0, 96, workers=1, overwrite=True)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
