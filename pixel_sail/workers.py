@@ -122,9 +122,8 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
 def _exit_code(processes: Iterable[BaseProcess]) -> int:
     """Of the worker that has ended. The pool's own thread asks at the same time, and one of the two gets no answer."""
     for _ in range(100):
-        code = next((process.exitcode for process in processes if process.exitcode is not None), None)
-        if code is not None:
-            return code
+        if codes := [process.exitcode for process in processes if process.exitcode]:  # 0: one that the pool has ended
+            return codes[0]
         time.sleep(0.01)
     return -signal.SIGKILL
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -68,8 +69,10 @@ def _run(main: Callable[[], None], log: Path) -> None:
 
 
 def _is_there(session: int) -> bool:
-    try:
-        os.killpg(session, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process of it lives. One whose parent was killed is a zombie until init asks for its status."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == session and state != "Z":
+                return True
+    return False

@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.shards import Shard, check_members, listed_shards, read_index, read_members, wrong_sizes
+from pixel_sail.data.files import read_json
+from pixel_sail.data.shards import (
+    INDEX,
+    UNFINISHED,
+    Shard,
+    check_members,
+    listed_shards,
+    read_index,
+    read_members,
+    wrong_sizes,
+)
+from pixel_sail.durable import PARTIAL
 from pixel_sail.types import BadSample
+
+NAMES = re.compile(rf"\d{{6}}\.(tar|index\.json)|.*{re.escape(PARTIAL)}|{re.escape(UNFINISHED)}")  # that we give
 
 
 def verify_shards(root: Path, progress: bool = False) -> list[str]:
-    """One line for each file or sample that has changed since it was written. Raises DatasetError."""
-    shards = listed_shards(read_index(root), root)
-    return [problem for shard in tqdm(shards, unit="shard", disable=not progress) for problem in _verify(root, shard)]
+    """One line for each file or sample that has changed since it was written. Raises DatasetError.
+
+    shards.json has no checksum: its numbers are compared with those of the indices, where these are whole.
+    """
+    index = read_index(root)
+    shards = listed_shards(index, root)
+    problems = [
+        problem for shard in tqdm(shards, unit="shard", disable=not progress) for problem in _verify(root, shard)
+    ]
+    return problems + ([] if problems else _wrong_numbers(root, index, shards)) + _extra_files(root, shards)
+
+
+def _wrong_numbers(root: Path, index: dict[str, Any], shards: Sequence[Shard]) -> list[str]:
+    """One line for each number of shards.json that its whole indices do not have."""
+    indices = [read_json(root / shard.index) for shard in shards]
+    lines = [
+        f"{INDEX}: {shard.file} has {shard.samples} samples there and {len(own['samples'])} in {shard.index}"
+        for shard, own in zip(shards, indices, strict=True)
+        if shard.samples != len(own["samples"])
+    ]
+    counts = [sum(column) for column in zip(*(own["counts"] for own in indices), strict=True)]
+    problems = [problem for own in indices for problem in (*own["problems"], *own.get("no_pixels", ()))]
+    if index["samples"] != sum(counts) or index["samples_per_source"] != counts:
+        lines.append(f"{INDEX}: its numbers of samples are not those of its shards, {counts}")
+    if index["problems"][len(index["problems"]) - len(problems) :] != problems:
+        lines.append(f"{INDEX}: its list of samples that were left out is not that of its shards")
+    return [f"{line}; copy {INDEX} again, or make the shards again in another folder" for line in lines]
+
+
+def _extra_files(root: Path, shards: Sequence[Shard]) -> list[str]:
+    known = {name for shard in shards for name in (shard.file, shard.index)}
+    names = sorted(path.name for path in root.iterdir())
+    return [
+        f"{name} is not one of the files of {INDEX}" for name in names if NAMES.fullmatch(name) and name not in known
+    ]
 
 
 def _verify(root: Path, shard: Shard) -> Iterator[str]:

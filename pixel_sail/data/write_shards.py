@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
+import re
 import tarfile
-import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json
+from pixel_sail.data.files import read_bytes, read_json
 from pixel_sail.data.mixture import Mixture, exclusion_lines, open_mixture
 from pixel_sail.data.shards import (
     INDEX,
@@ -33,8 +31,16 @@ from pixel_sail.data.shards import (
     encode_sample,
     with_bytes,
 )
-from pixel_sail.durable import differences, replaced_file, write_json
+from pixel_sail.durable import PARTIAL, differences, remove_leftovers, replaced_file, write_json
+from pixel_sail.interrupts import how_far
+from pixel_sail.locks import locked
 from pixel_sail.types import BadSample, NoPixels, Sample
+from pixel_sail.workers import MAX_WORKERS, in_order
+from pixel_sail.writable import check_writable, writing_into
+
+LOCK = ".lock"
+MAX_SHARDS, MAX_SAMPLES = 10**6, 10**9  # their names have six and nine digits
+WEIGHED_SAMPLES = 32  # whose sizes say how much room all samples need
 
 
 class StoredFeatures(Protocol):
@@ -90,27 +96,70 @@ def make_shards(
     The same config gives the same bytes for any number of workers. Shards that an interrupted call finished are kept.
     Unusable samples are left out and listed. `features`: needed if experts of the config have a cache. `held_out`:
     needed with data.exclude, see `open_mixture`. Raises ConfigError if `out` holds anything else, DatasetError for
-    sources that cannot be read and for more than data.max_bad_samples unusable samples.
+    sources that cannot be read and for more than data.max_bad_samples unusable samples, FileError if `out` cannot be
+    written or is too small, Busy if another process is writing it.
     """
+    _check_numbers(samples, samples_per_shard, workers)
+    if features is None and any(expert.cache is not None for expert in config.experts):
+        raise ValueError("the config has experts with a cache: pass features=cached_features(config)")
+    job = ShardJob(open_mixture(config, held_out), out, samples, samples_per_shard, features)
+    _refuse_other_contents(out)
+    check_writable(out)
+    with locked(out / LOCK, f"the folder {out}"), writing_into(out):
+        return _make(config, job, workers, progress)
+
+
+def _check_numbers(samples: int, samples_per_shard: int, workers: int) -> None:
     if samples < 1 or samples_per_shard < 1 or workers < 1:
         raise ConfigError(
             f"samples {samples}, samples per shard {samples_per_shard}, workers {workers}: each must be >= 1"
         )
-    if features is None and any(expert.cache is not None for expert in config.experts):
-        raise ValueError("the config has experts with a cache: pass features=cached_features(config)")
-    job = ShardJob(open_mixture(config, held_out), out, samples, samples_per_shard, features)
-    request = request_of(config, job)
-    _claim(out, request)
-    numbers = range(-(-samples // samples_per_shard))
-    finished = {number: shard for number in numbers if (shard := _read_finished(out, number)) is not None}
-    bar = tqdm(total=len(numbers), initial=len(finished), unit="shard", desc=str(out), disable=not progress)
+    if samples > MAX_SAMPLES or -(-samples // samples_per_shard) > MAX_SHARDS or workers > MAX_WORKERS:
+        raise ConfigError(
+            f"samples {samples}, samples per shard {samples_per_shard}, workers {workers}: at most {MAX_SAMPLES:,} "
+            f"samples, {MAX_SHARDS:,} shards and {MAX_WORKERS} workers"
+        )
+
+
+def _make(config: Config, job: ShardJob, workers: int, progress: bool) -> dict[str, Any]:
+    request, out = request_of(config, job), job.out
+    listed = _claim(out, request)
+    remove_leftovers(out)
+    numbers = range(-(-job.samples // job.samples_per_shard))
+    finished = {number: shard for number in numbers if (shard := _read_finished(out, number, listed)) is not None}
     missing = [number for number in numbers if number not in finished]
-    with bar, closing(_write_shards(job, missing, workers)) as written:
-        for number, shard in written:
-            finished[number] = shard
-            bar.update()
-            _refuse_too_many(finished.values(), config.data.max_bad_samples)
+    check_writable(out, _needed_bytes(job, missing))
+    bar = tqdm(total=len(numbers), initial=len(finished), unit="shard", desc=str(out), disable=not progress)
+    done = how_far(lambda: f"{len(finished)} of {len(numbers)} shards are made; the same command makes the others")
+    try:
+        with done, bar, closing(in_order(partial(write_shard, job), missing, workers)) as written:
+            for number, shard in zip(missing, written, strict=True):
+                finished[number] = shard
+                bar.update()
+                _refuse_too_many(finished.values(), config.data.max_bad_samples)
+    finally:
+        remove_leftovers(out)  # of workers that were ended
     return _write_index(job, request, [finished[number] for number in numbers], exclusion_lines(config, job.mixture))
+
+
+def _needed_bytes(job: ShardJob, numbers: Sequence[int]) -> int:
+    """About the bytes of these shards, from the sizes of some of their samples."""
+    positions = [job.positions(number) for number in numbers]
+    total = sum(map(len, positions))
+    sizes = []
+    for shard in positions[:: -(-len(positions) // WEIGHED_SAMPLES) or 1]:
+        try:
+            members = encode_sample(_with_all(job, shard[len(shard) // 2]))
+        except BadSample:
+            continue
+        sizes.append(sum(tarfile.BLOCKSIZE + len(content) for content in members.values()))
+    return total * sum(sizes) // max(1, len(sizes))
+
+
+def _with_all(job: ShardJob, position: int) -> Sample:
+    """The sample with its image in memory and its features. Raises BadSample."""
+    sample = with_bytes(job.mixture.annotated(position))
+    return replace(sample, features=_features(job, sample))
 
 
 def request_of(config: Config, job: ShardJob) -> dict[str, Any]:
@@ -129,65 +178,69 @@ def request_of(config: Config, job: ShardJob) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, request: dict[str, Any]) -> None:
-    """Makes `out` the folder of this request. Raises ConfigError if it holds another request, or anything else."""
-    for name in (INDEX, UNFINISHED):
-        if (out / name).is_file():
-            if changes := differences(read_json(out / name)["request"], request):
-                raise ConfigError(f"{out} holds shards of another request: {'; '.join(changes)}. Use another folder")
-            return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not a folder of shards; use another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / UNFINISHED, {"version": VERSION, "request": request})
-
-
-def _read_finished(out: Path, number: int) -> FinishedShard | None:
-    """A shard on disk; None if it is missing or incomplete. Its index was written after its tar."""
-    try:
-        data = (out / _index_name(number)).read_bytes()
-        index = json.loads(data)
-        if (out / index["file"]).stat().st_size != index["bytes"]:
-            return None
-    except (OSError, ValueError):
-        return None
-    of_index = (_index_name(number), len(data), hashlib.sha256(data).hexdigest())
-    shard = Shard(index["file"], len(index["samples"]), index["bytes"], index["sha256"], *of_index)
-    return FinishedShard(shard, index["counts"], index["problems"], index.get("no_pixels", []))
-
-
-def _write_shards(job: ShardJob, numbers: list[int], workers: int) -> Iterator[tuple[int, FinishedShard]]:
-    """(number, shard) in the order in which they are finished."""
-    if workers == 1:
-        yield from ((number, write_shard(job, number)) for number in numbers)
+def _refuse_other_contents(out: Path) -> None:
+    """Raises ConfigError if `out` is no folder of shards, not even one that was just begun."""
+    if not out.exists() or (out.is_dir() and any((out / name).exists() for name in (INDEX, UNFINISHED))):
         return
-    fork = multiprocessing.get_context("fork")  # workers share the annotations in memory
-    with ProcessPoolExecutor(workers, fork, initializer=_start_worker, initargs=(job,)) as pool:
-        running = {pool.submit(_write_in_worker, number): number for number in numbers}
-        try:
-            for future in as_completed(running):
-                yield running.pop(future), future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if not out.is_dir() or any(path.name != LOCK and not path.name.endswith(PARTIAL) for path in out.iterdir()):
+        raise ConfigError(f"{out} exists and is not a folder of shards; use another folder")
 
 
-_job: ShardJob | None = None  # set in a worker process
+def _claim(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Makes `out` the folder of this request. Returns the contents of its shards.json, None if it has none.
+
+    Raises ConfigError if it holds another request.
+    """
+    for name in (INDEX, UNFINISHED):
+        if (out / name).exists():
+            stored = _stored_request(out / name)
+            if changes := differences(stored["request"], request):
+                raise ConfigError(f"{out} holds shards of another request: {'; '.join(changes)}. Use another folder")
+            return stored if name == INDEX else None
+    write_json(out / UNFINISHED, {"version": VERSION, "request": request})
+    return None
 
 
-def _start_worker(job: ShardJob) -> None:
-    global _job
-    _job = job
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _stored_request(path: Path) -> dict[str, Any]:
+    """The contents of shards.json, or of the claim of unfinished shards. Raises DatasetError if it is damaged."""
+    advice = "Copy it again, or make the shards in another folder"
+    try:
+        stored = read_json(path)
+    except DatasetError as error:
+        raise DatasetError(f"{error}. {advice}") from None
+    if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
+        raise DatasetError(f"{path} is damaged: it does not say what was drawn. {advice}")
+    return stored
 
 
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed, so that it does not write while the command is repeated."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _read_finished(out: Path, number: int, listed: dict[str, Any] | None = None) -> FinishedShard | None:
+    """A shard on disk; None if it is missing or incomplete. Its index was written after its tar.
+
+    `listed`: the contents of shards.json, if there is one. A shard that differs from its line there is not whole.
+    """
+    try:
+        data = read_bytes(out / _index_name(number))
+        index = json.loads(data)
+        if (out / _tar_name(number)).stat().st_size != index["bytes"] or index["file"] != _tar_name(number):
+            return None
+        of_index = (_index_name(number), len(data), hashlib.sha256(data).hexdigest())
+        shard = Shard(index["file"], len(index["samples"]), index["bytes"], index["sha256"], *of_index)
+        finished = FinishedShard(shard, index["counts"], index["problems"], index.get("no_pixels", []))
+        whole = _is_index(finished) and (listed is None or listed["shards"][number] == asdict(shard))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+    return finished if whole else None
 
 
-def _write_in_worker(number: int) -> FinishedShard:
-    return write_shard(_job, number)
+def _is_index(finished: FinishedShard) -> bool:
+    """Whether the values of an index file are of the kind that `write_shard` writes."""
+    texts = [*finished.problems, *finished.no_pixels]
+    return (
+        all(isinstance(count, int) for count in finished.counts)
+        and sum(finished.counts) == finished.shard.samples
+        and all(isinstance(text, str) for text in texts)
+        and re.fullmatch("[0-9a-f]{64}", finished.shard.sha256) is not None
+    )
 
 
 def write_shard(job: ShardJob, number: int) -> FinishedShard:
@@ -196,17 +249,16 @@ def write_shard(job: ShardJob, number: int) -> FinishedShard:
     problems: list[str] = []
     no_pixels: list[str] = []
     counts: Counter[int] = Counter()
-    path = job.out / f"{number:06d}.tar"
+    path = job.out / _tar_name(number)
     with replaced_file(path, "wb+") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for position in job.positions(number):
                 try:
-                    sample = with_bytes(job.mixture.annotated(position))
-                    features = _features(job, sample)
+                    sample = _with_all(job, position)
                 except BadSample as error:
                     (no_pixels if isinstance(error, NoPixels) else problems).append(str(error))
                     continue
-                name, members = f"{position:09d}", encode_sample(replace(sample, features=features))
+                name, members = f"{position:09d}", encode_sample(sample)
                 entries.append({"key": sample.key, "name": name, "members": _add(tar, file, name, members)})
                 counts[job.mixture.locate(position)[0]] += 1
         size = file.tell()
@@ -267,6 +319,10 @@ def _refuse_too_many(finished: Iterable[FinishedShard], limit: int) -> None:
         raise DatasetError(
             f"{len(problems)} unusable samples, more than data.max_bad_samples={limit}:\n" + "\n".join(problems)
         )
+
+
+def _tar_name(number: int) -> str:
+    return f"{number:06d}.tar"
 
 
 def _index_name(number: int) -> str:

@@ -19,7 +19,7 @@ from pixel_sail.errors import FileError, UserError
 from pixel_sail.locks import Busy
 from pixel_sail.scenes import dataset
 
-SIZE = {"images": 20, "seed": 5, "long_side_px": 64}
+SIZE = {"images": 12, "seed": 5, "long_side_px": 64}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,7 +41,7 @@ def draw(out: Path, log: Path, **changes: object) -> Forked:
 def test_killed_at_any_moment_and_repeated(undisturbed: tuple[dict, float], tmp_path: Path) -> None:
     files, seconds = undisturbed
     out, rng = tmp_path / "data/out", random.Random(0)
-    moments = [rng.uniform(0.02, seconds) for _ in range(6)]
+    moments = [rng.uniform(0.02, seconds) for _ in range(5)]
     for number, moment in enumerate(moments):
         started = draw(out, tmp_path / f"log{number}", overwrite=True, seed=number % 2)
         time.sleep(moment)
@@ -91,7 +91,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path, workers: int) -> None:
 
     def on_a_full_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        scenes.generate(out, 40, 0, 256, workers)
+        scenes.generate(out, 8, 0, 224, workers)
 
     status, printed = fork(on_a_full_disk, tmp_path / "log").finish()
     message = f"error: {out}: File too large; raise the limit of the size of a file (ulimit -f)\n"
@@ -136,7 +136,7 @@ def test_a_folder_that_lost_images_is_not_taken_for_complete(tmp_path: Path, und
     out = tmp_path / "out"
     scenes.generate(out, **SIZE, workers=2)
     next((out / "images/train2014").iterdir()).unlink()
-    with pytest.raises(FileError, match=r"has 19 of its 20 images; .*--overwrite"):
+    with pytest.raises(FileError, match=r"has 11 of its 12 images; .*--overwrite"):
         scenes.generate(out, **SIZE)
     assert scenes.generate(out, **SIZE, workers=2, overwrite=True) and contents(out) == undisturbed[0]
 

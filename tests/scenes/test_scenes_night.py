@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pixel_sail import scenes
+from pixel_sail.errors import FileError
 
 IMAGES, SEED, SIDE = 12, 5, 96
 
@@ -64,7 +65,7 @@ def test_styles_are_not_taken_for_each_other(folders, tmp_path):
         folders[0]
     )  # folders from before there were styles are still recognised
     assert scenes.stored_request(folders[1])["style"] == "night"
-    with pytest.raises(FileExistsError, match="holds scenes of another request"):
+    with pytest.raises(FileError, match="holds scenes of another request"):
         scenes.generate(folders[0], IMAGES, SEED, SIDE, workers=1, style="night")
     with pytest.raises(ValueError, match="a style of"):
         scenes.generate(tmp_path / "dusk", IMAGES, SEED, SIDE, workers=1, style="dusk")
