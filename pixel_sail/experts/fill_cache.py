@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pixel_sail.architecture import Architecture
@@ -24,7 +23,10 @@ from pixel_sail.experts import Expert, open_expert
 from pixel_sail.experts.cache import CacheWriter, finish, image_digest, made_with, stored_digests, student_grid
 from pixel_sail.experts.expert import resize_features
 from pixel_sail.experts.features import expert_image
+from pixel_sail.interrupts import Stopped, finish_first, how_far
 from pixel_sail.types import BadSample
+from pixel_sail.workers import in_order
+from pixel_sail.writable import check_writable, writing_into
 
 ImageLocation = Path | tuple[int, int]  # an image file, or (source, sample) of a sample that carries its bytes
 
@@ -38,7 +40,7 @@ class PreparedImage:
     grids_hw: tuple[tuple[int, int], ...]  # grid of the student's features, for each entry of `experts`
 
 
-class ImagesToCache(Dataset):
+class ImagesToCache:
     """Item i is image i, prepared; None if its features are stored already; or the reason why it cannot be read.
 
     `experts`: configs of one and the same expert, which differ in `at` and in their cache.
@@ -87,9 +89,25 @@ def cache_experts(
 
     Returns a line for each image that was left out. Experts that differ only in `at` and cache are run once. The call
     can be killed at any moment and repeated. Raises ConfigError for an expert that cannot be used or a folder with
-    other features, DatasetError for more than data.max_bad_samples unreadable images.
+    other features, DatasetError for more than data.max_bad_samples unreadable images, Busy for a share that another
+    process is storing.
     """
+    with how_far(lambda: "what was stored is kept; the same command goes on"):
+        return _cache_experts(config, names, device, process, processes, batch_size, progress)
+
+
+def _cache_experts(
+    config: Config,
+    names: Sequence[str],
+    device: torch.device | str,
+    process: int,
+    processes: int,
+    batch_size: int,
+    progress: bool,
+) -> list[str]:
     groups = _group_by_expert([find_expert(config, name) for name in dict.fromkeys(names)])
+    for expert in (expert for experts in groups for expert in experts):
+        check_writable(expert.cache)
     opened = [open_expert(experts[0], device) for experts in groups]
     sources = [open_source(entry, config.data) for entry in config.data.mixture]
     locations = list_images(sources, process, processes, progress)
@@ -176,29 +194,25 @@ def store_images(
     images.stored = set.intersection(*stored)
     problems: list[str] = []
     batch: dict[str, PreparedImage] = {}
-    for item in tqdm(_read(images, config.data.workers), total=len(images), unit="image", disable=not progress):
-        if isinstance(item, str):
-            problems.append(item)
-            if len(problems) > config.data.max_bad_samples:
-                raise DatasetError(f"more than {config.data.max_bad_samples} images cannot be read; last: {item}")
-        elif item is not None and any(item.digest not in digests for digests in stored):
-            batch[item.digest] = item
-        if len(batch) == batch_size:
-            _store(expert, batch, writers, stored)
-            batch = {}
-    _store(expert, batch, writers, stored)
+    prepared = in_order(images.__getitem__, range(len(images)), config.data.workers)
+    with finish_first("this batch of images") as stop, writing_into(writers[0].folder), contextlib.closing(prepared):
+        for done, item in enumerate(tqdm(prepared, total=len(images), unit="image", disable=not progress), start=1):
+            if isinstance(item, str):
+                problems.append(item)
+                if len(problems) > config.data.max_bad_samples:
+                    raise DatasetError(f"more than {config.data.max_bad_samples} images cannot be read; last: {item}")
+            elif item is not None and any(item.digest not in digests for digests in stored):
+                batch[item.digest] = item
+            if len(batch) == batch_size or done == len(images):
+                _store(expert, batch, writers, stored)
+                batch = {}
+            if stop.number:
+                for writer in writers:
+                    writer.flush()
+                raise Stopped(
+                    stop.number, f"{done - len(batch)} of {len(images)} images are done; the same command goes on"
+                )
     return problems
-
-
-def _read(images: ImagesToCache, workers: int) -> Iterator[PreparedImage | str | None]:
-    loader = DataLoader(
-        images,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        collate_fn=_unchanged,
-    )
-    return iter(loader)
 
 
 def _store(
@@ -209,6 +223,8 @@ def _store(
     A map is stored at its own or the student's resolution, whichever is lower on each axis: resizing works per axis, so
     that the loss compares the same values.
     """
+    if not batch:
+        return
     maps = expert.features([item.image for item in batch.values()])
     for (digest, item), features in zip(batch.items(), maps, strict=True):
         for writer, digests, grid_hw in zip(writers, stored, item.grids_hw, strict=True):
@@ -221,7 +237,3 @@ def _store(
 
 def _image(sources: Sequence[Source], number: int, index: int) -> Path | bytes:
     return sources[number].sample(index, np.random.default_rng(0)).image
-
-
-def _unchanged(item: PreparedImage | str | None) -> PreparedImage | str | None:
-    return item
