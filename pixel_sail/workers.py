@@ -36,11 +36,11 @@ class WorkerDied(UserError):
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = AHEAD) -> Iterator[R]:
     """function(item) of each item, in the order of the items, computed ahead by `workers` processes.
 
-    0 or 1 workers: in this process. What the function raises is raised here as it is in one process, that of the first
+    0 workers: in this process. What the function raises is raised here as it is in one process, that of the first
     item first. Raises WorkerDied if a worker is killed. The workers have ended when the iterator has, also by an error,
     by a signal, or by `close`; if this process is killed they end by themselves.
     """
-    if workers <= 1:
+    if workers == 0:
         yield from map(function, items)
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (function,))

@@ -132,7 +132,7 @@ def _make(config: Config, job: ShardJob, workers: int, progress: bool) -> dict[s
     bar = tqdm(total=len(numbers), initial=len(finished), unit="shard", desc=str(out), disable=not progress)
     done = how_far(lambda: f"{len(finished)} of {len(numbers)} shards are made; the same command makes the others")
     try:
-        with done, bar, closing(in_order(partial(write_shard, job), missing, workers)) as written:
+        with done, bar, closing(in_order(partial(write_shard, job), missing, workers if workers > 1 else 0)) as written:
             for number, shard in zip(missing, written, strict=True):
                 finished[number] = shard
                 bar.update()

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -162,6 +162,7 @@ def _draw_all(folder: Path, request: Request, workers: int | None, progress: boo
         style=request.get("style", "day"),
     )
     images = request["images"]
-    drawn = in_order(draw, range(images), min(workers or os.cpu_count() or 1, images))
+    workers = min(workers or os.cpu_count() or 1, images)
+    drawn = in_order(draw, range(images), workers if workers > 1 else 0)
     with closing(drawn):
         yield from tqdm(drawn, total=images, unit="image", desc="scenes", disable=not progress)

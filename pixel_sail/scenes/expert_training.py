@@ -10,14 +10,13 @@ One process, plain torch. All randomness is a function of seed and step: 2 + 2 s
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import closing
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -25,60 +24,80 @@ from transformers import (
     ResNetConfig,
 )
 
-from pixel_sail.config import ConfigError
-from pixel_sail.durable import append_json_line, fingerprint, replaced_file, replaced_folder, write_json
+from pixel_sail.durable import remove_leftovers, replaced_folder, rust_errors, write_json
+from pixel_sail.errors import UserError
 from pixel_sail.folders.load import load_network, load_processor
-from pixel_sail.scenes.expert_config import ExpertTraining, changes
+from pixel_sail.interrupts import Stopped, finish_first, how_far
+from pixel_sail.locks import locked
+from pixel_sail.scenes.expert_config import ExpertTraining
 from pixel_sail.scenes.expert_data import PanopticImages, Target, batch_order
 from pixel_sail.scenes.expert_quality import score
-from pixel_sail.train.log import forget_after, format_seconds
+from pixel_sail.scenes.expert_run import EXPERT, QUALITY, RunFolder, stage_lr
 from pixel_sail.train.muon import MuonAdamW, is_matrix
-from pixel_sail.train.optim import lr_at
 from pixel_sail.types import IGNORE_LABEL
-
-QUALITY = "quality.json"  # of the finished expert; written last
+from pixel_sail.workers import in_order
+from pixel_sail.writable import check_writable, writing_into
 
 
 def train_expert(config: ExpertTraining) -> dict[str, float]:
     """Train, or resume from `config.dir/checkpoint.pt`; return the held-out quality.
 
     Raises ConfigError for a checkpoint of another config or of other data, DatasetError and BadSample for unusable
-    data, FloatingPointError for a loss that is not finite.
+    data, FileError for a damaged checkpoint or a folder that cannot be written, UserError for a loss that is not
+    finite, Busy if another process trains in the folder. A signal ends it after a step, which is saved.
     """
     images = PanopticImages(config.root, "train", config.size_px)
     held_out = PanopticImages(config.root, "val", config.size_px)
     for problem in [*images.problems, *held_out.problems]:
         print(problem)
-    config.dir.mkdir(parents=True, exist_ok=True)
+    check_writable(config.dir)
+    with locked(config.dir / ".lock", f"the folder {config.dir}"), writing_into(config.dir):
+        remove_leftovers(config.dir)
+        return _train(config, images, held_out)
+
+
+def _train(config: ExpertTraining, images: PanopticImages, held_out: PanopticImages) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     learner = Learner(config, images.classes).to(device).train()
     optimizer = MuonAdamW(_groups(learner, config), betas=(0.9, 0.98))
     run = RunFolder(config, images, learner, optimizer)
-    first = run.resume()
-    if first == config.steps and (config.dir / QUALITY).exists():
-        print(f"{config.dir} is finished: {first} steps")
-        return json.loads((config.dir / QUALITY).read_text())["quality"]
+    run.resume()
+    if run.step == config.steps and (values := run.finished_quality()) is not None:
+        print(f"{config.dir} is finished: {run.step} steps")
+        return values
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-    print(f"{parameters / 1e6:.1f} M parameters, {len(images)} images, step {first} of {config.steps}")
-    batches = DataLoader(
-        images,
-        batch_sampler=batch_order(len(images), config.batch_size, config.seed, first, config.steps, config.flip),
-        num_workers=config.workers,
-        collate_fn=list,
-    )
-    started, losses = time.perf_counter(), []
-    for step, batch in enumerate(batches, start=first):
-        losses.append(_step(learner, optimizer, batch, config, step))
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            run.log_step(done, losses, (time.perf_counter() - started) / (done - first))
-            losses = []
-        if done % config.evaluate_every == 0 and done < config.steps:
-            run.log_quality(done, quality(learner, held_out, done, config.evaluate_images))
-        if done % config.save_every == 0 or done == config.steps:
-            run.save(done)
-    return _finish(config, learner, held_out)
+    print(f"{parameters / 1e6:.1f} M parameters, {len(images)} images, step {run.step} of {config.steps}")
+    with how_far(lambda: f"at step {run.step} of {config.steps}; the same command goes on"):
+        _train_steps(config, images, held_out, learner, optimizer, run)
+        return _finish(config, learner, held_out)
+
+
+def _train_steps(
+    config: ExpertTraining,
+    images: PanopticImages,
+    held_out: PanopticImages,
+    learner: Learner,
+    optimizer: MuonAdamW,
+    run: RunFolder,
+) -> None:
+    """From the step of `run` to the last, which is saved. Raises Stopped after a step, which is saved."""
+    first, started, losses = run.step, time.perf_counter(), []
+    order = batch_order(len(images), config.batch_size, config.seed, first, config.steps, config.flip)
+    batches = in_order(lambda batch: [images[item] for item in batch], order, config.workers, ahead=2)
+    with finish_first("this step") as stop, closing(batches):
+        for step, batch in enumerate(batches, start=first):
+            losses.append(_step(learner, optimizer, batch, config, step))
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                run.log_step(done, losses, (time.perf_counter() - started) / (done - first))
+                losses = []
+            if done % config.save_every == 0 or done == config.steps or stop.number:
+                run.save(done)
+            if done % config.evaluate_every == 0 and done < config.steps:
+                run.log_quality(done, quality(learner, held_out, done, config.evaluate_images))
+            if stop.number:
+                raise Stopped(stop.number)
 
 
 def build_model(config: ExpertTraining, classes: tuple[str, ...]) -> Mask2FormerForUniversalSegmentation:
@@ -173,55 +192,6 @@ def build_processor(config: ExpertTraining) -> Mask2FormerImageProcessor:
     return Mask2FormerImageProcessor(size={"height": config.size_px, "width": config.size_px})
 
 
-class RunFolder:
-    """The run folder: checkpoint and log, and resuming from them."""
-
-    def __init__(self, config: ExpertTraining, images: PanopticImages, model: nn.Module, optimizer: MuonAdamW):
-        self.config, self.model, self.optimizer = config, model, optimizer
-        self.path, self.log = config.dir / "checkpoint.pt", config.dir / "log.jsonl"
-        keys = "\n".join(image.key for image in images.images)
-        self.data = fingerprint([keys.encode()])
-
-    def resume(self) -> int:
-        """Load the checkpoint if there is one; return the steps done. ConfigError for another config or other data."""
-        if not self.path.exists():
-            return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        changed = changes(state["config"], self.config)
-        if state["data"] != self.data:
-            changed.append("the data changed (the training images have other keys)")
-        if changed:
-            raise ConfigError(f"cannot resume from {self.path}: {'; '.join(changed)}. Choose another dir to start anew")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        forget_after(self.log, state["step"])
-        return state["step"]
-
-    def save(self, step: int) -> None:
-        state = {"step": step, "config": self.config.model_dump(mode="json"), "data": self.data}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        with replaced_file(self.path, "wb") as file:
-            torch.save(state, file)
-
-    def log_step(self, step: int, losses: list[float], step_s: float) -> None:
-        config = self.config
-        loss, lr = float(np.mean(losses)), stage_lr(step - 1, config)
-        append_json_line(self.log, {"step": step, "loss": loss, "lr": lr, "step_ms": 1e3 * step_s})
-        eta = format_seconds((config.steps - step) * step_s)
-        print(
-            f"step {step}/{config.steps}  loss {loss:.3f}  lr {lr:.1e}  step {1e3 * step_s:.0f} ms  ETA {eta}",
-            flush=True,
-        )
-
-    def log_quality(self, step: int, values: dict[str, float]) -> None:
-        append_json_line(self.log, {"step": step, "quality": values})
-        print(f"step {step}/{self.config.steps}  {quality_line(values)}", flush=True)
-
-
-def quality_line(values: dict[str, float]) -> str:
-    return "held out:  " + "  ".join(f"{name} {value:.1f}" for name, value in values.items())
-
-
 def _groups(model: nn.Module, config: ExpertTraining) -> list[dict]:
     """Parameter groups: matrices and kernels get Muon and weight decay; norms, biases and embeddings get neither."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
@@ -236,20 +206,15 @@ def _groups(model: nn.Module, config: ExpertTraining) -> list[dict]:
     ]
 
 
-def stage_lr(step: int, config: ExpertTraining) -> float:
-    """Learning rate of a step: each of the two stages has its own warm-up and cosine."""
-    if step < config.feature_steps:
-        return lr_at(step, config.feature_steps, config.feature_lr, config.warmup_fraction)
-    step, steps = step - config.feature_steps, config.steps - config.feature_steps
-    return lr_at(step, steps, config.lr, config.warmup_fraction)
-
-
 def _step(learner: Learner, optimizer: MuonAdamW, batch: list[Target], config: ExpertTraining, step: int) -> float:
     # The loss draws random points: seeded here, they are a function of seed and step.
     torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
     loss = learner(batch, features_only=step < config.feature_steps)
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}")
+        raise UserError(
+            f"the loss of step {step + 1} is {loss.item()}: give a lower lr or feature_lr and another dir, or repeat "
+            "the command to go on from the last checkpoint"
+        )
     for group in optimizer.param_groups:
         group["lr"] = stage_lr(step, config)
     optimizer.zero_grad(set_to_none=True)
@@ -275,8 +240,8 @@ def quality(learner: Learner, held_out: PanopticImages, step: int, count: int | 
 
 def _finish(config: ExpertTraining, learner: Learner, held_out: PanopticImages) -> dict[str, float]:
     """Write the expert, load it again, and score the loaded one."""
-    final = config.dir / "expert"
-    with replaced_folder(final) as partial:
+    final = config.dir / EXPERT
+    with replaced_folder(final) as partial, rust_errors(partial):
         learner.model.save_pretrained(partial)
         learner.processor.save_pretrained(partial)
     model = load_network(Mask2FormerForUniversalSegmentation, final, torch.float32)
