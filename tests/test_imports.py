@@ -36,7 +36,7 @@ LAYERS = (
     ("train",),
     ("bench",),
     ("scenes", "studies"),  # which never import each other; only tools import them
-    ("command",),  # what tools are made of
+    ("arguments", "command"),  # what tools are made of
 )
 LAZY = {"serve.predictor", "model.pixel_sail"}  # what `import pixel_sail` offers, imported at first use
 

@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 
 from pixel_sail.command import tool
+from pixel_sail.interrupts import Stopped
 from pixel_sail.studies.ablation.plan import Plan, Run, load_plan
 from pixel_sail.studies.ablation.plots import write_plots
 from pixel_sail.studies.ablation.runs import RunFailed, execute, finished_scores
 from pixel_sail.studies.ablation.table import markdown, results_of, write_results
 from pixel_sail.studies.plotting import why_no_plots
+from pixel_sail.writable import check_writable
 
 
 @tool
@@ -34,6 +36,7 @@ def main() -> None:
     plan = load_plan(arguments.config)
     for run in plan.runs:
         run.check_same()  # before hours are spent, and before a table mixes two configs
+    check_writable(plan.config.dir)
     if not arguments.table:
         run_all(load_plan(arguments.config, arguments.only), plan)
     print(write(plan))
@@ -47,8 +50,14 @@ def run_all(chosen: Plan, plan: Plan) -> None:
     todo = [run for run in chosen.runs if finished_scores(run, plan.config) is None]
     print(f"{plan.config.dir}: {len(chosen.runs) - len(todo)} of {len(chosen.runs)} runs are finished", flush=True)
     failures: list[str] = []
-    for wait in (False, True):
-        todo = [run for run in todo if not attempt(run, plan, wait, failures)]
+    try:
+        for wait in (False, True):
+            todo = [run for run in todo if not attempt(run, plan, wait, failures)]
+    except Stopped as stopped:
+        done = sum(finished_scores(run, plan.config) is not None for run in chosen.runs)
+        inside = f"{stopped}; " if str(stopped) else ""
+        message = f"{inside}{done} of {len(chosen.runs)} runs are finished; the same command goes on"
+        raise Stopped(stopped.number, message) from None
     if failures:
         raise RunFailed(f"{len(failures)} runs failed; repeat the command to try them again.\n" + "\n".join(failures))
 

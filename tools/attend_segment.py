@@ -21,24 +21,32 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.command import tool
-from pixel_sail.config import ConfigError
-from pixel_sail.data.errors import DatasetError
+from pixel_sail.arguments import whole
 from pixel_sail.devices import choose_device
 from pixel_sail.evaluate import runner
-from pixel_sail.evaluate.pixfoundation.benchmark import KINDS
+from pixel_sail.evaluate.pixfoundation.benchmark import KINDS, PixBenchmark
+from pixel_sail.locks import locked
 from pixel_sail.studies.attend_segment import baseline, phrases, segmenters, select
 from pixel_sail.studies.attend_segment.adapters import FAMILIES, open_adapter
-from pixel_sail.types import BadSample
+from pixel_sail.writable import check_writable, writing_into
+
+MAX_NEW_TOKENS = 2**16
 
 
 @tool
 def main() -> None:
     arguments = _parse()
     choose_device(arguments.device)
-    try:
-        results = _run(arguments)
-    except (BadSample, DatasetError, ConfigError, FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    chunker = phrases.open_chunker()  # first: without spaCy nothing else needs to be loaded
+    benchmark = runner.open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
+    if benchmark.problems:
+        print(f"{len(benchmark.problems)} rows of {benchmark.name} are left out, the first: {benchmark.problems[0]}")
+    check_writable(arguments.out)
+    with locked(arguments.out / ".lock", f"the folder {arguments.out}"), writing_into(arguments.out):
+        _write(_run(arguments, chunker, benchmark), arguments)
+
+
+def _write(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
     print(runner.table(results))
     print(f"definitions (docs/benchmarks.md):\n{runner.definitions_text({arguments.benchmark: results['oracle']})}")
     defined = {name: runner.definitions({arguments.benchmark: scores}) for name, scores in results.items()}
@@ -46,11 +54,7 @@ def main() -> None:
     print(f"written: {runner.write_metrics(arguments.out, Path(arguments.model), results, definitions)}")
 
 
-def _run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    chunker = phrases.open_chunker()  # first: without spaCy nothing else needs to be loaded
-    benchmark = runner.open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)
-    if benchmark.problems:
-        print(f"{len(benchmark.problems)} rows of {benchmark.name} are left out, the first: {benchmark.problems[0]}")
+def _run(arguments: argparse.Namespace, chunker: phrases.Chunker, benchmark: PixBenchmark) -> dict[str, dict[str, Any]]:
     adapter = open_adapter(arguments.model, arguments.family, arguments.device, arguments.precision)
     parts = baseline.Baseline(
         adapter,
@@ -81,9 +85,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--benchmark", default=KINDS[0], choices=KINDS)
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--max-images", type=int, help="only the first N images")
+    parser.add_argument("--max-images", type=whole(1), help="only the first N images")
     parser.add_argument("--prompt", default=baseline.PROMPT, help=f"may contain {', '.join(baseline.FIELDS)}")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=whole(1, MAX_NEW_TOKENS), default=256)
     parser.add_argument(
         "--select", default="words", choices=("words", "model"), help="automatic choice: by words, or ask the model"
     )

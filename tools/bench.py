@@ -12,15 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pixel_sail.command import tool
+from pixel_sail.arguments import whole
 from pixel_sail.bench.distill import measure_distill
 from pixel_sail.bench.step import PRESETS, measure
 from pixel_sail.bench.throughput import measure_data, measure_score, measure_shards
 from pixel_sail.config import load_config
 from pixel_sail.devices import choose_device
+from pixel_sail.interrupts import how_far
+
+MAX_THREADS = 1024
 
 
 @tool
@@ -29,44 +34,48 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="forward and backward of one step")
     step.add_argument("--preset", choices=PRESETS, default="research-512")
-    step.add_argument("--mask-stride", type=int, default=4)
+    step.add_argument("--mask-stride", type=whole(1), default=4)
     step.add_argument(
         "--head", choices=("tapered", "constant"), default="tapered", help="channel widths of our mask head"
     )
     step.add_argument("--reference", action="store_true", help="also measure the plain implementation, interleaved")
-    step.add_argument("--repeats", type=int, default=5)
-    step.add_argument("--threads", type=int, default=2)
+    step.add_argument("--repeats", type=whole(1), default=5)
+    step.add_argument("--threads", type=whole(1, MAX_THREADS), default=2)
     step.add_argument("--device", default="cpu")
     step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     data = commands.add_parser("data", help="samples per second through encode and pack")
     data.add_argument("config")
     data.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    data.add_argument("--samples", type=int, default=200)
+    data.add_argument("--samples", type=whole(1), default=200)
     data.add_argument("--shards", type=Path, help="also the same samples from this folder, interleaved")
     distill = commands.add_parser("distill", help="a training step without experts, with cached and online ones")
     distill.add_argument("config")
     distill.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    distill.add_argument("--steps", type=int, default=8)
+    distill.add_argument("--steps", type=whole(1), default=8)
     score = commands.add_parser("score", help="expressions per second with and without sharing the image")
     score.add_argument("checkpoint", type=Path)
     score.add_argument("--data-root", type=Path, required=True)
     score.add_argument("--benchmark", default="refcoco:val")
-    score.add_argument("--images", type=int, default=20)
+    score.add_argument("--images", type=whole(1), default=20)
     a = parser.parse_args()
+    with how_far(lambda: "nothing is kept of a measurement; the same command starts it again"):
+        print(json.dumps(_measure(a)))
+
+
+def _measure(a: argparse.Namespace) -> dict[str, Any]:
     if a.command == "step":
         choose_device(a.device)
         torch.set_num_threads(a.threads)
         dtype = getattr(torch, a.dtype)
-        result = measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype)
+        return measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype)
     elif a.command == "data" and a.shards is not None:
-        result = measure_shards(load_config(a.config, a.overrides), a.shards, a.samples)
+        return measure_shards(load_config(a.config, a.overrides), a.shards, a.samples)
     elif a.command == "data":
-        result = measure_data(load_config(a.config, a.overrides), a.samples)
+        return measure_data(load_config(a.config, a.overrides), a.samples)
     elif a.command == "distill":
-        result = measure_distill(load_config(a.config, a.overrides), a.steps)
+        return measure_distill(load_config(a.config, a.overrides), a.steps)
     else:
-        result = measure_score(a.checkpoint, a.data_root, a.benchmark, a.images)
-    print(json.dumps(result))
+        return measure_score(a.checkpoint, a.data_root, a.benchmark, a.images)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from pixel_sail.command import tool
+from pixel_sail.arguments import whole
 from pixel_sail.config import load_config
 from pixel_sail.devices import choose_device
 from pixel_sail.experts.fill_cache import cache_experts, finish_cache
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--expert", action="append", required=True, help="its name in the config; may be repeated")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; else this process's GPU, or the CPU")
     parser.add_argument("--shard", type=_shard, help="I/N: only share I (counted from 0) of N of the images")
-    parser.add_argument("--batch", type=int, default=8, help="images per forward pass of the expert")
+    parser.add_argument("--batch", type=whole(1), default=8, help="images per forward pass of the expert")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     a = parser.parse_args()
     chosen = None if a.device is None else choose_device(a.device)

@@ -12,17 +12,19 @@ emergence_<concept>.png with examples. docs/pixfoundation.md explains them.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 from pixel_sail.command import tool
+from pixel_sail.arguments import whole
 from pixel_sail.config import REPOSITORY
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
 from pixel_sail.studies.attend_segment.phrases import require_spacy_model
 from pixel_sail.studies.emergence.best_phrase import read_answers, summarize, table, write_results
 from pixel_sail.studies.emergence.figures import write_examples, write_histograms
 from pixel_sail.studies.plotting import why_no_plots
+from pixel_sail.studies.tool_process import run_tool
+from pixel_sail.writable import check_writable
 
 READERS = {pixmmvp.KIND: pixmmvp.read_objects, pixcvbench.KIND: pixcvbench.read_objects}
 
@@ -30,6 +32,7 @@ READERS = {pixmmvp.KIND: pixmmvp.read_objects, pixcvbench.KIND: pixcvbench.read_
 @tool
 def main() -> None:
     arguments = _parse()
+    check_writable(arguments.out)
     objects = {target.index: target for target in READERS[arguments.benchmark](arguments.data_root)}
     answers = read_answers(arguments.phrases or _attend(arguments), objects)
     results = summarize(answers, objects)
@@ -54,7 +57,7 @@ def _attend(arguments: argparse.Namespace) -> Path:
         value = getattr(arguments, option)
         if value is not None:
             command += [f"--{option.replace('_', '-')}", str(value)]
-    status = subprocess.run(command).returncode
+    status = run_tool(command)
     if status:
         raise SystemExit(status)
     return out / "phrases.jsonl"
@@ -67,8 +70,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--benchmark", choices=tuple(READERS), default=pixmmvp.KIND)
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--examples", type=int, default=8, metavar="N", help="images of each concept")
-    parser.add_argument("--max-images", type=int, help="only the first N images; with a MODEL")
+    parser.add_argument("--examples", type=whole(0), default=8, metavar="N", help="images of each concept")
+    parser.add_argument("--max-images", type=whole(1), help="only the first N images; with a MODEL")
     parser.add_argument("--family", default="auto", help="of tools/attend_segment.py")
     parser.add_argument("--segmenter", help="of tools/attend_segment.py; pixel_sail:MODEL by default")
     parser.add_argument("--prompt", help="of tools/attend_segment.py: what the model is asked; with a MODEL")

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.command import tool
 from pixel_sail.architecture import Architecture
+from pixel_sail.arguments import whole
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry, load_config
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.image import MEAN, STD
@@ -39,6 +40,7 @@ from pixel_sail.weights.files import check_writable
 from pixel_sail.weights.start import model_folder, with_start
 
 SOURCE_ARCHITECTURE = Architecture(patch_size=16, max_side_px=640)  # with --source: most images in nearly full size
+MAX_COUNT = 1000  # samples in one image
 TOKENIZER_SAMPLES = 200  # that train the tokenizer of a config from scratch
 
 
@@ -152,7 +154,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--split", default="train")
     parser.add_argument("--root", type=Path, help="data root, for --source")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--count", type=int, default=8, help="number of samples")
+    parser.add_argument("--count", type=whole(1, MAX_COUNT), default=8, help="number of samples")
     arguments = parser.parse_args()
     if (arguments.config is None) == (arguments.source is None):
         parser.error("give either a CONFIG or --source NAME")

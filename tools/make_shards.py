@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 
 from pixel_sail.command import tool
+from pixel_sail.arguments import whole
 from pixel_sail.config import load_config
 from pixel_sail.data.verify_shards import verify_shards
-from pixel_sail.data.write_shards import make_shards
+from pixel_sail.data.write_shards import MAX_SAMPLES, make_shards
 from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.experts.features import cached_features
+from pixel_sail.interrupts import how_far
 from pixel_sail.weights.start import with_start
+from pixel_sail.workers import MAX_WORKERS
 
 
 @tool
@@ -26,9 +29,11 @@ def main() -> None:
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/; its data.mixture and run.seed are drawn")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--samples", type=int, help="number of samples, from the start of the stream")
-    parser.add_argument("--samples-per-shard", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; all cores by default")
+    parser.add_argument("--samples", type=whole(1, MAX_SAMPLES), help="number of samples, from the start of the stream")
+    parser.add_argument("--samples-per-shard", type=whole(1, MAX_SAMPLES), default=1000)
+    parser.add_argument(
+        "--workers", type=whole(1, MAX_WORKERS), default=os.cpu_count(), help="processes; all cores by default"
+    )
     parser.add_argument("--verify", action="store_true", help="recompute the checksums of --out")
     args = parser.parse_intermixed_args()
     if args.verify:
@@ -52,7 +57,8 @@ def main() -> None:
 
 
 def _verify(out: Path) -> None:
-    problems = verify_shards(out, progress=True)
+    with how_far(lambda: "the shards are not verified; the same command starts again"):
+        problems = verify_shards(out, progress=True)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         sys.exit(f"{out}: {len(problems)} problems; delete the damaged files and make the shards again:\n{listed}")

@@ -9,17 +9,22 @@ from pathlib import Path
 
 from pixel_sail.command import tool
 from pixel_sail import scenes
+from pixel_sail.arguments import whole
 from pixel_sail.data import check
+from pixel_sail.interrupts import how_far
+from pixel_sail.workers import MAX_WORKERS
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("scenes", help="draw the embedded dataset, in the formats of the real datasets")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--images", type=int, required=True, help="number of images")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--long-side", type=int, default=192, help="longer side of the images in pixels")
+    parser.add_argument("--images", type=whole(1), required=True, help="number of images")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument(
+        "--long-side", type=whole(*scenes.LONG_SIDES_PX), default=192, help="longer side of the images in pixels"
+    )
     parser.add_argument("--style", choices=scenes.STYLES, default="day", help="night: a second domain")
-    parser.add_argument("--workers", type=int, default=None, help="processes; by default one a core")
+    parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=None, help="processes; by default one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
     parser.set_defaults(run=_scenes)
 
@@ -46,8 +51,10 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--root", type=Path, required=True, help="data root, as data.root of a config")
     parser.add_argument("--source", action="append", choices=check.CHECKED, help="only this one; may be repeated")
     parser.add_argument("--split", action="append", help="with --source: instead of its published splits")
-    parser.add_argument("--decode", type=int, default=3, metavar="N", help="samples to decode per split")
-    parser.add_argument("--problems", type=int, default=20, metavar="N", help="unusable annotations listed per split")
+    parser.add_argument("--decode", type=whole(0), default=3, metavar="N", help="samples to decode per split")
+    parser.add_argument(
+        "--problems", type=whole(0), default=20, metavar="N", help="unusable annotations listed per split"
+    )
     parser.set_defaults(run=_check)
 
 
@@ -57,10 +64,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.split and not args.source:
         raise SystemExit("error: --split needs --source")
     broken = there = 0
-    for finding in check.check_root(args.root, args.decode, args.source, args.split):
-        broken += bool(finding.errors)
-        there += not finding.missing
-        print("\n".join(check.report(finding, args.problems)), flush=True)
+    done = 0
+    with how_far(lambda: f"{done} sources were checked; the same command checks all of them again"):
+        for finding in check.check_root(args.root, args.decode, args.source, args.split):
+            broken += bool(finding.errors)
+            there += not finding.missing
+            done += 1
+            print("\n".join(check.report(finding, args.problems)), flush=True)
     if broken:
         raise SystemExit(f"error: {broken} of them cannot be used as they are")
     if args.source and not there:

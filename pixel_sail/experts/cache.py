@@ -240,7 +240,7 @@ def _locked_part(index: Path) -> Iterator[None]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a cache. Raises DatasetError if it is missing, damaged or of another version."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not os.path.lexists(path):
         raise DatasetError(
             f"no features of an expert at {folder} ({MANIFEST} is missing); make them: "
             "tools/cache_expert.py CONFIG --expert NAME"
@@ -314,7 +314,7 @@ def _records(path: Path, width: int) -> np.ndarray:
 
 
 def _size(features: Path) -> int:
-    return check_regular(features, max_bytes=MAX_FEATURE_BYTES) if features.exists() else 0
+    return check_regular(features, max_bytes=MAX_FEATURE_BYTES) if os.path.lexists(features) else 0
 
 
 def _unique(folder: Path, width: int) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ Read `types.py` first: the nouns. Then, in the order in which an image comes to 
 `expert_*.py` train a small Mask2Former on panoptic annotations, an expert to distil from (tools/train_expert.py).
 """
 
-from pixel_sail.scenes.dataset import generate, stored_request
+from pixel_sail.scenes.dataset import LONG_SIDES_PX, generate, stored_request
 from pixel_sail.scenes.render import STYLES
 
-__all__ = ["STYLES", "generate", "stored_request"]
+__all__ = ["LONG_SIDES_PX", "STYLES", "generate", "stored_request"]

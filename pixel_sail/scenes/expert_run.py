@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from typing import Any
 
@@ -40,7 +41,7 @@ class RunFolder:
 
         Raises ConfigError for one of another config or of other data, FileError for a damaged one.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
         state = self._read()
         changed = changes(state["config"], self.config)

@@ -431,3 +431,52 @@ def test_without_spacy_the_tool_stops_before_any_work(tmp_path: Path, monkeypatc
     with pytest.raises(SystemExit, match=r"^error: noun phrases need spaCy and an English model of it: pip install"):
         call_main(monkeypatch, tool, nowhere, "--segmenter", "sam:x", "--data-root", nowhere, "--out", nowhere)
     assert not nowhere.exists()
+
+
+def test_records_that_no_call_of_ours_wrote(tmp_path: Path) -> None:
+    """Of an edited phrases.jsonl: the file is named, and no mask is decoded that is not whole."""
+    mask = {"size": [4, 4], "counts": "0`0"}
+    phrase = {"text": "a dog", "tokens": [0, 1], "point_xy": [1.0, 1.0], "masks": [mask], "scores": [1.0]}
+    record = {
+        "index": 1,
+        "image": "x",
+        "prompt": "p",
+        "output": "o",
+        "tokens": 1,
+        "phrases": [phrase],
+        "answers": ["a"],
+    }
+    record |= {"automatic": mask, "undecided": False}
+    path = tmp_path / "phrases.jsonl"
+    (tmp_path / "phrases.manifest.json").write_text('{"model": 1}')
+    for lines in (
+        [record | {"phrases": [phrase | {"scores": []}]}],
+        [record | {"phrases": [phrase | {"scores": [float("nan")]}]}],
+        [record | {"phrases": [phrase | {"masks": ["x"]}]}],
+        [record | {"answers": [3]}],
+        [record | {"automatic": "x"}],
+        [record | {"undecided": None}],
+        [{"index": 1}],
+        [3],
+        [record, record],
+    ):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with pytest.raises(
+            DatasetError, match=r"phrases\.jsonl has a line that is not a record .*; move the file away"
+        ):
+            baseline._resume(path, {"model": 1})
+    path.write_text(json.dumps(record | {"automatic": {"size": [4, 4], "counts": "5"}}) + "\n")
+    (target,) = [
+        PixObject(
+            index=1,
+            image=Path("x"),
+            question="q",
+            options=(),
+            letter="a",
+            expression="dog",
+            mask_rle=mask,
+            size_hw=(4, 4),
+        )
+    ]
+    with pytest.raises(BadSample, match="image 1: .*the RLE is torn"):
+        baseline.collect([target], None, tmp_path, {"model": 1})

@@ -223,13 +223,13 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
     tool = load_tool("grounding_emergence")
     commands: list[list[str]] = []
 
-    def run(command: list[str]) -> subprocess.CompletedProcess:
+    def run(command: list[str]) -> int:
         commands.append(command[2:])
         (tmp_path / "out/attend").mkdir(parents=True)
         write(tmp_path / "out/attend", line(1))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(tool.subprocess, "run", run)
+    monkeypatch.setattr(tool, "run_tool", run)
     monkeypatch.setattr(tool, "require_spacy_model", lambda: "a model")
     options = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--family", "llava"]
     options += ["--segmenter", "sam:s", "--prompt", "What?", "--max-images", "2"]
@@ -245,7 +245,7 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
         "--max-images": "2",
         "--prompt": "What?",
     }
-    monkeypatch.setattr(tool.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 3))
+    monkeypatch.setattr(tool, "run_tool", lambda command: 3)
     with pytest.raises(SystemExit) as stopped:
         call_main(monkeypatch, tool, "m", *options)
     assert stopped.value.code == 3

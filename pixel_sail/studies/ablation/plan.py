@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from pixel_sail import durable
 from pixel_sail.config import Config, ConfigError, Section, load_config, save_config
+from pixel_sail.files import read_text
 
 # Keys that may change between two calls. With any other change it is another run.
 FREE_KEYS = ("run.dir", "data.workers", "train.save_every", "train.keep_checkpoints")
@@ -29,7 +31,7 @@ class AblationConfig(Section):
     dir: Path  # of all runs, tables and plots
     seeds: list[int] = Field(min_length=1)
     benchmarks: list[str] = Field(min_length=1)  # as tools/test.py names them
-    max_images: int | None = None  # of each benchmark; None: all
+    max_images: int | None = Field(None, ge=1)  # of each benchmark; None: all
     changes: dict[str, Any] = {}  # dotted key -> value, for every variant
     variants_add_up: bool = True  # a variant also has the changes of all variants before it; False: only its own
     variants: list[Variant] = Field(min_length=1)
@@ -62,7 +64,7 @@ class Run:
     def check_same(self) -> None:
         """Raises ConfigError with the differences if the folder has a run of another config, begun or finished."""
         path = self.folder / "config.yaml"
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         before, now = (config.model_dump(mode="json") for config in (load_config(path), self.config))
         changes = durable.differences(before, now, FREE_KEYS.__contains__)
@@ -76,10 +78,7 @@ class Run:
         """Write `config.yaml` at once and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.yaml"
-        partial = durable.partial_of(path)
-        save_config(self.config, partial)
-        durable.sync_path(partial)
-        partial.replace(path)
+        save_config(self.config, path)  # at once
         return path
 
 
@@ -129,12 +128,15 @@ def _run(config: AblationConfig, config_folder: Path, name: str, seed: int) -> R
 
 
 def _read(path: Path) -> AblationConfig:
+    if not os.path.lexists(path):
+        raise ConfigError(f"ablation file {path} does not exist")
+    text = read_text(path, error=ConfigError)
     try:
-        return AblationConfig.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError:
-        raise ConfigError(f"ablation file {path} does not exist") from None
+        return AblationConfig.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not usable YAML: its values are nested too deep") from None
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         known = ", ".join(AblationConfig.model_fields)

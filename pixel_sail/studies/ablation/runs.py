@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import subprocess
+import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +13,12 @@ from typing import Any
 
 from pixel_sail import durable
 from pixel_sail.config import REPOSITORY
-from pixel_sail.errors import UserError
+from pixel_sail.errors import FileError, UserError
+from pixel_sail.files import read_json, read_text
+from pixel_sail.interrupts import Stopped
 from pixel_sail.studies.ablation.plan import AblationConfig, Run
+from pixel_sail.studies.tool_process import run_tool
+from pixel_sail.writable import writing_into
 
 TAIL_LINES = 15  # of the log, shown when a run fails
 
@@ -24,22 +28,36 @@ class RunFailed(UserError):
 
 
 def finished_scores(run: Run, config: AblationConfig) -> dict[str, dict[str, Any]] | None:
-    """The scores by benchmark; None until the run is scored on all benchmarks of the ablation."""
-    try:
-        scores = json.loads((run.folder / "scores.json").read_text())
-    except FileNotFoundError:
+    """The scores by benchmark; None until the run is scored on all benchmarks of the ablation.
+
+    Raises FileError for a damaged scores.json.
+    """
+    path = run.folder / "scores.json"
+    if not os.path.lexists(path):
         return None
+    scores = read_json(path)
+    if not isinstance(scores, dict) or "max_images" not in scores or not _are_scores(scores.get("benchmarks")):
+        raise FileError(f"{path} is damaged: it has no scores. Delete it, and the next call scores the run again")
     if scores["max_images"] != config.max_images or not set(config.benchmarks) <= set(scores["benchmarks"]):
         return None
     return {name: scores["benchmarks"][name] for name in config.benchmarks}
 
 
+def _are_scores(benchmarks: Any) -> bool:
+    """Whether it is benchmark -> name -> score; the scores that a table may show are finite numbers, or None."""
+    if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):
+        return False
+    numbers = [value for scores in benchmarks.values() for value in scores.values() if isinstance(value, float)]
+    return all(math.isfinite(value) for value in numbers)
+
+
 def execute(run: Run, config: AblationConfig, wait: bool) -> bool:
     """Do the remaining work of a run. Returns False at once if another process works on it and `wait` is false.
 
-    Raises ConfigError for a folder of another config, RunFailed if a tool fails.
+    Raises ConfigError for a folder of another config, RunFailed if a tool fails, Stopped with its last line when a
+    signal has ended it.
     """
-    with _locked(run.folder / "lock", wait) as lock:
+    with writing_into(run.folder), _locked(run.folder / "lock", wait) as lock:
         if lock is None:
             return False
         run.check_same()
@@ -60,7 +78,10 @@ def _score(export: Path, run: Run, config: AblationConfig, lock: int) -> None:
     limit = [] if config.max_images is None else ["--max-images", config.max_images]
     root = run.config.data.root
     _call(["test.py", export, *names, "--data-root", root, "--out", out, *limit], run, lock)
-    scores = json.loads((out / "metrics.json").read_text())["benchmarks"]
+    metrics = read_json(out / "metrics.json")
+    scores = metrics.get("benchmarks") if isinstance(metrics, dict) else None
+    if not _are_scores(scores) or not set(config.benchmarks) <= set(scores):
+        raise RunFailed(f"{run.name}: {out / 'metrics.json'} does not have all scores; see {run.folder / 'log.txt'}")
     durable.write_json(run.folder / "scores.json", {"max_images": config.max_images, "benchmarks": scores})
 
 
@@ -85,10 +106,17 @@ def _call(tool: list[Any], run: Run, *locks: int) -> None:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         # The tool inherits the locks: if this process is killed, the tool continues and the run stays locked.
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=locks)
-    if done.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise RunFailed(f"{run.name}: tools/{tool[0]} ended with {done.returncode}; the end of {log}:\n{tail}")
+        try:
+            status = run_tool(command, file, locks)
+        except Stopped as stopped:
+            last = _tail(log, 1).removeprefix("stopped").lstrip(": ").removesuffix("; the same command goes on")
+            raise Stopped(stopped.number, f"{run.name}, tools/{tool[0]}: {last}") from None
+    if status:
+        raise RunFailed(f"{run.name}: tools/{tool[0]} ended with {status}; the end of {log}:\n{_tail(log, TAIL_LINES)}")
+
+
+def _tail(log: Path, lines: int) -> str:
+    return "\n".join(read_text(log, fallback="utf-8").splitlines()[-lines:])
 
 
 @contextlib.contextmanager

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
 from pixel_sail import durable
+from pixel_sail.errors import FileError
 from pixel_sail.evaluate.pixfoundation.failures import CELLS
-from pixel_sail.studies.ablation.plan import Plan
+from pixel_sail.files import read_json
+from pixel_sail.studies.ablation.plan import Plan, Run
 from pixel_sail.studies.ablation.runs import finished_scores
+from pixel_sail.weights.run_folder import complete_checkpoints, read_state
 
 # Scores in the table by kind of benchmark (evaluate/runner.py), in this order. For each of them, higher is better. The
 # scores.json of a run has all scores.
@@ -66,6 +69,7 @@ class Results:
     steps: tuple[Step, ...]
     unfinished: tuple[str, ...]  # names of runs
     commits: tuple[str, ...]  # of the code that trained the runs; with several, rows are hard to compare
+    other_data: tuple[str, ...] = ()  # names of runs that were trained after the data had changed
 
 
 def results_of(plan: Plan) -> Results:
@@ -91,6 +95,7 @@ def results_of(plan: Plan) -> Results:
         tuple(_steps(plan, values)),
         tuple(run.name for run, scores in scores_by_run.items() if scores is None),
         tuple(sorted({_commit(run.config.run.dir) for run, scores in scores_by_run.items() if scores is not None})),
+        _changed_data(plan),
     )
 
 
@@ -172,6 +177,7 @@ def markdown(results: Results) -> str:
     notes = [
         f"Seeds {', '.join(map(str, seeds)) or 'none yet'}; code {', '.join(results.commits) or 'unknown'}."
         + (" **Rows were trained by different code.**" if len(results.commits) > 1 else ""),
+        *([f"**The data changed before these runs:** {'; '.join(results.other_data)}."] if results.other_data else []),
         *([f"**Unfinished:** {'; '.join(results.unfinished)}."] if results.unfinished else []),
     ]
     reading = (
@@ -202,8 +208,29 @@ def _step_text(step: Step) -> str:
 
 def _commit(run_dir: Path) -> str:
     """The commit that a run was trained with; with a + if the working tree had changes."""
-    try:
-        environment: dict[str, Any] = json.loads((run_dir / "environment.json").read_text())
-    except FileNotFoundError:
+    path = run_dir / "environment.json"
+    if not os.path.lexists(path):
         return "unknown"
-    return f"{(environment['commit'] or 'unknown')[:7]}{'+' if environment['modified_files'] else ''}"
+    environment = read_json(path)
+    commit = environment.get("commit") if isinstance(environment, dict) else 0
+    if not isinstance(commit, str | None):
+        raise FileError(f"{path} is damaged: it does not name the code of the run. Delete it: the code is then unknown")
+    return f"{(commit or 'unknown')[:7]}{'+' if environment.get('modified_files') else ''}"
+
+
+def _trained_on(plan: Plan) -> Iterator[tuple[Run, str]]:
+    """Of each run that has a checkpoint, the fingerprint of the data that it was trained on."""
+    for run in plan.runs:
+        if checkpoints := complete_checkpoints(run.config.run.dir / "checkpoints"):
+            yield run, durable.fingerprint([json.dumps(read_state(checkpoints[-1]).data).encode()])
+
+
+def _changed_data(plan: Plan) -> tuple[str, ...]:
+    """Names of the runs whose data were others than those of the first run with the same mixture."""
+    first: dict[str, str] = {}
+    changed = []
+    for run, data in _trained_on(plan):
+        mixture = json.dumps([run.config.data.model_dump(mode="json", include={"mixture", "root"})])
+        if first.setdefault(mixture, data) != data:
+            changed.append(run.name)
+    return tuple(changed)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pixel_sail.config import ConfigError
 from pixel_sail.model.attention import NAME as MIXED
 
 _RECORDED = "{}_recorded"  # the name of an attention implementation while it is recorded
@@ -71,7 +72,7 @@ class ImageAttention:
         Raises ValueError if fewer rows were recorded than there are tokens.
         """
         if tokens > len(self._rows):
-            raise ValueError(
+            raise ConfigError(
                 f"{tokens} tokens were generated and attention was recorded for {len(self._rows)}: this model's "
                 "decoder does not go through transformers' attention interface"
             )
@@ -88,14 +89,14 @@ def record_attention(decoder: PreTrainedModel, base: str, recorder: ImageAttenti
     Only modules that read the config of `decoder` are recorded, so a vision tower is left alone. Must not be nested.
     """
     if base not in BASES:
-        raise ValueError(f"attention is recorded with {' or '.join(BASES)}, not with {base!r}")
+        raise ConfigError(f"attention is recorded with {' or '.join(BASES)}, not with {base!r}")
     run, name, before = ALL_ATTENTION_FUNCTIONS[base], _RECORDED.format(base), decoder.config._attn_implementation
 
     def recorded(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
     ) -> tuple[Tensor, None]:
         if settings.get("softcap") is not None or settings.get("s_aux") is not None:
-            raise ValueError(f"{type(module).__name__} caps its scores or has attention sinks, which is not supported")
+            raise ConfigError(f"{type(module).__name__} caps its scores or has attention sinks, which is not supported")
         packed = settings.get("layout") is not None  # our model reads an image in a pass of its own
         recorder.add(module, query, key, attention_mask, settings.get("scaling"), unread=packed)
         return run(module, query, key, value, attention_mask, **settings)

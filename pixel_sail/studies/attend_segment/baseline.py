@@ -11,7 +11,7 @@ In `<out>/`:
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,22 @@ from tqdm import tqdm
 
 from pixel_sail import durable
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.masks import check_rle
+from pixel_sail.errors import FileError
 from pixel_sail.evaluate.benchmark import Line
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.templates import NO_EXPRESSION, vqa_prompts
 from pixel_sail.evaluate.predictions import in_case_order
 from pixel_sail.evaluate.referring import open_image
+from pixel_sail.files import read_json
+from pixel_sail.interrupts import how_far
 from pixel_sail.studies.attend_segment import select
 from pixel_sail.studies.attend_segment.generate import Adapter
 from pixel_sail.studies.attend_segment.phrase_masks import Record, attend_and_segment
 from pixel_sail.studies.attend_segment.phrases import Chunker
 from pixel_sail.studies.attend_segment.segmenters import Segmenter
+from pixel_sail.writable import writing_into
 
 PROMPT = "Describe {expression} in detail."
 FIELDS = ("{expression}", "{question}", "{options}")  # a prompt may contain these
@@ -79,10 +84,16 @@ def collect(cases: Sequence[PixObject], baseline: Baseline, out: Path, made_with
     """
     path = out / "phrases.jsonl"
     records = {record["index"]: record for record in _resume(path, made_with)}
+    for target in cases:
+        if target.index in records:
+            _check_masks(records[target.index], target, f"{path}, image {target.index}")
     todo = [target for target in cases if target.index not in records]
-    for target in tqdm(todo, desc="attend", unit="image"):
-        records[target.index] = baseline.record(target)
-        durable.append_json_line(path, records[target.index])
+    done = how_far(lambda: f"{len(records)} of {len(cases)} images are done; the same command goes on")
+    with done, writing_into(out):
+        for target in tqdm(todo, desc="attend", unit="image"):
+            record = baseline.record(target)
+            durable.append_json_line(path, record)  # torn by a signal, it is not read
+            records[target.index] = record
     return [records[target.index] for target in cases]
 
 
@@ -111,18 +122,51 @@ def _resume(path: Path, made_with: dict[str, Any]) -> list[Record]:
     manifest = path.with_name("phrases.manifest.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        changes = durable.differences(json.loads(manifest.read_text()), made_with)
-    except (FileNotFoundError, ValueError):
+        changes = durable.differences(read_json(manifest), made_with)
+    except FileError:
         changes = [f"{manifest.name} is missing or is not JSON"]
     records: list[Record] = []
     if changes and durable.whole_lines(path):
         print(f"{path} was made with another model or other settings and is replaced: {'; '.join(changes)}")
     elif not changes:
-        try:
-            records = durable.read_json_lines(path)
-            _ = [record["index"] for record in records]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DatasetError(f"{path} has a line that is not a record ({error}); move the file away") from None
+        records = _read_records(path)
     durable.write_json_lines(path, records)
     durable.write_json(manifest, made_with)
     return records
+
+
+def _read_records(path: Path) -> list[Record]:
+    """The lines of phrases.jsonl, each image once. Raises DatasetError for what no call of ours has written."""
+    try:
+        records = durable.read_json_lines(path)
+        indices = [record["index"] for record in records]
+        problem = next((text for record in records if (text := _wrong_in(record))), None)
+    except (ValueError, TypeError, KeyError) as error:
+        problem, indices = str(error), []
+    if problem is None and len(set(indices)) < len(indices):
+        problem = "an image is in it twice"
+    if problem:
+        raise DatasetError(f"{path} has a line that is not a record ({problem}); move the file away")
+    return records
+
+
+def _check_masks(record: Record, target: PixObject, where: str) -> None:
+    masks = [mask for phrase in record["phrases"] for mask in phrase["masks"]]
+    for mask in [*masks, *([] if record["automatic"] is None else [record["automatic"]])]:
+        check_rle(mask, target.size_hw, where)
+
+
+def _wrong_in(record: Record) -> str | None:
+    """What no record has, in words. `_check_masks` looks at the masks."""
+    for phrase in record["phrases"]:
+        masks, scores = phrase["masks"], phrase["scores"]
+        if not isinstance(phrase["text"], str) or not all(isinstance(mask, dict) for mask in masks):
+            return f"a phrase of image {record['index']}"
+        if len(masks) != len(scores) or not all(math.isfinite(score) for score in scores):
+            return f"the scores of image {record['index']}"
+    answers, automatic = record["answers"], record["automatic"]
+    if not isinstance(record["index"], int) or not all(isinstance(answer, str) for answer in answers):
+        return f"the answers of image {record['index']}"
+    if not isinstance(automatic, dict | None) or not isinstance(record["undecided"], bool):
+        return f"the choice of image {record['index']}"
+    return None

@@ -12,6 +12,7 @@ likely to be the best ("chance").
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,8 +106,12 @@ def _answer(line: dict[str, Any], target: PixObject, where: str) -> Answer:
         (first, end), (x, y) = phrase["tokens"], phrase["point_xy"]
         if not 0 <= first < end <= line["tokens"]:
             raise DatasetError(f"{where}: {phrase['text']!r} has tokens {first} to {end} of {line['tokens']}")
+        if not isinstance(phrase["text"], str) or not (math.isfinite(x) and math.isfinite(y)):
+            raise DatasetError(f"{where}: a phrase without a text or a point")
         masks = tuple(check_rle(mask, target.size_hw, where) for mask in phrase["masks"])
         phrases.append(Phrase(phrase["text"], (first, end), (x, y), masks))
+    if not all(isinstance(line[key], str) for key in ("prompt", "output")):
+        raise DatasetError(f"{where}: the prompt and the output must be texts")
     return Answer(line["index"], line["prompt"], line["output"], line["tokens"], tuple(phrases))
 
 

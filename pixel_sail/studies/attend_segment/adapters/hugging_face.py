@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from pixel_sail.config import ConfigError
 from pixel_sail.studies.attend_segment.generate import (
     AttendedAnswer,
     Box,
@@ -53,7 +54,7 @@ class HuggingFaceAdapter(ABC):
         grid_hw = self.grid_hw(inputs)
         if len(positions) != grid_hw[0] * grid_hw[1]:
             grid = f"{grid_hw[0]} x {grid_hw[1]}"
-            raise ValueError(
+            raise ConfigError(
                 f"{self.family}: {len(positions)} image tokens in the sequence for a grid of {grid}; "
                 "the processor does not fit the model, or cuts the image into tiles"
             )
