@@ -27,7 +27,6 @@ bench step --threads 0
 bench data c.yaml --samples 0
 bench distill c.yaml --steps 0
 bench score x --data-root x --images -5
-inspect_data c.yaml --out x --count 0
 """
 
 

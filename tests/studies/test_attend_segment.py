@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from pixel_sail.config import ConfigError
+from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.regions import Points
 from pixel_sail.data.templates import CHOOSE
@@ -39,6 +40,7 @@ from pixel_sail.studies.attend_segment.adapters import HuggingFaceAdapter, open_
 from pixel_sail.studies.attend_segment.baseline import Baseline, collect, fill_prompt, score
 from pixel_sail.studies.attend_segment.generate import AttendedAnswer
 from pixel_sail.studies.attend_segment.segmenters import PixelSailSegmenter, PointMasks, Sam, open_segmenter
+from pixel_sail.types import BadSample
 
 SIZE = (120, 80)
 
