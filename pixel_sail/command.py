@@ -11,7 +11,6 @@ with which Slurm warns before it ends a job (sbatch --signal=USR1@90).
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import signal
@@ -44,19 +43,6 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
                 signal.signal(number, handler)
 
     return run
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """For argparse: a whole number that is not smaller than `least`."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
-        return value
-
-    number.__name__ = "whole number"  # argparse: invalid whole number value: 'x'
-    return number
 
 
 def _end_with(error: BaseException) -> None:

@@ -23,6 +23,7 @@ from pixel_sail.command import tool
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.data.templates import QUESTIONS
+from pixel_sail.durable import rust_errors
 from pixel_sail.folders.weight_files import check_finite
 from pixel_sail.weights.convert.evev2 import plan_evev2
 from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
@@ -31,7 +32,7 @@ from pixel_sail.weights.convert.research import plan_research
 from pixel_sail.weights.convert.sail import plan_sail
 from pixel_sail.weights.convert.solo import plan_solo
 from pixel_sail.weights.convert.streaming import Conversion, write
-from pixel_sail.weights.files import SHARD_BYTES, check_new, new_folder, peak_bytes, saving, shard_gb
+from pixel_sail.weights.files import SHARD_BYTES, check_new, new_folder, peak_bytes, shard_gb
 
 BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -90,7 +91,7 @@ def _write_in_memory(a: argparse.Namespace) -> int:
     model, tokenizer = from_language_model(ModelSection(base=a.source), _architecture(a), a.question)
     model = model.to(DTYPES[a.dtype] or torch.float32)
     check_finite(model.state_dict(), f"{a.source} as {model.dtype}")
-    with new_folder(a.out) as folder, saving(folder):
+    with new_folder(a.out) as folder, rust_errors(folder):
         model.save_pretrained(folder, max_shard_size=int(a.shard_gb * 1e9))
         tokenizer.save_pretrained(folder)
     return model.num_parameters()

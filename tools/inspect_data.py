@@ -36,8 +36,8 @@ from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded, Sample
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
-from pixel_sail.weights.files import check_writable
 from pixel_sail.weights.start import model_folder, with_start
+from pixel_sail.writable import check_writable
 
 SOURCE_ARCHITECTURE = Architecture(patch_size=16, max_side_px=640)  # with --source: most images in nearly full size
 MAX_COUNT = 1000  # samples in one image

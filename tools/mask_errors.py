@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pixel_sail.command import tool, whole_number
+from pixel_sail.command import tool
+from pixel_sail.arguments import whole
 from pixel_sail.evaluate.predictions import in_case_order, read_lines
 from pixel_sail.evaluate.runner import open_benchmark
 from pixel_sail.studies.mask_errors import mask_errors, table
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--benchmark", required=True, help="refcoco, refcoco+ or refcocog, a colon and a split")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument(
-        "--max-images", type=whole_number(1), metavar="N", help="only the first N images, as given to tools/test.py"
+        "--max-images", type=whole(1), metavar="N", help="only the first N images, as given to tools/test.py"
     )
     arguments = parser.parse_args()
     benchmark = open_benchmark(arguments.benchmark, arguments.data_root, arguments.max_images)

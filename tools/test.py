@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.command import tool, whole_number
+from pixel_sail.command import tool
+from pixel_sail.arguments import whole
 from pixel_sail.devices import choose_device
 from pixel_sail.evaluate import perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
@@ -65,18 +66,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions/")
-    parser.add_argument(
-        "--max-images", type=whole_number(1), metavar="N", help="only the first N images of each benchmark"
-    )
+    parser.add_argument("--max-images", type=whole(1), metavar="N", help="only the first N images of each benchmark")
     parser.add_argument(
         "--min-pixels",
-        type=whole_number(0),
+        type=whole(0),
         default=0,
         metavar="N",
         help="gRefCOCO: a prediction below N pixels counts as empty (default 0, as in the paper; later code takes 50)",
     )
     parser.add_argument(
-        "--gallery", type=whole_number(0), default=0, metavar="N", help="also write a page of N cases a benchmark"
+        "--gallery", type=whole(0), default=0, metavar="N", help="also write a page of N cases a benchmark"
     )
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")

@@ -3,7 +3,7 @@
 Each limit is checked before memory is taken, and named in the message. docs/add_a_dataset.md lists them.
 """
 
-MAX_IMAGE_PIXELS = 100_000_000  # of an image, a mask or a label map; 300 MB as RGB
+MAX_IMAGE_PIXELS = 180_000_000  # of an image, a mask or a label map; 540 MB as RGB. Phones take 108 megapixels
 MAX_IMAGE_BYTES = 2**30  # of an image file
 MAX_TEXT_CHARACTERS = 50_000  # of a question or an answer; tokenizing is slow, and no sequence holds more
 MAX_ID_CHARACTERS = 200  # of an id that is a text

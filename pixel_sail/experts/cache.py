@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +21,7 @@ from pixel_sail.folders.load import on_meta
 from pixel_sail.folders.weight_files import SINGLE, Shapes, WeightFiles, check_shapes, is_finite
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail, expected_shapes
+from pixel_sail.writable import check_writable
 
 SHARD_BYTES = 2_000_000_000
 
@@ -40,59 +38,18 @@ def model_shapes(config: PixelSailConfig, folder: Path) -> Shapes:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out`, with checksums, when the block ends well. FileError as `check_new`.
-
-    Everybody whom the umask allows can read its files.
-    """
+    """Yield a temporary folder that becomes `out`, with checksums, when the block ends well. FileError as `check_new`."""
     check_new(out)
     with replaced_folder(out) as partial:
         yield partial
-        open_to_readers(partial)
         write_sums(partial)
-
-
-def open_to_readers(folder: Path) -> None:
-    """Give the files in `folder` the permissions of the umask: safetensors writes them for the owner alone."""
-    os.umask(mask := os.umask(0))
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
 
 
 def check_new(out: Path, needed_bytes: int = 0) -> None:
     """Before the work: raise FileError if `out` is not empty, cannot be made, or would not fit on its disk."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{out} is not empty; give another --out")
-    check_writable(out)
-    free = shutil.disk_usage(_existing(out)).free
-    if needed_bytes > free:
-        raise FileError(
-            f"{out} needs {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there: free some space, or "
-            "give another --out"
-        )
-
-
-def check_writable(out: Path) -> None:
-    """Before the work: raise FileError if nothing can be written into `out`, or into where it will be made."""
-    place = out if out.is_dir() else _existing(out)
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise FileError(f"cannot write to {out}: {error.strerror} ({place}); give another --out") from None
-
-
-def _existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists. Raises FileError if that is no folder."""
-    place = path.absolute()
-    try:
-        while not place.exists():
-            place = place.parent
-    except OSError as error:
-        raise FileError(f"cannot write to {path}: {error.strerror}; give another --out") from None
-    if not place.is_dir():
-        raise FileError(f"cannot write to {path}: {place} is a file; give another --out")
-    return place
+    check_writable(out, needed_bytes)
 
 
 def write_shards(

@@ -127,9 +127,9 @@ def test_images_that_claim_more_pixels_than_may_be(tmp_path, little):
     for sides in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (10_001, 10_000)):
         path.write_bytes(_png(*sides))
         for read in (load_image, lambda path: image_size(path, "k"), lambda path: read_mask_file(path, "k")):
-            with pytest.raises(BadSample, match=r"has more than 100,000,000 pixels; save a smaller copy"):
+            with pytest.raises(BadSample, match=r"has more than 180,000,000 pixels; save a smaller copy"):
                 read(path)
-    with pytest.raises(BadSample, match="100,000,000 pixels"):
+    with pytest.raises(BadSample, match="180,000,000 pixels"):
         load_image(path.read_bytes())
 
 
@@ -189,9 +189,9 @@ def test_a_grey_panoptic_png_is_refused(tmp_path):
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 HUGE = {
-    "an RLE of a huge image": ({"size": [60_000, 60_000], "counts": "PPYo1"}, 60_000, "at most 100,000,000"),
-    "an uncompressed one": ({"size": [60_000, 60_000], "counts": [3_600_000_000]}, 60_000, "at most 100,000,000"),
-    "polygons in it": ([[0, 0, 50_000, 0, 50_000, 50_000]], 60_000, "at most 100,000,000"),
+    "an RLE of a huge image": ({"size": [60_000, 60_000], "counts": "PPYo1"}, 60_000, "at most 180,000,000"),
+    "an uncompressed one": ({"size": [60_000, 60_000], "counts": [3_600_000_000]}, 60_000, "at most 180,000,000"),
+    "polygons in it": ([[0, 0, 50_000, 0, 50_000, 50_000]], 60_000, "at most 180,000,000"),
     "continuation bytes": ({"size": [30, 30], "counts": "o" * 3_000_000}, 30, "the run lengths do not fill"),
     "more of them": ({"size": [30, 30], "counts": "o" * 5_000_000}, 30, "at most .* 4,000,000 characters"),
     "numbers": ({"size": [30, 30], "counts": [0] * 4_000_001}, 30, "at most 4,000,000"),
@@ -219,7 +219,7 @@ def test_sizes_of_annotations_are_limited_before_anything_is_drawn(tmp_path, lit
     entry = {"image_name": "a.jpg", "object_annotations": [{"caption": "A cup.", "segmentation": {}}]}
     entry["object_annotations"][0]["segmentation"] = {"size": [60_000, 60_000], "counts": "PPYo1"}
     write_json(tmp_path / "sam_captions/train.json", [entry])
-    with pytest.raises(UserError, match="at most 100,000,000"):
+    with pytest.raises(UserError, match="at most 180,000,000"):
         draw_sample(open_named(tmp_path, "sam_captions"))
 
 

@@ -262,10 +262,10 @@ def test_a_failure_in_the_second_benchmark_leaves_the_first(dataset: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-images", "0"], "argument --max-images: 0 is below 1"),
-        (["--max-images", "x"], "argument --max-images: invalid whole number value: 'x'"),
-        (["--min-pixels", "-1"], "argument --min-pixels: -1 is below 0"),
-        (["--gallery", "-1"], "argument --gallery: -1 is below 0"),
+        (["--max-images", "0"], "argument --max-images: '0' is not a whole number of at least 1"),
+        (["--max-images", "x"], "argument --max-images: 'x' is not a whole number of at least 1"),
+        (["--min-pixels", "-1"], "argument --min-pixels: '-1' is not a whole number of at least 0"),
+        (["--gallery", "-1"], "argument --gallery: '-1' is not a whole number of at least 0"),
         (["--benchmark", "refcoco:val"], "--benchmark refcoco:val is given more than once"),
     ],
 )
