@@ -33,6 +33,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import area_px, decode_mask, encode_mask
 from pixel_sail.data.regions import Points
 from pixel_sail.data.templates import CHOOSE
+from pixel_sail.errors import FileError
 from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.studies.attend_segment import baseline, phrases, select
@@ -482,3 +483,7 @@ def test_records_that_no_call_of_ours_wrote(tmp_path: Path) -> None:
     ]
     with pytest.raises(BadSample, match="image 1: .*the RLE is torn"):
         baseline.collect([target], None, tmp_path, {"model": 1})
+    (tmp_path / "phrases.manifest.json").write_text('{"mod')
+    with pytest.raises(FileError, match=r"phrases\.manifest\.json is not valid JSON.* move it away with phrases.jsonl"):
+        baseline._resume(path, {"model": 1})
+    assert path.read_text()

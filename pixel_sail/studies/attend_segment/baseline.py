@@ -12,6 +12,7 @@ In `<out>/`:
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +122,10 @@ def _resume(path: Path, made_with: dict[str, Any]) -> list[Record]:
     """The records of an earlier run. Afterwards the file has exactly these lines, and the manifest says `made_with`."""
     manifest = path.with_name("phrases.manifest.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        changes = durable.differences(read_json(manifest), made_with)
-    except FileError:
-        changes = [f"{manifest.name} is missing or is not JSON"]
+    if os.path.lexists(manifest):
+        changes = durable.differences(_read_manifest(manifest), made_with)
+    else:
+        changes = [f"{manifest.name} is missing"]
     records: list[Record] = []
     if changes and durable.whole_lines(path):
         print(f"{path} was made with another model or other settings and is replaced: {'; '.join(changes)}")
@@ -133,6 +134,13 @@ def _resume(path: Path, made_with: dict[str, Any]) -> list[Record]:
     durable.write_json_lines(path, records)
     durable.write_json(manifest, made_with)
     return records
+
+
+def _read_manifest(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except FileError as error:  # the records of days are not thrown away for it
+        raise FileError(f"{error}. Copy it again, or move it away with phrases.jsonl to start anew") from None
 
 
 def _read_records(path: Path) -> list[Record]:
