@@ -111,13 +111,15 @@ def _predict(predictor: Any, benchmark: Benchmark, files: PredictionFiles, todo:
     if world > 1 and (problem or pending.number):
         with contextlib.suppress(OSError):  # on a full disk: then they hear of it at their end
             files.stop.touch()
-    raise_together(problem)
+    try:
+        raise_together(problem)  # here all processes meet
+    finally:
+        if rank == 0:
+            files.stop.unlink(missing_ok=True)
     signals: list[int] = [pending.number]
     if world > 1:
         signals = [0] * world
         dist.all_gather_object(signals, pending.number)
-    if rank == 0:
-        files.stop.unlink(missing_ok=True)
     return [number for number in signals if number]
 
 

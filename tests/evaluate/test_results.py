@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from conftest import free_port
 from PIL import Image
 from test_scoring import MADE_WITH, Answer, Colours, Silent
 from warm import run_tool
@@ -312,3 +316,35 @@ def test_numbers_that_are_not_finite_have_no_answer(dataset: Path, tmp_path: Pat
         parameter.data[3] = float("nan")
     with pytest.raises(UserError, match=rf"refcoco:val, {benchmark.cases[0].image}: .* not finite"):
         runner.run_benchmark(predictor, benchmark, tmp_path, MADE_WITH)
+
+
+class Failing(Colours):
+    def segment(self, image, expressions):
+        raise BadSample("this image is torn")
+
+
+class Slow(Colours):
+    def segment(self, image, expressions):
+        time.sleep(0.3)  # so that the news of the other rank comes between two images
+        return super().segment(image, expressions)
+
+
+def _one_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    dist.init_process_group("gloo")
+    segmenter = Failing() if rank else Slow()
+    try:
+        runner.run_benchmark(segmenter, runner.open_benchmark("refcoco:val", root), out, MADE_WITH)
+    except UserError as error:
+        (out / f"error{rank}").write_text(f"{error.on_all_ranks} {error}")
+    (out / f"calls{rank}").write_text(str(len(segmenter.calls)))
+    dist.destroy_process_group()
+
+
+def test_an_error_of_one_rank_ends_all(dataset: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_rank, args=(2, free_port(), dataset, tmp_path), nprocs=2)
+    for rank in (0, 1):
+        told = (tmp_path / f"error{rank}").read_text()
+        assert told.startswith("True ") and "refcoco:val: this image is torn; the predictions so far are kept" in told
+    assert "rank 1" in (tmp_path / "error0").read_text() and _files(tmp_path)[0] == "refcoco_val.manifest.json"
+    assert not any(name.endswith(".stop") for name in _files(tmp_path))
