@@ -17,6 +17,7 @@ from pixel_sail.arguments import whole
 from pixel_sail.config import load_config
 from pixel_sail.devices import choose_device
 from pixel_sail.experts.fill_cache import cache_experts, finish_cache
+from pixel_sail.ranks import together
 from pixel_sail.train import distributed
 from pixel_sail.weights.start import with_start
 
@@ -33,24 +34,19 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     a = parser.parse_args()
     chosen = None if a.device is None else choose_device(a.device)
-    try:
-        config = with_start(load_config(a.config, a.overrides))
-        if distributed.world_size() > 1:
-            distributed.start()
+    with distributed.joined():
+        config = together(lambda: with_start(load_config(a.config, a.overrides)))
         process, processes = a.shard or (distributed.rank(), distributed.world_size())
         progress = distributed.rank() == 0
         device = chosen or distributed.device()
-        problems = cache_experts(config, a.expert, device, process, processes, a.batch, progress)
+        problems = together(lambda: cache_experts(config, a.expert, device, process, processes, a.batch, progress))
         for problem in problems:
             print(f"left out: {problem}")
-        distributed.barrier()
         if a.shard is not None:
             print(f"share {process} of {processes} is stored; when all are, run this once without --shard")
         elif distributed.rank() == 0:
             for name in dict.fromkeys(a.expert):
                 print(finish_cache(config, name, progress))
-    finally:
-        distributed.stop()
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -115,20 +115,19 @@ def _score_files(arguments: argparse.Namespace) -> Report:
 
 
 def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
+    """The report on rank 0, None on the others."""
     from pixel_sail.serve.predictor import Predictor
     from pixel_sail.train import distributed  # here and not above: --predictions needs no process group
 
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
-        distributed.start()
-    is_first = not several or distributed.rank() == 0
-    device = str(distributed.device()) if several and arguments.device == "auto" else arguments.device
+    with distributed.joined(), contextlib.ExitStack() as stack:
+        is_first = distributed.rank() == 0
 
-    def on_rank_0(function: Callable[..., Any], *values: Any) -> Any:
-        """Its result on rank 0, None on the others; its error on all."""
-        return together(lambda: function(*values) if is_first else None)
+        def on_rank_0(function: Callable[..., Any], *values: Any) -> Any:
+            """Its result on rank 0, None on the others; its error on all."""
+            return together(lambda: function(*values) if is_first else None)
 
-    with contextlib.ExitStack() as stack:
+        several = distributed.world_size() > 1
+        device = str(distributed.device()) if several and arguments.device == "auto" else arguments.device
         on_rank_0(stack.enter_context, _held(arguments.out, arguments.gallery))
         benchmarks = together(lambda: [_open(name, arguments, is_first) for name in arguments.benchmark])
         predictor = together(lambda: Predictor.from_pretrained(arguments.checkpoint, device, arguments.precision))
@@ -139,16 +138,13 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
             arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
         )
         settings = made_with | {"max_images": arguments.max_images}
-        names = [benchmark.name for benchmark in benchmarks]
-        report = on_rank_0(Report, arguments.out, arguments.checkpoint, settings, names)
+        arguments.benchmark = [benchmark.name for benchmark in benchmarks]  # "gcg" is gcg:grand_f:val
+        report = on_rank_0(Report, arguments.out, arguments.checkpoint, settings, arguments.benchmark)
         for benchmark in benchmarks:
             scores = runner.run_benchmark(predictor, benchmark, arguments.out, made_with | _asked(benchmark))
             on_rank_0(getattr(report, "add", None), benchmark.name, scores)
         for benchmark in benchmarks if arguments.gallery and is_first else ():
             print(f"gallery: {write_gallery(benchmark, arguments.out, arguments.gallery)}")
-    distributed.stop()
-    if is_first:
-        arguments.benchmark = names  # "gcg" is gcg:grand_f:val
     return report
 
 

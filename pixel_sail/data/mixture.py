@@ -28,7 +28,7 @@ class Mixture:
 
     Each block of `BLOCK` positions holds exactly the largest-remainder share of every source, in shuffled order; a
     source is read in epochs, each a permutation of all its samples (shards: one that reads few shards at a time).
-    Raises ValueError for an empty source and for a weight too small to give one draw in a block.
+    Raises DatasetError for an empty source and for a weight too small to give one draw in a block.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Mixture:
         self.draws_per_block = _largest_remainder(weights, BLOCK)
         for number, (source, draws) in enumerate(zip(self.sources, self.draws_per_block, strict=True)):
             if len(source) == 0:
-                raise ValueError(f"source {number} of the mixture is empty")
+                raise DatasetError(f"source {number} of the mixture is empty")
             if draws == 0:
-                raise ValueError(f"weight {weights[number]} of source {number} is below one sample in {BLOCK}")
+                raise DatasetError(f"weight {weights[number]} of source {number} is below one sample in {BLOCK}")
         # Per instance and small: neighbouring positions share a block and an epoch.
         self._block = lru_cache(maxsize=4)(self._make_block)
         self._order = lru_cache(maxsize=2 * len(self.sources))(self._make_order)

@@ -38,7 +38,7 @@ def model_shapes(config: PixelSailConfig, folder: Path) -> Shapes:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out`, with checksums, when the block ends well. FileError as `check_new`."""
+    """Yield a temporary folder that becomes `out` with checksums when the block ends well. FileError as `check_new`."""
     check_new(out)
     with replaced_folder(out) as partial:
         yield partial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -142,14 +143,26 @@ def _scores(metrics: dict[str, Any] | None) -> str:
     if not metrics:
         return "## Scores\n\nNone were given."
     rows = [
-        f"| {name} | {', '.join(f'{key} {_number(value)}' for key, value in scores.items())} |"
-        for name, scores in metrics["benchmarks"].items()
+        f"| {_text(name)} | {', '.join(f'{_text(key)} {_number(value)}' for key, value in scores.items())} |"
+        for name, scores in published(metrics["benchmarks"]).items()
     ]
     return "## Scores\n\n| benchmark | scores |\n| --- | --- |\n" + "\n".join(rows)
 
 
+def published(benchmarks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scores without `problems`, which names files of the machine."""
+    return {
+        name: {key: value for key, value in scores.items() if key != "problems"} for name, scores in benchmarks.items()
+    }
+
+
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+
+
+def _text(value: Any) -> str:
+    """As words of a table: neither HTML nor a cell of its own, whatever a file of scores holds."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "&#124;")
 
 
 def _list(items: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,19 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pixel_sail import yaml_file
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.errors import FileError
-from pixel_sail.files import read_json, read_text
+from pixel_sail.files import read_json
 from pixel_sail.folders.checksums import check_sums
-from pixel_sail.folders.files import walk
 from pixel_sail.folders.weight_files import Shapes, WeightFiles
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
 from pixel_sail.weights.files import check_new, check_weights, new_folder, write_shards
-from pixel_sail.weights.model_card import Provenance, chat_example, model_card, public
+from pixel_sail.weights.model_card import Provenance, chat_example, model_card, public, published
 from pixel_sail.weights.run_folder import is_checkpoint
 
-MAX_VALUES = 100_000  # in a config.yaml or environment.json; runs write a few hundred
 _ADVICE = "move it away to publish without it"
 # What the model card reads of config.yaml and environment.json.
 _KINDS = {"model": dict, "train": dict, "data": dict, "data.exclude": list, "commit": str, "modified_files": list,
@@ -100,7 +98,8 @@ def publish(
             text = yaml.safe_dump(public(run_config), sort_keys=False)
             (folder / "training_config.yaml").write_text(text, encoding="utf-8")
         if metrics is not None:
-            kept = {key: metrics[key] for key in ("benchmarks", "definitions") if key in metrics}
+            kept = {"benchmarks": published(metrics["benchmarks"])}
+            kept |= {"definitions": metrics["definitions"]} if "definitions" in metrics else {}
             (folder / "metrics.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
         card = model_card(name, config, chat, parameters, str(config.dtype).removeprefix("torch."), provenance)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -122,13 +121,11 @@ def _read(run: Path | None, name: str) -> dict[str, Any] | None:
     if run is None or not (run / name).exists():
         return None
     try:
-        values = yaml.safe_load(read_text(run / name))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise FileError(f"{run / name} cannot be read: {error}; {_ADVICE}") from None
+        values = yaml_file.read(run / name)  # JSON is YAML
+    except FileError as error:
+        raise FileError(f"{error}; {_ADVICE}") from None
     if not isinstance(values, dict):
         raise FileError(f"{run / name} holds no keys and values; {_ADVICE}")
-    if sum(1 for _ in islice(walk(values), MAX_VALUES + 1)) > MAX_VALUES:  # aliases of YAML make many of a few
-        raise FileError(f"{run / name} holds more than {MAX_VALUES:,} values; {_ADVICE}")
     for key, kind in _KINDS.items():
         section, _, inner = key.partition(".")
         value = values.get(section)

@@ -60,7 +60,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
 def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path, export) -> None:
     scores = {"checkpoint": "/data/me/run", "benchmarks": {"refcoco:val": {"ciou": 33.91234, "cases": 12}}}
     scores["definitions"] = {"refcoco:val": {"ciou": "the sum of intersections over the sum of unions"}}
-    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    hostile = {"<img src=x>|y": {"ciou": 1.0, "problems": {"meteor": f"no {tmp_path}/java"}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(scores | {"benchmarks": scores["benchmarks"] | hostile}))
     options = ["--metrics", tmp_path / "metrics.json", "--license", "apache-2.0", "--shard-gb", 0.0001]
     assert f"from {finished / 'export'}" in export(finished, "--out", tmp_path / "out", *options)
     out = tmp_path / "out"
@@ -72,10 +73,17 @@ def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path,
     )
     assert published_answer == export_answer
     published_scores = json.loads((out / "metrics.json").read_text())
-    assert published_scores == {key: scores[key] for key in ("benchmarks", "definitions")}
+    assert published_scores.pop("benchmarks") == scores["benchmarks"] | {"<img src=x>|y": {"ciou": 1.0}}
+    assert published_scores == {"definitions": scores["definitions"]}
     card = (out / "README.md").read_text()
     commit = json.loads((finished / "environment.json").read_text())["commit"]
-    for part in ("license: apache-2.0", commit, "| refcoco:val | ciou 33.91, cases 12 |", "steps: 4", "random weights"):
+    for part in (
+        "license: apache-2.0",
+        commit,
+        "| refcoco:val | ciou 33.91, cases 12 |\n| &lt;img src=x&gt;&#124;y | ciou 1 |",
+        "steps: 4",
+        "random weights",
+    ):
         assert part in card, part
     published_texts = (
         card,

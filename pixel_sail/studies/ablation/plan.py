@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from pixel_sail import durable
+from pixel_sail import durable, yaml_file
 from pixel_sail.config import Config, ConfigError, Section, load_config, save_config
-from pixel_sail.files import read_text
 
 # Keys that may change between two calls. With any other change it is another run.
 FREE_KEYS = ("run.dir", "data.workers", "train.save_every", "train.keep_checkpoints")
@@ -130,13 +129,8 @@ def _run(config: AblationConfig, config_folder: Path, name: str, seed: int) -> R
 def _read(path: Path) -> AblationConfig:
     if not os.path.lexists(path):
         raise ConfigError(f"ablation file {path} does not exist")
-    text = read_text(path, error=ConfigError)
     try:
-        return AblationConfig.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is not usable YAML: its values are nested too deep") from None
+        return AblationConfig.model_validate(yaml_file.read(path, ConfigError))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         known = ", ".join(AblationConfig.model_fields)
