@@ -1,0 +1,176 @@
+"""Every long tool is killed (or asked to stop) at a random moment, and the same command repeated.
+
+The result must be that of an undisturbed call, byte for byte, with no other file in the folder of the case: that is the
+folder of the results and its parents.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from attack import outcome, process
+from attack.outcome import Undamaged
+from attack.targets import Command
+from attack.trees import EXPERT_TRAINING, Workshop, write_config
+from conftest import write_refer_dataset
+
+TIMEOUT_S = 300.0
+FIRST_MOMENT_S = 0.15  # after a tool has begun: before, Python is still importing the module that handles signals
+_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
+
+
+@dataclass(frozen=True)
+class LongTool:
+    name: str
+    tree: str
+    command: Command
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    tool: LongTool
+    number: int  # signal
+    after_s: float  # since the tool began
+    duration_s: float  # of an undisturbed call
+    problem: str  # empty if all is well
+    output: str
+    interrupted: bool  # False: it was over before
+
+
+TOOLS = (
+    LongTool("train", "train", ("tools/train.py", "tiny.yaml", "data.workers=1")),
+    LongTool("train, 2 processes", "train", ("tools/train.py", "tiny.yaml"), processes=2),
+    LongTool("prepare_data", "nothing", ("tools/prepare_data.py", "scenes", "--out", "made/root", "--images", 60,
+             "--long-side", 96, "--workers", 2)),
+    LongTool("make_shards", "train", ("tools/make_shards.py", "tiny.yaml", "--out", "made/shards", "--samples", 400,
+             "--samples-per-shard", 50, "--workers", 2)),
+    LongTool("cache_expert", "expert", ("tools/cache_expert.py", "tiny.yaml", "--expert", "vit", "--batch", 2)),
+    LongTool("test", "score", ("tools/test.py", "run/export", "--benchmark", "refcoco:val", "--data-root", "root",
+             "--out", "made/scores", "--device", "cpu")),
+    LongTool("train_expert", "expert_training", ("tools/train_expert.py", "expert.yaml")),
+    LongTool("export", "score", ("tools/export.py", "run/checkpoints/step_00000003", "--out", "made/published")),
+    LongTool("convert", "language_model", ("tools/convert.py", "language-model", "lm", "--out", "made/converted",
+             "--max-side-px", "64")),
+)  # fmt: skip
+
+
+def run_kills(folder: Path, count: int, seed: int, numbers: tuple[int, ...]) -> Iterator[Trial]:
+    """`count` trials, shared out over the tools; the signals take turns."""
+    rng, workshop, good = random.Random(seed), Workshop(folder / "trees"), {}
+    for index in range(count):
+        tool = TOOLS[index % len(TOOLS)]
+        if tool.name not in good:
+            good[tool.name] = _undisturbed(tool, folder, workshop)
+        number = numbers[(index // len(TOOLS) + index) % len(numbers)]
+        yield _try(tool, folder, workshop, *good[tool.name], number, rng.random())
+
+
+def _try(
+    tool: LongTool, folder: Path, workshop: Workshop, good: Undamaged, duration_s: float, number: int, moment: float
+) -> Trial:
+    after_s = FIRST_MOMENT_S + moment * max(0.0, duration_s - FIRST_MOMENT_S)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="kill_") as place:
+        tree = _tree(tool, workshop, Path(place) / "tree")
+        running = process.start(tool.command, tree, tool.processes, limited=False)
+        running.wait_until_ready()
+        time.sleep(after_s)
+        running.send(number)
+        stopped = running.finish(TIMEOUT_S)
+        problem = _stop_problem(stopped, number)
+        repeated = process.start(tool.command, tree, tool.processes, limited=False).finish(TIMEOUT_S)
+        if not problem:
+            problem = _result_problem(repeated, good, tree)
+        output = f"{stopped.output}\n--- the same command again\n{repeated.output}"
+        return Trial(tool, number, after_s, duration_s, problem, output, stopped.status != 0)
+
+
+def _stop_problem(stopped: process.Finished, number: int) -> str:
+    if stopped.status is None:
+        return f"did not end within {TIMEOUT_S:.0f} s"
+    if number != signal.SIGKILL and "Traceback (most recent call last)" in stopped.output:
+        return "a traceback"
+    if stopped.status not in (0, _STATUS[number]):
+        return f"exit status {stopped.status}"
+    return ""
+
+
+def _result_problem(repeated: process.Finished, good: Undamaged, tree: Path) -> str:
+    if repeated.status != 0:
+        return f"the same command again ends with {repeated.status}"
+    results = outcome.results_of(tree, [])
+    left = sorted(results.files.keys() - good.first.files.keys())
+    gone = sorted(good.first.files.keys() - results.files.keys())
+    steady = [name for name, digest in good.first.files.items() if good.second.files.get(name) == digest]
+    other = sorted(name for name in steady if name not in gone and results.files[name] != good.first.files[name])
+    problems = (("left behind", left), ("not there", gone), ("other bytes", other))
+    return "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in problems if names)
+
+
+def _undisturbed(tool: LongTool, folder: Path, workshop: Workshop) -> tuple[Undamaged, float]:
+    results, seconds = [], []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory(dir=folder, prefix="good_") as place:
+            tree = _tree(tool, workshop, Path(place) / "tree")
+            running = process.start(tool.command, tree, tool.processes, limited=False)
+            running.wait_until_ready()
+            began = time.monotonic()
+            done = running.finish(TIMEOUT_S)
+            assert done.status == 0, f"undisturbed {tool.name} fails:\n{done.output}"
+            seconds.append(time.monotonic() - began)
+            results.append(outcome.results_of(tree, []))
+    return Undamaged(*results), min(seconds)
+
+
+def _tree(tool: LongTool, workshop: Workshop, tree: Path) -> Path:
+    """A tree in which the tool still has all its work to do."""
+    if tool.tree == "nothing":
+        tree.mkdir()
+    elif tool.tree == "train":
+        write_refer_dataset(tree / "root", train=6)
+        changes = {"steps": 14, "save_every": 3, "keep_checkpoints": 2}
+        write_config(tree / "tiny.yaml", train=changes, evaluate={"benchmarks": ["refcoco:val"], "every": 6})
+    elif tool.tree == "expert":
+        workshop.copy("cached_expert", tree)
+        shutil.rmtree(tree / "cache")
+        shutil.rmtree(tree / "root")
+        write_refer_dataset(tree / "root", train=60)
+    elif tool.tree == "score":
+        workshop.copy("finished_run", tree)
+        shutil.rmtree(tree / "scores")
+        shutil.rmtree(tree / "root")
+        write_refer_dataset(tree / "root", val=12)
+    else:
+        workshop.copy(tool.tree, tree)
+        shutil.rmtree(tree / "expert_run", ignore_errors=True)
+        if tool.tree == "expert_training":
+            write_expert_config(tree / "expert.yaml", steps=8, save_every=2)
+    return tree
+
+
+def write_expert_config(path: Path, **changes: object) -> None:
+    import yaml
+
+    path.write_text(yaml.safe_dump(EXPERT_TRAINING | changes))
+
+
+def kill_table(trials: list[Trial]) -> str:
+    """Markdown: a row for each tool."""
+    rows = [
+        "| tool | stopped | before it had ended | undisturbed, s | whole and equal afterwards |",
+        "| --- " * 5 + "|",
+    ]
+    for tool in TOOLS:
+        own = [trial for trial in trials if trial.tool == tool]
+        if own:
+            good = sum(not trial.problem for trial in own)
+            early = sum(trial.interrupted for trial in own)
+            rows.append(f"| {tool.name} | {len(own)} | {early} | {own[0].duration_s:.1f} | {good} of {len(own)} |")
+    return "\n".join(rows) + "\n"
