@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # the many short kernels of a small model leave a second thread waiting.
 LAUNCH := $(BIN)/$(if $(wildcard /dev/nvidia0),python,deepspeed --num_accelerators 2)
 
-.PHONY: quickstart demo test lint smollm clean
+.PHONY: quickstart demo test attack lint smollm clean
 
 # Draws the embedded dataset, trains on it, scores the held-out splits and saves a gallery.
 quickstart: export DS_ACCELERATOR = $(if $(wildcard /dev/nvidia0),cuda,cpu)
@@ -33,6 +33,11 @@ $(VENV)/.demo: $(STAMP)
 TESTS ?= -n 2 --dist loadfile tests
 test: $(VENV)/.compiled smollm lint
 	$(BIN)/python -m pytest $(if $(FRAMEWORK),-m "not extra") $(TESTS)
+
+# Damages every kind of file that the tools read, kills and stops the long tools, watches memory: docs/results/attack.md.
+# ATTACK="--cases 100 --kills 0 --stops 0 --no-memory" does less.
+attack: $(VENV)/.compiled
+	PYTHONPATH=tests $(BIN)/python -m attack.run --out outputs/attack $(ATTACK)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from attack import outcome, process
@@ -79,7 +80,7 @@ class Bench:
 
         What has not ended in time is tried once `again`, with three times the time: only a hang needs that too.
         """
-        target, good = TARGETS[case.target], self._undamaged(case.target)
+        target = TARGETS[case.target]
         rng = random.Random(zlib.crc32(case.name.encode()))
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="case_") as place:
             tree = self._workshop.copy(target.tree, Path(place) / "tree")
@@ -94,7 +95,9 @@ class Bench:
                 return self.run(case, again=True)
             reports = case.damage.reports
             name = str(file.relative_to(tree))
-            result = outcome.classify(runs, tree, file, target.names, good, reports)
+            names = (*target.names, *_entry(what))
+            undamaged = partial(self._undamaged, case.target)
+            result = outcome.classify(runs, tree, file, names, undamaged, reports)
             text = "\n".join(run.output for run in runs).replace(str(tree), "TREE")
             return Verdict(case, name, what, result, text, sum(run.seconds for run in runs))
 
@@ -119,6 +122,12 @@ class Bench:
             runs = self._commands(target, tree, _UNDAMAGED_TIMEOUT_S)
             assert runs[-1].status == 0, f"undamaged {target.kind} fails:\n{runs[-1].output}"
             return outcome.results_of(tree, [run.output for run in runs])
+
+
+def _entry(what: str) -> list[str]:
+    """The last key of the dotted place with which the words of a damage begin: a message may name that."""
+    keys = [key for key in what.split(" ")[0].split(".") if len(key) > 2 and not key.isdigit()]
+    return keys[-1:] if "." in what.split(" ")[0] else []
 
 
 def shown(verdict: Verdict) -> str:

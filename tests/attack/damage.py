@@ -1,7 +1,8 @@
 """Ways to damage one file. Each takes the file and a random generator and returns what it did in words.
 
-None: it does not apply to this file. `Damage.reports`: whether the tool must notice. A bit flipped in a text or an image
-may give another text or image that nobody can tell from a good one; there only tracebacks, hangs and memory count.
+None: it does not apply to this file. `Damage.reports`: whether the tool must notice. A bit flipped in a text or an
+image may give another text or image that nobody can tell from a good one; there only tracebacks, hangs and
+memory count.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from attack import outcome, process
 from attack.outcome import Undamaged
 from attack.targets import Command
@@ -22,6 +23,7 @@ from attack.trees import EXPERT_TRAINING, Workshop, write_config
 from conftest import write_refer_dataset
 
 TIMEOUT_S = 300.0
+_SHOWN_LINES = 30
 FIRST_MOMENT_S = 0.15  # after a tool has begun: before, Python is still importing the module that handles signals
 _STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
 
@@ -156,21 +158,28 @@ def _tree(tool: LongTool, workshop: Workshop, tree: Path) -> Path:
 
 
 def write_expert_config(path: Path, **changes: object) -> None:
-    import yaml
-
     path.write_text(yaml.safe_dump(EXPERT_TRAINING | changes))
 
 
-def kill_table(trials: list[Trial]) -> str:
+def kill_table(trials: list[Trial], numbers: tuple[int, ...]) -> str:
     """Markdown: a row for each tool."""
-    rows = [
-        "| tool | stopped | before it had ended | undisturbed, s | whole and equal afterwards |",
-        "| --- " * 5 + "|",
-    ]
+    sent = " or ".join(signal.Signals(number).name for number in numbers)
+    rows = [f"| {sent} | calls | ended by it | undisturbed, s | whole and equal afterwards |", "| --- " * 5 + "|"]
     for tool in TOOLS:
-        own = [trial for trial in trials if trial.tool == tool]
-        if own:
-            good = sum(not trial.problem for trial in own)
-            early = sum(trial.interrupted for trial in own)
-            rows.append(f"| {tool.name} | {len(own)} | {early} | {own[0].duration_s:.1f} | {good} of {len(own)} |")
-    return "\n".join(rows) + "\n"
+        if own := [trial for trial in trials if trial.tool == tool]:
+            rows.append(f"| {tool.name} | {_counts(own)} |")
+    return "\n".join([*rows, f"| **all** | {_counts(trials)} |"]) + "\n"
+
+
+def _counts(trials: list[Trial]) -> str:
+    seconds = "" if len({trial.tool for trial in trials}) > 1 else f"{trials[0].duration_s:.1f}"
+    ended, good = (sum(values) for values in zip(*((t.interrupted, not t.problem) for t in trials), strict=True))
+    return f"{len(trials)} | {ended} | {seconds} | {good} of {len(trials)}"
+
+
+def shown_trial(trial: Trial) -> str:
+    """A bad trial for the report."""
+    name = signal.Signals(trial.number).name
+    head = f"[{trial.tool.name}] {name} after {trial.after_s:.2f} of {trial.duration_s:.2f} s: {trial.problem}"
+    lines = [line for line in trial.output.replace("\r", "\n").splitlines() if line.strip()]
+    return "\n".join([head, *(f"    | {line[:220]}" for line in lines[-_SHOWN_LINES:])])

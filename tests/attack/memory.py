@@ -1,4 +1,4 @@
-"""Resident memory over a long training and over many predictions: growth after the warm-up, of the process and its workers."""
+"""Resident memory over a long training and over many predictions: growth after the warm-up, of all processes."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,9 +72,19 @@ class Undamaged:
 
 
 def classify(
-    runs: Sequence[Finished], folder: Path, damaged: Path, names: Sequence[str], good: Undamaged, reports: bool
+    runs: Sequence[Finished],
+    folder: Path,
+    damaged: Path,
+    names: Sequence[str],
+    undamaged: Callable[[], Undamaged],
+    reports: bool,
 ) -> str:
-    """The class of a case. `runs`: the commands up to the first that failed. `reports`: the damage must be noticed."""
+    """The class of a case.
+
+    `runs`: the commands up to the first that failed. `names`: what a message may call the file or its entry, besides
+    its name. `undamaged` is called only where there are results to compare with. `reports`: the damage must be
+    noticed.
+    """
     output = "\n".join(run.output for run in runs)
     last = runs[-1]
     if (folder / MARKER).exists():
@@ -85,19 +95,17 @@ def classify(
         return MEMORY
     if "Traceback (most recent call last)" in output or last.status not in (0, 1, 2):
         return TRACEBACK
-    results = results_of(folder, [run.output for run in runs])
-    new = good.new_lines(results)
     if last.status:
-        return MESSAGE if any(_names(line, damaged, names) for line in new) else VAGUE
+        stem = (damaged.stem,) if re.search(r"[_\d]", damaged.stem) else ()  # of an image; "model" would be any word
+        named = any(name in last.output for name in (damaged.name, *stem, *names))
+        return MESSAGE if named else VAGUE
+    results, good = results_of(folder, [run.output for run in runs]), undamaged()
+    new = good.new_lines(results)
     if any(_SAID.search(line) for line in new):
         return SKIP
     if good.same(results, str(damaged.relative_to(folder))):
         return HARMLESS
     return SILENT if reports else VALID
-
-
-def _names(line: str, damaged: Path, names: Sequence[str]) -> bool:
-    return any(name in line for name in (damaged.name, damaged.stem, *names))
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -125,7 +126,5 @@ def _run(log: str, number: int, command: list[str], folder: str, place: Mapping[
 
 
 def _end_group(number: int | None) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(number, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass

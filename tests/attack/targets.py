@@ -13,7 +13,7 @@ PICTURES = (".png", ".jpg")
 class Target:
     """`files`: glob patterns in the tree; each case damages one of the files. `commands`: run one after the other.
 
-    `names`: what a message may call the file besides its name and its stem. `share`: cases, relative to other targets.
+    `names`: what a message may call the file besides its name. `share`: cases, relative to other targets.
     """
 
     kind: str  # a row of the table
@@ -28,8 +28,8 @@ def _data(kind: str, tree: str, source: str, *files: str, names: tuple[str, ...]
     """A source: all of it is checked, and all of its samples are encoded and drawn."""
     check = ("tools/prepare_data.py", "check", "--root", "root", "--source", source, "--split", "train",
              "--decode", 100)  # fmt: skip
-    look = ("tools/inspect_data.py", "--source", source, "--root", "root", "--out", "look", "--count", 40)
-    return Target(kind, tree, tuple(f"root/{file}" for file in files), (check, look), (source, *names), share)
+    inspect = ("tools/inspect_data.py", "--source", source, "--root", "root", "--out", "look", "--count", 40)
+    return Target(kind, tree, tuple(f"root/{file}" for file in files), (check, inspect), (source, *names), share)
 
 
 def _train(*overrides: str) -> Command:
@@ -99,13 +99,13 @@ SOURCES = (
 )  # fmt: skip
 TARGETS = (
     *SOURCES,
-    Target("configs", "finished_run", ("tiny.yaml",), (("tools/train.py", "tiny.yaml", "--plan", "--gpus", 1),), ("config",), 10),
+    Target("configs", "finished_run", ("tiny.yaml",),
+           (("tools/train.py", "tiny.yaml", "--plan", "--gpus", 1),), share=10),
     Target("configs", "own_lines", ("tiny.yaml", "base.yaml"),
-           (("tools/inspect_data.py", "tiny.yaml", "--out", "look"),), ("config",), 8),
+           (("tools/inspect_data.py", "tiny.yaml", "--out", "look"),), share=8),
     Target("configs", "ablation", ("ablation.yaml", "base.yaml"), (("tools/ablate.py", "ablation.yaml", "--table"),),
-           ("variant", "config"), 6),
-    Target("configs", "expert_training", ("expert.yaml",), (("tools/train_expert.py", "expert.yaml"),), ("config",),
-           4),
+           ("variant",), 6),
+    Target("configs", "expert_training", ("expert.yaml",), (("tools/train_expert.py", "expert.yaml"),), share=2),
     Target("images", "finished_run", ("photo.png",), (_PREDICT,), share=5),
     Target("mask files and label maps", "finished_run", ("mask.png",), (_PREDICT,), share=4),
     _score("predictions", "refcoco:val", "finished_run", "predictions.jsonl", predictions="predictions.jsonl",
@@ -136,7 +136,7 @@ TARGETS = (
            ("step_00000002",), 16),
     Target("checkpoints", "stopped_run", ("run/checkpoints/step_00000002/**/*",), (_EXPORT,), ("step_00000002",), 6),
     Target("run folder", "stopped_run", ("run/*.jsonl", "run/*.yaml", "run/*.json", "run/validation/**/*.json*"),
-           (_train(),), ("run",), 10),
+           (_train(),), ("run/",), 10),
     Target("run folder", "ablation", ("out/*/*/scores.json", "out/*/*/config.yaml", "out/*/*/run/*"),
            (("tools/ablate.py", "ablation.yaml", "--table"),), ("seed_0", "seed_1"), 10),
     Target("scenes.json", "scenes", ("root/scenes.json",), (("tools/prepare_data.py", "scenes", "--out", "root",
@@ -144,5 +144,5 @@ TARGETS = (
     Target("phrases", "emergence", ("phrases.jsonl",), (("tools/grounding_emergence.py", "--phrases", "phrases.jsonl",
            "--data-root", "root", "--out", "emerged"),), share=8),
     Target("training of an expert", "expert_training", ("expert_run/*",),
-           (("tools/train_expert.py", "expert.yaml"),), ("expert_run",), 8),
+           (("tools/train_expert.py", "expert.yaml"),), ("expert_run",), 6),
 )  # fmt: skip

@@ -55,33 +55,33 @@ def test_all_cases_are_enough_and_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("status", "output", "expected"),
     [
-        (1, "error: a.json is not valid JSON", outcome.MESSAGE),
-        (2, "usage: a.json", outcome.MESSAGE),
+        (1, "error: refs.json is not valid JSON", outcome.MESSAGE),
+        (2, "usage: refs.json", outcome.MESSAGE),
         (1, "error: 'NoneType' has no len()", outcome.VAGUE),
-        (1, "Traceback (most recent call last):\n  a.json", outcome.TRACEBACK),
+        (1, "Traceback (most recent call last):\n  refs.json", outcome.TRACEBACK),
         (0, "fine\nException in thread:\nTraceback (most recent call last):", outcome.TRACEBACK),
         (-signal.SIGSEGV, "", outcome.TRACEBACK),
-        (None, "a.json", outcome.HANG),
-        (1, "error: the memory of this machine is used up: a.json", outcome.MEMORY),
-        (0, "fine\nleft out: a.json", outcome.SKIP),
+        (None, "refs.json", outcome.HANG),
+        (1, "error: the memory of this machine is used up: refs.json", outcome.MEMORY),
+        (0, "fine\nleft out: refs.json", outcome.SKIP),
         (0, "fine", outcome.HARMLESS),
         (0, "other", outcome.SILENT),
     ],
 )
 def test_classes(tmp_path: Path, status: int | None, output: str, expected: str) -> None:
-    damaged = tmp_path / "a.json"
+    damaged = tmp_path / "refs.json"
     damaged.write_text("{")
-    good = Undamaged(*[Results(("fine",), {"a.json": "before", "out": "1"})] * 2)
+    good = Undamaged(*[Results(("fine",), {"refs.json": "before", "out": "1"})] * 2)
     (tmp_path / "out").write_text("x")
     good.first.files["out"] = outcome.results_of(tmp_path, []).files["out"]
     runs = [Finished(status, output, 0, 1.0)]
-    assert classify(runs, tmp_path, damaged, (), good, reports=True) == expected
+    assert classify(runs, tmp_path, damaged, (), lambda: good, reports=True) == expected
     if expected == outcome.SILENT:
-        assert classify(runs, tmp_path, damaged, (), good, reports=False) == outcome.VALID
+        assert classify(runs, tmp_path, damaged, (), lambda: good, reports=False) == outcome.VALID
     if expected == outcome.HARMLESS:
         (tmp_path / "out").write_text("y")
-        assert classify(runs, tmp_path, damaged, (), good, reports=True) == outcome.SILENT
+        assert classify(runs, tmp_path, damaged, (), lambda: good, reports=True) == outcome.SILENT
         greedy = [Finished(0, output, MEMORY_BYTES + 1, 1.0)]
-        assert classify(greedy, tmp_path, damaged, (), good, reports=True) == outcome.MEMORY
+        assert classify(greedy, tmp_path, damaged, (), lambda: good, reports=True) == outcome.MEMORY
         (tmp_path / MARKER).touch()
-        assert classify(runs, tmp_path, damaged, (), good, reports=True) == outcome.CODE
+        assert classify(runs, tmp_path, damaged, (), lambda: good, reports=True) == outcome.CODE

@@ -134,7 +134,7 @@ def _parts(image: str) -> dict:
 
 
 def own_lines(folder: Path, workshop: Workshop) -> None:
-    """A dataset of one's own (docs/jsonl.md): masks as polygons, RLEs and files; regions; and a config that trains it."""
+    """A dataset of jsonl (docs/jsonl.md): masks as polygons and files; regions; and a config that trains it."""
     root = folder / "root"
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
@@ -249,9 +249,9 @@ def emergence(folder: Path, workshop: Workshop) -> None:
         mask = np.zeros(target.size_hw, dtype=bool)
         mask[:20, :20] = True
         rle = dict(encode_mask(mask))
-        found = {"text": "A red mug", "tokens": [0, 3], "point_xy": [2.5, 3.5], "masks": [rle], "scores": [0.5]}
+        mug = {"text": "A red mug", "tokens": [0, 3], "point_xy": [2.5, 3.5], "masks": [rle], "scores": [0.5]}
         line = {"index": target.index, "image": target.image.name, "prompt": "Describe.", "tokens": 9}
-        lines.append(line | {"output": "A red mug is on the table.", "phrases": [found]})
+        lines.append(line | {"output": "A red mug is on the table.", "phrases": [mug]})
         answers.append({"index": target.index, "answers": ["(a)"], "segmentations": [rle]})
     (folder / "phrases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "pixmmvp.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
