@@ -99,6 +99,8 @@ class Bench:
             undamaged = partial(self._undamaged, case.target)
             result = outcome.classify(runs, tree, file, names, undamaged, reports)
             text = "\n".join(run.output for run in runs).replace(str(tree), "TREE")
+            if result == outcome.SILENT:
+                text += f"\n(changed: {', '.join(undamaged().changed(outcome.results_of(tree, [text]), name))})"
             return Verdict(case, name, what, result, text, sum(run.seconds for run in runs))
 
     def _commands(self, target: Target, tree: Path, timeout_s: float) -> list[Finished]:

@@ -141,7 +141,7 @@ def nan(path: Path, rng: random.Random) -> str | None:
 
 
 def huge(path: Path, rng: random.Random) -> str | None:
-    return _replaced(path, rng, lambda value: rng.choice((10**12, 2**63, 10**30, 1e300)), _is_number)
+    return _replaced(path, rng, lambda value: rng.choice((10**12, 2**63, 10**30, 1e300)), _is_small)
 
 
 def negative(path: Path, rng: random.Random) -> str | None:
@@ -250,6 +250,11 @@ def _replaced(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_small(value: Any) -> bool:
+    """Some settings are 10^30 for "no limit": another huge number is no damage."""
+    return _is_number(value) and abs(value) < 10**9
 
 
 def _dotted(place: tuple[structures.Step, ...]) -> str:
@@ -422,8 +427,8 @@ DAMAGES = (
     Damage("pixel_bomb", pixel_bomb),
     Damage("missing", missing, reports=False),
     Damage("folder", folder),
-    Damage("dangling", dangling),
-    Damage("loop", loop),
+    Damage("dangling", dangling, reports=False),
+    Damage("loop", loop, reports=False),
     Damage("zero_device", zero_device),
     Damage("pipe", pipe),
     Damage("no_permission", no_permission),

@@ -13,6 +13,8 @@ from attack.process import MEMORY_BYTES, Finished
 
 MARKER = "code_ran"  # a damaged file that runs code leaves this file in the folder of its case
 
+PLANTED = ("secret.jpg", "secret.png", "harm.py")  # files that damages put beside the damaged one
+
 MESSAGE = "message"  # exit status 1 or 2, and the message names the file or its entry
 SKIP = "counted skip"  # the work was done, and the output says what was left out
 HARMLESS = "harmless"  # the results are those of the undamaged file, byte for byte
@@ -57,14 +59,15 @@ class Undamaged:
     first: Results
     second: Results
 
-    def same(self, results: Results, damaged_file: str) -> bool:
-        """Whether the results are those of the good tree. The damaged file itself is an input."""
+    def changed(self, results: Results, damaged_file: str) -> list[str]:
+        """What differs from the good tree: files, or "the output". The damaged file itself is an input."""
         names = (self.first.files.keys() | results.files.keys()) - {damaged_file}
-        steady = [name for name in names if self.first.files.get(name) == self.second.files.get(name)]
-        same_files = all(self.first.files.get(name) == results.files.get(name) for name in steady)
-        if self.first.lines != self.second.lines:
-            return same_files
-        return same_files and self.first.lines == results.lines
+        steady = [name for name in names if Path(name).name not in PLANTED]
+        steady = [name for name in steady if self.first.files.get(name) == self.second.files.get(name)]
+        changed = [name for name in steady if self.first.files.get(name) != results.files.get(name)]
+        if self.first.lines == self.second.lines != results.lines:
+            changed.append("the output")
+        return changed
 
     def new_lines(self, results: Results) -> list[str]:
         known = {*self.first.lines, *self.second.lines}
@@ -103,7 +106,7 @@ def classify(
     new = good.new_lines(results)
     if any(_SAID.search(line) for line in new):
         return SKIP
-    if good.same(results, str(damaged.relative_to(folder))):
+    if not good.changed(results, str(damaged.relative_to(folder))):
         return HARMLESS
     return SILENT if reports else VALID
 
