@@ -53,10 +53,16 @@ def choose_cases(count: int, seed: int) -> list[Case]:
     shares = sum(target.share for target in TARGETS)
     cases: list[Case] = []
     for index, target in enumerate(TARGETS):
-        order = rng.sample(DAMAGES, len(DAMAGES))
+        fitting = [damage for damage in DAMAGES if _fits(damage, target)]
+        order = rng.sample(fitting, len(fitting))
         number = max(1, round(count * target.share / shares))
         cases += [Case(index, order[i % len(order)], seed + i // len(order)) for i in range(number)]
     return rng.sample(cases, len(cases))  # so that cases at one time are of different tools
+
+
+def _fits(damage: Damage, target: Target) -> bool:
+    suffixes = {Path(pattern).suffix for pattern in target.files}
+    return not damage.suffixes or not suffixes.isdisjoint({*damage.suffixes, ""}) or ".json*" in suffixes
 
 
 def parse_case(name: str) -> Case:

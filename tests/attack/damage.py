@@ -27,6 +27,9 @@ from attack.structures import LINES, PICKLE, YAML
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a2146" * 8 + b"\nsize 134106\n"
 LOGIN_PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Please sign in.</body></html>\n"
 DEPTH = 20_000
+VALUES = (".json", ".jsonl", ".yaml", ".p")
+TEXTS = (".json", ".jsonl", ".yaml", ".csv", ".jinja")
+IMAGES = (".png", ".jpg")
 _SENTINEL = "attack-sentinel"
 
 
@@ -34,6 +37,7 @@ _SENTINEL = "attack-sentinel"
 class Damage:
     name: str
     apply: Callable[[Path, random.Random], str | None]
+    suffixes: tuple[str, ...] = ()  # of the files that it fits; none: of all
     reports: bool = True  # False: the result may be another valid file
 
 
@@ -392,9 +396,7 @@ def pipe(path: Path, rng: random.Random) -> str:
     return "a named pipe"
 
 
-def no_permission(path: Path, rng: random.Random) -> str | None:
-    if os.geteuid() == 0:
-        return None  # root may read everything
+def no_permission(path: Path, rng: random.Random) -> str:
     path.chmod(0)
     return "mode 000"
 
@@ -407,29 +409,29 @@ DAMAGES = (
     Damage("lfs_pointer", lfs_pointer),
     Damage("login_page", login_page),
     Damage("flip_bits", flip_bits, reports=False),
-    Damage("utf16", utf16),
-    Damage("latin1", latin1),
-    Damage("surrogate", surrogate),
-    Damage("wrong_type", wrong_type),
-    Damage("nan", nan),
-    Damage("huge", huge),
-    Damage("negative", negative),
-    Damage("long_text", long_text, reports=False),
-    Damage("nul_text", nul_text, reports=False),
-    Damage("no_key", no_key, reports=False),
-    Damage("repeated_entry", repeated_entry, reports=False),
-    Damage("deep", deep),
-    Damage("aliases", aliases),
-    Damage("repeated_key", repeated_key),
-    Damage("runs_code", runs_code),
-    Damage("outside", outside),
-    Damage("rle_bomb", rle_bomb),
-    Damage("pixel_bomb", pixel_bomb),
+    Damage("utf16", utf16, TEXTS),
+    Damage("latin1", latin1, TEXTS),
+    Damage("surrogate", surrogate, (".json", ".jsonl")),
+    Damage("wrong_type", wrong_type, VALUES),
+    Damage("nan", nan, VALUES),
+    Damage("huge", huge, VALUES),
+    Damage("negative", negative, VALUES),
+    Damage("long_text", long_text, VALUES, reports=False),
+    Damage("nul_text", nul_text, VALUES, reports=False),
+    Damage("no_key", no_key, VALUES, reports=False),
+    Damage("repeated_entry", repeated_entry, VALUES, reports=False),
+    Damage("deep", deep, (".json", ".jsonl", ".yaml")),
+    Damage("aliases", aliases, (".yaml",)),
+    Damage("repeated_key", repeated_key, (".json", ".yaml")),
+    Damage("runs_code", runs_code, (".p", ".pt", ".bin", ".json", ".jinja")),
+    Damage("outside", outside, (".json", ".jsonl", ".p")),
+    Damage("rle_bomb", rle_bomb, (".json", ".jsonl", ".p")),
+    Damage("pixel_bomb", pixel_bomb, IMAGES),
     Damage("missing", missing, reports=False),
     Damage("folder", folder),
     Damage("dangling", dangling, reports=False),
     Damage("loop", loop, reports=False),
     Damage("zero_device", zero_device),
     Damage("pipe", pipe),
-    Damage("no_permission", no_permission),
+    *([] if os.geteuid() == 0 else [Damage("no_permission", no_permission)]),  # root may read everything
 )

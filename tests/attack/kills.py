@@ -50,9 +50,9 @@ class Trial:
 TOOLS = (
     LongTool("train", "train", ("tools/train.py", "tiny.yaml", "data.workers=1")),
     LongTool("train, 2 processes", "train", ("tools/train.py", "tiny.yaml"), processes=2),
-    LongTool("prepare_data", "nothing", ("tools/prepare_data.py", "scenes", "--out", "made/root", "--images", 60,
+    LongTool("prepare_data", "nothing", ("tools/prepare_data.py", "scenes", "--out", "made/root", "--images", 30,
              "--long-side", 96, "--workers", 2)),
-    LongTool("make_shards", "train", ("tools/make_shards.py", "tiny.yaml", "--out", "made/shards", "--samples", 400,
+    LongTool("make_shards", "train", ("tools/make_shards.py", "tiny.yaml", "--out", "made/shards", "--samples", 1000,
              "--samples-per-shard", 50, "--workers", 2)),
     LongTool("cache_expert", "expert", ("tools/cache_expert.py", "tiny.yaml", "--expert", "vit", "--batch", 2)),
     LongTool("test", "score", ("tools/test.py", "run/export", "--benchmark", "refcoco:val", "--data-root", "root",
@@ -143,7 +143,7 @@ def _tree(tool: LongTool, workshop: Workshop, tree: Path) -> Path:
         workshop.copy("cached_expert", tree)
         shutil.rmtree(tree / "cache")
         shutil.rmtree(tree / "root")
-        write_refer_dataset(tree / "root", train=60)
+        write_refer_dataset(tree / "root", train=120)
     elif tool.tree == "score":
         workshop.copy("finished_run", tree)
         shutil.rmtree(tree / "scores")
@@ -153,7 +153,7 @@ def _tree(tool: LongTool, workshop: Workshop, tree: Path) -> Path:
         workshop.copy(tool.tree, tree)
         shutil.rmtree(tree / "expert_run", ignore_errors=True)
         if tool.tree == "expert_training":
-            write_expert_config(tree / "expert.yaml", steps=8, save_every=2)
+            write_expert_config(tree / "expert.yaml", steps=4, save_every=1)
     return tree
 
 
