@@ -213,6 +213,11 @@ def aliases(path: Path, rng: random.Random) -> str | None:
     return "aliases of aliases"
 
 
+def includes_itself(path: Path, rng: random.Random) -> str:
+    path.write_text(f"base: {path.name}\n{path.read_text()}")
+    return "its base is itself"
+
+
 def repeated_key(path: Path, rng: random.Random) -> str | None:
     if structures.format_of(path) in (None, PICKLE, LINES):
         return None
@@ -422,6 +427,7 @@ DAMAGES = (
     Damage("repeated_entry", repeated_entry, VALUES, reports=False),
     Damage("deep", deep, (".json", ".jsonl", ".yaml")),
     Damage("aliases", aliases, (".yaml",)),
+    Damage("includes_itself", includes_itself, (".yaml",)),
     Damage("repeated_key", repeated_key, (".json", ".yaml")),
     Damage("runs_code", runs_code, (".p", ".pt", ".bin", ".json", ".jinja")),
     Damage("outside", outside, (".json", ".jsonl", ".p")),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attack.trees import JUDGE_URL
+
 Command = tuple[object, ...]
 
 PICTURES = (".png", ".jpg")
@@ -118,6 +120,9 @@ TARGETS = (
     _score("benchmark files (CSV, JSON)", "refcoco:val", "finished_run", "root/refcoco/*",
            predictions="predictions.jsonl", share=6),
     Target("interrupted scoring", "stopped_scoring", ("scores/predictions/*",), (_TEST,), ("refcoco:val",), 8),
+    Target("verdicts of a judge", "emergence", ("judged.verdicts.jsonl",),
+           (("tools/test.py", "--predictions", "judged.jsonl", "--benchmark", "pixmmvp", "--data-root", "root",
+             "--out", "scored", "--judge-model", "tiny", "--judge-url", JUDGE_URL),), ("the judge",), 6),
     Target("metrics.json", "finished_run", ("scores/metrics.json",), (_EXPORT,), share=6),
     Target("shards", "shards", ("shards/*.tar", "shards/*.json"),
            (("tools/make_shards.py", "--out", "shards", "--verify"), _train()), ("shards",), 16),

@@ -6,10 +6,9 @@ A tree is built once in a workshop folder, and copied for every case.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ CONFIG = {
               "keep_checkpoints": 3},
 }  # fmt: skip
 EXPERT = {"name": "vit", "kind": "timm", "path": "vit", "at": "patches", "size_px": 48, "fit": "short"}
+JUDGE_URL = "http://127.0.0.1:9/v1"  # nobody answers there: every verdict must come from the file
 EXPERT_TRAINING = {
     "dir": "expert_run", "root": "root", "size_px": 64, "widths": [8, 16, 16, 16], "blocks": [1, 1, 1, 1],
     "feature_size": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 6, "points": 64, "batch_size": 2,
@@ -168,7 +168,7 @@ def finished_run(folder: Path, workshop: Workshop) -> None:
     ImageDraw.Draw(mask).rectangle((4, 4, 30, 30), fill=255)
     mask.save(folder / "mask.png")
     call(folder, "tools/test.py", "run/export", "--benchmark", "refcoco:val", "--data-root", "root", "--out", "scores")
-    predictions = folder / "scores/predictions/refcoco:val.jsonl"
+    (predictions,) = (folder / "scores/predictions").glob("*.jsonl")
     shutil.copy(predictions, folder / "predictions.jsonl")
 
 
@@ -182,9 +182,9 @@ def stopped_run(folder: Path, workshop: Workshop) -> None:
 def stopped_scoring(folder: Path, workshop: Workshop) -> None:
     """As a kill leaves it: half of the predictions in the partial file."""
     shutil.copytree(workshop.tree("finished_run"), folder, dirs_exist_ok=True)
-    final = folder / "scores/predictions/refcoco:val.jsonl"
+    (final,) = (folder / "scores/predictions").glob("*.jsonl")
     lines = final.read_text().splitlines(keepends=True)
-    final.with_name("refcoco:val.partial.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    final.with_suffix(".partial.jsonl").write_text("".join(lines[: len(lines) // 2]))
     final.unlink()
 
 
@@ -226,23 +226,24 @@ def ablation(folder: Path, workshop: Workshop) -> None:
     (folder / "ablation.yaml").write_text(yaml.safe_dump(values | {"variants": [plain, fine]}))
     from pixel_sail.studies.ablation.plan import load_plan
 
-    with _inside(folder):
-        for number, run in enumerate(load_plan(Path("ablation.yaml")).runs):
-            run.write_config()
-            run.config.run.dir.mkdir(parents=True)
-            lines = [{"step": i, "lm": 1.0 / i, "bce": 0.1, "dice": 0.5 / i} for i in (1, 2, 3)]
-            (run.config.run.dir / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            environment = {"commit": "0" * 40, "modified_files": []}
-            (run.config.run.dir / "environment.json").write_text(json.dumps(environment))
-            scores = {"refcoco:val": {"ciou": 30.0 + number, "small_giou": None, "cases": 9}}
-            (run.folder / "scores.json").write_text(json.dumps({"max_images": None, "benchmarks": scores}))
+    for number, planned in enumerate(load_plan(folder / "ablation.yaml").runs):
+        run = replace(planned, folder=folder / planned.folder)
+        run.write_config()
+        run_dir = folder / run.config.run.dir
+        run_dir.mkdir(parents=True)
+        lines = [{"step": i, "lm": 1.0 / i, "bce": 0.1, "dice": 0.5 / i} for i in (1, 2, 3)]
+        (run_dir / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run_dir / "environment.json").write_text(json.dumps({"commit": "0" * 40, "modified_files": []}))
+        scores = {"refcoco:val": {"ciou": 30.0 + number, "small_giou": None, "cases": 9}}
+        (run.folder / "scores.json").write_text(json.dumps({"max_images": None, "benchmarks": scores}))
 
 
 def emergence(folder: Path, workshop: Workshop) -> None:
-    """The phrases of attend-and-segment on the drawn PixMMVP, and predictions of that benchmark."""
+    """The phrases of attend-and-segment on the drawn PixMMVP, predictions of that benchmark, and a judge's verdicts."""
     shutil.copytree(workshop.tree("scenes") / "root/pixmmvp", folder / "root/pixmmvp")
     from pixel_sail.data.masks import encode_mask
     from pixel_sail.evaluate.pixfoundation import pixmmvp
+    from pixel_sail.evaluate.pixfoundation.templates import judge_prompt
 
     lines, answers = [], []
     for target in pixmmvp.read_objects(folder / "root"):
@@ -255,6 +256,14 @@ def emergence(folder: Path, workshop: Workshop) -> None:
         answers.append({"index": target.index, "answers": ["(a)"], "segmentations": [rle]})
     (folder / "phrases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "pixmmvp.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
+    judged = [line | {"answers": ["hard to say"]} for line in answers]
+    (folder / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in judged))
+    verdicts = [
+        {"judge": f"tiny at {JUDGE_URL}", "prompt": judge_prompt(target.question, target.options, "hard to say"),
+         "reply": "none", "verdict": "none"}
+        for target in pixmmvp.read_objects(folder / "root")
+    ]  # fmt: skip
+    (folder / "judged.verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in verdicts))
 
 
 def expert_training(folder: Path, workshop: Workshop) -> None:
@@ -266,16 +275,6 @@ def expert_training(folder: Path, workshop: Workshop) -> None:
     call(folder, "tools/train_expert.py", "expert.yaml")
     shutil.rmtree(folder / "expert_run/expert")
     (folder / "expert_run/quality.json").unlink()
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 BUILDERS: dict[str, Callable[[Path, Workshop], None]] = {
