@@ -138,6 +138,11 @@ def _entry(what: str) -> list[str]:
     return keys[-1:] if "." in what.split(" ")[0] else []
 
 
+def line_of(verdict: Verdict) -> str:
+    """A case in a line."""
+    return f"{verdict.outcome:12} {verdict.case.name:24} {verdict.file}: {verdict.what}"
+
+
 def shown(verdict: Verdict) -> str:
     """A bad case for the report: what it is, and the end of the output."""
     target = TARGETS[verdict.case.target]

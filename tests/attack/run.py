@@ -3,7 +3,8 @@
     PYTHONPATH=tests python -m attack.run --out outputs/attack
     PYTHONPATH=tests python -m attack.run --out outputs/attack --only 41:nan:0     # a case of a report
 
-Prints tables and writes them to report.md; failures.txt has what every bad case printed. Exit status 1 if there is one.
+Prints tables and writes them to report.md; cases.txt has a line a case, failures.txt what every bad case printed.
+Exit status 1 if there is a bad one.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import TextIO
 
 from attack import outcome
-from attack.cases import Bench, Verdict, choose_cases, parse_case, shown
+from attack.cases import Bench, Verdict, choose_cases, line_of, parse_case, shown
 from attack.kills import Trial, kill_table, run_kills, shown_trial
 from attack.memory import MAX_GROWTH_MIB, measure_predictions, measure_training, memory_table
 from attack.process import TIMEOUT_S
 from attack.report import damage_table
 
-FAILURES, REPORT = "failures.txt", "report.md"
+FAILURES, CASES, REPORT = "failures.txt", "cases.txt", "report.md"
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     with (folder / FAILURES).open("w") as failures:
         if arguments.cases:
             verdicts = _damage(bench, arguments, failures)
+            (folder / CASES).write_text("".join(f"{line_of(verdict)}\n" for verdict in verdicts))
             tables.append(damage_table(verdicts))
             bad += sum(verdict.outcome in outcome.BAD for verdict in verdicts)
         for count, numbers in (
@@ -88,7 +90,7 @@ def _watched(verdicts: Iterable[Verdict | None], failures: TextIO) -> Iterable[V
     """Prints bad cases as they come, with their output to the file `failures`."""
     for number, verdict in enumerate(verdicts, start=1):
         if verdict is not None and verdict.outcome in outcome.BAD:
-            print(f"{verdict.outcome:10} {verdict.case.name:28} {verdict.file}: {verdict.what}", flush=True)
+            print(line_of(verdict), flush=True)
             print(shown(verdict), file=failures, end="\n\n", flush=True)
         if number % 50 == 0:
             print(f"{number} cases", flush=True)
