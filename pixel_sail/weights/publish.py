@@ -121,7 +121,7 @@ def _read(run: Path | None, name: str) -> dict[str, Any] | None:
     if run is None or not (run / name).exists():
         return None
     try:
-        values = yaml_file.read(run / name)  # JSON is YAML
+        values = read_json(run / name) if name.endswith(".json") else yaml_file.read(run / name)
     except FileError as error:
         raise FileError(f"{error}; {_ADVICE}") from None
     if not isinstance(values, dict):

@@ -469,18 +469,7 @@ def test_records_that_no_call_of_ours_wrote(tmp_path: Path) -> None:
         ):
             baseline._resume(path, {"model": 1})
     path.write_text(json.dumps(record | {"automatic": {"size": [4, 4], "counts": "5"}}) + "\n")
-    (target,) = [
-        PixObject(
-            index=1,
-            image=Path("x"),
-            question="q",
-            options=(),
-            letter="a",
-            expression="dog",
-            mask_rle=mask,
-            size_hw=(4, 4),
-        )
-    ]
+    target = PixObject(1, Path("x"), (4, 4), "dog", None, "q", (), "a", 0)
     with pytest.raises(BadSample, match="image 1: .*the RLE is torn"):
         baseline.collect([target], None, tmp_path, {"model": 1})
     (tmp_path / "phrases.manifest.json").write_text('{"mod')

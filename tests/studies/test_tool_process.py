@@ -123,7 +123,8 @@ def test_damaged_environments_and_changed_data(tmp_path: Path) -> None:
     for number, run in enumerate(plan.runs):
         checkpoint = run.config.run.dir / "checkpoints/step_00000002"
         checkpoint.mkdir(parents=True)
-        state = {"step": 2, "bad_samples": 0, "world_size": 1, "data": [{"samples": number}], "config": {}}
+        state = {"step": 2, "bad_samples": 0, "world_size": 1, "data": [{"samples": number}]}
+        state["config"] = {"train": {"zero_stage": 0}}
         (checkpoint / "state.json").write_text(json.dumps(state))
     assert results_of(plan).other_data == ("upsampling, seed 0",)
     assert "**The data changed before these runs:** upsampling, seed 0." in markdown(results_of(plan))

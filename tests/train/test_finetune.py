@@ -238,8 +238,8 @@ def test_the_export_loads_and_speaks_without_peft(trained: Path) -> None:
     ids=str,
 )
 def test_what_cannot_be_done(overrides: list[str], message: str, tmp_path: Path, root: Path) -> None:
-    config = tiny_config(tmp_path, root, *overrides)
     with pytest.raises(ConfigError, match=message):
+        config = tiny_config(tmp_path, root, *overrides)
         prepare_finetuning(*build_model(config), config)
 
 

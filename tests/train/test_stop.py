@@ -26,7 +26,7 @@ from pixel_sail.train.step import TrainingStopped
 from pixel_sail.types import BadSample, NoPixels, Sample
 from pixel_sail.weights.run_folder import complete_checkpoints
 
-EXPLODING = ("train.lr=1e30", "train.save_every=1", "train.warmup_fraction=0")
+EXPLODING = ("train.lr=100", "train.new_parts_lr_scale=1e12", "train.save_every=1", "train.warmup_fraction=0")
 
 
 def break_image(root: Path, number: int = 0) -> str:
@@ -70,7 +70,9 @@ def test_non_finite_gradient_is_not_applied(tmp_path: Path, stage: int, monkeypa
     step = Engine.step
     monkeypatch.setattr(Engine, "step", watched_step)
     with pytest.raises(TrainingStopped, match="the gradient of step 1 is not finite; nothing was updated"):
-        train(tiny_config(tmp_path, root, "loss.lm=1e39", f"train.zero_stage={stage}"))
+        config = tiny_config(tmp_path, root, f"train.zero_stage={stage}")
+        overflowing = config.loss.model_copy(update={"lm": 1e39})  # more than a config may say
+        train(config.model_copy(update={"loss": overflowing}))
     assert changed == []
     assert not (tmp_path / "run" / "log.jsonl").exists()
 

@@ -169,17 +169,17 @@ def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path, export) -> 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("config.yaml", "a: [", "config.yaml cannot be read"),
+        ("config.yaml", "a: [", "config.yaml is not valid YAML"),
         ("config.yaml", "- 1", "config.yaml holds no keys and values"),
         ("config.yaml", "data: {exclude: 7}", "config.yaml: data.exclude is '7', no list; move it away"),
         ("config.yaml", "model: 3", "config.yaml: model is '3', no dict; move it away"),
         (
             "config.yaml",
             BOMB,
-            "config.yaml holds more than 100,000 values",
+            "it has more than 100,000 values",
         ),
         ("environment.json", '{"packages": [1]}', "environment.json: packages is .*, no dict; move it away"),
-        ("environment.json", "{", "environment.json cannot be read"),
+        ("environment.json", "{", "environment.json is not valid JSON"),
     ],
 )  # fmt: skip
 def test_damaged_files_of_the_run(finished: Path, tmp_path: Path, name: str, text: str, message: str, export) -> None:
