@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pixel_sail.config import Config, ExpertConfig, LossConfig
 from pixel_sail.experts.expert import resize_features
-from pixel_sail.types import Batch, Output
+from pixel_sail.types import LOGITS_AT_ONCE, Batch, DeferredLogits, Output
 
 LOSS_COUNTS = {
     "lm": "lm",
@@ -39,9 +40,26 @@ def compute_losses(output: Output, batch: Batch, config: LossConfig) -> dict[str
     return {"lm": next_token_loss(output.logits, batch.labels, batch.label_weights), "bce": bce, "dice": dice}
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor | DeferredLogits, labels: Tensor, weights: Tensor) -> Tensor:
     """Sum of weighted cross entropies. logits (M, V), labels (M,) int64, weights (M,)."""
-    return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+    return (cross_entropies(logits, labels) * weights).sum()
+
+
+def cross_entropies(logits: Tensor | DeferredLogits, labels: Tensor) -> Tensor:
+    """(M,) float32. More than LOGITS_AT_ONCE logits go through in pieces, which backward computes a second time."""
+    deferred = isinstance(logits, DeferredLogits)
+    states, vocabulary = (logits.states, logits.vocabulary) if deferred else (logits, logits.shape[1])
+
+    def of_piece(states: Tensor, labels: Tensor) -> Tensor:
+        piece = logits.head(states) if deferred else states
+        return F.cross_entropy(piece.float(), labels, reduction="none")
+
+    rows = max(1, LOGITS_AT_ONCE // vocabulary)
+    if len(labels) <= rows:
+        return of_piece(states, labels)
+    pieces = zip(states.split(rows), labels.split(rows), strict=True)
+    # nothing is random here; keeping the state of random numbers would make the GPU wait
+    return torch.cat([checkpoint(of_piece, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
 
 
 def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tensor, Tensor]:
@@ -50,8 +68,10 @@ def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tenso
     for group in _same_size(output.mask_logits, batch.masks):
         logits = torch.cat([output.mask_logits[i] for i in group]).float()  # (K, h', w')
         targets = torch.cat([batch.masks[i] for i in group]).float()
-        candidates = torch.cat([_candidates(batch.seeds[i], batch.masks[i].shape[0], config) for i in group])
-        points = choose_points(logits.detach(), candidates.to(logits.device), config)
+        candidates = torch.cat(
+            [_candidates(batch.seeds[i], batch.masks[i].shape[0], config, logits.device) for i in group]
+        )
+        points = choose_points(logits.detach(), candidates, config)
         at_points = sample_points(logits, points)
         truth = sample_points(targets, points)
         bce = bce + F.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(1).sum()
@@ -122,11 +142,14 @@ def _counts(config: LossConfig) -> tuple[int, int, int]:
     return OVERSAMPLE * config.points, important, config.points - important
 
 
-def _candidates(seed: int, masks: int, config: LossConfig) -> Tensor:
-    """Random coordinates (masks, candidates, 2) that depend on the sequence only, not on packing."""
+def _candidates(seed: int, masks: int, config: LossConfig, device: torch.device) -> Tensor:
+    """Random coordinates (masks, candidates, 2) that depend on the sequence only, not on packing.
+
+    Drawn on `device`, which nobody waits for; a GPU draws other numbers than a CPU.
+    """
     oversampled, _, rest = _counts(config)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(masks, oversampled + rest, 2, generator=generator)
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.rand(masks, oversampled + rest, 2, generator=generator, device=device)
 
 
 def _same_size(logits: Sequence[Tensor], masks: Sequence[Tensor]) -> list[list[int]]:

@@ -13,8 +13,8 @@ Shape legend, used in every comment of the package:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.errors import UserError
+from pixel_sail.layout import Span, VarlenCall
 
 IGNORE_LABEL = -100
 UNPROMPTED = -1
@@ -98,8 +99,7 @@ class Batch:
 
     keys: tuple[str, ...]
     seeds: tuple[int, ...]  # one per sequence
-    # one per sequence, host integers: (start, first image token, one past the last image token, stop)
-    spans: tuple[tuple[int, int, int, int], ...]
+    spans: tuple[Span, ...]  # one per sequence, host integers
     grids_hw: tuple[tuple[int, int], ...]  # one per sequence, (0, 0) without an image
     masks_per_sequence: tuple[int, ...]
     input_ids: Tensor  # (L,) int64
@@ -107,29 +107,28 @@ class Batch:
     patches: Tensor  # (sum N, 3 P P) float32
     patch_index: Tensor  # (sum N,) int64, position of each patch in the packed tokens
     prompt_ids: Tensor  # (sum N,) int64, K of <PromptK> or UNPROMPTED
+    prompted: Tensor  # (number of prompted patches,) int64, which of the patches they are
     predict_index: Tensor  # (M,) int64, position whose hidden state predicts label m: the one before the labelled token
     labels: Tensor  # (M,) int64
     label_weights: Tensor  # (M,) float32
     seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s with a mask, in sequence order
     masks: tuple[Tensor, ...]  # one per sequence, (K, h P, w P) uint8
+    varlen: tuple[VarlenCall, ...] = ()  # what flash attention reads; empty: made from `spans` where it is needed
     dropped_turns: int = 0
     # expert -> one tensor per sequence, (0,) without an image
     expert_features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch on `device`. `dtype` casts only the patches: indices, labels and masks keep theirs."""
+        """The same batch on `device`. `dtype` casts only the patches: indices, labels and masks keep theirs.
 
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-                return tuple(move(item) for item in value)
-            if isinstance(value, dict):
-                return {name: move(item) for name, item in value.items()}
-            return value
-
-        moved = replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        From pinned memory (`pin_memory`) to a GPU, nobody waits for the copies.
+        """
+        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
         return moved if dtype is None else replace(moved, patches=moved.patches.to(dtype))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory of the host; torch's DataLoader calls this too. Needs a GPU."""
+        return _map_tensors(self, Tensor.pin_memory)
 
     @property
     def tokens(self) -> int:
@@ -144,11 +143,36 @@ class Batch:
         }
 
 
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change` applied to every tensor in it, through tuples, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(item, change) for item in value)
+    if isinstance(value, dict):
+        return {name: _map_tensors(item, change) for name, item in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+LOGITS_AT_ONCE = 2**27  # logits (rows x vocabulary) that exist at one time: half a GiB in float32
+
+
+@dataclass(frozen=True)
+class DeferredLogits:
+    """More than LOGITS_AT_ONCE logits: the states that they come from, and the head that computes them."""
+
+    states: Tensor  # (M, D)
+    head: Callable[[Tensor], Tensor]  # (rows, D) -> (rows, V)
+    vocabulary: int  # V
+
+
 @dataclass
 class Output:
     """The outputs of the model for a Batch, which losses and metrics read."""
 
-    logits: Tensor  # (M, V), only at the supervised positions
+    logits: Tensor | DeferredLogits  # (M, V), only at the supervised positions
     hidden: Tensor  # (L, D) after the final norm
     mask_features: Sequence[Tensor]  # one per sequence with an image: (S, h', w') with h' = h * 2**blocks
     mask_logits: Sequence[Tensor]  # one per sequence: (K, h', w'); (0, h', w') without masks

@@ -19,6 +19,7 @@ LAYERS = (
         "ranks",
         "workers",
         "writable",
+        "layout",
         "types",
         "tokens",
         "architecture",

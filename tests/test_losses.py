@@ -36,7 +36,7 @@ def test_the_most_uncertain_points_are_chosen() -> None:
     """Logits rise from -4 to 4 over the width: the chosen share lies where the logits are nearest to zero."""
     config = LossConfig(points=100)
     logits = torch.linspace(-4, 4, 64).expand(1, 64, 64)
-    candidates = _candidates(0, 1, config)
+    candidates = _candidates(0, 1, config, torch.device("cpu"))
     assert candidates.shape == (1, 325, 2)
     points = choose_points(logits, candidates, config)
     assert points.shape == (1, 100, 2)
@@ -60,6 +60,7 @@ def batch_of(masks: list[torch.Tensor], seeds: list[int]) -> Batch:
         patches=none,
         patch_index=none,
         prompt_ids=none,
+        prompted=none,
         predict_index=none,
         labels=none,
         label_weights=none,

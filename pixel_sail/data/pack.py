@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pixel_sail.types import IGNORE_LABEL, Batch, Encoded
+from pixel_sail.layout import varlen_calls
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
 
 
 def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
@@ -20,25 +21,29 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
     labels = torch.cat([s.labels for s in sequences])
     labelled = (labels != IGNORE_LABEL).nonzero()[:, 0]
     weights = torch.cat([torch.full((len(s),), s.lm_weight) for s in sequences])
+    prompt_ids = torch.cat([s.prompt_ids for s in sequences])
+    spans = tuple(
+        (start, start + s.image_span[0], start + s.image_span[1], stop)
+        for s, start, stop in zip(sequences, starts, starts[1:], strict=False)
+    )
     return Batch(
         keys=tuple(s.key for s in sequences),
         seeds=tuple(s.seed for s in sequences),
-        spans=tuple(
-            (start, start + s.image_span[0], start + s.image_span[1], stop)
-            for s, start, stop in zip(sequences, starts, starts[1:], strict=False)
-        ),
+        spans=spans,
         grids_hw=tuple(s.grid_hw for s in sequences),
         masks_per_sequence=tuple(s.masks.shape[0] for s in sequences),
         input_ids=input_ids,
         position_ids=torch.cat([s.position_ids for s in sequences], dim=1),
         patches=torch.cat([s.patches for s in sequences]),
         patch_index=_positions_of(input_ids == patch_id),
-        prompt_ids=torch.cat([s.prompt_ids for s in sequences]),
+        prompt_ids=prompt_ids,
+        prompted=_positions_of(prompt_ids != UNPROMPTED),
         predict_index=labelled - 1,
         labels=labels[labelled],
         label_weights=weights[labelled],
         seg_index=_positions_of(labels == seg_id),
         masks=tuple(s.masks for s in sequences),
+        varlen=varlen_calls(spans),
         dropped_turns=sum(s.dropped_turns for s in sequences),
         expert_features={
             name: tuple(s.expert_features.get(name, torch.empty(0)) for s in sequences)

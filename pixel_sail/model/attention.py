@@ -1,19 +1,15 @@
 """The mixed attention of packed image-text sequences: one function, three kernels, no L x L mask.
 
-In a sequence, all tokens from `<vision>` to `</vision>` see each other. Every other token sees itself and the tokens
-before it. Sequences of one packed batch never see each other. The text follows the image block, so a few kernel calls
-are enough: image rows x all keys up to the end of the image (full), text rows x all keys (causal, aligned at the
-bottom right), and the rows of tokens before the image, if there are any (causal).
-
-The kernels: flash-attn's varlen function (GPU), FlexAttention with a block mask (GPU; forward only on CPU), and torch's
-scaled_dot_product_attention, one sequence at a time (anywhere).
+pixel_sail/layout.py says which token sees which. The kernels: flash attention over packed sequences (GPU, 16 bits;
+flash.py), FlexAttention with a block mask (GPU; forward only on CPU), and torch's scaled_dot_product_attention, one
+sequence at a time (anywhere).
 """
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -22,46 +18,37 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pixel_sail.errors import UserError
+from pixel_sail.layout import Span, VarlenCall, varlen_calls, visible_keys
+from pixel_sail.model.flash import DTYPES, Flash, find_flash
 
 Kernel = Literal["sdpa", "flex", "flash"]
-Span = tuple[int, int, int, int]  # (start, first image token, one past the last image token, stop) in the packed batch
 
 NAME = "pixel_sail"  # the attention implementation that a decoder's config names
 TEXT_ROWS = 256  # rows of text queries in one SDPA call, so that its mask stays small
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Query rows of one kernel call: a run of queries, and the run of keys that the last query sees."""
-
-    queries: tuple[int, int]
-    keys: tuple[int, int]
-    causal: bool  # aligned at the bottom right: query i sees all but the last (n_queries - 1 - i) keys
+BLOCK = 128  # rows and columns of a block of FlexAttention's mask
 
 
 @dataclass
 class AttentionLayout:
-    """Which token sees which in a packed batch; shared by all layers of a forward pass."""
+    """Which token sees which in a packed batch, as `kernel` reads it; shared by all layers of a forward pass.
+
+    All tensors are made here, before the first layer: made inside a layer they would break its graph in two.
+    """
 
     spans: tuple[Span, ...]
     kernel: Kernel
     device: torch.device
+    varlen: Sequence[VarlenCall] = ()  # on `device`; empty: made from `spans` if the kernel needs them
+    flash: Flash | None = None
+    block_mask: Any = None
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    @cached_property
-    def rows(self) -> list[Rows]:
-        """The kernel calls of each sequence, in token order."""
-        calls = []
-        for start, image_start, image_stop, stop in self.spans:
-            if image_stop == image_start:
-                calls.append(Rows((start, stop), (start, stop), causal=True))
-                continue
-            calls += [
-                Rows((start, image_start), (start, image_start), causal=True),
-                Rows((image_start, image_stop), (start, image_stop), causal=False),
-                Rows((image_stop, stop), (start, stop), causal=True),
-            ]
-        return [rows for rows in calls if rows.queries[1] > rows.queries[0]]
+    def __post_init__(self) -> None:
+        if self.kernel == "flex":
+            self.block_mask = block_mask(self.spans, self.device)
+        if self.kernel == "flash":
+            self.flash = self.flash or find_flash(torch.cuda.get_device_capability(self.device)[0])
+            self.varlen = self.varlen or [_on(call, self.device) for call in varlen_calls(self.spans)]
 
     def causal_mask(self, queries: int, keys: int) -> Tensor:
         """Mask (queries, keys) bool, True = may see, aligned at the bottom right; built once per shape."""
@@ -70,81 +57,63 @@ class AttentionLayout:
             self._masks[queries, keys] = ones.tril(keys - queries)
         return self._masks[queries, keys]
 
-    @cached_property
-    def varlen(self) -> list[VarlenCall]:
-        """One varlen call for all full rows and one for all causal rows."""
-        groups = [[r for r in self.rows if not r.causal], [r for r in self.rows if r.causal]]
-        return [VarlenCall.of(group, self.device) for group in groups if group]
 
-    @cached_property
-    def block_mask(self) -> Any:
-        """The FlexAttention block mask, built from three numbers per token."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        length = self.spans[-1][3]
-        sequence = torch.empty(length, dtype=torch.int32)
-        image = torch.full((length,), -1, dtype=torch.int32)
-        for index, (start, image_start, image_stop, stop) in enumerate(self.spans):
-            sequence[start:stop] = index
-            image[image_start:image_stop] = index
-        sequence, image = sequence.to(self.device), image.to(self.device)
-
-        def may_see(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            same_image = (image[query] == image[key]) & (image[query] >= 0)
-            return (sequence[query] == sequence[key]) & ((key <= query) | same_image)
-
-        return create_block_mask(may_see, None, None, length, length, device=self.device)
+def _on(call: VarlenCall, device: torch.device) -> VarlenCall:
+    index, lengths = (call.query_index, call.key_index), (call.cu_queries, call.cu_keys)
+    moved = [to_device(tensor, device) for tensor in (*index, *lengths)]
+    return VarlenCall(*moved, call.max_queries, call.max_keys, call.causal)
 
 
-@dataclass(frozen=True)
-class VarlenCall:
-    """Arguments of a varlen call: token indices of the queries and keys, and their cumulative lengths (int32)."""
-
-    query_index: Tensor  # (number of queries,) int64
-    key_index: Tensor  # (number of keys,) int64
-    cu_queries: Tensor  # (groups + 1,) int32
-    cu_keys: Tensor
-    max_queries: int
-    max_keys: int
-    causal: bool
-
-    @classmethod
-    def of(cls, group: list[Rows], device: torch.device) -> VarlenCall:
-        queries, keys = [r.queries for r in group], [r.keys for r in group]
-
-        def index(runs: list[tuple[int, int]]) -> Tensor:
-            return torch.cat([torch.arange(*run) for run in runs]).to(device)
-
-        def cumulative(runs: list[tuple[int, int]]) -> Tensor:
-            lengths = torch.tensor([0] + [stop - start for start, stop in runs], dtype=torch.int32)
-            return lengths.cumsum(0, dtype=torch.int32).to(device)
-
-        longest = [max(stop - start for start, stop in runs) for runs in (queries, keys)]
-        return cls(index(queries), index(keys), cumulative(queries), cumulative(keys), *longest, group[0].causal)
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on `device`, without waiting for the GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def choose_kernel(wanted: str, device: torch.device) -> Kernel:
-    """`auto`: flash-attn, else FlexAttention, on a GPU; SDPA elsewhere. Raises UserError if `wanted` cannot run."""
-    has_flash = device.type == "cuda" and flash_varlen() is not None
-    if wanted == "auto":
-        return "flash" if has_flash else "flex" if device.type == "cuda" else "sdpa"
+def block_mask(spans: Sequence[Span], device: torch.device) -> Any:
+    """FlexAttention's block mask, from the first and last key of each token.
+
+    torch's create_block_mask makes the mask of all tokens x all tokens first: 10 GiB for 33k tokens.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    first, stop = (to_device(keys, device) for keys in visible_keys(spans))  # neither falls from a token to the next
+    length = spans[-1][3]
+    tops = torch.arange(0, length, BLOCK, device=device)  # first row of each block
+    bottoms = (tops + BLOCK - 1).clamp(max=length - 1)  # its last row
+    columns = tops[None]  # first column of each block
+    seen = (columns + BLOCK > first[tops, None]) & (columns < stop[bottoms, None])
+    full = (columns >= first[bottoms, None]) & (columns + BLOCK <= stop[tops, None])
+    full &= (tops + BLOCK <= length)[:, None]
+
+    def may_see(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= first[query]) & (key < stop[query])
+
+    blocks = (*_ordered(seen & ~full), *_ordered(full))
+    return BlockMask.from_kv_blocks(*blocks, BLOCK_SIZE=BLOCK, mask_mod=may_see, seq_lengths=(length, length))
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of chosen blocks of each row (1, 1, rows), and all columns, those first, (1, 1, rows, columns); int32."""
+    numbers = blocks.sum(1, dtype=torch.int32)
+    columns = torch.argsort(blocks.to(torch.int8), dim=1, descending=True, stable=True).to(torch.int32)
+    return numbers[None, None], columns[None, None]
+
+
+def choose_kernel(wanted: str, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The kernel for queries of `dtype`: `auto` or `flash` take flash attention in 16 bits on a GPU from Ampere on.
+
+    Elsewhere `auto` takes SDPA, and so does `flash` for the float32 passes of its run, which no flash kernel computes.
+    FlexAttention can do the same, but compiles for half a minute first; it runs where it is asked for. Raises UserError
+    for `flash` on a device that cannot run it.
+    """
+    has_flash = device.type == "cuda" and find_flash(torch.cuda.get_device_capability(device)[0]) is not None
     if wanted == "flash" and not has_flash:
         raise UserError(
-            "model.attention=flash needs a GPU and flash-attn: pip install 'pixel_sail[flash]', or use auto or flex"
+            "model.attention=flash needs a GPU of compute capability 8.0 or more (Ampere, Hopper): use auto or sdpa"
         )
-    return wanted  # type: ignore[return-value]
-
-
-@lru_cache(1)
-def flash_varlen() -> Any | None:
-    """flash-attn's varlen function: version 2, else version 4 (`flash_attn.cute`), else None."""
-    if importlib.util.find_spec("flash_attn") is None:
-        return None
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        from flash_attn.cute import flash_attn_varlen_func
-    return flash_attn_varlen_func
+    if wanted in ("sdpa", "flex"):
+        return wanted  # type: ignore[return-value]
+    return "flash" if has_flash and dtype in DTYPES else "sdpa"
 
 
 def mixed_attention(
@@ -244,24 +213,14 @@ def _packed_flash(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, d)
     out = torch.empty_like(q)
     for call in layout.varlen:
-        result = flash_varlen()(
-            q[call.query_index],
-            k[call.key_index],
-            v[call.key_index],
-            cu_seqlens_q=call.cu_queries,
-            cu_seqlens_k=call.cu_keys,
-            max_seqlen_q=call.max_queries,
-            max_seqlen_k=call.max_keys,
-            softmax_scale=scaling,
-            causal=call.causal,
-        )
-        result = result[0] if isinstance(result, tuple) else result  # version 4 also returns the log-sum-exp
+        keys, values = k.index_select(0, call.key_index), v.index_select(0, call.key_index)
+        result = layout.flash(q.index_select(0, call.query_index), keys, values, call, scaling)
         out = out.index_copy(0, call.query_index, result)
     return out[None]
 
 
 @lru_cache(1)
-def _compiled_flex() -> Any:
+def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)
@@ -273,8 +232,9 @@ def _packed_flex(
     from torch.nn.attention.flex_attention import flex_attention
 
     if dropout:
-        raise UserError("attention dropout is not supported by FlexAttention; set attention_dropout to 0")
-    kernel = _compiled_flex() if query.is_cuda else flex_attention
+        raise ValueError("attention dropout is not supported by FlexAttention; set attention_dropout to 0")
+    compiled = query.is_cuda and not torch.compiler.is_compiling()
+    kernel = _compiled_flex() if compiled else flex_attention
     out = kernel(
         query, key, value, block_mask=layout.block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -30,13 +30,18 @@ class Modality:
     @classmethod
     def of(cls, spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> Modality:
         """From the spans of a batch: (start, first image token, one past the last image token, stop)."""
-        visual = torch.zeros(spans[-1][3], dtype=torch.bool)
-        for _, image_start, image_stop, _ in spans:
-            visual[image_start:image_stop] = True
-        text_first = torch.argsort(visual.to(torch.int8), stable=True)
-        split = int((~visual).sum())
-        text, images = text_first[:split], text_first[split:]
-        return cls(text.to(device), images.to(device), torch.argsort(text_first).to(device))
+        text, visual = [], []
+        for start, image_start, image_stop, stop in spans:
+            text += [(start, image_start), (image_stop, stop)] if image_stop > image_start else [(start, stop)]
+            visual += [(image_start, image_stop)]
+
+        def index(runs: list[tuple[int, int]]) -> Tensor:  # made on the device, which nobody waits for
+            return torch.cat([torch.arange(*run, device=device) for run in runs])
+
+        of_text, of_images = index(text), index(visual)
+        order = torch.empty(spans[-1][3], dtype=torch.int64, device=device)
+        order[torch.cat([of_text, of_images])] = torch.arange(len(order), device=device)
+        return cls(of_text, of_images, order)
 
 
 class Route:

@@ -21,7 +21,7 @@ from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.modality_experts import Modality
 from pixel_sail.model.region_pooling import add_at_names, pool_regions
 from pixel_sail.model.visual_prompt import PatchFusion
-from pixel_sail.types import Batch, Output
+from pixel_sail.types import LOGITS_AT_ONCE, Batch, DeferredLogits, Output
 
 
 class PixelSail(PreTrainedModel):
@@ -44,6 +44,7 @@ class PixelSail(PreTrainedModel):
         self.fusion = PatchFusion(config.architecture, hidden)
         self.mask_head = MaskHead(config.architecture, hidden)
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash
+        self._prompt_ids: Tensor | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,16 +54,20 @@ class PixelSail(PreTrainedModel):
             module.reset_parameters()
 
     def forward(self, batch: Batch, with_features: bool = False) -> Output:
-        """Run one packed batch. Logits only at labels; mask features only if `with_features`."""
-        layout = self.layout(batch.spans)
-        hidden = self.decode(self.embed(batch), batch.position_ids, layout)
-        logits = self.language_model.get_output_embeddings()(hidden[batch.predict_index])
+        """Run one packed batch. Logits only at labels, deferred if they are many; mask features if `with_features`."""
+        hidden = self.decode(self.embed(batch), batch.position_ids, self.layout(batch))
+        logits = self._logits(hidden[batch.predict_index])
         mask_features, mask_logits = self._masks(batch, hidden, with_features)
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
 
-    def layout(self, spans: tuple[tuple[int, int, int, int], ...]) -> AttentionLayout:
-        """The attention layout of a packed batch, with the kernel for this model's device."""
-        return AttentionLayout(spans, choose_kernel(self.attention_kernel, self.device), self.device)
+    def layout(self, batch: Batch) -> AttentionLayout:
+        """The attention layout of a packed batch, with the kernel for this model's device and for the dtype of now."""
+        device = self.device
+        dtype = self.language_model.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(device.type):  # then queries, keys and values come out of its matmuls
+            dtype = torch.get_autocast_dtype(device.type)
+        kernel = choose_kernel(self.attention_kernel, device, dtype)
+        return AttentionLayout(batch.spans, kernel, device, batch.varlen)
 
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings (L, D): tokens, patches and visual prompts fused."""
@@ -87,7 +92,11 @@ class PixelSail(PreTrainedModel):
         return add_at_names(embeds, input_ids, self._prompt_token_ids(), regions, rows)
 
     def _prompt_token_ids(self) -> Tensor:
-        return torch.tensor(self.config.prompt_token_ids, device=self.device)
+        """Ids of <Prompt0> .. <Prompt14>, (15,), copied to the device once. Not a buffer: it is in the config."""
+        if self._prompt_ids is None or self._prompt_ids.device != self.device:
+            with torch.inference_mode(False):  # training may use what generation made
+                self._prompt_ids = torch.tensor(self.config.prompt_token_ids, device=self.device)
+        return self._prompt_ids
 
     def decode(self, embeds: Tensor, position_ids: Tensor, layout: AttentionLayout, cache: Any | None = None) -> Tensor:
         """States (L, D) after the final norm, from embeddings (L, D) and positions (3, L). Fills `cache` if given."""
@@ -101,6 +110,25 @@ class PixelSail(PreTrainedModel):
             **{cache_argument(decoder): cache},
         )
         return output.last_hidden_state[0]
+
+    def _logits(self, states: Tensor) -> Tensor | DeferredLogits:
+        """Logits (M, V) of states (M, D), which losses computes in pieces if they are many.
+
+        ZeRO-3 gathers the head's weights at each call of the head, and all ranks must call it equally often: once.
+        """
+        head = self.language_model.get_output_embeddings()
+        vocabulary = self.config.text_config.vocab_size
+        in_zero_3 = any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+        if in_zero_3 or len(states) * vocabulary <= LOGITS_AT_ONCE:
+            return head(states)
+        kind = states.device.type
+        autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))  # losses run without
+
+        def in_pieces(rows: Tensor) -> Tensor:
+            with torch.autocast(*autocast):
+                return head(rows)
+
+        return DeferredLogits(states, in_pieces, vocabulary)
 
     def _masks(self, batch: Batch, hidden: Tensor, with_features: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Features and logits of each sequence; empty if it has no image, or if nothing needs its masks."""

@@ -43,7 +43,7 @@ class ConvStem(nn.Module):
         cells = self.patch_size
         for stage, down in enumerate(self.down):
             cells //= 2
-            inside = _inside(grids, cells, images.shape[2] // 2, images.shape[3] // 2, images.device)
+            inside = _inside(grids, cells, images)
             images = F.gelu(down(images)) * inside
             if stage:
                 images = images + F.gelu(self.more[stage - 1](images)) * inside
@@ -70,12 +70,15 @@ class MatrixConv(nn.Module):
         return F.conv2d(images, self.weight.view(-1, self.inputs, 3, 3), self.bias, self.stride, padding=1)
 
 
-def _inside(
-    grids: Sequence[tuple[int, int]], cells: int, height: int, width: int, device: torch.device
-) -> Tensor | float:
-    """1 inside each image and 0 in the padding, (B, 1, height, width); plain 1.0 if there is no padding."""
+def _inside(grids: Sequence[tuple[int, int]], cells: int, images: Tensor) -> Tensor | float:
+    """1 inside each image and 0 in the padding, after `images` are halved: (B, 1, height, width); 1.0 if all is inside.
+
+    In the dtype of `images`. Filled on the device: a tensor made of `grids` would make it wait for the host.
+    """
+    height, width = images.shape[2] // 2, images.shape[3] // 2
     if all((h * cells, w * cells) == (height, width) for h, w in grids):
         return 1.0
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    sizes = torch.tensor(grids, device=device) * cells
-    return ((rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None, :])[:, None].float()
+    inside = images.new_zeros(len(grids), 1, height, width)
+    for image, (h, w) in zip(inside, grids, strict=True):
+        image[:, : h * cells, : w * cells] = 1
+    return inside

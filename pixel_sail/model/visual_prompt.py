@@ -13,7 +13,7 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.model.patch_positions import POSITION_VALUES, position_values
 from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
 from pixel_sail.model.stem import ConvStem
-from pixel_sail.types import UNPROMPTED, Batch
+from pixel_sail.types import Batch
 
 
 class PatchFusion(nn.Module):
@@ -59,9 +59,8 @@ class PatchFusion(nn.Module):
             regions = pool_regions(visual, batch)
             return add_at_names(embeds, batch.input_ids, prompt_token_ids, regions, sequence_of_tokens(batch))
         table = self.prompt_linear(prompt_embeds)  # runs always: every rank of ZeRO-3 must gather the same weights
-        prompted = batch.prompt_ids != UNPROMPTED
-        addition = table[batch.prompt_ids[prompted]].to(embeds.dtype)
-        return embeds.index_add(0, batch.patch_index[prompted], addition)
+        addition = table[batch.prompt_ids[batch.prompted]].to(embeds.dtype)
+        return embeds.index_add(0, batch.patch_index[batch.prompted], addition)
 
     def embed_patches(self, batch: Batch) -> Tensor:
         """Embedded patches (sum N, D), before any prompt is added."""

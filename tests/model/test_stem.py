@@ -45,6 +45,17 @@ def test_every_image_as_if_alone(widths: list[int]) -> None:
     assert torch.allclose(values, expected, atol=1e-5)
 
 
+def test_images_of_two_sizes_in_bf16() -> None:
+    """The weights of a GPU from ZeRO-1 on. What is padded must not turn into float32."""
+    torch.manual_seed(0)
+    stem = ConvStem(8, [6, 10])
+    patches = torch.cat([to_patches(torch.randn(3, 8 * h, 8 * w), 8) for h, w in GRIDS if h])
+    values = stem(patches, GRIDS)
+    in_bf16 = stem.bfloat16()(patches.bfloat16(), GRIDS)
+    assert in_bf16.dtype == torch.bfloat16
+    assert (in_bf16.float() - values).norm() / values.norm() < 0.01
+
+
 def test_a_shift_by_a_cell_shifts_the_values() -> None:
     """What a linear patch embedding cannot do: the same shape, a cell further on, has the same values there."""
     torch.manual_seed(0)

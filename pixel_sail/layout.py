@@ -1,0 +1,91 @@
+"""Which token of a packed batch sees which: the rule of the mixed attention, as runs of rows and as index tensors.
+
+In a sequence, all tokens from `<vision>` to `</vision>` see each other. Every other token sees itself and the tokens
+before it. Sequences of one packed batch never see each other. The text follows the image block, so a few kernel calls
+are enough: image rows x all keys up to the end of the image (full), text rows x all keys (causal, aligned at the
+bottom right), and the rows of tokens before the image, if there are any (causal).
+
+The tensors are built where a batch is packed, in a worker of the loader, and travel with it: built on the way through
+the model, each would make the GPU wait for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Span = tuple[int, int, int, int]  # (start, first image token, one past the last image token, stop) in the packed batch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Query rows of one kernel call: a run of queries, and the run of keys that the last query sees."""
+
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    causal: bool  # aligned at the bottom right: query i sees all but the last (n_queries - 1 - i) keys
+
+
+@dataclass(frozen=True)
+class VarlenCall:
+    """Arguments of a varlen call: token indices of the queries and keys, and their cumulative lengths (int32)."""
+
+    query_index: Tensor  # (number of queries,) int64
+    key_index: Tensor  # (number of keys,) int64
+    cu_queries: Tensor  # (groups + 1,) int32
+    cu_keys: Tensor
+    max_queries: int
+    max_keys: int
+    causal: bool
+
+
+def rows_of(spans: Sequence[Span]) -> list[Rows]:
+    """The kernel calls of each sequence, in token order."""
+    calls = []
+    for start, image_start, image_stop, stop in spans:
+        if image_stop == image_start:
+            calls.append(Rows((start, stop), (start, stop), causal=True))
+            continue
+        calls += [
+            Rows((start, image_start), (start, image_start), causal=True),
+            Rows((image_start, image_stop), (start, image_stop), causal=False),
+            Rows((image_stop, stop), (start, stop), causal=True),
+        ]
+    return [rows for rows in calls if rows.queries[1] > rows.queries[0]]
+
+
+def varlen_calls(spans: Sequence[Span]) -> tuple[VarlenCall, ...]:
+    """One varlen call for all full rows and one for all causal rows, on the CPU."""
+    rows = rows_of(spans)
+    groups = [[r for r in rows if not r.causal], [r for r in rows if r.causal]]
+    return tuple(_varlen_call(group) for group in groups if group)
+
+
+def _varlen_call(group: list[Rows]) -> VarlenCall:
+    queries, keys = [r.queries for r in group], [r.keys for r in group]
+
+    def index(runs: list[tuple[int, int]]) -> Tensor:
+        return torch.cat([torch.arange(*run) for run in runs])
+
+    def cumulative(runs: list[tuple[int, int]]) -> Tensor:
+        lengths = torch.tensor([0] + [stop - start for start, stop in runs], dtype=torch.int32)
+        return lengths.cumsum(0, dtype=torch.int32)
+
+    longest = [max(stop - start for start, stop in runs) for runs in (queries, keys)]
+    return VarlenCall(index(queries), index(keys), cumulative(queries), cumulative(keys), *longest, group[0].causal)
+
+
+def visible_keys(spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
+    """First and one past the last key that each token sees, (L,) int32 each: the keys of a token are one run.
+
+    Neither ever falls from a token to the next.
+    """
+    length = spans[-1][3]
+    first, stop = torch.empty(length, dtype=torch.int32), torch.arange(1, length + 1, dtype=torch.int32)
+    for start, image_start, image_stop, end in spans:
+        first[start:end] = start
+        stop[image_start:image_stop] = image_stop
+    return first, stop

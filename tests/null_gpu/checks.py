@@ -1,0 +1,126 @@
+"""What is measured with the null GPU. Each function runs in a child process (child.py) and returns JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import child
+import packed
+import torch
+
+from pixel_sail import losses, types
+from pixel_sail.config import LossConfig
+from pixel_sail.model import attention, pixel_sail
+from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.types import Batch
+
+IMAGES_HW = ((24, 24), (16, 20), (24, 24), (8, 8))  # patches; two images of one size
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model and how it computes."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    weights: torch.dtype = torch.bfloat16
+    autocast: bool = False
+    kernel: str = "auto"
+    images_hw: tuple[tuple[int, int], ...] = IMAGES_HW
+    vocabulary: int = 1000
+
+
+def model_of(setting: Setting) -> PixelSail:
+    """A small model of random weights on the GPU."""
+    parts = {"architecture": setting.architecture, "hidden_size": 256, "vocab_size": setting.vocabulary}
+    model = packed.small_model(**parts)
+    model.attention_kernel = setting.kernel
+    return model.to("cuda", setting.weights)
+
+
+def batch_of(images_hw: tuple[tuple[int, int], ...]) -> Batch:
+    """Images of these sizes between texts, as a worker packs them and the loader pins them."""
+    images = [packed.with_image(number, h, w) for number, (h, w) in enumerate(images_hw, 1)]
+    return packed.pack([packed.only_text(0, 200), *images, packed.only_text(9, 70)]).pin_memory()
+
+
+def forward_backward(model: PixelSail, batch: Batch, setting: Setting) -> None:
+    """A micro-batch as the engine runs it: to the GPU, the model, the losses, backward."""
+    batch = batch.to("cuda", setting.weights)
+    with torch.autocast("cuda", torch.bfloat16, enabled=setting.autocast):
+        output = model(batch)
+        with torch.autocast("cuda", enabled=False):
+            sums = losses.compute_losses(output, batch, LossConfig())
+    sum(sums.values()).backward()
+
+
+def kernel_of(model: PixelSail, batch: Batch, setting: Setting) -> str:
+    """The attention kernel of a forward pass."""
+    with torch.autocast("cuda", torch.bfloat16, enabled=setting.autocast):
+        return model.layout(batch).kernel
+
+
+def warm_counts(setting: Setting) -> dict[str, int]:
+    """The counts of a second micro-batch, which is not the one that came before."""
+    model = model_of(setting)
+    forward_backward(model, batch_of(setting.images_hw[:1]), setting)
+    batch = batch_of(setting.images_hw)
+    child.reset()
+    torch.cuda.reset_peak_memory_stats()
+    forward_backward(model, batch, setting)
+    result = child.counts() | {"peak_bytes": torch.cuda.max_memory_allocated()}
+    return result | {"kernel": kernel_of(model, batch, setting)}
+
+
+def check(**settings: Any) -> Callable[[], dict[str, int]]:
+    return lambda: warm_counts(Setting(**settings))
+
+
+fused = check()
+autocast = check(weights=torch.float32, autocast=True)
+float32 = check(weights=torch.float32)
+asked_for_flash_in_float32 = check(weights=torch.float32, kernel="flash")
+only_texts = check(images_hw=())
+pooled = check(architecture={"region_embedding": "pooled"})
+modality_experts = check(architecture={"vision_experts": True})
+stem = check(
+    architecture={
+        "small_images": {"stem_widths": [16, 32], "patch_positions": True, "rope_layout": "interleaved"},
+        "sub_patch_size": None,
+    }
+)
+
+
+def block_mask_of_33k_tokens() -> dict[str, Any]:
+    """What FlexAttention's block mask takes, next to torch's own way from a function of all pairs."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    length = 4100
+    spans = tuple((start, start, start + length - 50, start + length) for start in range(0, 8 * length, length))
+    attention.block_mask(spans[:1], torch.device("cuda"))
+    child.reset()
+    torch.cuda.reset_peak_memory_stats()
+    mask = attention.block_mask(spans, torch.device("cuda"))
+    ours = child.counts() | {"peak_bytes": torch.cuda.max_memory_allocated()}
+    torch.cuda.reset_peak_memory_stats()
+    create_block_mask(mask.mask_mod, None, None, 8 * length, 8 * length, device="cuda")
+    return {"ours": ours, "torch": {"peak_bytes": torch.cuda.max_memory_allocated()}}
+
+
+def many_labels() -> dict[str, Any]:
+    """Peak memory of a vocabulary of 152k with about 5,800 labels, with logits in pieces and all at once."""
+    setting = Setting(vocabulary=151_936)
+    model = model_of(setting)
+    batch = packed.pack([packed.only_text(number, 2900) for number in range(4)]).pin_memory()
+    result = {"labels": len(batch.labels)}
+    for name, limit in (("in pieces", types.LOGITS_AT_ONCE), ("at once", 2**40)):
+        pixel_sail.LOGITS_AT_ONCE = losses.LOGITS_AT_ONCE = limit
+        forward_backward(model, batch, setting)  # gradients are there from now on
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        child.reset()
+        forward_backward(model, batch, setting)
+        peak = torch.cuda.max_memory_allocated() - before
+        result[name] = {"peak_bytes": peak, "syncs": child.counts()["syncs"]}
+    return result

@@ -1,0 +1,72 @@
+"""What the host does on a GPU, counted with a GPU whose kernels do nothing (README.md): pytest -m null_gpu."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import build
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.null_gpu
+
+GIB = 2**30
+# check -> the attention kernel that it must take
+MICRO_BATCHES = {
+    "fused": "flash",
+    "pooled": "flash",
+    "modality_experts": "flash",
+    "stem": "flash",
+    "only_texts": "flash",
+    "autocast": "flash",  # float32 weights; queries, keys and values are bf16
+    "float32": "sdpa",
+    "asked_for_flash_in_float32": "sdpa",
+}
+CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens")
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """What each function of checks.py measured, all in one child process."""
+    try:
+        folder = build.library()
+    except build.Unavailable as missing:
+        pytest.skip(f"no null GPU: {missing}")
+    child = [sys.executable, str(Path(__file__).with_name("child.py")), *CHECKS]
+    environment = build.environment(folder) | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    done = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=400)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+    assert [line["check"] for line in lines] == list(CHECKS), f"exit {done.returncode}\n{done.stderr[-5000:]}"
+    return {line["check"]: line for line in lines}
+
+
+def result_of(measured: dict[str, dict[str, Any]], check: str) -> dict[str, Any]:
+    assert "error" not in measured[check], measured[check]["error"]
+    return measured[check]["result"]
+
+
+@pytest.mark.parametrize("check", MICRO_BATCHES)
+def test_a_micro_batch_never_waits_for_the_gpu(measured: dict[str, dict[str, Any]], check: str) -> None:
+    """Forward, losses and backward, with images of several sizes, prompts, masks and sequences without an image."""
+    counts = result_of(measured, check)
+    assert counts["launches"] > 100 and counts["matmuls"] > 50  # it was the GPU that ran
+    assert counts["syncs"] == 0 and counts["pageable_copies"] == 0
+    assert counts["to_host_bytes"] == 0
+    assert counts["kernel"] == MICRO_BATCHES[check]
+
+
+def test_many_labels_never_have_all_their_logits_at_once(measured: dict[str, dict[str, Any]]) -> None:
+    peaks = result_of(measured, "many_labels")
+    assert peaks["labels"] == 5800
+    assert peaks["in pieces"]["peak_bytes"] < 2.5 * GIB < 10 * GIB < peaks["at once"]["peak_bytes"]
+    assert peaks["in pieces"]["syncs"] == 0
+
+
+def test_the_block_mask_of_flex_attention_is_small(measured: dict[str, dict[str, Any]]) -> None:
+    made = result_of(measured, "block_mask_of_33k_tokens")
+    assert made["ours"]["peak_bytes"] < 0.1 * GIB < 8 * GIB < made["torch"]["peak_bytes"]
+    assert made["ours"]["syncs"] == 0 and made["ours"]["pageable_copies"] == 0
