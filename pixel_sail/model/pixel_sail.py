@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,6 +61,19 @@ class PixelSail(PreTrainedModel):
         mask_features, mask_logits = self._masks(batch, hidden, with_features)
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each decoder layer and each block of the mask head, for inputs of any length. See torch.compile.
+
+        All layers share one graph, and a second one for batches without an image; blocks share one for each width and
+        for one or several images of a size. The first step waits for them.
+        """
+        # A layer with modality experts notes its modality before it runs; its graph has it as an input, also when
+        # activation checkpointing runs it again.
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+        symbolic_shapes.use_duck_shape = False  # a square image does not make a graph for squares alone
+        for module in (*self.language_model.get_decoder().layers, *self.mask_head.blocks):
+            module.compile(dynamic=True, **options)
+
     def layout(self, batch: Batch) -> AttentionLayout:
         """The attention layout of a packed batch, with the kernel for this model's device and for the dtype of now."""
         device = self.device
@@ -102,7 +116,7 @@ class PixelSail(PreTrainedModel):
         """States (L, D) after the final norm, from embeddings (L, D) and positions (3, L). Fills `cache` if given."""
         decoder = self.language_model.get_decoder()
         output = decoder(
-            inputs_embeds=embeds[None],
+            inputs_embeds=embeds[None].clone(),  # a view would need a compiled graph of its own in the first layer
             position_ids=position_ids[:, None],
             use_cache=cache is not None,
             layout=layout,
@@ -140,9 +154,11 @@ class PixelSail(PreTrainedModel):
         features = [hidden.new_empty(0, 0, 0)] * len(grids)
         logits = list(features)
         if not used:
-            # Run the head on one token without a [SEG]: every rank must use every weight, and through the same
-            # operations, because ZeRO-1 and 2 add up gradients in the order of their arrival.
-            empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]], with_features)
+            # Run the head on a grid of one token without a [SEG]: every rank must use every weight, and through the
+            # same operations, because ZeRO-1 and 2 add up gradients in the order of their arrival. Not on a grid of
+            # side 1, which would need a compiled graph of its own.
+            grid = hidden[:1].view(1, 1, width).expand(2, 2, width)
+            empty, _ = self.mask_head([grid], [hidden[:0]], with_features)
             return features, [empty[0], *logits[1:]]
         masks = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
         for i, logit, feature in zip(used, *masks, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import child
@@ -124,3 +125,27 @@ def many_labels() -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() - before
         result[name] = {"peak_bytes": peak, "syncs": child.counts()["syncs"]}
     return result
+
+
+def compiled_blocks() -> dict[str, Any]:
+    """Graphs, breaks and recompilations of the compiled parts over 12 batches, no two of one shape."""
+    from torch._dynamo.utils import counters
+
+    setting, random = Setting(), Random(0)
+    model = model_of(setting)
+    model.compile_blocks(backend="eager")  # Dynamo decides what is measured here; Inductor takes a minute
+    graphs = []
+    for number in range(12):
+        images_hw = [(random.randint(2, 12), random.randint(2, 12)) for _ in range(random.randint(1, 4))]
+        if number % 2 == 0:
+            images_hw.append(images_hw[0])  # two images of one size
+        forward_backward(model, batch_of(tuple(images_hw)), setting)
+        graphs.append(counters["stats"]["unique_graphs"])
+    forward_backward(model, batch_of(()), setting)
+    graphs_with_text_alone = counters["stats"]["unique_graphs"]
+    return {
+        "graphs": graphs,
+        "graphs_with_text_alone": graphs_with_text_alone,
+        "breaks": sum(counters["graph_break"].values()),
+        "widths_of_blocks": len({block.pointwise.in_features for block in model.mask_head.blocks}),
+    }

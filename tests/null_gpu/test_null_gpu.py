@@ -26,7 +26,7 @@ MICRO_BATCHES = {
     "float32": "sdpa",
     "asked_for_flash_in_float32": "sdpa",
 }
-CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens")
+CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens", "compiled_blocks")
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,11 @@ def test_the_block_mask_of_flex_attention_is_small(measured: dict[str, dict[str,
     made = result_of(measured, "block_mask_of_33k_tokens")
     assert made["ours"]["peak_bytes"] < 0.1 * GIB < 8 * GIB < made["torch"]["peak_bytes"]
     assert made["ours"]["syncs"] == 0 and made["ours"]["pageable_copies"] == 0
+
+
+def test_compiled_blocks_are_made_once(measured: dict[str, dict[str, Any]]) -> None:
+    """One graph for the decoder layers, two for each width of mask block: for one image of a size, and for several."""
+    compiled = result_of(measured, "compiled_blocks")
+    assert compiled["breaks"] == 0
+    assert compiled["graphs"] == [1 + 2 * compiled["widths_of_blocks"]] * 12
+    assert compiled["graphs_with_text_alone"] == compiled["graphs"][0] + 1  # one kernel call in place of two
