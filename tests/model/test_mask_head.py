@@ -6,7 +6,7 @@ import torch
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection, ScratchConfig
-from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.model.mask_head import MaskHead, Upsample2x
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.convert.new_parts import new_parts
 from pixel_sail.weights.convert.scratch import from_scratch
@@ -48,3 +48,20 @@ def test_the_places_of_a_patch_part_at_the_first_step() -> None:
     for block in head.blocks:
         gradient = block.up.weight.grad.flatten(2)
         assert (gradient - gradient[..., :1]).abs().amax(dim=(0, 1))[1:].min() > 1e-6
+
+
+def test_upsampling_as_a_matmul_is_the_transposed_convolution() -> None:
+    """Values and gradients. Heads of constant width use it; the others keep their last bits."""
+    torch.manual_seed(0)
+    up = Upsample2x(6, 5, as_matmul=True).double()
+    x, results = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True), []
+    for up.as_matmul in (True, False):
+        out = up(x)
+        assert out.shape == (2, 5, 6, 8)
+        direction = torch.arange(out.numel(), dtype=torch.float64).view_as(out).sin()
+        results.append((out, *torch.autograd.grad((out * direction).sum(), [x, up.weight, up.bias])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    parts = {"patch_size": 8, "mask_stride": 2, "mask_dim": 16}
+    constant, tapered = MaskHead(Architecture(**parts, mask_channels=[96] * 3), 96), MaskHead(Architecture(**parts), 96)
+    assert [block.up.as_matmul for head in (constant, tapered) for block in head.blocks] == [True] * 2 + [False] * 2
