@@ -23,6 +23,7 @@ from pixel_sail.config import ExpertConfig, TrainConfig
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.patch_positions import POSITION_VALUES
 from pixel_sail.train.engine import BUCKET_ELEMENTS
+from pixel_sail.types import LOGITS_AT_ONCE
 
 Mode = Literal["fp32", "bf16", "autocast"]  # autocast: bf16 on float32 weights, as at stage 0
 
@@ -108,12 +109,17 @@ def _adam_bytes(numbers: int, tensors: int) -> int:
 
 
 def activation_bytes(
-    config: PixelSailConfig, experts: Sequence[ExpertConfig], tokens: TokenCounts, mode: Mode, checkpointing: bool
+    config: PixelSailConfig,
+    experts: Sequence[ExpertConfig],
+    tokens: TokenCounts,
+    mode: Mode,
+    checkpointing: bool,
+    zero_3: bool = False,
 ) -> dict[str, int]:
     """Bytes that autograd keeps of one forward pass, by part.
 
-    For decoders like Llama and Qwen2 in transformers, with flash-attn or FlexAttention. `checkpointing`: only the input
-    of every layer is kept, and one layer at a time is run again.
+    For decoders like Llama and Qwen2 in transformers, with flash attention. `checkpointing`: only the input of every
+    layer is kept, and one layer at a time is run again. `zero_3`: many logits are kept too, in the model's dtype.
     """
     layer = _layer_bytes(config, mode) * tokens.all
     layers = config.text_config.num_hidden_layers
@@ -123,7 +129,7 @@ def activation_bytes(
     return {
         "decoder layers": positions + (inputs + layer if checkpointing else layers * layer),
         "patch embedding": _patch_bytes(config, mode) * tokens.patches,
-        "logits": _logit_bytes(config, tokens, mode),
+        "logits": _logit_bytes(config, tokens, mode, zero_3),
         "mask head": _mask_head_bytes(config, experts, mode) * tokens.patches,
     }
 
@@ -173,13 +179,15 @@ def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:
     return _element(mode) * values
 
 
-def _logit_bytes(config: PixelSailConfig, tokens: TokenCounts, mode: Mode) -> int:
-    """The final norm of every token; state and float32 log-probabilities of supervised tokens."""
-    hidden = config.text_config.hidden_size
-    return (
-        _norm_bytes(mode) * hidden * tokens.all
-        + (_element(mode) * hidden + 4 * config.text_config.vocab_size) * tokens.labels
-    )
+def _logit_bytes(config: PixelSailConfig, tokens: TokenCounts, mode: Mode, zero_3: bool) -> int:
+    """The final norm of every token; state and float32 log-probabilities of supervised tokens, of a piece at most."""
+    hidden, vocabulary = config.text_config.hidden_size, config.text_config.vocab_size
+    piece = max(1, LOGITS_AT_ONCE // vocabulary)
+    total = _norm_bytes(mode) * hidden * tokens.all + _element(mode) * hidden * tokens.labels
+    total += 4 * vocabulary * min(tokens.labels, piece)
+    if zero_3 and tokens.labels > piece:
+        total += _element(mode) * vocabulary * tokens.labels
+    return total
 
 
 def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], mode: Mode) -> int:

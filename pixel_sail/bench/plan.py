@@ -148,7 +148,11 @@ def _memory_lines(config: Config, planned: PlannedModel, gpus: int) -> list[str]
         states = astuple(state_bytes(weights, groups, stage, precision, gpus, offload, in_4_bits))
         mode = mode_of(stage, precision)
         activations = [
-            sum(activation_bytes(planned.model.config, config.experts, tokens, mode, checkpointing).values())
+            sum(
+                activation_bytes(
+                    planned.model.config, config.experts, tokens, mode, checkpointing, zero_3=stage == 3
+                ).values()
+            )
             for checkpointing in (False, True)
         ]
         sums = [sum(states) + total for total in activations]
@@ -162,7 +166,9 @@ def _activation_lines(config: Config, model_config: PixelSailConfig, tokens: Tok
     """The activations of the config's own stage and checkpointing by part, and what is not counted."""
     train = config.train
     mode = mode_of(train.zero_stage, resolve_precision(train, "cuda"))
-    parts = activation_bytes(model_config, config.experts, tokens, mode, train.activation_checkpointing)
+    parts = activation_bytes(
+        model_config, config.experts, tokens, mode, train.activation_checkpointing, zero_3=train.zero_stage == 3
+    )
     checkpointing = "with" if train.activation_checkpointing else "without"
     lines = [
         f"one forward pass: {tokens.all:,} tokens, with {tokens.patches:,} patches and {tokens.labels:,} labels",

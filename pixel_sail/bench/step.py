@@ -27,7 +27,7 @@ from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
 
 SEG_ID, PATCH_ID = 1, 2  # of the random vocabulary
 PROMPT_IDS = list(range(3, 18))
-RATIOS = ("forward_ms", "backward_ms", "step_ms", "peak_memory_mib")
+RATIOS = ("forward_ms", "backward_ms", "step_ms", "peak_memory_mib", "warm_peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def measure(
     result = {name: _summary(values, tokens) for name, values in times.items()}
     for name in runs:
         arguments = (preset, mask_stride, tapered and name == "ours", name == "reference", device, dtype)
-        result[name]["peak_memory_mib"] = _peak_memory(arguments)
+        result[name] |= _peak_memory(arguments)
     settings = {"preset": preset_name, "mask_stride": mask_stride, "head": "tapered" if tapered else "constant width"}
     settings |= {"tokens": tokens, "device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
     if reference:
@@ -168,28 +168,41 @@ def _summary(values: list[tuple[float, float]], tokens: int) -> dict[str, float]
     return {key: round(value, 1) for key, value in milliseconds.items()} | {"tokens_per_s": round(tokens / step)}
 
 
-def _peak_memory(arguments: tuple[Any, ...]) -> float:
-    """Peak MiB of one step above the model itself. In a new process, because the peak of a process never falls."""
+def _peak_memory(arguments: tuple[Any, ...]) -> dict[str, float]:
+    """Peak MiB above the model itself, of a process's first step and of a warm one, which finds memory that is held.
+
+    In a new process, so that nothing else is in it.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return round(pool.apply(_peak_memory_here, arguments), 1)
+        first, warm = pool.apply(_peak_memory_here, arguments)
+    return {"peak_memory_mib": round(first, 1), "warm_peak_memory_mib": round(warm, 1)}
 
 
 def _peak_memory_here(
     preset: Preset, mask_stride: int, tapered: bool, plain: bool, device: str, dtype: torch.dtype
-) -> float:
+) -> tuple[float, float]:
     model, batch = build(preset, mask_stride, tapered, device, dtype)
+    _reset_peak(device)
+    before = _peak_mib(device)
+    peaks = []
+    for _ in range(2):
+        _reset_peak(device)
+        _time_step(model, batch, plain_losses if plain else our_losses)
+        peaks.append(_peak_mib(device) - before)
+    return peaks[0], peaks[1]
+
+
+def _reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _time_step(model, batch, plain_losses if plain else our_losses)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _peak_resident_mib()
-    _time_step(model, batch, plain_losses if plain else our_losses)
-    return _peak_resident_mib() - before
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM falls to what is resident now
 
 
-def _peak_resident_mib() -> float:
+def _peak_mib(device: str) -> float:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
     # Not getrusage: a new process inherits the peak of its parent there.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10

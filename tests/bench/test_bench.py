@@ -36,4 +36,5 @@ def test_one_json_line() -> None:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     for name in ("ours", "reference"):
         assert {"forward_ms", "backward_ms", "step_ms", "tokens_per_s", "peak_memory_mib"} <= result[name].keys()
+        assert result[name]["warm_peak_memory_mib"] > 0
     assert result["ratio"]["step_ms"] > 0
