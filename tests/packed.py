@@ -39,10 +39,11 @@ def with_image(number: int, h: int, w: int, words: int = 60, masks: int = 3) -> 
     image_tokens = h * w + 2
     ids = torch.full((image_tokens + words,), WORD_ID)
     ids[1 : image_tokens - 1] = PATCH_ID
-    ids[image_tokens + 1] = PROMPT_IDS[0]
-    ids[-masks:] = SEG_ID
+    ids[image_tokens + 1 : image_tokens + 2] = PROMPT_IDS[0]
+    ids[len(ids) - masks :] = SEG_ID
     labels = torch.full_like(ids, IGNORE_LABEL)
-    labels[-words // 2 :] = ids[-words // 2 :]
+    answer = len(ids) - (words + 1) // 2  # the first token of it
+    labels[answer:] = ids[answer:]
     prompt_ids = torch.full((h * w,), UNPROMPTED)
     prompt_ids[: h * w // 4] = 0
     positions = image_positions(1, h, w, 1 + words)

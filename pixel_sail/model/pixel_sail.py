@@ -61,18 +61,18 @@ class PixelSail(PreTrainedModel):
         mask_features, mask_logits = self._masks(batch, hidden, with_features)
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
 
-    def compile_blocks(self, **options: Any) -> None:
-        """Compile each decoder layer and each block of the mask head, for inputs of any length. See torch.compile.
+    def compile_layers(self, **options: Any) -> None:
+        """Compile each decoder layer, for inputs of any length; `options` are torch.compile's. The first step waits.
 
-        All layers share one graph, and a second one for batches without an image; blocks share one for each width and
-        for one or several images of a size. The first step waits for them.
+        All layers share one graph, and a second one for batches without an image. The mask head is left out: Inductor
+        makes a new graph of a convolution for every image size.
         """
         # A layer with modality experts notes its modality before it runs; its graph has it as an input, also when
         # activation checkpointing runs it again.
         torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-        symbolic_shapes.use_duck_shape = False  # a square image does not make a graph for squares alone
-        for module in (*self.language_model.get_decoder().layers, *self.mask_head.blocks):
-            module.compile(dynamic=True, **options)
+        symbolic_shapes.use_duck_shape = False  # lengths that are equal in the first batch may differ in the next
+        for layer in self.language_model.get_decoder().layers:
+            layer.compile(dynamic=True, **options)
 
     def layout(self, batch: Batch) -> AttentionLayout:
         """The attention layout of a packed batch, with the kernel for this model's device and for the dtype of now."""
@@ -154,11 +154,9 @@ class PixelSail(PreTrainedModel):
         features = [hidden.new_empty(0, 0, 0)] * len(grids)
         logits = list(features)
         if not used:
-            # Run the head on a grid of one token without a [SEG]: every rank must use every weight, and through the
-            # same operations, because ZeRO-1 and 2 add up gradients in the order of their arrival. Not on a grid of
-            # side 1, which would need a compiled graph of its own.
-            grid = hidden[:1].view(1, 1, width).expand(2, 2, width)
-            empty, _ = self.mask_head([grid], [hidden[:0]], with_features)
+            # Run the head on one token without a [SEG]: every rank must use every weight, and through the same
+            # operations, because ZeRO-1 and 2 add up gradients in the order of their arrival.
+            empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]], with_features)
             return features, [empty[0], *logits[1:]]
         masks = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
         for i, logit, feature in zip(used, *masks, strict=True):
