@@ -162,3 +162,36 @@ def compiled_layers() -> dict[str, Any]:
     forward_backward(model, batch_of(()), setting)
     text_alone = counters["stats"]["unique_graphs"]
     return {"graphs": graphs, "with_text_alone": text_alone, "breaks": sum(counters["graph_break"].values())}
+
+
+def zero_stages() -> dict[str, Any]:
+    """Synchronizations of the engine at each ZeRO stage, one rank, in bf16: of a third micro-batch, and of its step."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator
+
+    from pixel_sail.config import build_config
+    from pixel_sail.model.mask_head import MaskHead
+    from pixel_sail.train import distributed
+    from pixel_sail.train.engine import Engine
+
+    # It compares numbers that a collective has written, which are zeros here.
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *_, **__: None
+    distributed.start()
+    scales, result = {"lm": 1.0, "bce": 1.0, "dice": 1.0}, {}
+    for stage in (0, 1, 2, 3):
+        sections = {
+            "run": {"dir": "unused"},
+            "model": {"base": "unused"},
+            "data": {"root": "unused", "mixture": [{"source": "refcoco"}]},
+            "train": {"steps": 10, "batch_size": 8, "zero_stage": stage, "precision": "bf16"},
+        }
+        model = packed.small_model(hidden_size=256, vocab_size=1000).train()
+        engine = Engine(model, build_config(sections, "checks"), [MaskHead])
+        for images_hw in (IMAGES_HW[:1], IMAGES_HW, IMAGES_HW[1:]):
+            batch = batch_of(images_hw)
+            child.reset()
+            engine.forward_backward(batch, scales, last=True)
+            micro_batch = child.counts()
+            child.reset()
+            engine.step(1e-5)
+        result[str(stage)] = {"micro_batch": micro_batch, "step": child.counts()}
+    return result

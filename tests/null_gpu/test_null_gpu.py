@@ -27,7 +27,7 @@ MICRO_BATCHES = {
     "float32": "sdpa",
     "asked_for_flash_in_float32": "sdpa",
 }
-CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens", "generation", "compiled_layers")
+CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens", "generation", "compiled_layers", "zero_stages")
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +85,15 @@ def test_decoder_layers_are_compiled_once(measured: dict[str, dict[str, Any]]) -
     assert compiled["breaks"] == 0
     assert compiled["graphs"] == [1] * 12
     assert compiled["with_text_alone"] == 2  # one kernel call in place of two
+
+
+# stage -> the most synchronizations of a micro-batch and of a step. Those of a micro-batch are DeepSpeed's own.
+SYNCS = {0: (0, 2), 1: (1, 10), 2: (2, 10), 3: (3, 6)}
+
+
+@pytest.mark.parametrize("stage", SYNCS)
+def test_what_waits_at_a_zero_stage(measured: dict[str, dict[str, Any]], stage: int) -> None:
+    counts = result_of(measured, "zero_stages")[str(stage)]
+    assert counts["micro_batch"]["launches"] > 500 and counts["micro_batch"]["pageable_copies"] == 0
+    assert counts["micro_batch"]["syncs"] <= SYNCS[stage][0]
+    assert counts["step"]["syncs"] <= SYNCS[stage][1]
