@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import build
+import null_library
 import pytest
 from conftest import REPOSITORY
 
@@ -34,11 +34,11 @@ CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens", "generation
 def measured() -> dict[str, dict[str, Any]]:
     """What each function of checks.py measured, all in one child process."""
     try:
-        folder = build.library()
-    except build.Unavailable as missing:
+        folder = null_library.library()
+    except null_library.Unavailable as missing:
         pytest.skip(f"no null GPU: {missing}")
     child = [sys.executable, str(Path(__file__).with_name("child.py")), *CHECKS]
-    environment = build.environment(folder) | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    environment = null_library.environment(folder) | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
     done = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=400)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
     assert [line["check"] for line in lines] == list(CHECKS), f"exit {done.returncode}\n{done.stderr[-5000:]}"

@@ -35,7 +35,7 @@ def library() -> Path:
     if shutil.which("g++") is None or shutil.which("nm") is None:
         raise Unavailable("g++ and nm are needed")
     headers = _headers()
-    sources = b"".join((HERE / name).read_bytes() for name in ("runtime.cpp", "driver.cpp", "build.py"))
+    sources = b"".join((HERE / name).read_bytes() for name in ("runtime.cpp", "driver.cpp", Path(__file__).name))
     key = hashlib.sha256(sources + f"{torch.__version__} {torch.__file__} {headers}".encode()).hexdigest()[:16]
     folder = CACHE / key
     if not folder.exists():
