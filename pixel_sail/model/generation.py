@@ -120,7 +120,8 @@ class _Row:
 
 def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
     cache = DynamicCache()
-    hidden = model.decode(model.embed(prefixes), prefixes.position_ids, model.layout(prefixes), cache)
+    embeds = model.embed(prefixes)
+    hidden = model.decode(embeds, prefixes.position_ids, model.layout(prefixes, embeds.dtype), cache)
     patches = hidden[prefixes.patch_index].split([h * w for h, w in prefixes.grids_hw])
     pooled = model.pooled_regions(prefixes)
     regions = [None] * len(patches) if pooled is None else list(pooled)

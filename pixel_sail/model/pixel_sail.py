@@ -56,7 +56,8 @@ class PixelSail(PreTrainedModel):
 
     def forward(self, batch: Batch, with_features: bool = False) -> Output:
         """Run one packed batch. Logits only at labels, deferred if they are many; mask features if `with_features`."""
-        hidden = self.decode(self.embed(batch), batch.position_ids, self.layout(batch))
+        embeds = self.embed(batch)
+        hidden = self.decode(embeds, batch.position_ids, self.layout(batch, embeds.dtype))
         logits = self._logits(hidden[batch.predict_index])
         mask_features, mask_logits = self._masks(batch, hidden, with_features)
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
@@ -74,14 +75,13 @@ class PixelSail(PreTrainedModel):
         for layer in self.language_model.get_decoder().layers:
             layer.compile(dynamic=True, **options)
 
-    def layout(self, batch: Batch) -> AttentionLayout:
-        """The attention layout of a packed batch, with the kernel for this model's device and for the dtype of now."""
-        device = self.device
-        dtype = self.language_model.get_input_embeddings().weight.dtype
-        if torch.is_autocast_enabled(device.type):  # then queries, keys and values come out of its matmuls
-            dtype = torch.get_autocast_dtype(device.type)
-        kernel = choose_kernel(self.attention_kernel, device, dtype)
-        return AttentionLayout(batch.spans, kernel, device, batch.varlen)
+    def layout(self, batch: Batch, dtype: torch.dtype) -> AttentionLayout:
+        """The attention layout of a packed batch whose embeddings have `dtype`, with the kernel for it and the device."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):  # then queries, keys and values come out of its matmuls
+            dtype = torch.get_autocast_dtype(kind)
+        kernel = choose_kernel(self.attention_kernel, self.device, dtype)
+        return AttentionLayout(batch.spans, kernel, self.device, batch.varlen)
 
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings (L, D): tokens, patches and visual prompts fused."""

@@ -61,7 +61,7 @@ def forward_backward(model: PixelSail, batch: Batch, setting: Setting) -> None:
 def kernel_of(model: PixelSail, batch: Batch, setting: Setting) -> str:
     """The attention kernel of a forward pass."""
     with torch.autocast("cuda", torch.bfloat16, enabled=setting.autocast):
-        return model.layout(batch).kernel
+        return model.layout(batch, setting.weights).kernel
 
 
 def warm_counts(setting: Setting) -> dict[str, int]:
