@@ -76,7 +76,7 @@ class PixelSail(PreTrainedModel):
             layer.compile(dynamic=True, **options)
 
     def layout(self, batch: Batch, dtype: torch.dtype) -> AttentionLayout:
-        """The attention layout of a packed batch whose embeddings have `dtype`, with the kernel for it and the device."""
+        """The attention layout of a packed batch with embeddings of `dtype`, with the kernel for dtype and device."""
         kind = self.device.type
         if torch.is_autocast_enabled(kind):  # then queries, keys and values come out of its matmuls
             dtype = torch.get_autocast_dtype(kind)
