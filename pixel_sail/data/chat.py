@@ -46,7 +46,10 @@ class ChatFormat:
                 raise TemplateError("the chat format 'inst' needs a tokenizer with bos and eos tokens")
             return cls(name, eos, (f"{bos}[INST] ", " [/INST]"), ("[INST] ", " [/INST]"))
         if name == "template":
-            return cls(name, *(_from_template(tokenizer) if pieces is None else _from_pieces(pieces)))
+            try:
+                return cls(name, *(_from_template(tokenizer) if pieces is None else _from_pieces(pieces)))
+            except TemplateError as error:
+                raise TemplateError(f"{tokenizer.name_or_path or 'the tokenizer'}: {error}") from None
         raise TemplateError(f"unknown chat format {name!r}; known: auto, {', '.join(FORMATS)}")
 
     @property

@@ -95,6 +95,9 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
     rows = _called(lambda _: tokenizer(list(PROBES), add_special_tokens=False)["input_ids"], folder, "tokenizer")
     if not all(rows) or len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise WeightsError(f"the tokenizer in {folder} knows no word: its files are damaged or incomplete")
+    longest = tokenizer.model_max_length
+    if type(longest) not in (int, float) or not longest >= 1:
+        raise WeightsError(f"{folder}: model_max_length of the tokenizer is {longest!r:.60}; give a number of tokens")
     return tokenizer
 
 

@@ -183,6 +183,13 @@ def test_a_tokenizer_without_our_tokens(export: Path, base: Path) -> None:
         load_own_tokenizer(export, load_own_config(export))
 
 
+@pytest.mark.parametrize("length", [0.5, "many", [4]])
+def test_a_tokenizer_of_an_impossible_length(export: Path, length: Any) -> None:
+    edit_json(export / "tokenizer_config.json", lambda values: values.update(model_max_length=length))
+    with pytest.raises(WeightsError, match=f"{export}.*model_max_length|cannot be loaded"):
+        load_own_tokenizer(export, load_own_config(export))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("size", {"height": 10**6, "width": 10**6}), ("size", {"longest_edge": 10**9}), ("image_seq_length", 10**9)],

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pixel_sail.config import REPOSITORY, ConfigError, load_config
+from pixel_sail.errors import FileError
 from pixel_sail.studies.ablation.plan import Plan, load_plan
 from pixel_sail.studies.ablation.plots import write_plots
 from pixel_sail.studies.ablation.table import markdown, results_of, spread_of, step_of, write_results
@@ -203,6 +204,10 @@ def test_table_and_plots_of_what_is_finished(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     images = write_plots(results, [run for run in plan.runs if (run.folder / "scores.json").exists()], tmp_path / "out")
     assert [path.name for path in images] == ["ablation_scores.png", "ablation_steps.png", "ablation_losses.png"]
+    finished = next(run for run in plan.runs if (run.folder / "scores.json").exists())
+    (finished.config.run.dir / "log.jsonl").write_text('{"step": 1, "lm": [null], "bce": 1, "dice": 1}\n')
+    with pytest.raises(FileError, match=r"log.jsonl, line 1: lm is \[None\], no number"):
+        write_plots(results, [finished], tmp_path)
 
 
 def test_nothing_is_finished_yet(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def test_reading_phrases_and_invalid_lines(tmp_path: Path) -> None:
         ([line(7)], "line 1: image 7 is not in the benchmark"),
         ([line(1, tokens=[18, 21])], "'A red mug' has tokens 18 to 21 of 20"),
         ([line(1, tokens=[3, 3])], "tokens 3 to 3"),
+        ([line(1) | {"tokens": 1e300}], "'A red mug' has tokens 0 to 3 of 1e.300"),
         ([{"index": 1}], "is not an answer with phrases"),
     ):
         with pytest.raises(DatasetError, match=message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixel_sail import durable
+from pixel_sail.errors import FileError
 from pixel_sail.studies.ablation.plan import Run
 from pixel_sail.studies.ablation.table import Results, Step
 from pixel_sail.studies.plotting import new_panels, save_figure
@@ -84,7 +85,8 @@ def _losses(results: Results, runs: Sequence[Run]) -> Figure:
     """One panel for each loss: each variant's running mean over steps, averaged over its seeds, and their range."""
     figure, panels = new_panels(len(LOSSES), COLUMNS, PANEL_INCHES)
     for variant in results.variants:
-        logs = [durable.read_json_lines(run.config.run.dir / "log.jsonl") for run in runs if run.variant == variant]
+        logs = [_log(run.config.run.dir / "log.jsonl") for run in runs if run.variant == variant]
+        logs = [log[: min(map(len, logs))] for log in logs]  # a line may have been removed
         steps = [line["step"] for line in logs[0]] if logs else []
         for panel, loss in zip(panels, LOSSES, strict=True):
             if logs:
@@ -96,6 +98,17 @@ def _losses(results: Results, runs: Sequence[Run]) -> Figure:
         panel.set_xlabel("step", fontsize=8)
     panels[0].legend(fontsize=7)
     return figure
+
+
+def _log(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's log. Raises FileError for one without the numbers that are drawn."""
+    lines = durable.read_json_lines(path, number="step")
+    for number, line in enumerate(lines, 1):
+        for loss in LOSSES:
+            if type(line.get(loss)) not in (int, float):
+                shown = f"{line.get(loss)!r:.60}"
+                raise FileError(f"{path}, line {number}: {loss} is {shown}, no number; mend or remove the line")
+    return lines
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:

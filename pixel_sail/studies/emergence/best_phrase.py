@@ -27,6 +27,7 @@ from pixel_sail.studies.emergence.concepts import CONCEPTS, Concept, concept_of
 from pixel_sail.types import RLE, BadSample
 
 BINS = 10
+MAX_TOKENS = 2**20  # of an answer
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _answer(line: dict[str, Any], target: PixObject, where: str) -> Answer:
     phrases = []
     for phrase in line["phrases"]:
         (first, end), (x, y) = phrase["tokens"], phrase["point_xy"]
-        if not 0 <= first < end <= line["tokens"]:
+        whole = all(type(number) is int for number in (first, end, line["tokens"]))
+        if not whole or not 0 <= first < end <= line["tokens"] <= MAX_TOKENS:
             raise DatasetError(f"{where}: {phrase['text']!r} has tokens {first} to {end} of {line['tokens']}")
         if not isinstance(phrase["text"], str) or not (math.isfinite(x) and math.isfinite(y)):
             raise DatasetError(f"{where}: a phrase without a text or a point")
