@@ -105,15 +105,17 @@ def _stop_problem(stopped: process.Finished, number: int) -> str:
 
 
 def _result_problem(repeated: process.Finished, good: Undamaged, tree: Path) -> str:
-    if repeated.status != 0:
-        return f"the same command again ends with {repeated.status}"
     results = outcome.results_of(tree, [])
     left = sorted(results.files.keys() - good.first.files.keys())
     gone = sorted(good.first.files.keys() - results.files.keys())
     steady = [name for name, digest in good.first.files.items() if good.second.files.get(name) == digest]
     other = sorted(name for name in steady if name not in gone and results.files[name] != good.first.files[name])
     problems = (("left behind", left), ("not there", gone), ("other bytes", other))
-    return "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in problems if names)
+    problem = "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in problems if names)
+    # A call that was stopped after its last file has all its results: the next may refuse to overwrite them.
+    if problem and repeated.status != 0:
+        return f"the same command again ends with {repeated.status}; {problem}"
+    return problem
 
 
 def _undisturbed(tool: LongTool, folder: Path, workshop: Workshop) -> tuple[Undamaged, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +44,18 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._building = threading.RLock()  # trees are made of others
 
     def tree(self, name: str) -> Path:
         """The folder of a tree, which is built at the first call. Copy it before changing it."""
         tree = self._folder / name
-        if not tree.exists():
-            partial = self._folder / f"{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            BUILDERS[name](partial, self)
-            partial.rename(tree)
+        with self._building:
+            if not tree.exists():
+                partial = self._folder / f"{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                BUILDERS[name](partial, self)
+                partial.rename(tree)
         return tree
 
     def copy(self, name: str, folder: Path) -> Path:
