@@ -91,6 +91,10 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="case_") as place:
             tree = self._workshop.copy(target.tree, Path(place) / "tree")
             files = sorted({path for pattern in target.files for path in tree.glob(pattern) if path.is_file()})
+            suffixes = case.damage.suffixes
+            files = [path for path in files if not suffixes or path.suffix in suffixes]
+            if not files:
+                return None
             file = rng.choice(files)
             before = file.read_bytes()
             what = case.damage.apply(file, rng)

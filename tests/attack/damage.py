@@ -150,7 +150,7 @@ def huge(path: Path, rng: random.Random) -> str | None:
 
 def negative(path: Path, rng: random.Random) -> str | None:
     """Of a named number. Coordinates in lists may be negative: an outline reaches beyond its image."""
-    return _replaced(path, rng, lambda value: rng.choice((-1, -(10**6))), _is_number, named=True)
+    return _replaced(path, rng, lambda value: rng.choice((-1, -(10**6))), _is_small, named=True)
 
 
 def long_text(path: Path, rng: random.Random) -> str | None:
@@ -262,8 +262,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_small(value: Any) -> bool:
-    """Some settings are 10^30 for "no limit": another huge number is no damage."""
-    return _is_number(value) and abs(value) < 10**9
+    """A whole number. Some settings are 10^30 for "no limit", and a loss may be huge: that is no damage."""
+    return type(value) is int and abs(value) < 10**9
 
 
 def _dotted(place: tuple[structures.Step, ...]) -> str:
