@@ -109,6 +109,8 @@ class Bench:
             undamaged = partial(self._undamaged, case.target)
             result = outcome.classify(runs, tree, file, names, undamaged, reports)
             text = "\n".join(run.output for run in runs).replace(str(tree), "TREE")
+            if result == outcome.TRACEBACK:
+                text += f"\n(exit status {runs[-1].status})"
             if result == outcome.SILENT:
                 text += f"\n(changed: {', '.join(undamaged().changed(outcome.results_of(tree, [text]), name))})"
             return Verdict(case, name, what, result, text, sum(run.seconds for run in runs))
