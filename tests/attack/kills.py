@@ -72,13 +72,19 @@ def run_kills(folder: Path, count: int, seed: int, numbers: tuple[int, ...]) -> 
         if tool.name not in good:
             good[tool.name] = _undisturbed(tool, folder, workshop)
         number = numbers[(index // len(TOOLS) + index) % len(numbers)]
-        yield _try(tool, folder, workshop, *good[tool.name], number, rng.random())
+        moment = rng.random()
+        trial = _try(tool, folder, workshop, *good[tool.name], number, moment)
+        while not trial.interrupted and not trial.problem and moment > 0.05:  # it was over already
+            moment /= 2
+            trial = _try(tool, folder, workshop, *good[tool.name], number, moment)
+        yield trial
 
 
 def _try(
     tool: LongTool, folder: Path, workshop: Workshop, good: Undamaged, duration_s: float, number: int, moment: float
 ) -> Trial:
-    after_s = FIRST_MOMENT_S + moment * max(0.0, duration_s - FIRST_MOMENT_S)
+    first_s = 0.0 if number == signal.SIGKILL else FIRST_MOMENT_S
+    after_s = first_s + moment * max(0.0, duration_s - first_s)
     with tempfile.TemporaryDirectory(dir=folder, prefix="kill_") as place:
         tree = _tree(tool, workshop, Path(place) / "tree")
         running = process.start(tool.command, tree, tool.processes, limited=False)
@@ -155,7 +161,7 @@ def _tree(tool: LongTool, workshop: Workshop, tree: Path) -> Path:
         workshop.copy(tool.tree, tree)
         shutil.rmtree(tree / "expert_run", ignore_errors=True)
         if tool.tree == "expert_training":
-            write_expert_config(tree / "expert.yaml", steps=4, save_every=1)
+            write_expert_config(tree / "expert.yaml", steps=4, save_every=1, log_every=1)
     return tree
 
 

@@ -121,7 +121,9 @@ def _digest(path: Path) -> str:
 
 
 def _without_times(path: Path) -> bytes:
-    """The bytes of a file; of a log, without what a clock decides."""
+    """The bytes of a file; of a log, without what a clock decides; of torch's files, what they hold."""
+    if path.suffix == ".pt":
+        return _held(path)
     if path.name != "log.jsonl":
         return path.read_bytes()
     from pixel_sail.train.log import CLOCK_KEYS
@@ -133,3 +135,32 @@ def _without_times(path: Path) -> bytes:
         except (ValueError, AttributeError, RecursionError):
             kept.append(line)
     return "\n".join(kept).encode()
+
+
+def _held(path: Path) -> bytes:
+    """The values in a file of torch: equal states that were loaded before they were saved have other bytes."""
+    import torch
+
+    parts: list[bytes] = []
+
+    def add(value: object) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=repr):
+                parts.append(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+        elif isinstance(value, torch.Tensor):
+            parts.append(
+                repr((value.dtype, value.shape)).encode()
+                + value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+        else:
+            parts.append(repr(value).encode())
+
+    try:
+        add(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception:  # a damaged file: torch raises anything
+        return path.read_bytes()
+    return b"\n".join(parts)
