@@ -95,7 +95,7 @@ def _try(
         problem = _stop_problem(stopped, number)
         repeated = process.start(tool.command, tree, tool.processes, limited=False).finish(TIMEOUT_S)
         if not problem:
-            problem = _result_problem(repeated, good, tree)
+            problem = _result_problem(repeated, good, tree, number)
         output = f"{stopped.output}\n--- the same command again\n{repeated.output}"
         return Trial(tool, number, after_s, duration_s, problem, output, stopped.status != 0)
 
@@ -110,12 +110,18 @@ def _stop_problem(stopped: process.Finished, number: int) -> str:
     return ""
 
 
-def _result_problem(repeated: process.Finished, good: Undamaged, tree: Path) -> str:
-    results = outcome.results_of(tree, [])
-    left = sorted(results.files.keys() - good.first.files.keys())
-    gone = sorted(good.first.files.keys() - results.files.keys())
-    steady = [name for name, digest in good.first.files.items() if good.second.files.get(name) == digest]
-    other = sorted(name for name in steady if name not in gone and results.files[name] != good.first.files[name])
+def _result_problem(repeated: process.Finished, good: Undamaged, tree: Path, number: int) -> str:
+    results, expected = outcome.results_of(tree, []).files, good.first.files
+    if number != signal.SIGKILL:  # a run that is asked to stop saves at that step, and another checkpoint is kept
+        both = results.keys() & expected.keys()
+        results, expected = (
+            {name: digest for name, digest in files.items() if name in both or "/checkpoints/step_" not in name}
+            for files in (results, expected)
+        )
+    left = sorted(results.keys() - expected.keys())
+    gone = sorted(expected.keys() - results.keys())
+    steady = [name for name, digest in expected.items() if good.second.files.get(name) == digest]
+    other = sorted(name for name in steady if name not in gone and results[name] != expected[name])
     problems = (("left behind", left), ("not there", gone), ("other bytes", other))
     problem = "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in problems if names)
     # A call that was stopped after its last file has all its results: the next may refuse to overwrite them.

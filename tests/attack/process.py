@@ -57,7 +57,7 @@ class Running:
     def send(self, number: int) -> None:
         """A signal to every rank, not to the processes that the ranks have started."""
         for rank in self.ranks:
-            if rank.is_alive():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(rank.pid, number)
 
     def is_alive(self) -> bool:
