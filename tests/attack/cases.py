@@ -7,7 +7,6 @@ import tempfile
 import threading
 import zlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from attack import outcome, process
@@ -84,9 +83,10 @@ class Bench:
     def run(self, case: Case, again: bool = False) -> Verdict | None:
         """None: the damage does not apply to any file of the target, or changed nothing.
 
-        What has not ended in time is tried once `again`, with three times the time: only a hang needs that too.
+        The undamaged tree must work: else every message would look like one about the damage. What has not ended in
+        time is tried once `again`, with three times the time: only a hang needs that too.
         """
-        target = TARGETS[case.target]
+        target, good = TARGETS[case.target], self._undamaged(case.target)
         rng = random.Random(zlib.crc32(case.name.encode()))
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="case_") as place:
             tree = self._workshop.copy(target.tree, Path(place) / "tree")
@@ -106,13 +106,12 @@ class Bench:
             reports = case.damage.reports
             name = str(file.relative_to(tree))
             names = (*target.names, *_entry(what))
-            undamaged = partial(self._undamaged, case.target)
-            result = outcome.classify(runs, tree, file, names, undamaged, reports)
+            result = outcome.classify(runs, tree, file, names, good, reports)
             text = "\n".join(run.output for run in runs).replace(str(tree), "TREE")
             if result == outcome.TRACEBACK:
                 text += f"\n(exit status {runs[-1].status})"
             if result == outcome.SILENT:
-                text += f"\n(changed: {', '.join(undamaged().changed(outcome.results_of(tree, [text]), name))})"
+                text += f"\n(changed: {', '.join(good.changed(outcome.results_of(tree, [text]), name))})"
             return Verdict(case, name, what, result, text, sum(run.seconds for run in runs))
 
     def _commands(self, target: Target, tree: Path, timeout_s: float) -> list[Finished]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +79,13 @@ def classify(
     folder: Path,
     damaged: Path,
     names: Sequence[str],
-    undamaged: Callable[[], Undamaged],
+    good: Undamaged,
     reports: bool,
 ) -> str:
     """The class of a case.
 
     `runs`: the commands up to the first that failed. `names`: what a message may call the file or its entry, besides
-    its name. `undamaged` is called only where there are results to compare with. `reports`: the damage must be
-    noticed.
+    its name. `reports`: the damage must be noticed.
     """
     output = "\n".join(run.output for run in runs)
     last = runs[-1]
@@ -102,7 +101,7 @@ def classify(
         stem = (damaged.stem,) if re.search(r"[_\d]", damaged.stem) else ()  # of an image; "model" would be any word
         named = any(name in last.output for name in (damaged.name, *stem, *names))
         return MESSAGE if named else VAGUE
-    results, good = results_of(folder, [run.output for run in runs]), undamaged()
+    results = results_of(folder, [run.output for run in runs])
     new = good.new_lines(results)
     if any(_SAID.search(line) for line in new):
         return SKIP

@@ -72,13 +72,13 @@ def test_classes(tmp_path: Path, status: int | None, output: str, expected: str)
     (tmp_path / "out").write_text("x")
     good.first.files["out"] = outcome.results_of(tmp_path, []).files["out"]
     runs = [Finished(status, output, 0, 1.0)]
-    assert classify(runs, tmp_path, damaged, (), lambda: good, reports=True) == expected
+    assert classify(runs, tmp_path, damaged, (), good, reports=True) == expected
     if expected == outcome.SILENT:
-        assert classify(runs, tmp_path, damaged, (), lambda: good, reports=False) == outcome.VALID
+        assert classify(runs, tmp_path, damaged, (), good, reports=False) == outcome.VALID
     if expected == outcome.HARMLESS:
         (tmp_path / "out").write_text("y")
-        assert classify(runs, tmp_path, damaged, (), lambda: good, reports=True) == outcome.SILENT
+        assert classify(runs, tmp_path, damaged, (), good, reports=True) == outcome.SILENT
         greedy = [Finished(0, output, MEMORY_BYTES + 1, 1.0)]
-        assert classify(greedy, tmp_path, damaged, (), lambda: good, reports=True) == outcome.MEMORY
+        assert classify(greedy, tmp_path, damaged, (), good, reports=True) == outcome.MEMORY
         (tmp_path / MARKER).touch()
-        assert classify(runs, tmp_path, damaged, (), lambda: good, reports=True) == outcome.CODE
+        assert classify(runs, tmp_path, damaged, (), good, reports=True) == outcome.CODE
