@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pixel_sail.errors import FileError
-from pixel_sail.files import check_regular, read_bytes
+from pixel_sail.files import check_regular, parse_json, read_bytes
 
 PARTIAL = ".partial"  # ends the name of what is not whole
 PREVIOUS = f".previous{PARTIAL}"  # ends the name of a whole folder while another takes its place
@@ -252,10 +252,9 @@ def read_json_lines(path: Path, number: str | None = None) -> list[Any]:
     values = []
     for row, line in enumerate(whole_lines(path), start=1):
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = error if isinstance(error, ValueError) else "nested too deep"
-            raise FileError(f"{path}, line {row}: not valid JSON: {reason}; mend or remove the line") from None
+            value = parse_json(line)
+        except ValueError as error:
+            raise FileError(f"{path}, line {row}: not valid JSON: {error}; mend or remove the line") from None
         if number is not None and not (isinstance(value, dict) and type(value.get(number)) in (int, float)):
             raise FileError(f"{path}, line {row}: no object with a number {number!r}; mend or remove the line")
         values.append(value)

@@ -345,7 +345,7 @@ def test_a_whole_line_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"lines\.jsonl, line 3: not valid JSON"):
         read_json_lines(path)
     path.write_text("1\n" + "[" * 100_000 + "\n")
-    with pytest.raises(FileError, match=r"lines\.jsonl, line 2: not valid JSON: nested too deep"):
+    with pytest.raises(FileError, match=r"lines\.jsonl, line 2: not valid JSON: its values are nested too deep"):
         read_json_lines(path)
 
 

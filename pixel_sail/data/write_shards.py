@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tarfile
 import zlib
@@ -32,6 +31,7 @@ from pixel_sail.data.shards import (
     with_bytes,
 )
 from pixel_sail.durable import PARTIAL, differences, remove_leftovers, replaced_file, write_json
+from pixel_sail.files import parse_json
 from pixel_sail.interrupts import how_far
 from pixel_sail.locks import locked
 from pixel_sail.types import BadSample, NoPixels, Sample
@@ -220,14 +220,14 @@ def _read_finished(out: Path, number: int, listed: dict[str, Any] | None = None)
     """
     try:
         data = read_bytes(out / _index_name(number))
-        index = json.loads(data)
+        index = parse_json(data)
         if (out / _tar_name(number)).stat().st_size != index["bytes"] or index["file"] != _tar_name(number):
             return None
         of_index = (_index_name(number), len(data), hashlib.sha256(data).hexdigest())
         shard = Shard(index["file"], len(index["samples"]), index["bytes"], index["sha256"], *of_index)
         finished = FinishedShard(shard, index["counts"], index["problems"], index.get("no_pixels", []))
         whole = _is_index(finished) and (listed is None or listed["shards"][number] == asdict(shard))
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     return finished if whole else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pixel_sail.data.files import read_json, read_text
 from pixel_sail.durable import differences, fingerprint, whole_lines, write_json, write_json_lines, write_text
 from pixel_sail.evaluate.benchmark import Benchmark, Line, calls, identity
 from pixel_sail.evaluate.file_names import earlier_file_name, file_name, suffix_of
+from pixel_sail.files import parse_json
 from pixel_sail.types import BadSample
 
 _SHOWN_IDS = 5  # in an error
@@ -208,11 +208,11 @@ def rename_earlier(out: Path, benchmark: str) -> None:
 
 def _parse(row: str, benchmark: Benchmark, where: str) -> Line:
     try:
-        line = json.loads(row)
+        line = parse_json(row)
         if not isinstance(line, dict):
             raise TypeError("no object")
         _ = hash(identity(line, benchmark)), [line[name] for name in benchmark.answer_fields]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(
             f"{where}: {row[:60]!r} is no prediction ({error}); a line is a JSON object with "
             f"{', '.join((*benchmark.id_fields, *benchmark.answer_fields))}"

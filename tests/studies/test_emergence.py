@@ -170,6 +170,11 @@ def test_reading_phrases_and_invalid_lines(tmp_path: Path) -> None:
     ):
         with pytest.raises(DatasetError, match=message):
             read_answers(write(tmp_path, *lines), objects)
+    (tmp_path / "deep.jsonl").write_text("[" * 20_000 + "]" * 20_000 + "\n")
+    with pytest.raises(DatasetError, match="line 1: .*nested too deep"):
+        read_answers(tmp_path / "deep.jsonl", objects)
+    with pytest.raises(BadSample, match="line 1: the text has half a character"):
+        read_answers(write(tmp_path, line(1, text="A mug \ud83d")), objects)
     with pytest.raises(BadSample, match=r"the mask is of size \[3, 3\]"):
         read_answers(write(tmp_path, line(1, masks=[encode_mask(np.ones((3, 3), dtype=bool))])), objects)
     with pytest.raises(DatasetError, match=r"attend_segment.py writes it"):

@@ -23,6 +23,7 @@ from pixel_sail.durable import append_json_line, write_json_lines
 from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.evaluate.pixfoundation.templates import judge_prompt
 from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
+from pixel_sail.files import parse_json
 
 Reply = Callable[[str], str]  # prompt -> reply of the judge
 
@@ -78,12 +79,12 @@ def endpoint(url: str, model: str, key: str | None, wait_s: float = 2.0) -> Repl
         for attempt in range(1, _TRIES + 1):
             try:
                 with opener.open(request, timeout=_TIMEOUT_S) as response:
-                    return str(json.loads(_read_reply(response))["choices"][0]["message"]["content"])
+                    return str(parse_json(_read_reply(response))["choices"][0]["message"]["content"])
             except urllib.error.HTTPError as error:
                 problem, again = _http_problem(error), error.code == 429 or error.code >= 500
             except (OSError, http.client.HTTPException) as error:
                 problem, again = str(error) or type(error).__name__, True
-            except (ValueError, LookupError, TypeError, RecursionError) as error:
+            except (ValueError, LookupError, TypeError) as error:
                 problem, again = f"its reply is no chat completion ({type(error).__name__}: {error})", False
             if not again or attempt == _TRIES:
                 problem = problem.replace(key, "...") if key else problem
@@ -201,9 +202,9 @@ def _read(file: Path) -> list[dict[str, str]]:
 def _parse(row: str, where: str) -> dict[str, str]:
     names = ("judge", "prompt", "reply", "verdict")
     try:
-        line = json.loads(row)
+        line = parse_json(row)
         if all(isinstance(line[name], str) for name in names):
             return {name: line[name] for name in names}
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         pass
     raise DatasetError(f"{where}: {row[:60]!r} is no verdict; move the file away")

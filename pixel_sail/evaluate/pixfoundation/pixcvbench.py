@@ -18,7 +18,6 @@ import ast
 import contextlib
 import importlib
 import importlib.util
-import json
 import reprlib
 import warnings
 from collections import defaultdict
@@ -34,6 +33,7 @@ from pixel_sail.data.sources.entries import member, records, sized_mask
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, union_or_none
+from pixel_sail.files import parse_json
 from pixel_sail.types import RLE, BadSample
 
 KIND = "pixcvbench"
@@ -193,8 +193,8 @@ def _read_lines(path: Path) -> list[Any]:
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
-            rows += [json.loads(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
+            rows += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
             raise DatasetError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
     return rows
 

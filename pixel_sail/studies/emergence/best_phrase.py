@@ -11,7 +11,6 @@ likely to be the best ("chance").
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,10 @@ from typing import Any
 from pixel_sail import durable
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import check_rle
+from pixel_sail.data.text import refuse_text
 from pixel_sail.evaluate.pixfoundation.failures import MIN_IOU, mask_iou
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
+from pixel_sail.files import parse_json
 from pixel_sail.studies.emergence.concepts import CONCEPTS, Concept, concept_of
 from pixel_sail.types import RLE, BadSample
 
@@ -88,7 +89,7 @@ def read_answers(path: Path, objects: Mapping[int, PixObject]) -> list[Answer]:
     for number, row in enumerate(durable.whole_lines(path), start=1):
         where = f"{path}, line {number}"
         try:
-            line = json.loads(row)
+            line = parse_json(row)
             index = line["index"]
             if index not in objects or index in answers:
                 problem = "is in the file twice" if index in answers else "is not in the benchmark"
@@ -110,10 +111,13 @@ def _answer(line: dict[str, Any], target: PixObject, where: str) -> Answer:
             raise DatasetError(f"{where}: {phrase['text']!r} has tokens {first} to {end} of {line['tokens']}")
         if not isinstance(phrase["text"], str) or not (math.isfinite(x) and math.isfinite(y)):
             raise DatasetError(f"{where}: a phrase without a text or a point")
+        refuse_text(phrase["text"], where)
         masks = tuple(check_rle(mask, target.size_hw, where) for mask in phrase["masks"])
         phrases.append(Phrase(phrase["text"], (first, end), (x, y), masks))
     if not all(isinstance(line[key], str) for key in ("prompt", "output")):
         raise DatasetError(f"{where}: the prompt and the output must be texts")
+    for key in ("prompt", "output"):
+        refuse_text(line[key], where)
     return Answer(line["index"], line["prompt"], line["output"], line["tokens"], tuple(phrases))
 
 
