@@ -279,7 +279,17 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises ConfigError for a missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
     """
-    return build_config(read_values(path, overrides), where=str(path))
+    values = read_values(path, overrides)
+    return build_config(values, where=with_bases(path))
+
+
+def with_bases(path: Path | str) -> str:
+    """A config file and its bases, for messages: "a.yaml (base: b.yaml, c.yaml)". They have been read before."""
+    bases, file = [], Path(path)
+    while (parent := yaml_file.read(file, ConfigError).get("base")) is not None:
+        bases.append(parent)
+        file = file.parent / parent
+    return f"{path} (base: {', '.join(bases)})" if bases else str(path)
 
 
 def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:

@@ -214,3 +214,11 @@ def test_any_value_at_any_place_is_a_message(small: Path) -> None:
                 build_config(changed, "here")
             except ConfigError as error:
                 assert len(str(error)) < 5000 and str(error).encode()
+
+
+def test_an_error_names_the_bases_whose_keys_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: c.yaml\ntrain: {steps: 3}\n")
+    (tmp_path / "c.yaml").write_text("data: {}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml \(base: b\.yaml, c\.yaml\): missing key 'run'"):
+        load_config(tmp_path / "a.yaml")
