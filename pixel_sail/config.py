@@ -378,7 +378,10 @@ def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file on top of those of its bases. `children`: the files whose base it is, as real paths."""
     if not os.path.lexists(path):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ConfigError(f"no config file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+        named = f", which {children[-1]} names as its base" if children else ""
+        raise ConfigError(
+            f"no config file {path}{named}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        )
     values, real = yaml_file.read(path, ConfigError), Path(os.path.realpath(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, got {type(values).__name__}")

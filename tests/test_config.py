@@ -222,3 +222,6 @@ def test_an_error_names_the_bases_whose_keys_may_be_missing(tmp_path: Path) -> N
     (tmp_path / "c.yaml").write_text("data: {}\n")
     with pytest.raises(ConfigError, match=r"a\.yaml \(base: b\.yaml, c\.yaml\): missing key 'run'"):
         load_config(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").rename(tmp_path / "C.yaml")
+    with pytest.raises(ConfigError, match=r"no config file .*c\.yaml, which .*b\.yaml names as its base; did you mean"):
+        load_config(tmp_path / "a.yaml")

@@ -103,7 +103,8 @@ class Bench:
             runs = self._commands(target, tree, self._timeout_s * (3 if again else 1))
             if runs[-1].status is None and not again:  # a hang, or a machine that has too much to do
                 return self.run(case, again=True)
-            reports = case.damage.reports
+            # JPEG has no checksum: its decoder makes an image of whatever bytes lie between the markers
+            reports = case.damage.reports and (case.damage.name, file.suffix) != ("zeros", ".jpg")
             name = str(file.relative_to(tree))
             names = (*target.names, *_entry(what))
             result = outcome.classify(runs, tree, file, names, good, reports)
