@@ -6,6 +6,17 @@ import argparse
 from collections.abc import Callable
 
 
+def share(text: str) -> float:
+    """A number above 0 and at most 1; argparse says so where it is not, and exits with 2."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not a number above 0 and at most 1")
+    return number
+
+
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """A whole number from `least` to `most`; argparse says so where it is not, and exits with 2."""
     wanted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most:,}"

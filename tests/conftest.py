@@ -23,6 +23,7 @@ LAUNCHER_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER
 
 # Before torch is imported, for this process and all that it starts.
 os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU: tests compare bits
+os.environ["PIXEL_SAIL_CACHE"] = ""  # no test reads or writes what the user has
 os.environ["OMP_NUM_THREADS"] = "1"  # matrices this small only wait for a second thread, long on a busy machine
 os.environ["PYTHONPATH"] = str(REPOSITORY)  # tools import this checkout
 

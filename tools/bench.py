@@ -3,6 +3,7 @@
 python tools/bench.py step --preset research-512 --mask-stride 4 --reference
 python tools/bench.py data configs/quickstart.yaml
 python tools/bench.py data configs/quickstart.yaml --shards data/scenes_shards
+python tools/bench.py start /tmp/annotations --scale 0.1
 python tools/bench.py distill configs/a_config_with_experts.yaml --steps 8
 python tools/bench.py score runs/quickstart/export --data-root data/scenes
 """
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 
 from pixel_sail.command import tool
-from pixel_sail.arguments import whole
+from pixel_sail.arguments import share, whole
 from pixel_sail.bench.distill import measure_distill
+from pixel_sail.bench.start import measure_start
 from pixel_sail.bench.step import PRESETS, measure
 from pixel_sail.bench.throughput import measure_data, measure_score, measure_shards
 from pixel_sail.config import load_config
@@ -47,7 +49,13 @@ def main() -> None:
     data.add_argument("config")
     data.add_argument("overrides", nargs="*", metavar="key.sub=value")
     data.add_argument("--samples", type=whole(1), default=200)
+    data.add_argument("--side", type=whole(32, 8192), help="first enlarge the images to this longer side, in pixels")
     data.add_argument("--shards", type=Path, help="also the same samples from this folder, interleaved")
+    start = commands.add_parser("start", help="time and memory of opening annotation files of published counts")
+    start.add_argument("folder", type=Path, help="where the files are made, about 3 GB at scale 1")
+    start.add_argument("--scale", type=share, default=0.1, help="of the published counts, 1 at most")
+    start.add_argument("--workers", type=whole(1, 64), nargs="+", default=[1, 2, 4])
+    start.add_argument("--samples", type=whole(1), default=300, help="drawn of each source in each worker")
     distill = commands.add_parser("distill", help="a training step without experts, with cached and online ones")
     distill.add_argument("config")
     distill.add_argument("overrides", nargs="*", metavar="key.sub=value")
@@ -71,7 +79,9 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
     elif a.command == "data" and a.shards is not None:
         return measure_shards(load_config(a.config, a.overrides), a.shards, a.samples)
     elif a.command == "data":
-        return measure_data(load_config(a.config, a.overrides), a.samples)
+        return measure_data(load_config(a.config, a.overrides), a.samples, a.side)
+    elif a.command == "start":
+        return measure_start(a.folder, a.scale, a.samples, a.workers)
     elif a.command == "distill":
         return measure_distill(load_config(a.config, a.overrides), a.steps)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from pixel_sail.config import Config, MixtureEntry
 from pixel_sail.data.image import load_image
+from pixel_sail.data.masks import decode_mask, encode_mask, resize_nearest
 from pixel_sail.data.mixture import Mixture, open_mixture
 from pixel_sail.data.pack import pack
 from pixel_sail.data.shards import with_bytes
@@ -18,23 +21,53 @@ from pixel_sail.evaluate.benchmark import by_image
 from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.build import build_encoder, build_model
+from pixel_sail.types import RLE, Sample
 
 TURN = 20  # samples that are read from files, then as many from shards, and so on
 
 
-def measure_data(config: Config, samples: int) -> dict[str, Any]:
-    """Read, encode and pack `samples` samples of the first source of a run, in one process without workers."""
+def measure_data(config: Config, samples: int, side_px: int | None = None) -> dict[str, Any]:
+    """Read, encode and pack `samples` samples of the first source of a run, in one process without workers.
+
+    `side_px`: their images are first made this long on the longer side, as JPEG, and their masks with them; untimed.
+    """
     sources = open_mixture(config, held_out_images(config)).sources
     model, tokenizer = build_model(config, sources)
     encoder = build_encoder(config, model, tokenizer)
     source = sources[0]
-    start, tokens = time.perf_counter(), 0
+    elapsed_s, tokens = dict.fromkeys(("read", "encode", "pack"), 0.0), 0
     for number in range(samples):
+        start = time.perf_counter()
         sample = source.sample(number % len(source), np.random.default_rng(number))
-        tokens += pack([encoder.encode(sample)], encoder.tokens.seg, encoder.tokens.vision_patch).tokens
-    elapsed_s = time.perf_counter() - start
-    rates = {"samples_per_s": round(samples / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
-    return {"bench": "data", "source": config.data.mixture[0].source, "samples": samples, **rates}
+        elapsed_s["read"] += time.perf_counter() - start
+        if side_px is not None:
+            sample = _resized(sample, side_px)
+        start = time.perf_counter()
+        encoded = encoder.encode(sample)
+        elapsed_s["encode"] += time.perf_counter() - start
+        start = time.perf_counter()
+        tokens += pack([encoded], encoder.tokens.seg, encoder.tokens.vision_patch).tokens
+        elapsed_s["pack"] += time.perf_counter() - start
+    total_s = sum(elapsed_s.values())
+    rates = {"samples_per_s": round(samples / total_s, 1), "tokens_per_s": round(tokens / total_s)}
+    parts = {f"{name}_ms": round(1000 * seconds / samples, 1) for name, seconds in elapsed_s.items()}
+    return {"bench": "data", "source": config.data.mixture[0].source, "samples": samples, **rates, **parts}
+
+
+def _resized(sample: Sample, side_px: int) -> Sample:
+    """The sample with its image, masks and regions so large that the longer side has `side_px`."""
+    if sample.image is None:
+        return sample
+    image = load_image(sample.image)
+    width, height = (round(side * side_px / max(image.size)) for side in image.size)
+    file = io.BytesIO()
+    image.resize((width, height)).save(file, "JPEG", quality=90)
+
+    def scaled(mask: RLE) -> RLE:
+        return encode_mask(resize_nearest(decode_mask(mask), (height, width)))
+
+    prompts = {k: scaled(mask) for k, mask in sample.prompts.items()}
+    return replace(sample, image=file.getvalue(), masks=tuple(map(scaled, sample.masks)), prompts=prompts)
 
 
 def measure_shards(config: Config, shards: Path, samples: int) -> dict[str, Any]:

@@ -154,8 +154,10 @@ class Encoder:
         size = (grid_hw[0] * self.patch_size, grid_hw[1] * self.patch_size)
         if not rles:
             return torch.empty(0, *size, dtype=torch.uint8)
-        masks = [resize_nearest(decode_mask(rle), size) for rle in rles]
-        return torch.from_numpy(np.stack(masks).astype(np.uint8))
+        masks = np.empty((len(rles), *size), dtype=bool)
+        for mask, rle in zip(masks, rles, strict=True):
+            mask[:] = resize_nearest(decode_mask(rle), size)
+        return torch.from_numpy(masks.view(np.uint8))
 
     def _check_text(self, sample: Sample) -> None:
         if not sample.turns:

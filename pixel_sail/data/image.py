@@ -125,10 +125,14 @@ def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Ten
     """RGB image -> patches (N, 3 P P) float32, row-major, each (channel, row, column), and the grid (h, w)."""
     width, height = resized_size(image.size, patch, max_side)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = (np.asarray(resized, dtype=np.float32) / 255 - MEAN) / STD  # (H, W, 3)
     h, w = height // patch, width // patch
-    blocks = pixels.reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)  # (h, w, 3, P, P)
-    return torch.from_numpy(blocks.reshape(h * w, 3 * patch * patch)), (h, w)
+    blocks = np.asarray(resized).reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)  # (h, w, 3, P, P) uint8
+    # Moved while they are bytes, and normalized in place: a third of the time of the other way round.
+    pixels = blocks.reshape(h * w, 3, patch * patch).astype(np.float32)
+    pixels /= np.float32(255)
+    pixels -= MEAN[:, None]
+    pixels /= STD[:, None]
+    return torch.from_numpy(pixels.reshape(h * w, 3 * patch * patch)), (h, w)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

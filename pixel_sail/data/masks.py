@@ -27,7 +27,7 @@ def encode_mask(mask: np.ndarray) -> RLE:
 
 def decode_mask(rle: RLE) -> np.ndarray:
     """RLE -> (H, W) bool."""
-    return coco_mask.decode(_bytes(rle)).astype(bool)
+    return coco_mask.decode(_bytes(rle)).view(bool)  # it is of 0 and 1
 
 
 def area_px(rle: RLE) -> int:
@@ -51,9 +51,13 @@ def overlap_px(first: RLE, second: RLE) -> tuple[int, int]:
 def resize_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """(..., H, W) -> (..., h, w); each new pixel has the value of the old pixel under its centre."""
     height, width = mask.shape[-2:]
+    if (height, width) == tuple(size_hw):
+        return mask.copy()
     rows = (2 * np.arange(size_hw[0]) + 1) * height // (2 * size_hw[0])
     columns = (2 * np.arange(size_hw[1]) + 1) * width // (2 * size_hw[1])
-    return mask[..., rows[:, None], columns]
+    if mask.ndim == 2 and mask.flags.f_contiguous:  # as masks are decoded: whole columns are copied first
+        return mask.T.take(columns, axis=0).T.take(rows, axis=0)
+    return mask.take(rows, axis=-2).take(columns, axis=-1)
 
 
 def from_coco(segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None = None) -> RLE:

@@ -5,12 +5,13 @@ The stream knows nothing of ranks, workers or batches, so it is the same for any
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from pixel_sail.config import Config, PromptConfig
+from pixel_sail.config import Config, DataConfig, PromptConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.exclude import RemainingSource
 from pixel_sail.data.regions import as_users_draw
@@ -115,7 +116,7 @@ def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixt
     """
     if config.data.exclude and not held_out:
         raise ValueError("the config has data.exclude: pass held_out=held_out_images(config)")
-    sources = [open_source(entry, config.data) for entry in config.data.mixture]
+    sources = _open_sources(config.data)
     if held_out:
         sources = [s if isinstance(s, ShardSource) else RemainingSource(s, held_out) for s in sources]
     for entry, source in zip(config.data.mixture, sources, strict=True):
@@ -125,6 +126,14 @@ def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixt
                 f"images of {', '.join(config.data.exclude)}"
             )
     return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed, config.data.prompts)
+
+
+def _open_sources(data: DataConfig) -> list[Source]:
+    """Every process of a machine begins with another source: the first to come reads large annotations for all."""
+    count = len(data.mixture)
+    start = int(os.environ.get("LOCAL_RANK", 0)) * count // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    opened = {n % count: open_source(data.mixture[n % count], data) for n in range(start, start + count)}
+    return [opened[n] for n in range(count)]
 
 
 def exclusion_lines(config: Config, mixture: Mixture) -> list[str]:

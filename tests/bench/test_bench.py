@@ -6,12 +6,20 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pixel_sail.bench.annotations import write_annotations
 from pixel_sail.bench.reference import plain_losses
+from pixel_sail.bench.start import measure_start
 from pixel_sail.bench.step import PRESETS, build, our_losses
+from pixel_sail.bench.throughput import _resized
 from pixel_sail.config import REPOSITORY, LossConfig
+from pixel_sail.data.image import load_image
+from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.types import Sample
 
 
 @pytest.mark.parametrize("mask_stride", [4, 2])
@@ -38,3 +46,26 @@ def test_one_json_line() -> None:
         assert {"forward_ms", "backward_ms", "step_ms", "tokens_per_s", "peak_memory_mib"} <= result[name].keys()
         assert result[name]["warm_peak_memory_mib"] > 0
     assert result["ratio"]["step_ms"] > 0
+
+
+def test_start_at_a_thousandth_of_the_published_counts(tmp_path) -> None:
+    result = measure_start(tmp_path, 0.001, touched=3, workers=[1, 2])
+    assert result["sources"]["coco_instance"]["entries"] == 118
+    assert result["sources"]["llava_mix665k"]["entries"] == 665
+    assert {"open_s", "first_sample_s", "own_mib", "mapped_mib", "peak_mib"} <= result["sources"]["refcoco"].keys()
+    assert {"rank_peak_gib", "machine_gib"} <= result["real_counts"].keys()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    write_annotations(tmp_path / "scale_0.001", 0.001)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}  # made once
+
+
+def test_images_are_enlarged_with_their_masks(tmp_path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[:15, :10] = True
+    sample = Sample("k", tmp_path / "a.jpg", (), (encode_mask(mask),), {0: encode_mask(~mask)})
+    larger = _resized(sample, 80)
+    assert load_image(larger.image).size == (80, 60)
+    large = decode_mask(larger.masks[0])
+    assert large.nonzero()[0].max() == 29 and large.sum() == 4 * mask.sum()
+    assert (decode_mask(larger.prompts[0]) == ~large).all()

@@ -133,3 +133,13 @@ def test_an_image_above_the_limit_is_named_with_what_to_do(tmp_path, monkeypatch
     for read in (load_image, lambda path: image_size(path, "a/1"), lambda path: image_size(path, "a/1", orient=True)):
         with pytest.raises(BadSample, match=r"large.png has more than 80 pixels; save a smaller copy"):
             read(path)
+
+
+def test_patches_are_normalized_to_the_bit_as_whole_images_are():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    pixels[:16, :16, :] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)  # every value of every channel
+    patches, (h, w) = to_patches(Image.fromarray(pixels), 32, 96)
+    whole = (pixels.astype(np.float32) / 255 - MEAN) / STD
+    blocks = whole.reshape(h, 32, w, 32, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
+    assert patches.dtype == torch.float32 and torch.equal(patches, torch.from_numpy(blocks))

@@ -126,3 +126,15 @@ def test_resize_nearest_takes_the_pixel_under_the_centre():
     assert resize_nearest(mask, (2, 8)).tolist() == [[True, True, False, False, False, False, True, True]] * 2
     assert resize_nearest(mask, (1, 2)).tolist() == [[False, True]]  # the centres 1.0 and 3.0 lie on pixels 1 and 3
     assert resize_nearest(np.stack([mask, ~mask]), (3, 4)).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_resize_nearest_gives_a_mask_of_its_own(order):
+    rng = np.random.default_rng(0)
+    for size in ((12, 9), (24, 18), (5, 30), (1, 1), (12, 10)):
+        mask = np.asarray(rng.random((12, 9)) < 0.5, order=order)
+        rows = [(2 * y + 1) * 12 // (2 * size[0]) for y in range(size[0])]
+        columns = [(2 * x + 1) * 9 // (2 * size[1]) for x in range(size[1])]
+        resized = resize_nearest(mask, size)
+        assert (resized == mask[np.ix_(rows, columns)]).all() and not np.shares_memory(resized, mask)
+        assert (resize_nearest(np.stack([mask, ~mask]), size) == np.stack([resized, ~resized])).all()

@@ -9,16 +9,17 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pixel_sail.config import PromptConfig
+from pixel_sail.config import REPOSITORY, DataConfig, MixtureEntry, PromptConfig, load_config
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.loader import StepDataset, load_steps
 from pixel_sail.data.masks import area_px, encode_mask
-from pixel_sail.data.mixture import BLOCK, Mixture
+from pixel_sail.data.mixture import BLOCK, Mixture, open_mixture
 from pixel_sail.data.pack import pack
 from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Encoded, NoPixels, Sample, Turn
@@ -277,3 +278,24 @@ def test_a_killed_worker_is_no_error_of_torch(mixture: Mixture) -> None:
     with pytest.raises(DatasetError, match="a data worker .* was killed: SIGKILL.*/dev/shm.*data.workers"):
         list(steps)
     assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def test_processes_of_a_machine_begin_with_different_sources(tmp_path: Path, monkeypatch) -> None:
+    opened: list[str] = []
+
+    def open_source(entry: MixtureEntry, data: DataConfig) -> FakeSource:
+        opened.append(entry.source)
+        return FakeSource(entry.source, 5)
+
+    monkeypatch.setattr("pixel_sail.data.mixture.open_source", open_source)
+    config = load_config(REPOSITORY / "configs/quickstart.yaml", [f"data.root={tmp_path}", f"run.dir={tmp_path}"])
+    mixture = [MixtureEntry(source=name) for name in "abcd"]
+    config = config.model_copy(update={"data": config.data.model_copy(update={"mixture": mixture, "exclude": []})})
+    for rank, order in ((None, "abcd"), (0, "abcd"), (1, "bcda"), (2, "cdab"), (3, "dabc")):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", 4)):
+            monkeypatch.delenv(f"LOCAL_{name}", raising=False)
+            if rank is not None:
+                monkeypatch.setenv(f"LOCAL_{name}", str(value))
+        opened.clear()
+        assert [source.name for source in open_mixture(config).sources] == list("abcd")
+        assert "".join(opened) == order

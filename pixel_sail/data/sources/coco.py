@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import exists, read_json
-from pixel_sail.data.inside import inside, is_file
+from pixel_sail.data.inside import inside
 from pixel_sail.data.masks import object_mask
 from pixel_sail.data.sources.entries import member, records, repeated, size_member
+from pixel_sail.data.sources.folders import Folders
 from pixel_sail.types import RLE, BadSample
 
 _COCO_FOLDER = re.compile(r"^(coco/)?(train|val|test)20(14|17)/(?=[^/]+$)")
@@ -100,7 +101,8 @@ class ImageFinder:
     def __init__(self, root: Path, folders: tuple[str, ...] = FOLDERS) -> None:
         """`folders` under `root` are searched in this order. Raises DatasetError if none of them exists."""
         self._folders = [root / folder for folder in folders if exists(root / folder) and (root / folder).is_dir()]
-        self._paths: dict[str, Path] = {}  # annotations name an image many times, and a file system may be slow
+        self._paths: dict[str, Path] = {}  # annotations name an image many times
+        self.asked = Folders()
         if not self._folders:
             raise DatasetError(f"no images under {root}: expected one of the folders {', '.join(folders)}")
 
@@ -115,7 +117,7 @@ class ImageFinder:
             bare = _COCO_FOLDER.sub("", file_name)
             names = dict.fromkeys((file_name, bare, re.sub(r"COCO_(train|val)2014_(?=\d+\.jpg$)", "", bare)))
             paths = (folder / name for name in names for folder in self._folders)
-            path = next((path for path in paths if is_file(path, where)), None)
+            path = next((path for path in paths if self.asked.has_file(path, where)), None)
             if path is None:
                 folders = ", ".join(str(folder) for folder in self._folders)
                 raise BadSample(f"{where}: no image {file_name!r} in {folders}")

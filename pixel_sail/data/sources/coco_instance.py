@@ -25,6 +25,7 @@ from pixel_sail.data.sources.entries import (
     repeated,
     size_member,
 )
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
@@ -51,8 +52,20 @@ def open_coco_instance(root: Path, split: str, data: DataConfig) -> RegionSource
     image. An object without a pixel does not count as one: the others of its class stay.
     """
     templates, finder, problems = Templates.of(data), ImageFinder(root), list[str]()
-    path, key = FILE.find(root, split), f"{NAME}/{split}/image={{}}"
-    instances = _Instances.read(path)
+    path = FILE.find(root, split)
+    images = kept_entries(
+        f"{NAME}/{split}",
+        (path,),
+        finder.asked,
+        RegionImage[ClassObjects],
+        problems,
+        lambda: _read(path, split, finder, problems),
+    )
+    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
+
+
+def _read(path: Path, split: str, finder: ImageFinder, problems: list[str]) -> list[RegionImage[ClassObjects]]:
+    key, instances = f"{NAME}/{split}/image={{}}", _Instances.read(path)
     left_out = 0
 
     def parse(image_id: Any, key: str) -> RegionImage[ClassObjects]:
@@ -72,7 +85,7 @@ def open_coco_instance(root: Path, split: str, data: DataConfig) -> RegionSource
         line = f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} objects"
         problems.insert(0, line)
     refuse_nothing(images, path, problems)
-    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
+    return images
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.files import read_json
 from pixel_sail.data.image import opened_image, to_rgb
-from pixel_sail.data.inside import inside, is_file
+from pixel_sail.data.inside import inside
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import (
@@ -87,7 +87,7 @@ def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool
         if annotation["image_id"] in images_twice:
             raise BadSample(f"{key}: several annotations have this image")
         png = folder / inside(member(annotation, "file_name", str, key), key)
-        if not is_file(png, key):
+        if not finder.asked.has_file(png, key):
             raise BadSample(f"{key}: no file {png}")
         file_name = files.get(annotation["image_id"], f"{png.stem}.jpg")
         image_path = finder.find(member({"file_name": file_name}, "file_name", str, f"{key}: its image"), key)

@@ -15,7 +15,15 @@ from pixel_sail.data.files import read_json
 from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
 from pixel_sail.data.sources.entries import id_member, member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
-from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, read_refs, sentences_of
+from pixel_sail.data.sources.referring import (
+    Ref,
+    Referring,
+    ReferringSource,
+    collect,
+    read_referring,
+    read_refs,
+    sentences_of,
+)
 from pixel_sail.data.templates import Templates
 from pixel_sail.types import BadSample
 
@@ -31,9 +39,13 @@ def open_grefer(root: Path, split: str, data: DataConfig) -> ReferringSource:
 
 def read_grefer(root: Path, split: str) -> Referring:
     """Every ref of a split, grouped by image; several objects are united. Raises DatasetError; bad refs are listed."""
-    path = FILE.find(root, split)
-    refs = read_refs(read_json(path), path, "gRefCOCO refs", _ref)
-    return collect(refs, path, INSTANCES.path(root, split), root, NAME, split, crowds=False)
+    path, instances_path = FILE.find(root, split), INSTANCES.path(root, split)
+
+    def read() -> Referring:
+        refs = read_refs(read_json(path), path, "gRefCOCO refs", _ref)
+        return collect(refs, path, instances_path, root, NAME, split, crowds=False)
+
+    return read_referring(NAME, split, root, (instances_path, path), read)
 
 
 def _ref(ref: Any, where: str) -> Ref:

@@ -16,10 +16,10 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.image import opened_image
-from pixel_sail.data.inside import is_file
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import parse_usable, records, refuse_nothing, text_member
+from pixel_sail.data.sources.folders import Folders
 from pixel_sail.data.sources.label_classes import ADE20K, COCO_STUFF
 from pixel_sail.data.sources.panoptic_segments import united_turn
 from pixel_sail.data.sources.record import EntrySource, ExpectedFile, SourceRecord
@@ -147,8 +147,10 @@ def _of_split(files: tuple[ExpectedFile, ...], split: str) -> ExpectedFile:
 
 
 def _beside(folder: Path) -> Callable[[str, str], Path]:
+    folders = Folders()
+
     def find(stem: str, key: str) -> Path:
-        if not is_file(folder / f"{stem}.jpg", key):
+        if not folders.has_file(folder / f"{stem}.jpg", key):
             raise BadSample(f"{key}: no image {folder / stem}.jpg")
         return folder / f"{stem}.jpg"
 

@@ -9,6 +9,7 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
 from pixel_sail.data.sources.entries import member, read_entries
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.types import BadSample, Turn
 
@@ -59,7 +60,10 @@ def read_conversations(path: Path, name: str, finder: ImageFinder) -> Conversati
             return Conversation(key, None, tuple(turns))
         return Conversation(key, finder.find(member(entry, "image", str, key), key), tuple(turns))
 
-    return ConversationSource(read_entries(path, name, parse, problems), problems)
+    entries = kept_entries(
+        name, (path,), finder.asked, Conversation, problems, lambda: read_entries(path, name, parse, problems)
+    )
+    return ConversationSource(entries, problems)
 
 
 def open_choices(root: Path, split: str, data: DataConfig) -> ConversationSource:

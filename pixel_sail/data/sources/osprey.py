@@ -12,6 +12,7 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
 from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens, size_member
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import DESCRIBE, about
@@ -51,7 +52,11 @@ def open_osprey(name: str, root: Path, split: str, data: DataConfig) -> Conversa
         renamed, numbers = _rename(turns, regions, key, problems)
         return Conversation(key, image, renamed, tuple(annotations[n - 1]["segmentation"] for n in numbers), size)
 
-    return ConversationSource(read_entries(_file(name).find(root, split), name, parse, problems), problems)
+    path = _file(name).find(root, split)
+    entries = kept_entries(
+        name, (path,), finder.asked, Conversation, problems, lambda: read_entries(path, name, parse, problems)
+    )
+    return ConversationSource(entries, problems)
 
 
 def _file(name: str) -> ExpectedFile:

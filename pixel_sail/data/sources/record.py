@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import exists
 from pixel_sail.data.sources.coco import ImageFinder
+from pixel_sail.data.sources.columns import E, Entries
 from pixel_sail.data.text import printable
 from pixel_sail.types import Sample
 
@@ -37,35 +38,25 @@ class Source(Protocol):
         ...
 
 
-class Keyed(Protocol):
-    """What a Sample is made of, with the key and the image that the Sample will carry."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def path(self) -> Path | None: ...
-
-
-E = TypeVar("E", bound=Keyed)
-
-
 class EntrySource(Generic[E]):
-    """The part of a Source that is the same for all: entries with key and image. `sample` is in the subclasses."""
+    """The part of a Source that is the same for all: entries with key and image. `sample` is in the subclasses.
+
+    Entries are kept as bytes, and each is made anew when it is asked for.
+    """
 
     def __init__(self, entries: Sequence[E], problems: list[str]) -> None:
         problems[:] = map(printable, problems)
         self.problems = problems
-        self._entries = entries
+        self._entries = entries if isinstance(entries, Entries) else Entries.packed(entries)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def key(self, index: int) -> str:
-        return self._entries[index].key
+        return self._entries.key(index)
 
     def image(self, index: int) -> Path | None:
-        return self._entries[index].path
+        return self._entries.path(index)
 
 
 @dataclass(frozen=True)

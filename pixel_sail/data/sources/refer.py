@@ -12,7 +12,15 @@ from pixel_sail.data.files import exists
 from pixel_sail.data.sources.coco import COCO_2014_FOLDERS
 from pixel_sail.data.sources.entries import id_member, member
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
-from pixel_sail.data.sources.referring import Ref, Referring, ReferringSource, collect, read_refs, sentences_of
+from pixel_sail.data.sources.referring import (
+    Ref,
+    Referring,
+    ReferringSource,
+    collect,
+    read_referring,
+    read_refs,
+    sentences_of,
+)
 from pixel_sail.data.sources.unpickle import load_plain_pickle
 from pixel_sail.data.templates import Templates
 
@@ -41,8 +49,12 @@ def read_refer(root: Path, name: str, split: str) -> Referring:
     instances_path, path = (file.path(root, split) for file in refer_files(name))
     if not exists(path):
         raise DatasetError(f"no dataset {name} under {root}: expected {instances_path} and one of {REF_FILES}")
-    refs = read_refs(load_plain_pickle(path), path, "REFER refs", _ref)
-    return collect(refs, path, instances_path, root, name, split)
+
+    def read() -> Referring:
+        refs = read_refs(load_plain_pickle(path), path, "REFER refs", _ref)
+        return collect(refs, path, instances_path, root, name, split)
+
+    return read_referring(name, split, root, (instances_path, path), read)
 
 
 def _ref(ref: Any, where: str) -> Ref:

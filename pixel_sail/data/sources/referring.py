@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 from pixel_sail.data.errors import DatasetError, UnknownSplit
 from pixel_sail.data.limits import MAX_SENTENCES
 from pixel_sail.data.masks import unite
-from pixel_sail.data.sources.coco import CocoInstances, image_folder
+from pixel_sail.data.sources.coco import COCO_2014_FOLDERS, CocoInstances, image_folder
 from pixel_sail.data.sources.entries import id_member, member, refuse_nothing
+from pixel_sail.data.sources.folders import Folders
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import EntrySource
 from pixel_sail.data.templates import Templates
 from pixel_sail.data.text import printable
@@ -58,8 +60,25 @@ class Referring:
 
     name: str
     split: str
-    images: tuple[ReferredImage, ...]  # by image id
+    images: Sequence[ReferredImage]  # by image id
     problems: tuple[str, ...]  # one line for each ref or sentence that was left out, and why
+
+
+def read_referring(
+    name: str, split: str, root: Path, files: tuple[Path, ...], read: Callable[[], Referring]
+) -> Referring:
+    """What `read()` gives for these annotation `files`, kept where they are large (see `kept_entries`)."""
+    problems, folders = list[str](), Folders()
+    for folder in COCO_2014_FOLDERS:
+        folders.watch(root / folder)
+
+    def read_images() -> Sequence[ReferredImage]:
+        referring = read()
+        problems.extend(referring.problems)
+        return referring.images
+
+    images = kept_entries(f"{name}/{split}", files, folders, ReferredImage, problems, read_images)
+    return Referring(name, split, images, tuple(problems))
 
 
 def read_refs(values: Any, path: Path, what: str, parse: Callable[[dict[str, Any], str], Ref]) -> list[Ref]:
