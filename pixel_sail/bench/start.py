@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 
 from pixel_sail.bench.annotations import write_annotations
 from pixel_sail.config import DataConfig, MixtureEntry
-from pixel_sail.data.sources import Source, open_source
+from pixel_sail.data.sources import Source, kept, open_source
 from pixel_sail.types import BadSample
 
 MIB = 2**20
@@ -26,26 +29,49 @@ FORK = multiprocessing.get_context("fork")
 def measure_start(root: Path, scale: float, touched: int, workers: list[int]) -> dict[str, Any]:
     """Opens sources whose annotation files have `scale` times the published counts, made below `root` unless there.
 
-    Each source in a process of its own, forked from this one: seconds, seconds to its first sample, and the memory that
-    it added, at the peak (RSS) and afterwards (`own`: written pages; `mapped`: pages of files, which processes share).
-    Then all in one process, of which `workers` are forked that touch the entries of every source once, in random order,
-    and draw `touched` samples of each. That again with a tenth of the counts: the line through both gives the numbers
-    at real counts, without what a process costs in any case.
+    Each source in a process of its own, forked from this one, and then `again`, from its kept file: seconds, seconds to
+    the first sample, and the memory that it added, at the peak (RSS) and afterwards (`own`: written pages; `mapped`:
+    pages of files, which processes share). Then all in one process, of which `workers` are forked that touch the
+    entries of every source once, in random order, and draw `touched` samples of each. That again with a tenth of the
+    counts: the line through both gives the numbers at real counts, without what a process costs in any case.
     """
     roots = {share: root / f"scale_{share:g}" for share in (scale, scale / SMALLER)}
     settings = {share: DataConfig(root=path, mixture=write_annotations(path, share)) for share, path in roots.items()}
-    data = settings[scale]
-    sources = {entry.source: _in_child(lambda entry=entry: _open_one(entry, data)) for entry in data.mixture}
-    together = {share: _in_child(lambda share=share: _open_all(settings[share], workers, touched)) for share in roots}
+    with _kept_in(root / "kept", round(kept.SMALLEST_BYTES * scale / SMALLER)):
+        opened = {share: _open_each(data) for share, data in settings.items()}
+        again = _open_each(settings[scale])
+        together = {share: _in_child(partial(_open_all, data, workers, touched)) for share, data in settings.items()}
     files = sum(path.stat().st_size for path in roots[scale].rglob("*") if path.suffix in (".json", ".p"))
+    first_s = [source["first_sample_s"] / scale for source in opened[scale].values()]
+    first = {"first_start_s": round(sum(first_s)), "longest_source_s": round(max(first_s))}
     return {
         "bench": "start",
         "scale": scale,
         "annotations_mib": round(files / MIB),
-        "sources": sources,
+        "sources": {name: opened[scale][name] | {"again": again[name]} for name in again},
         "together": together,
-        "real_counts": _extrapolated(*together.values(), scale),
+        "real_counts": first | _extrapolated(*together.values(), scale),
     }
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path, smallest_bytes: int) -> Iterator[None]:
+    """Inside, annotation files of `smallest_bytes` or more are kept in a new `folder`, not in that of the user."""
+    shutil.rmtree(folder, ignore_errors=True)
+    before, variable = kept.SMALLEST_BYTES, os.environ.get(kept.FOLDER_VARIABLE)
+    kept.SMALLEST_BYTES, os.environ[kept.FOLDER_VARIABLE] = smallest_bytes, str(folder)
+    try:
+        yield
+    finally:
+        kept.SMALLEST_BYTES = before
+        os.environ.pop(kept.FOLDER_VARIABLE)
+        if variable is not None:
+            os.environ[kept.FOLDER_VARIABLE] = variable
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_each(data: DataConfig) -> dict[str, Any]:
+    return {entry.source: _in_child(partial(_open_one, entry, data)) for entry in data.mixture}
 
 
 def _open_one(entry: MixtureEntry, data: DataConfig) -> dict[str, Any]:

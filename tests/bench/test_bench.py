@@ -53,6 +53,7 @@ def test_start_at_a_thousandth_of_the_published_counts(tmp_path) -> None:
     assert result["sources"]["coco_instance"]["entries"] == 118
     assert result["sources"]["llava_mix665k"]["entries"] == 665
     assert {"open_s", "first_sample_s", "own_mib", "mapped_mib", "peak_mib"} <= result["sources"]["refcoco"].keys()
+    assert result["sources"]["refcoco"]["again"]["entries"] == result["sources"]["refcoco"]["entries"]
     assert {"rank_peak_gib", "machine_gib"} <= result["real_counts"].keys()
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     write_annotations(tmp_path / "scale_0.001", 0.001)
