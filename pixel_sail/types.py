@@ -123,12 +123,16 @@ class Batch:
 
         From pinned memory (`pin_memory`) to a GPU, nobody waits for the copies.
         """
-        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         return moved if dtype is None else replace(moved, patches=moved.patches.to(dtype))
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory of the host; torch's DataLoader calls this too. Needs a GPU."""
-        return _map_tensors(self, Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `change` applied to each of its tensors."""
+        return _map_tensors(self, change)
 
     @property
     def tokens(self) -> int:

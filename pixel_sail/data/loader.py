@@ -13,9 +13,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -28,6 +29,10 @@ from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Batch, Encoded, NoPixels, Sample
 
 FILLER_TRIES = 1000  # stream positions searched for a usable sample if all samples of a rank are bad
+STEP_TIMEOUT_S = 1800  # for the data of a step, once the run waits for them
+SHARED_MEMORY = Path("/dev/shm")
+WAITING = 2  # items that each worker prepares ahead (DataLoader's prefetch_factor)
+MIB = 2**20
 WORKER_END_S = 0.5  # from the first sign of it, at most
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that a process gets when its parent ends
 
@@ -52,6 +57,21 @@ class StepData:
     filler: Batch  # computed with loss weight 0 where other ranks have more micro-batches: collectives must match
     samples: int
     bad: tuple[BadRecord, ...]
+
+    def pin_memory(self) -> StepData:
+        """The same data in pinned memory of the host; torch's DataLoader calls this. Needs a GPU."""
+        batches = tuple(batch.pin_memory() for batch in self.batches)
+        by_id = {id(batch): pinned for batch, pinned in zip(self.batches, batches, strict=True)}
+        return replace(self, batches=batches, filler=by_id.get(id(self.filler)) or self.filler.pin_memory())
+
+    @property
+    def bytes(self) -> int:
+        """Of all its tensors."""
+        sizes: list[int] = []
+        batches = {id(batch): batch for batch in (*self.batches, self.filler)}
+        for batch in batches.values():
+            batch.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+        return sum(sizes)
 
 
 class StepDataset(Dataset):
@@ -106,24 +126,27 @@ class StepDataset(Dataset):
         )
 
 
-def load_steps(dataset: StepDataset, start: int, stop: int, workers: int) -> Iterator[StepData]:
+def load_steps(dataset: StepDataset, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[StepData]:
     """StepData of steps start .. stop - 1, prepared ahead by `workers` processes (0: in this one).
 
     Workers are forked, so they share the sources' memory. Each uses one thread, leaves signals of the terminal to this
     process, and dies with it. An error of the dataset is raised here as it is without workers. Raises DatasetError if a
-    worker is killed.
+    worker is killed, if /dev/shm has no room for what the workers send, and after STEP_TIMEOUT_S without a step.
+    `pin`: in pinned memory, from which copies to a GPU do not wait.
     """
     _raise_open_files_limit()
     others = multiprocessing.active_children()
     on_end_of_child = signal.getsignal(signal.SIGCHLD)
     loader = DataLoader(
-        _ErrorsAsValues(dataset),
+        _ErrorsAsValues(dataset, workers),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_prepare_worker, os.getpid()),
         collate_fn=_unchanged,
+        pin_memory=pin,
+        timeout=STEP_TIMEOUT_S if workers else 0,
         generator=torch.Generator(),  # the loader's seed must not advance the global generator
     )
     items = iter(loader)
@@ -137,16 +160,38 @@ def load_steps(dataset: StepDataset, start: int, stop: int, workers: int) -> Ite
 class _ErrorsAsValues(Dataset):
     """An item is that of the dataset, or its error: an exception would come back from torch inside another, as text."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, workers: int):
         self.dataset = dataset
+        self.workers = workers
 
     def __getitem__(self, index: int) -> StepData | Exception:
         try:
-            return self.dataset[index]
+            data = self.dataset[index]
+            if self.workers:
+                check_shared_memory(data.bytes, self.workers)
+            return data
         except Exception as error:  # of whatever kind: it is raised again where the item is received
             if get_worker_info() is not None:
                 return _portable(error)
             return error
+
+
+def check_shared_memory(sent_bytes: int, workers: int) -> None:
+    """Raise DatasetError if /dev/shm has no room for what a worker sends, or is too small for all that wait there.
+
+    Without room the kernel kills a worker, or torch drops what it sends. Each of `workers` prepares WAITING items.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    room = os.statvfs(SHARED_MEMORY)
+    free, size, all_bytes = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize, sent_bytes * workers * WAITING
+    if sent_bytes > free or all_bytes > size:
+        raise DatasetError(
+            f"a data worker has {sent_bytes / MIB:,.1f} MiB to send, {workers} workers with {WAITING} of them each "
+            f"{all_bytes / MIB:,.0f} MiB, but /dev/shm has {size / MIB:,.0f} MiB ({free / MIB:,.0f} free): make it "
+            "larger (docker run --shm-size or --ipc=host; Kubernetes: an emptyDir of medium Memory at /dev/shm), or "
+            "lower data.workers, 0 at last"
+        )
 
 
 def _portable(error: Exception) -> Exception:
@@ -180,9 +225,15 @@ def _receive(items: Iterator[StepData | Exception], workers: list[BaseProcess]) 
     try:
         _refuse_killed(workers)
         return next(items, None)
-    except (RuntimeError, OSError, EOFError):  # torch saw it first, or tensors of a killed worker are gone
+    except (RuntimeError, OSError, EOFError) as error:  # torch saw it first, or tensors of a killed worker are gone
         time.sleep(WORKER_END_S)
         _refuse_killed(workers)
+        if "timed out" in str(error):
+            raise DatasetError(
+                f"the data workers have sent nothing for {STEP_TIMEOUT_S} s: a file system that does not answer, or "
+                "/dev/shm too small for what they send (docker run --shm-size or --ipc=host); "
+                "data.workers=0 shows where it waits"
+            ) from None
         raise
     finally:
         signal.signal(signal.SIGCHLD, before)

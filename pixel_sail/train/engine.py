@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pixel_sail.config import Config, ConfigError, TrainConfig
 from pixel_sail.losses import compute_losses, distillation_losses, loss_counts
 from pixel_sail.train import distributed
+from pixel_sail.train.copies import Copies
 from pixel_sail.train.distillation import Distillation, build_adapters, needs_mask_features, student_features
 from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
 from pixel_sail.train.zero3 import wrap_leaves
@@ -67,6 +68,7 @@ class Engine:
         self.model = model
         self.stage = train.zero_stage
         self.device = distributed.device()
+        self.copies = Copies(self.device) if self.device.type == "cuda" else None
         self.world_size = distributed.world_size()
         self.clip_norm = train.clip_norm
         self.lora = train.lora
@@ -100,22 +102,25 @@ class Engine:
         self.deepspeed.backward(loss)
         return sums
 
-    def step(self, lr: float) -> float:
-        """Clip, update the weights with learning rate `lr`, clear the gradients. Returns the norm before clipping.
+    def clip(self) -> Tensor | None:
+        """At stage 0: clip the gradients and return their norm before that, () on the device. Nobody waits for it.
 
-        If the norm is not finite, nothing is updated.
+        From stage 1 on None: DeepSpeed clips in `step`. At stage 0 it would not return the norm.
         """
-        set_lr(self.deepspeed.optimizer, lr)
-        norm = self._clip() if self.stage == 0 else None
-        if norm is not None and not torch.isfinite(norm):
-            return float(norm)
-        self.deepspeed.step()
-        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
-
-    def _clip(self) -> Tensor:
-        # At stage 0 DeepSpeed clips float32 gradients but does not return their norm.
+        if self.stage > 0:
+            return None
         norm_limit = self.clip_norm if self.clip_norm > 0 else float("inf")
         return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), norm_limit)
+
+    def step(self, lr: float) -> float | Tensor | None:
+        """Update the weights with learning rate `lr` and clear the gradients, which `clip` has seen.
+
+        From stage 1 on: clips first and returns the norm before that, () on the device, which nobody has waited for. If
+        it is not finite, nothing is updated and it is a float: DeepSpeed has looked.
+        """
+        set_lr(self.deepspeed.optimizer, lr)
+        self.deepspeed.step()
+        return None if self.stage == 0 else self.deepspeed.get_global_grad_norm()
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """Weights of `model`, float32 on the CPU, under the names of an export. All ranks must call it.
@@ -181,6 +186,7 @@ def deepspeed_config(config: Config, world_size: int, device_type: str | None = 
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.clip_norm if stage > 0 else 0.0,
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU
         "zero_optimization": _zero_config(train, device_type),
     }
     if bf16 and stage == 0:

@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from torch import Tensor
+
 from pixel_sail.config import Config
 from pixel_sail.data.loader import StepData, load_steps
 from pixel_sail.interrupts import Stopped, at_once, finish_first
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
+from pixel_sail.train.copies import ahead
 from pixel_sail.train.export import export_model
 from pixel_sail.train.log import Stopwatch
 from pixel_sail.train.optim import lr_at
@@ -49,9 +52,9 @@ def train_steps(run: Run) -> None:
     engine.model.train()
     with (
         finish_first("this step") as pending,
-        contextlib.closing(load_steps(run.dataset, state.step, config.train.steps, config.data.workers)) as loaded,
+        contextlib.closing(loaded_steps(run)) as loaded,
     ):
-        steps = timed(loaded, watch)
+        steps = timed(ahead(loaded, engine.copies), watch)
         while state.step < config.train.steps:
             _validate_if_due(run, state.step, watch)
             data, totals = receive(steps, config, pending.number)
@@ -107,13 +110,13 @@ def _stopped(signal: int, step: int) -> Stopped:
 
 
 def log_values(
-    state: TrainState, losses: dict[str, float], grad_norm: float, lr: float, totals: StepTotals
+    state: TrainState, losses: dict[str, float], grad_norm: float | Tensor, lr: float, totals: StepTotals
 ) -> dict[str, float]:
     """The reproducible values of a log line. They are those of this step, but bad_samples counts from the start."""
     return {
         "step": state.step,
         **losses,
-        "grad_norm": grad_norm,
+        "grad_norm": float(grad_norm),
         "lr": lr,
         "samples": totals.samples,
         "tokens": totals.tokens,
@@ -121,6 +124,12 @@ def log_values(
         "dropped_turns": totals.dropped_turns,
         "bad_samples": state.bad_samples,
     }
+
+
+def loaded_steps(run: Run) -> Iterator[StepData]:
+    """The data of the steps that are left; in pinned memory where they go to a GPU."""
+    config, pin = run.config, run.engine.device.type == "cuda"
+    return load_steps(run.dataset, run.state.step, config.train.steps, config.data.workers, pin)
 
 
 def timed(steps: Iterator[StepData], watch: Stopwatch) -> Iterator[StepData]:

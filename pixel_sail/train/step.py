@@ -17,6 +17,7 @@ from pixel_sail.errors import UserError
 from pixel_sail.losses import loss_counts, loss_weights
 from pixel_sail.ranks import raise_together
 from pixel_sail.train import distributed
+from pixel_sail.train.copies import in_turn
 from pixel_sail.train.engine import Engine
 
 
@@ -72,21 +73,26 @@ def gather_totals(data: StepData | None, config: Config, signal: int = 0, error:
 
 def train_step(
     engine: Engine, data: StepData, totals: StepTotals, lr: float, config: Config
-) -> tuple[dict[str, float], float]:
-    """Accumulate the gradients of one step and update the weights. Returns the losses and the gradient norm.
+) -> tuple[dict[str, float], float | Tensor]:
+    """Accumulate the gradients of one step and update the weights. Returns the losses and the gradient norm, for which
+    float() may wait.
 
     Without a usable sample on any rank nothing is updated, neither by weight decay nor by momentum; all values are 0.
     """
     if totals.samples == 0:
         return {"loss": 0.0, **dict.fromkeys(loss_weights(config), 0.0)}, 0.0
     torch.manual_seed(config.run.seed + 1_000_003 * data.step + distributed.rank())
-    losses = run_micro_batches(engine, data, totals, config)
-    return losses, take_step(engine, lr, data)
+    losses, grad_norm = run_micro_batches(engine, data, totals, config)
+    return losses, take_step(engine, lr, data, grad_norm)
 
 
-def run_micro_batches(engine: Engine, data: StepData, totals: StepTotals, config: Config) -> dict[str, float]:
+def run_micro_batches(
+    engine: Engine, data: StepData, totals: StepTotals, config: Config
+) -> tuple[dict[str, float], float | None]:
     """Accumulate the gradients of one step. Returns the loss and its unweighted terms, means over the global counts.
 
+    And the norm of the gradients, which are clipped, or None where the engine's step clips. Reading these values is the
+    only time in a step that the host waits for a GPU on our side.
     Raises TrainingStopped, on all ranks together, if the loss is not finite.
     """
     weights = loss_weights(config)
@@ -95,14 +101,16 @@ def run_micro_batches(engine: Engine, data: StepData, totals: StepTotals, config
     scales = {name: weights[name] / n for name, n in zip(weights, counts, strict=True)}
     zero_scales = dict.fromkeys(scales, 0.0)
     batch_sums: list[Tensor] = []
-    for number in range(totals.micro_batches):
+    fillers = (data.filler,) * (totals.micro_batches - len(data.batches))
+    for number, batch in enumerate(in_turn((*data.batches, *fillers), engine.copies)):
         last = number == totals.micro_batches - 1
         if number < len(data.batches):
-            batch_sums.append(engine.forward_backward(data.batches[number], scales, last))
+            batch_sums.append(engine.forward_backward(batch, scales, last))
         else:
-            engine.forward_backward(data.filler, zero_scales, last)
+            engine.forward_backward(batch, zero_scales, last)
     local = torch.stack(batch_sums).sum(0) if batch_sums else torch.zeros(len(counts), device=engine.device)
-    sums = distributed.all_reduce_sum(local).tolist()
+    sums, norm = distributed.all_reduce_sum(local), engine.clip()
+    *sums, norm = (sums.tolist() + [None]) if norm is None else torch.cat([sums, norm.float()[None]]).tolist()
     terms = {name: total / n for name, total, n in zip(weights, sums, counts, strict=True)}
     loss = sum(weights[name] * terms[name] for name in terms)
     if not math.isfinite(loss):
@@ -113,13 +121,20 @@ def run_micro_batches(engine: Engine, data: StepData, totals: StepTotals, config
             f"the loss of step {data.step + 1} is not finite ({terms}); nothing was updated. "
             f"Samples of the micro-batches concerned: {_keys_of_all_ranks(suspects)}"
         )
-    return {"loss": loss, **terms}
+    return {"loss": loss, **terms}, norm
 
 
-def take_step(engine: Engine, lr: float, data: StepData) -> float:
-    """Update the weights and return the gradient norm. Raises TrainingStopped before any update if it is not finite."""
-    grad_norm = engine.step(lr)
-    if not math.isfinite(grad_norm):
+def take_step(engine: Engine, lr: float, data: StepData, grad_norm: float | None) -> float | Tensor:
+    """Update the weights and return the gradient norm. Raises TrainingStopped before any update if it is not finite.
+
+    `grad_norm`: if it is known already.
+    """
+    if grad_norm is None:
+        grad_norm = engine.step(lr)
+    elif math.isfinite(grad_norm):
+        engine.step(lr)
+    # a norm on a GPU is finite, and is read at a log line
+    if not (isinstance(grad_norm, Tensor) and grad_norm.is_cuda) and not math.isfinite(grad_norm):
         keys = _keys_of_all_ranks([batch.keys for batch in data.batches])
         raise TrainingStopped(
             f"the gradient of step {data.step + 1} is not finite; nothing was updated. Its samples: {keys}"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
@@ -11,14 +16,21 @@ from unittest import mock
 import child
 import packed
 import torch
+from conftest import write_refer_dataset
+from tiny_expert import expert_values, save_expert
+from tiny_run import tiny_config
 
 from pixel_sail import losses, types
-from pixel_sail.config import LossConfig
+from pixel_sail.config import Config, LossConfig
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.train import loop, step
+from pixel_sail.train.engine import Engine
+from pixel_sail.train.loop import train
 from pixel_sail.types import Batch
 
+os.environ["DS_ACCELERATOR"] = "cuda"  # conftest says cpu
 IMAGES_HW = ((24, 24), (16, 20), (24, 24), (8, 8))  # patches; two images of one size
 
 
@@ -117,6 +129,77 @@ def generation() -> dict[str, Any]:
     return result
 
 
+# what a run of train() is -> its overrides
+RUNS = {
+    **{f"stage {stage}": [f"train.zero_stage={stage}"] for stage in (0, 1, 2, 3)},
+    "stage 0, lora": ["train.lora={}", "train.freeze=[fusion.*]"],
+    "stage 2, lora": ["train.zero_stage=2", "train.lora={}"],
+    "stage 0, fp32": ["train.precision=fp32"],
+    "stage 0, expert": ["experts"],
+    "stage 0, two workers": ["data.workers=2"],
+}
+
+
+def config_of_run(folder: Path, overrides: list[str]) -> Config:
+    """A run of 4 steps with 2 or 3 micro-batches each on drawn images."""
+    root = folder.parent / "root"
+    if not root.exists():
+        write_refer_dataset(root)
+        save_expert(folder.parent / "expert")
+    sizes = ["model.scratch.hidden_size=256", "train.micro_batch_tokens=150", "run.log_every=100"]
+    if "experts" in overrides:
+        overrides = [f"experts=[{json.dumps(expert_values(folder.parent / 'expert'))}]"]
+    folder.mkdir()
+    return tiny_config(folder, root, *sizes, *overrides)
+
+
+def training() -> dict[str, Any]:
+    """train() itself: what happens from the end of its second step to that of its third, and in its micro-batches."""
+    with tempfile.TemporaryDirectory() as folder, without_comparing_ranks():
+        return {
+            name: counted_run(config_of_run(Path(folder) / str(number), overrides))
+            for number, (name, overrides) in enumerate(RUNS.items())
+        }
+
+
+def counted_run(config: Config) -> dict[str, Any]:
+    """Train, and count."""
+    steps: list[dict[str, int]] = []
+    micro_batches: list[dict[str, int]] = []
+    run_micro_batch = Engine.forward_backward
+
+    def train_step(*arguments: Any) -> Any:
+        if len(steps) < 3:
+            micro_batches.clear()
+        result = step.train_step(*arguments)
+        steps.append(child.counts())
+        child.reset()
+        return result
+
+    def forward_backward(*arguments: Any) -> Any:
+        before = child.counts()
+        sums = run_micro_batch(*arguments)
+        if len(steps) < 3:
+            micro_batches.append({key: value - before[key] for key, value in child.counts().items()})
+        return sums
+
+    with (
+        mock.patch.object(loop, "train_step", train_step),
+        mock.patch.object(Engine, "forward_backward", forward_backward),
+    ):
+        train(config)
+    return {"step": steps[2], "micro_batches": micro_batches}
+
+
+@contextlib.contextmanager
+def without_comparing_ranks() -> Iterator[None]:
+    """ZeRO-3 compares numbers that a collective has written, which are zeros here."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator
+
+    with mock.patch.object(partitioned_param_coordinator, "assert_ints_same_as_other_ranks", lambda *_, **__: None):
+        yield
+
+
 def block_mask_of_33k_tokens() -> dict[str, Any]:
     """What FlexAttention's block mask takes, next to torch's own way from a function of all pairs."""
     from torch.nn.attention.flex_attention import create_block_mask
@@ -166,36 +249,3 @@ def compiled_layers() -> dict[str, Any]:
     forward_backward(model, batch_of(()), setting)
     text_alone = counters["stats"]["unique_graphs"]
     return {"graphs": graphs, "with_text_alone": text_alone, "breaks": sum(counters["graph_break"].values())}
-
-
-def zero_stages() -> dict[str, Any]:
-    """Synchronizations of the engine at each ZeRO stage, one rank, in bf16: of a third micro-batch, and of its step."""
-    from deepspeed.runtime.zero import partitioned_param_coordinator
-
-    from pixel_sail.config import build_config
-    from pixel_sail.model.mask_head import MaskHead
-    from pixel_sail.train import distributed
-    from pixel_sail.train.engine import Engine
-
-    # It compares numbers that a collective has written, which are zeros here.
-    partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *_, **__: None
-    distributed.start()
-    scales, result = {"lm": 1.0, "bce": 1.0, "dice": 1.0}, {}
-    for stage in (0, 1, 2, 3):
-        sections = {
-            "run": {"dir": "unused"},
-            "model": {"base": "unused"},
-            "data": {"root": "unused", "mixture": [{"source": "refcoco"}]},
-            "train": {"steps": 10, "batch_size": 8, "zero_stage": stage, "precision": "bf16"},
-        }
-        model = packed.small_model(hidden_size=256, vocab_size=1000).train()
-        engine = Engine(model, build_config(sections, "checks"), [MaskHead])
-        for images_hw in (IMAGES_HW[:1], IMAGES_HW, IMAGES_HW[1:]):
-            batch = batch_of(images_hw)
-            child.reset()
-            engine.forward_backward(batch, scales, last=True)
-            micro_batch = child.counts()
-            child.reset()
-            engine.step(1e-5)
-        result[str(stage)] = {"micro_batch": micro_batch, "step": child.counts()}
-    return result
