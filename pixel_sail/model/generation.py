@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from pixel_sail.errors import UserError
 from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import Batch
+
+NOT_FINITE = -1  # in place of a token
 
 
 class NotFinite(UserError):
@@ -148,8 +151,8 @@ def _answer(
     """Generate the answers of a batch of rows, token by token."""
     rows, logits = decoding.rows, decoding.read()
     for step in range(sampling.max_new_tokens):
-        _check_finite(logits, rows)
         tokens = _choose(logits, sampling)
+        _check_finite(tokens, rows)
         for row, token in zip(rows, tokens, strict=True):
             row.running = row.running and token not in stop_ids
             if row.running:
@@ -216,10 +219,11 @@ class _Decoding:
 
     def step(self, tokens: list[int]) -> Tensor:
         """Read one new token per row. Returns the logits (Q, V) of the next token."""
-        device, rows = self.model.device, self.rows
-        ids = torch.tensor(tokens, device=device)[:, None]
+        rows = self.rows
+        host = torch.tensor([[max(token, 0), row.next_position] for token, row in zip(tokens, rows, strict=True)])
+        on_gpu = self.model.device.type == "cuda"  # a copy from pinned memory does not wait
+        ids, positions = (host.pin_memory() if on_gpu else host).to(self.model.device, non_blocking=on_gpu).split(1, 1)
         self.owned = torch.cat([self.owned, self.owned.new_ones(len(tokens), 1)], dim=1)
-        positions = torch.tensor([row.next_position for row in rows], device=device)[:, None]
         hidden = self._forward(ids, positions, self.owned[:, None])[:, 0]
         for row, token, state in zip(rows, tokens, hidden, strict=True):
             row.next_position += 1
@@ -247,10 +251,9 @@ class _Decoding:
         return self.model.language_model.get_output_embeddings()(hidden).float()
 
 
-def _check_finite(logits: Tensor, rows: list[_Row]) -> None:
-    """Raises NotFinite if the largest of a running row's logits (Q, V) is not finite, as it is with any NaN."""
-    finite = logits.amax(-1).isfinite().tolist()
-    if not all(fine for fine, row in zip(finite, rows, strict=True) if row.running):
+def _check_finite(tokens: list[int], rows: list[_Row]) -> None:
+    """Raises NotFinite if a running row has NOT_FINITE in place of a token."""
+    if any(row.running and token == NOT_FINITE for token, row in zip(tokens, rows, strict=True)):
         raise NotFinite(
             "the model's logits are not finite (NaN or infinity), so its answer means nothing; its weights are damaged "
             "or belong to another model, or they need --precision fp32"
@@ -258,10 +261,17 @@ def _check_finite(logits: Tensor, rows: list[_Row]) -> None:
 
 
 def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
-    if sampling.temperature == 0:
-        return logits.argmax(-1).tolist()
-    probabilities = (logits / sampling.temperature).softmax(-1)
-    return torch.multinomial(probabilities, 1, generator=sampling.generator)[:, 0].tolist()
+    """The next token of each row of logits (Q, V), or NOT_FINITE if its largest logit is not finite, as with any NaN.
+
+    The only time that the host waits for a GPU, once for each new token. torch.multinomial draws in the same way, and
+    so the same tokens, but waits to look at the probabilities.
+    """
+    scores = logits
+    if sampling.temperature > 0:
+        probabilities = (logits / sampling.temperature).softmax(-1)
+        scores = probabilities / torch.empty_like(probabilities).exponential_(1, generator=sampling.generator)
+    broken = ~(logits.amax(-1).abs() < math.inf)
+    return scores.argmax(-1).masked_fill(broken, NOT_FINITE).tolist()
 
 
 def _masks(model: PixelSail, images: list[_Image], rows: list[_Row]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
@@ -51,10 +52,14 @@ class Chat:
 
 
 class Predictor:
-    """A model, its tokenizer and the encoding it was trained with. `images_encoded`: how many images it has encoded."""
+    """A model, its tokenizer and the encoding it was trained with. `images_encoded`: how many images it has encoded.
 
-    def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase):
+    `autocast`: the model has float32 weights, and computes in bf16.
+    """
+
+    def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase, autocast: bool = False):
         self.model = model
+        self.autocast = autocast
         config = model.config
         self.encoder = Encoder(
             tokenizer, config.architecture, config.chat_format, hide=config.hide, chat_pieces=config.chat_pieces
@@ -141,7 +146,8 @@ class Predictor:
                     positions.append((i, j))
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
         stops = (self.encoder.end_ids[0],)
-        generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
+            generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
         by_position = dict(zip(positions, generated, strict=True))
         return [
             [

@@ -17,10 +17,9 @@ from pixel_sail.errors import UserError, message_of
 from pixel_sail.evaluate import perbench
 from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.runner import open_benchmark, run_benchmark, tasks_of
-from pixel_sail.ranks import together
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train import distributed
-from pixel_sail.train.engine import Engine
+from pixel_sail.train.engine import Engine, resolve_precision
 from pixel_sail.train.export import export_model
 
 FILE = "validation.jsonl"
@@ -92,17 +91,22 @@ def _in_words(error: Exception) -> str:
 
 
 def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config) -> Predictor:
-    """A predictor of the model itself, or under ZeRO-3 of a copy.
+    """A predictor of the model itself, or under ZeRO-3 of a copy. It computes as tools/test.py does on this device.
 
+    On a GPU that is bf16 unless train.precision=fp32, and under autocast at stage 0, whose weights are float32.
     Under ZeRO-3 each forward pass is a collective of all ranks, but generated answers differ in length. So every rank
-    loads a complete copy from a temporary export.
+    loads a complete copy from a temporary export, in bf16 on a GPU; the ranks of a machine one after the other, so that
+    its memory holds one copy at a time on the way to the GPUs.
     """
+    on_gpu = engine.device.type == "cuda"
+    bf16 = on_gpu and resolve_precision(config.train) == "bf16"
     if engine.stage < 3:
-        return Predictor(engine.model, tokenizer)
+        return Predictor(engine.model, tokenizer, autocast=bf16 and engine.stage == 0)
     folder = config.run.dir / f"validation_weights{PARTIAL}"
+    precision = "fp32" if on_gpu and not bf16 else "auto"
     try:
         export_model(engine, tokenizer, folder)
-        return together(lambda: Predictor.from_pretrained(folder, device=str(engine.device)))
+        return distributed.in_turns(lambda: Predictor.from_pretrained(folder, str(engine.device), precision))
     finally:
         if distributed.rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)

@@ -22,6 +22,7 @@ from tiny_run import tiny_config
 
 from pixel_sail import losses, types
 from pixel_sail.config import Config, LossConfig
+from pixel_sail.durable import read_json_lines
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
@@ -112,23 +113,35 @@ stem = check(
 
 
 def generation() -> dict[str, Any]:
-    """Four tokens for two questions about two images and one without: that nothing breaks, in bf16 and in float32."""
+    """Two questions about two images and one without: that nothing breaks, and what each new token costs."""
     questions = [[packed.WORD_ID, packed.PROMPT_IDS[0], packed.WORD_ID], [packed.WORD_ID]]
     requests = [GenerationRequest(ids, image, (packed.SEG_ID,)) for ids in questions for image in (0, 1, None)]
     images = [packed.with_image(number, h, w, words=0, masks=0) for number, (h, w) in enumerate(IMAGES_HW[1:3])]
-    # Whether logits are finite reads back as 0 from the null GPU: no.
-    finite = mock.patch.object(torch.Tensor, "isfinite", lambda tensor: torch.ones(tensor.shape, dtype=torch.bool))
+    settings = {
+        "bf16": Setting(),
+        "float32": Setting(weights=torch.float32),
+        "autocast": Setting(weights=torch.float32, autocast=True),
+    }
     result = {}
-    for name, setting in (("bf16", Setting()), ("float32", Setting(weights=torch.float32))):
+    for name, setting in settings.items():
         model, prefixes = model_of(setting).eval(), packed.pack(images).to("cuda", setting.weights)
-        child.reset()
-        with finite:
-            answers = generate(model, prefixes, requests, packed.SEG_ID, (), Sampling(max_new_tokens=4))
-        tokens = [len(answer.token_ids) for answer in answers]
-        result[name] = child.counts() | {"tokens": tokens, "masks": [len(answer.mask_logits) for answer in answers]}
+        for tokens, temperature in ((2, 0.0), (4, 0.0), (4, 1.0), (8, 0.0), (8, 1.0)):  # the first is warming up
+            sampling = Sampling(tokens, temperature, torch.Generator("cuda") if temperature else None)
+            child.reset()
+            with finite_masks(), torch.autocast("cuda", torch.bfloat16, enabled=setting.autocast):
+                answers = generate(model, prefixes, requests, packed.SEG_ID, (), sampling)
+            lengths = [len(answer.token_ids) for answer in answers]
+            counts = child.counts() | {"tokens": lengths, "masks": [len(answer.mask_logits) for answer in answers]}
+            result.setdefault(name, {})[f"{tokens} tokens, temperature {temperature}"] = counts
     return result
 
 
+def finite_masks() -> contextlib.AbstractContextManager:
+    """Whether mask logits are finite reads back as 0 from the null GPU: no."""
+    return mock.patch.object(torch.Tensor, "isfinite", lambda tensor: torch.ones(tensor.shape, dtype=torch.bool))
+
+
+SCORED = ("evaluate.benchmarks=[refcoco:val]", "evaluate.every=2", "evaluate.max_images=2")
 # what a run of train() is -> its overrides
 RUNS = {
     **{f"stage {stage}": [f"train.zero_stage={stage}"] for stage in (0, 1, 2, 3)},
@@ -137,6 +150,10 @@ RUNS = {
     "stage 0, fp32": ["train.precision=fp32"],
     "stage 0, expert": ["experts"],
     "stage 0, two workers": ["data.workers=2"],
+    "stage 0, scored": [*SCORED],
+    "stage 0, fp32, scored": ["train.precision=fp32", *SCORED],
+    "stage 2, scored": ["train.zero_stage=2", *SCORED],
+    "stage 3, scored": ["train.zero_stage=3", *SCORED],
 }
 
 
@@ -184,11 +201,13 @@ def counted_run(config: Config) -> dict[str, Any]:
         return sums
 
     with (
+        finite_masks(),
         mock.patch.object(loop, "train_step", train_step),
         mock.patch.object(Engine, "forward_backward", forward_backward),
     ):
         train(config)
-    return {"step": steps[2], "micro_batches": micro_batches}
+    scores = read_json_lines(config.run.dir / "validation.jsonl")
+    return {"step": steps[2], "micro_batches": micro_batches, "scores": scores}
 
 
 @contextlib.contextmanager

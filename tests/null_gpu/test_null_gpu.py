@@ -60,11 +60,16 @@ def test_a_micro_batch_never_waits_for_the_gpu(measured: dict[str, dict[str, Any
     assert counts["kernel"] == MICRO_BATCHES[check]
 
 
-def test_generation_runs_in_both_dtypes(measured: dict[str, dict[str, Any]]) -> None:
-    for counts in result_of(measured, "generation").values():
-        assert counts["launches"] > 100
-        assert counts["tokens"] == [5] * 6  # the [SEG] that was given, and four more
-        assert counts["masks"] == [1, 1, 0] * 2
+@pytest.mark.parametrize("setting", ["bf16", "float32", "autocast"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generation_waits_once_for_a_token(measured: dict[str, dict[str, Any]], setting: str, temperature: int) -> None:
+    counts = result_of(measured, "generation")[setting]
+    four, eight = (counts[f"{tokens} tokens, temperature {temperature}"] for tokens in (4, 8))
+    assert four["launches"] > 100
+    assert four["tokens"] == [5] * 6  # the [SEG] that was given, and four more
+    assert eight["masks"] == [1, 1, 0] * 2
+    assert eight["syncs"] - four["syncs"] == 4
+    assert eight["pageable_copies"] - four["pageable_copies"] == 4  # the same read
 
 
 def test_many_labels_never_have_all_their_logits_at_once(measured: dict[str, dict[str, Any]]) -> None:
@@ -85,6 +90,13 @@ def test_decoder_layers_are_compiled_once(measured: dict[str, dict[str, Any]]) -
     assert compiled["breaks"] == 0
     assert compiled["graphs"] == [1] * 12
     assert compiled["with_text_alone"] == 2  # one kernel call in place of two
+
+
+@pytest.mark.parametrize("run", ["stage 0", "stage 0, fp32", "stage 2", "stage 3"])
+def test_a_training_is_scored(measured: dict[str, dict[str, Any]], run: str) -> None:
+    scores = result_of(measured, "training")[f"{run}, scored"]["scores"]
+    assert [line["step"] for line in scores] == [2, 4]
+    assert all("errors" not in line and "refcoco:val" in line["benchmarks"] for line in scores), scores
 
 
 # run -> the most synchronizations of a micro-batch, which are DeepSpeed's, and of a whole step with its micro-batches.

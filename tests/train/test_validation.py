@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import write_refer_dataset
 from tiny_run import log_lines, run_cli, tiny_config, write_config
 
@@ -17,6 +19,7 @@ from pixel_sail.evaluate import perbench
 from pixel_sail.evaluate.referring import ReferringBenchmark
 from pixel_sail.interrupts import Stopped
 from pixel_sail.train import loop, validate
+from pixel_sail.train.build import build_model
 from pixel_sail.train.loop import train
 
 VALIDATED = ("evaluate.benchmarks=[refcoco:val, grefcoco:val]", "evaluate.every=2", "evaluate.max_images=2")
@@ -62,6 +65,24 @@ def test_a_name_stands_for_its_tasks_and_their_overall_score(
     config = tiny_config(tmp_path, root)
     result, errors = validate.validate(_Engine(), None, config, {name: name for name in perbench.TASKS}, 4)
     assert result[perbench.KIND]["overall"] == pytest.approx(30.0) and errors == {}
+
+
+@pytest.mark.parametrize(
+    "device, precision, stage, autocast",
+    [
+        ("cuda", "bf16", 0, True),
+        ("cuda", "fp32", 0, False),
+        ("cuda", "bf16", 2, False),  # the weights are bf16
+        ("cpu", "bf16", 0, False),  # as tools/test.py on a CPU
+    ],
+)
+def test_scores_are_those_of_the_precision_of_the_tools(
+    tmp_path: Path, root: Path, device: str, precision: str, stage: int, autocast: bool
+) -> None:
+    config = tiny_config(tmp_path, root, f"train.precision={precision}", f"train.zero_stage={stage}")
+    model, tokenizer = build_model(config)
+    engine = SimpleNamespace(model=model, device=torch.device(device), stage=stage)
+    assert validate._predictor(engine, tokenizer, config).autocast == autocast
 
 
 class _Engine:
