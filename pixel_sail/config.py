@@ -19,6 +19,7 @@ from pixel_sail.errors import UserError
 S = TypeVar("S", bound=Section)
 Weight = Annotated[float, Field(ge=0, le=1e12)]  # a share or a factor, relative to others
 Name = Annotated[str, Field(min_length=1)]
+Switch = Literal["auto", True, False]  # YAML reads on and off as true and false
 Split = Annotated[str, Field(pattern=r"^[^/]+$")]  # stands in the names of files
 
 MAX_BASES = 10  # files that a config may inherit from, one from the other
@@ -194,7 +195,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    activation_checkpointing: bool = False
+    # keep only the inputs of layers and compute the rest twice; auto: on a GPU whose memory needs it
+    activation_checkpointing: Switch = "auto"
+    compile: Switch = "auto"  # decoder layers by torch.compile; auto: on GPUs where it can be; see docs/performance.md
     resume: Name = "auto"  # auto | never | a checkpoint folder
     # start from these weights and their architecture: a run, its export, a checkpoint step_*, or a converted model
     init_from: Path | None = None

@@ -22,9 +22,10 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the launcher; equals LOCAL_RANK
     parser.add_argument("--plan", action="store_true", help="print parameters and memory of the run, and stop")
     parser.add_argument("--gpus", type=int, default=8, help="with --plan: GPUs of all machines together (default 8)")
+    parser.add_argument("--gpu-memory-gib", type=float, default=80, help="with --plan: of one GPU (default 80)")
     arguments = parser.parse_intermixed_args()
     if arguments.plan:
-        print(plan(load_config(arguments.config, arguments.overrides), arguments.gpus))
+        print(plan(load_config(arguments.config, arguments.overrides), arguments.gpus, arguments.gpu_memory_gib))
         return
     with distributed.joined():
         train(together(lambda: load_config(arguments.config, arguments.overrides)))

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.bench.memory import EXPERT_WIDTH, TokenCounts, activation_bytes, forward_tokens, mode_of, state_bytes
 from pixel_sail.config import Config, ConfigError, TrainConfig
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.pixel_sail import PixelSail
@@ -21,25 +20,39 @@ from pixel_sail.tokens import GROUNDING_TOKENS, IMAGE_TOKENS, add_special_tokens
 from pixel_sail.train.distillation import build_adapters
 from pixel_sail.train.engine import deepspeed_config, resolve_precision
 from pixel_sail.train.finetune import prepare_finetuning
+from pixel_sail.train.memory import (
+    EXPERT_WIDTH,
+    GIB,
+    TokenCounts,
+    activation_bytes,
+    decide_checkpointing,
+    forward_tokens,
+    mode_of,
+    state_bytes,
+)
 from pixel_sail.train.optim import DECODER_PREFIX, parameter_groups
 from pixel_sail.weights.convert.language_model import read_base
 from pixel_sail.weights.convert.new_parts import bare_config
 from pixel_sail.weights.convert.scratch import scratch_decoder, train_tokenizer
 from pixel_sail.weights.start import model_folder, with_start
 
-GIB = 2**30
 STAGES = (0, 1, 2, 3)
 ADDED_TOKENS = len(IMAGE_TOKENS) + len(GROUNDING_TOKENS)
 
 
-def plan(config: Config, gpus: int) -> str:
-    """The report that --plan prints. Raises ConfigError, WeightsError for a missing base."""
+def plan(config: Config, gpus: int, gpu_gib: float = 80.0) -> str:
+    """The report that --plan prints, for GPUs of `gpu_gib` each.
+
+    Raises ConfigError, WeightsError for a missing base.
+    """
+    if not 0 < gpu_gib < 1e6:
+        raise ConfigError(f"--gpu-memory-gib {gpu_gib}: give the memory of one GPU, for example 80")
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: give the number of GPUs of all machines together, at least 1")
     config = with_start(config)
     deepspeed_json, planned = deepspeed_config(config, gpus, "cuda"), planned_model(config)
     lines = [f"plan for {config.run.dir} on {gpus} GPU{'s' if gpus > 1 else ''}", ""]
-    lines += [*_parameter_lines(planned), "", *_memory_lines(config, planned, gpus), ""]
+    lines += [*_parameter_lines(planned), "", *_memory_lines(config, planned, gpus, gpu_gib), ""]
     lines += [*planned.notes, "DeepSpeed's config:", json.dumps(deepspeed_json, indent=2)]
     return "\n".join(lines)
 
@@ -133,7 +146,7 @@ def _parameter_lines(planned: PlannedModel) -> list[str]:
     return [f"{'parameters':28}{'all':>18}{'trained':>18}"] + [f"  {n:26}{a:>18,}{t:>18,}" for n, (a, t) in rows]
 
 
-def _memory_lines(config: Config, planned: PlannedModel, gpus: int) -> list[str]:
+def _memory_lines(config: Config, planned: PlannedModel, gpus: int, gpu_gib: float) -> list[str]:
     train, precision = config.train, resolve_precision(config.train, "cuda")
     tokens = forward_tokens(train, config.data.max_length, gpus)
     weights = sum(total for total, _ in count_parameters(planned).values())
@@ -159,20 +172,22 @@ def _memory_lines(config: Config, planned: PlannedModel, gpus: int) -> list[str]
         numbers = "".join(f"{_gib(value):>{width}}" for value, width in zip(states, (9, 11, 11, 9), strict=True))
         mark = "*" if stage == train.zero_stage else " "
         lines.append(f"ZeRO {stage} {mark}  {numbers}{_pair(activations):>18}{_pair(sums):>18}")
-    return lines + _activation_lines(config, planned.model.config, tokens)
+    decision = decide_checkpointing(config, planned.model, groups, gpus, round(gpu_gib * GIB))
+    lines.append(f"activation checkpointing is {'on' if decision.on else 'off'}: {decision.reason}")
+    return lines + _activation_lines(config, planned.model.config, tokens, decision.on)
 
 
-def _activation_lines(config: Config, model_config: PixelSailConfig, tokens: TokenCounts) -> list[str]:
+def _activation_lines(
+    config: Config, model_config: PixelSailConfig, tokens: TokenCounts, checkpointing: bool
+) -> list[str]:
     """The activations of the config's own stage and checkpointing by part, and what is not counted."""
     train = config.train
     mode = mode_of(train.zero_stage, resolve_precision(train, "cuda"))
-    parts = activation_bytes(
-        model_config, config.experts, tokens, mode, train.activation_checkpointing, zero_3=train.zero_stage == 3
-    )
-    checkpointing = "with" if train.activation_checkpointing else "without"
+    parts = activation_bytes(model_config, config.experts, tokens, mode, checkpointing, zero_3=train.zero_stage == 3)
+    kept = "with" if checkpointing else "without"
     lines = [
         f"one forward pass: {tokens.all:,} tokens, with {tokens.patches:,} patches and {tokens.labels:,} labels",
-        f"its activations {checkpointing} checkpointing: {', '.join(f'{n} {_gib(b)}' for n, b in parts.items())}",
+        f"its activations {kept} checkpointing: {', '.join(f'{n} {_gib(b)}' for n, b in parts.items())}",
         "formulas and their limits: docs/recipes.md; keep about 10 % and 2 GiB free",
     ]
     if online := [expert.name for expert in config.experts if expert.cache is None]:

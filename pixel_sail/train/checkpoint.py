@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from pixel_sail.train.deepspeed_files import EngineFiles
 
 # Keys that may differ between a checkpoint and the run that resumes from it. `data.root`, and an expert's `path` and
-# `cache`, may move: data and experts are compared by their fingerprints. The two memory settings change only the
-# rounding of sums.
+# `cache`, may move: data and experts are compared by their fingerprints. The memory settings and compiling change only
+# the rounding of sums.
 FREE_KEYS = (
     "run.dir",
     "run.log_every",
@@ -60,6 +60,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.micro_batch_tokens",
     "train.activation_checkpointing",
+    "train.compile",
     "evaluate",
 )
 # Keys of `architecture` that only config.json had before `architecture` was a section of a run's config.

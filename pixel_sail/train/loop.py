@@ -14,6 +14,7 @@ from pixel_sail.data.loader import StepData, load_steps
 from pixel_sail.interrupts import Stopped, at_once, finish_first
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
+from pixel_sail.train.compiling import compile_seconds
 from pixel_sail.train.copies import ahead
 from pixel_sail.train.export import export_model
 from pixel_sail.train.log import Stopwatch
@@ -68,6 +69,8 @@ def train_steps(run: Run) -> None:
             state = replace(state, step=data.step + 1, bad_samples=bad_samples)
             watch.step_done(totals.tokens)
             log.advance()
+            if state.step == run.state.step + 1 and (compiled_s := compile_seconds()):
+                log.say(f"compiled the decoder layers in {compiled_s:.0f} s, within this first step")
             last = state.step == config.train.steps
             if last or state.step == 1 or state.step % config.run.log_every == 0:
                 log.line(log_values(state, losses, grad_norm, lr, totals), watch.averages())

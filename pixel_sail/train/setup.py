@@ -23,14 +23,18 @@ from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.locks import locked
 from pixel_sail.model.mask_head import MaskHead
+from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.ranks import together
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
 from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
+from pixel_sail.train.compiling import compile_layers
 from pixel_sail.train.distillation import open_distillation
-from pixel_sail.train.engine import Engine, check_distribution
+from pixel_sail.train.engine import Engine, check_distribution, resolve_precision
 from pixel_sail.train.finetune import prepare_finetuning
 from pixel_sail.train.log import RunLog, forget_after
+from pixel_sail.train.memory import decide_checkpointing
+from pixel_sail.train.optim import parameter_groups
 from pixel_sail.train.validate import is_due, open_benchmarks, validated_steps
 from pixel_sail.weights.run_folder import TrainState
 from pixel_sail.weights.start import with_start
@@ -71,14 +75,14 @@ def set_up(config: Config) -> Run | None:
         checkpoints.check_files(checkpoint)
     distributed.on_rank_0(lambda: prepare_folder(config, state))
     model, tokenizer = together(lambda: build_model(config, mixture.sources))
-    if config.train.activation_checkpointing:
-        model.gradient_checkpointing_enable()
     log = RunLog(config, distributed.rank() == 0, _decoder_parameters(model), distributed.world_size(), state.step)
     log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")
     for source in mixture.sources:
         for problem in source.problems:
             log.say(f"left out on reading: {problem}")
     for line in [*exclusion_lines(config, mixture), *prepare_finetuning(model, tokenizer, config)]:
+        log.say(line)
+    for line in _prepare_layers(config, model):
         log.say(line)
     engine = Engine(model, config, [MaskHead], distillation)
     if checkpoint is not None:
@@ -136,6 +140,21 @@ def _initial_state(
     state = checkpoints.read_progress(checkpoint)
     checkpoints.check_same_run(state, config, data, experts, checkpoint)
     return replace(state, config=values, world_size=world_size)
+
+
+def _prepare_layers(config: Config, model: PixelSail) -> list[str]:
+    """Activation checkpointing and compilation of the decoder layers. Returns lines for the user."""
+    device, train = distributed.device(), config.train
+    gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    groups = parameter_groups(model, train)
+    checkpointing = decide_checkpointing(config, model, groups, distributed.world_size(), gpu_bytes)
+    if checkpointing.on:
+        model.gradient_checkpointing_enable()
+    lines = []
+    if gpu_bytes is not None:
+        lines.append(f"activation checkpointing is {'on' if checkpointing.on else 'off'}: {checkpointing.reason}")
+    compiled = compile_layers(model, train, device, resolve_precision(train) == "bf16")
+    return lines + ([] if compiled is None else [compiled])
 
 
 def _decoder_parameters(model: torch.nn.Module) -> int:

@@ -17,7 +17,6 @@ from conftest import write_refer_dataset
 from tiny_base import save_base
 from torch import Tensor, nn
 
-from pixel_sail.bench.memory import EXPERT_WIDTH, Mode, TokenCounts, activation_bytes, optimizer_bytes, state_bytes
 from pixel_sail.bench.plan import count_parameters, plan, planned_model
 from pixel_sail.config import REPOSITORY, Config, build_config, load_config
 from pixel_sail.data.mixture import open_mixture
@@ -31,6 +30,15 @@ from pixel_sail.train.build import build_encoder, build_model
 from pixel_sail.train.distillation import build_adapters
 from pixel_sail.train.engine import Engine, LossModule
 from pixel_sail.train.finetune import prepare_finetuning
+from pixel_sail.train.memory import (
+    EXPERT_WIDTH,
+    Mode,
+    TokenCounts,
+    activation_bytes,
+    decide_checkpointing,
+    optimizer_bytes,
+    state_bytes,
+)
 from pixel_sail.train.optim import build_optimizer, parameter_groups
 from pixel_sail.types import Batch
 from pixel_sail.weights.start import with_start
@@ -382,3 +390,27 @@ def _measure(config: Config, model: nn.Module, batch: Batch, mode: Mode) -> int:
         loss, _ = whole(batch, dict.fromkeys(loss_counts(config), 1.0))
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize(
+    "wanted, gpu_gib, on", [("auto", 80, False), ("auto", 2.2, True), (True, 80, True), (False, 2.2, False)]
+)
+def test_what_activation_checkpointing_auto_means(base: Path, wanted: Any, gpu_gib: float, on: bool) -> None:
+    train = {"steps": 1, "batch_size": 64, "zero_stage": 2, "precision": "bf16", "activation_checkpointing": wanted}
+    config = make({"base": str(base)}, architecture={"mask_dim": 4096}, train=train)
+    report = plan(config, 2, gpu_gib)
+    row = re.search(r"^ZeRO 2 \* +(.*)$", report, re.MULTILINE)[1]
+    without, with_it = map(float, row.replace("|", " ").split()[-2:])
+    assert (1.1 * without + 2 > gpu_gib) == (gpu_gib == 2.2)
+    assert f"activation checkpointing is {'on' if on else 'off'}: " in report
+    assert f"its activations {'with' if on else 'without'} checkpointing" in report
+    if wanted == "auto":
+        shown = re.search(r"about (.*) GiB without it and (.*) with it, of ([0-9.]*) GiB;", report).groups()
+        assert tuple(map(float, shown)) == pytest.approx((without, with_it, gpu_gib), abs=0.06)
+
+
+def test_activation_checkpointing_is_off_on_a_cpu(base: Path) -> None:
+    config = make({"base": str(base)})
+    model = planned_model(config).model
+    decision = decide_checkpointing(config, model, parameter_groups(model, config.train), 1, None)
+    assert not decision.on and "CPU" in decision.reason

@@ -26,8 +26,9 @@ from pixel_sail.durable import read_json_lines
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.train import loop, step
+from pixel_sail.train import compiling, loop, step
 from pixel_sail.train.engine import Engine
+from pixel_sail.train.log import RunLog
 from pixel_sail.train.loop import train
 from pixel_sail.types import Batch
 
@@ -158,12 +159,12 @@ RUNS = {
 
 
 def config_of_run(folder: Path, overrides: list[str]) -> Config:
-    """A run of 4 steps with 2 or 3 micro-batches each on drawn images."""
+    """A run of 4 steps with 2 or 3 micro-batches each on drawn images; it compiles nothing unless it is told to."""
     root = folder.parent / "root"
     if not root.exists():
         write_refer_dataset(root)
         save_expert(folder.parent / "expert")
-    sizes = ["model.scratch.hidden_size=256", "train.micro_batch_tokens=150", "run.log_every=100"]
+    sizes = ["model.scratch.hidden_size=256", "train.micro_batch_tokens=150", "run.log_every=100", "train.compile=off"]
     if "experts" in overrides:
         overrides = [f"experts=[{json.dumps(expert_values(folder.parent / 'expert'))}]"]
     folder.mkdir()
@@ -177,6 +178,50 @@ def training() -> dict[str, Any]:
             name: counted_run(config_of_run(Path(folder) / str(number), overrides))
             for number, (name, overrides) in enumerate(RUNS.items())
         }
+
+
+# runs of train() that compile, or that cannot
+COMPILED = {
+    "stage 0": [],
+    "stage 2": ["train.zero_stage=2"],
+    "lora": ["train.lora={}"],
+    "activation checkpointing": ["train.activation_checkpointing=true"],
+    "scored": [*SCORED],
+    "stage 3": ["train.zero_stage=3"],
+    "float32": ["train.precision=fp32"],
+}
+
+
+def compiled_training() -> dict[str, Any]:
+    """Graphs of each step, breaks, and what the log says, where train() compiles the decoder layers."""
+    from torch._dynamo.utils import counters
+
+    result = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        without_comparing_ranks(),
+        mock.patch.object(compiling, "BACKEND", "eager"),  # Inductor takes a minute
+    ):
+        for number, (name, overrides) in enumerate(COMPILED.items()):
+            graphs: list[int] = []
+            torch._dynamo.reset()
+            counters.clear()
+
+            def train_step(*arguments: Any, graphs: list[int] = graphs) -> Any:
+                output = step.train_step(*arguments)
+                graphs.append(counters["stats"]["unique_graphs"])
+                return output
+
+            said: list[str] = []
+            with (
+                finite_masks(),
+                mock.patch.object(loop, "train_step", train_step),
+                mock.patch.object(RunLog, "say", lambda _, line, said=said: said.append(line)),
+            ):
+                train(config_of_run(Path(folder) / str(number), [*overrides, "train.compile=on"]))
+            breaks = sum(counters["graph_break"].values())
+            result[name] = {"graphs": graphs, "breaks": breaks, "said": [line for line in said if "compile" in line]}
+    return result
 
 
 def counted_run(config: Config) -> dict[str, Any]:

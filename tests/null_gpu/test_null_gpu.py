@@ -27,7 +27,15 @@ MICRO_BATCHES = {
     "float32": "sdpa",
     "asked_for_flash_in_float32": "sdpa",
 }
-CHECKS = (*MICRO_BATCHES, "many_labels", "block_mask_of_33k_tokens", "generation", "compiled_layers", "training")
+CHECKS = (
+    *MICRO_BATCHES,
+    "many_labels",
+    "block_mask_of_33k_tokens",
+    "generation",
+    "compiled_layers",
+    "training",
+    "compiled_training",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,22 @@ def test_decoder_layers_are_compiled_once(measured: dict[str, dict[str, Any]]) -
     assert compiled["breaks"] == 0
     assert compiled["graphs"] == [1] * 12
     assert compiled["with_text_alone"] == 2  # one kernel call in place of two
+
+
+@pytest.mark.parametrize("run", ["stage 0", "stage 2", "lora", "activation checkpointing", "scored"])
+def test_a_training_compiles_its_layers_once(measured: dict[str, dict[str, Any]], run: str) -> None:
+    compiled = result_of(measured, "compiled_training")[run]
+    assert compiled["breaks"] == 0
+    assert compiled["graphs"][0] in (1, 2) and len(compiled["graphs"]) == 4
+    assert len(set(compiled["graphs"])) == 1  # the first step has seen all that there is
+    assert any("compiled the decoder layers in" in line for line in compiled["said"])
+
+
+@pytest.mark.parametrize("run, reason", [("stage 3", "ZeRO-3"), ("float32", "attention runs as sdpa")])
+def test_what_cannot_be_compiled_is_not(measured: dict[str, dict[str, Any]], run: str, reason: str) -> None:
+    compiled = result_of(measured, "compiled_training")[run]
+    assert compiled["graphs"] == [0] * 4
+    assert len(compiled["said"]) == 1 and f"not compiled: {reason}" in compiled["said"][0]
 
 
 @pytest.mark.parametrize("run", ["stage 0", "stage 0, fp32", "stage 2", "stage 3"])

@@ -15,7 +15,10 @@ from pixel_sail import durable, yaml_file
 from pixel_sail.config import Config, ConfigError, Section, load_config, save_config
 
 # Keys that may change between two calls. With any other change it is another run.
-FREE_KEYS = ("run.dir", "data.workers", "train.save_every", "train.keep_checkpoints")
+FREE_KEYS = (
+    *("run.dir", "data.workers", "train.save_every", "train.keep_checkpoints"),
+    *("train.activation_checkpointing", "train.compile"),
+)
 
 
 class Variant(Section):

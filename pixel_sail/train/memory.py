@@ -16,20 +16,25 @@ results, the gradient of the logits, the CUDA context, fragmentation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
-from pixel_sail.config import ExpertConfig, TrainConfig
+import torch
+
+from pixel_sail.config import Config, ExpertConfig, TrainConfig
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.patch_positions import POSITION_VALUES
+from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.train.engine import BUCKET_ELEMENTS
 from pixel_sail.types import LOGITS_AT_ONCE
 
 Mode = Literal["fp32", "bf16", "autocast"]  # autocast: bf16 on float32 weights, as at stage 0
 
+GIB = 2**30
 ALL_REDUCE_ELEMENTS = 500_000_000  # gradients that DeepSpeed copies into one buffer at stage 0
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: weights gathered at one time
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: half a byte, a scale for each 64, a scale of 256 scales
+FREE_SHARE, FREE_BYTES = 0.1, 2 * GIB  # left free for what is not counted
 EXPERT_WIDTH = 256  # channels of Mask2Former's and SAM 2's features; others may differ, which changes little
 
 
@@ -41,6 +46,14 @@ class StateBytes:
     gradients: int
     optimizer: int
     buffers: int
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Whether a run uses activation checkpointing, and why."""
+
+    on: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,34 @@ def _mask_head_bytes(config: PixelSailConfig, experts: Sequence[ExpertConfig], m
     if any(expert.at == "mask_features" for expert in experts):
         total += pixels * a * config.architecture.mask_dim
     return total
+
+
+def decide_checkpointing(
+    config: Config, model: PixelSail, groups: Sequence[dict], gpus: int, gpu_bytes: int | None
+) -> Checkpointing:
+    """What train.activation_checkpointing means for a run on `gpus` GPUs of `gpu_bytes` each (None: on CPUs).
+
+    `model` and `groups` (parameter_groups) are those of the run, with its adapters. Auto: off where all that is counted
+    fits without it, with FREE_SHARE and FREE_BYTES to spare.
+    """
+    train, wanted = config.train, config.train.activation_checkpointing
+    if wanted != "auto":
+        return Checkpointing(wanted, f"train.activation_checkpointing={str(wanted).lower()}")
+    if gpu_bytes is None:
+        return Checkpointing(False, "on a CPU, auto is off")
+    precision = "fp32" if train.precision == "fp32" else "bf16"
+    packed = sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8)  # two weights each
+    weights = sum(p.numel() for p in model.parameters()) + packed
+    states = state_bytes(weights, groups, train.zero_stage, precision, gpus, train.offload, 2 * packed)
+    tokens = forward_tokens(train, config.data.max_length, gpus)
+    mode, in_zero_3 = mode_of(train.zero_stage, precision), train.zero_stage == 3
+    without, with_it = (
+        sum(astuple(states)) + sum(activation_bytes(model.config, config.experts, tokens, mode, c, in_zero_3).values())
+        for c in (False, True)
+    )
+    on = without * (1 + FREE_SHARE) + FREE_BYTES > gpu_bytes
+    needs = f"a step needs about {without / GIB:.1f} GiB without it and {with_it / GIB:.1f} with it"
+    return Checkpointing(on, f"{needs}, of {gpu_bytes / GIB:.1f} GiB; {FREE_SHARE:.0%} and 2 GiB stay free")
 
 
 def forward_tokens(train: TrainConfig, max_length: int, gpus: int) -> TokenCounts:
