@@ -12,15 +12,16 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
-from pixel_sail.errors import WeightsError
+from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.load import check_size, load_config, load_network, load_tokenizer, local_folder, on_meta
 from pixel_sail.folders.settings import check_decoder
 from pixel_sail.folders.weight_files import WeightFiles
+from pixel_sail.model.backbone import adapt_decoder
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import add_special_tokens
-from pixel_sail.weights.convert.new_parts import PATCH_LINEAR, grown, model_config, new_parts
+from pixel_sail.weights.convert.new_parts import PATCH_LINEAR, grown, initialized, model_config, new_parts
 from pixel_sail.weights.convert.released import read_settings, read_tokenizer
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
 
@@ -36,7 +37,10 @@ def from_language_model(
     it if the base cannot be loaded.
     """
     language_model, tokenizer = _load_base(section.base)
-    model, tokenizer = assemble(language_model, tokenizer, section.chat_format, architecture, question, hide)
+    added = add_special_tokens(tokenizer)
+    _grow_embeddings(language_model, len(tokenizer), added)
+    config = model_config(language_model.config, architecture, tokenizer, section.chat_format, question, hide)
+    model = _around(language_model, config)
     _match_token_embeddings(model)
     return model, tokenizer
 
@@ -60,6 +64,17 @@ def assemble(
     model = PixelSail(config)
     model.language_model.load_state_dict(language_model.state_dict())
     return model, tokenizer
+
+
+def _around(language_model: PreTrainedModel, config: PixelSailConfig) -> PixelSail:
+    """The model whose decoder is `language_model` itself, which changes: its weights are held once. New other parts."""
+    model = on_meta(lambda: PixelSail(config), Path(CONFIG))
+    for part in (model.fusion, model.mask_head):
+        initialized(part)
+    if config.architecture.vision_experts:
+        raise UserError("architecture.vision_experts needs a base that has them: convert one with tools/convert.py")
+    model.language_model = adapt_decoder(language_model, config.architecture)
+    return model.train()
 
 
 def plan_language_model(folder: Path, architecture: Architecture, question: str) -> Conversion:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pixel_sail.architecture import Architecture
@@ -103,15 +103,21 @@ def new_parts(config: PixelSailConfig) -> dict[str, DerivedWeight]:
     model = on_meta(lambda: PixelSail(config), Path(CONFIG))
     weights = {}
     for part in ("fusion", "mask_head"):
-        module = getattr(model, part).to_empty(device="cpu")
-        for layer in module.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+        module = initialized(getattr(model, part))
         for name, tensor in module.state_dict().items():
             weights[f"{part}.{name}"] = DerivedWeight((), lambda tensor=tensor: tensor)
     if PROMPT_LINEAR in weights:
         weights[PROMPT_LINEAR] = DerivedWeight((), lambda: torch.eye(config.text_config.hidden_size))
     return weights
+
+
+def initialized(module: nn.Module) -> nn.Module:
+    """A module of the meta device with torch's initial values on the CPU, in place."""
+    module.to_empty(device="cpu")
+    for layer in module.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return module
 
 
 def grown(old: Tensor, rows: int, new_ids: Sequence[int]) -> Tensor:
