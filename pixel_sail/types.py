@@ -138,6 +138,19 @@ class Batch:
     def tokens(self) -> int:
         return self.input_ids.numel()
 
+    @property
+    def attended(self) -> int:
+        """Pairs of a token and a token that it attends to: what attention costs, see train/flops.py.
+
+        A sequence of L tokens has L (L + 1) / 2 causal pairs; the m tokens of its image block, which attend to the
+        block both ways, have m (m - 1) / 2 more.
+        """
+        pairs = 0
+        for start, image_start, image_stop, stop in self.spans:
+            length, image = stop - start, image_stop - image_start
+            pairs += length * (length + 1) // 2 + image * (image - 1) // 2
+        return pairs
+
     def counts(self) -> dict[str, float]:
         """Denominators of the losses. They are summed over all batches of an optimizer step."""
         return {

@@ -17,6 +17,7 @@ from pixel_sail.config import Config
 from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines, write_text
 from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
+from pixel_sail.train.flops import Flops
 
 # Values of a log line that depend on time or the machine. All others are the same in every run of a config.
 CLOCK_KEYS = ("data_ms", "step_ms", "tokens_per_s", "mfu", "memory_gib")
@@ -36,35 +37,37 @@ class Stopwatch:
     def restart(self) -> None:
         self.data_s = 0.0
         self.steps = 0
-        self.tokens = 0
+        self.tokens = self.attended = 0
         self._started = time.perf_counter()
 
     def data_waited(self, since: float) -> None:
         self.data_s += time.perf_counter() - since
 
-    def step_done(self, tokens: int) -> None:
+    def step_done(self, tokens: int, attended: int) -> None:
         self.steps += 1
         self.tokens += tokens
+        self.attended += attended
 
     def averages(self) -> dict[str, float]:
-        """Milliseconds per step and tokens per second since the last restart."""
+        """Milliseconds per step, tokens and attended pairs per second since the last restart."""
         elapsed_s = time.perf_counter() - self._started
         return {
             "data_ms": 1e3 * self.data_s / self.steps,
             "step_ms": 1e3 * elapsed_s / self.steps,
             "tokens_per_s": self.tokens / elapsed_s,
+            "attended_per_s": self.attended / elapsed_s,
         }
 
 
 class RunLog:
     """Writes on rank 0, does nothing on other ranks. `step` in log.jsonl is the number of completed steps."""
 
-    def __init__(self, config: Config, writes: bool, decoder_parameters: int, gpus: int, start_step: int):
+    def __init__(self, config: Config, writes: bool, flops: Flops, gpus: int, start_step: int):
         self.writes = writes
         self.steps = config.train.steps
         self.unscored: dict[str, str] = {}  # errors of the last validation
         self.path = config.run.dir / "log.jsonl"
-        self.flops_per_token = 6 * decoder_parameters
+        self.flops = flops
         self.peak_flops = _peak_flops() * gpus
         self.wandb: Any = None
         interactive = sys.stderr.isatty()
@@ -76,9 +79,12 @@ class RunLog:
         """One console line, one JSON line, one wandb point. `values` are reproducible, `clock` is not."""
         if not self.writes:
             return
-        clock = clock | {"memory_gib": _peak_memory_gib()}
+        attended_per_s = clock["attended_per_s"]
+        clock = {key: value for key, value in clock.items() if key != "attended_per_s"}
+        clock |= {"memory_gib": _peak_memory_gib()}
         if self.peak_flops:
-            clock["mfu"] = clock["tokens_per_s"] * self.flops_per_token / self.peak_flops
+            done = self.flops.of_step(clock["tokens_per_s"], attended_per_s)
+            clock["mfu"] = done / self.peak_flops
         append_json_line(self.path, values | clock)
         self._say(console_line(values, clock, self.steps))
         if self.wandb:

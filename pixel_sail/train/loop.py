@@ -67,7 +67,7 @@ def train_steps(run: Run) -> None:
             lr = lr_at(data.step, config.train.steps, config.train.lr, config.train.warmup_fraction)
             losses, grad_norm = train_step(engine, data, totals, lr, config)
             state = replace(state, step=data.step + 1, bad_samples=bad_samples)
-            watch.step_done(totals.tokens)
+            watch.step_done(totals.tokens, totals.attended)
             log.advance()
             if state.step == run.state.step + 1 and (compiled_s := compile_seconds()):
                 log.say(f"compiled the decoder layers in {compiled_s:.0f} s, within this first step")

@@ -32,6 +32,7 @@ from pixel_sail.train.compiling import compile_layers
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution, resolve_precision
 from pixel_sail.train.finetune import prepare_finetuning
+from pixel_sail.train.flops import Flops
 from pixel_sail.train.log import RunLog, forget_after
 from pixel_sail.train.memory import decide_checkpointing
 from pixel_sail.train.optim import parameter_groups
@@ -75,7 +76,7 @@ def set_up(config: Config) -> Run | None:
         checkpoints.check_files(checkpoint)
     distributed.on_rank_0(lambda: prepare_folder(config, state))
     model, tokenizer = together(lambda: build_model(config, mixture.sources))
-    log = RunLog(config, distributed.rank() == 0, _decoder_parameters(model), distributed.world_size(), state.step)
+    log = RunLog(config, distributed.rank() == 0, Flops.of(model), distributed.world_size(), state.step)
     log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")
     for source in mixture.sources:
         for problem in source.problems:
@@ -155,9 +156,3 @@ def _prepare_layers(config: Config, model: PixelSail) -> list[str]:
         lines.append(f"activation checkpointing is {'on' if checkpointing.on else 'off'}: {checkpointing.reason}")
     compiled = compile_layers(model, train, device, resolve_precision(train) == "bf16")
     return lines + ([] if compiled is None else [compiled])
-
-
-def _decoder_parameters(model: torch.nn.Module) -> int:
-    """Parameters that every token passes through: the decoder's without its input embeddings."""
-    decoder = model.language_model
-    return sum(p.numel() for p in decoder.parameters()) - decoder.get_input_embeddings().weight.numel()

@@ -37,6 +37,7 @@ class StepTotals:
     bad: int
     dropped_turns: int  # samples without a pixel included
     micro_batches: int  # of the rank that has most
+    attended: int = 0  # pairs, see Batch.attended
     signal: int = 0  # that stops the run before this step, because some rank has received it; 0: none
 
 
@@ -59,16 +60,17 @@ def gather_totals(data: StepData | None, config: Config, signal: int = 0, error:
     local = [sum(batch.counts()[name] for batch in batches) for name in names]
     local += [sum(batch.tokens for batch in batches), data.samples if data is not None else 0, len(bad)]
     dropped = sum(batch.dropped_turns for batch in batches) + sum(record.no_pixels for record in bad)
-    local += [dropped, len(batches), signal, error is not None]
+    local += [dropped, sum(batch.attended for batch in batches), len(batches), signal, error is not None]
     by_rank = distributed.all_gather_numbers([float(value) for value in local])
-    *denominators, tokens, samples, bad, dropped, _, _, errors = (sum(column) for column in zip(*by_rank, strict=True))
+    *denominators, tokens, samples, bad, dropped, attended, _, _, errors = (
+        sum(column) for column in zip(*by_rank, strict=True)
+    )
     if errors:
         raise_together(error)
     *_, micro_batches, signal, _ = (max(column) for column in zip(*by_rank, strict=True))
     counts = dict(zip(names, denominators, strict=True))
-    return StepTotals(
-        counts, int(tokens), int(samples), int(bad), int(dropped), max(1, int(micro_batches)), int(signal)
-    )
+    numbers = (tokens, samples, bad, dropped, max(1, micro_batches), attended, signal)
+    return StepTotals(counts, *map(int, numbers))
 
 
 def train_step(
