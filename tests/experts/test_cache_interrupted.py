@@ -124,7 +124,14 @@ def test_a_signal_to_all_twice(
 
 def test_two_on_one_share_and_two_on_two(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forked workers do not hold the lock, and shares run side by side."""
-    config = slow(config, monkeypatch)
+    released, prepare = tmp_path / "released", ImagesToCache.__getitem__
+
+    def held(self: ImagesToCache, number: int) -> object:
+        while not released.exists():  # the first must not be over before the others have tried
+            time.sleep(0.01)
+        return prepare(self, number)
+
+    monkeypatch.setattr(ImagesToCache, "__getitem__", held)
     first = start(config, tmp_path / "log", process=0, processes=2)
     first.wait_for((tmp_path / "cache/00000-of-00002.index").exists)
     with pytest.raises(Busy, match=rf"index is in use by process {first.process.pid} on .*Give every process its own"):
@@ -132,6 +139,7 @@ def test_two_on_one_share_and_two_on_two(config: Config, tmp_path: Path, monkeyp
     with pytest.raises(Busy, match="is in use by process"):
         finish_cache(config, "vit", progress=False)
     second = start(config, tmp_path / "log2", process=1, processes=2)
+    released.touch()
     assert first.finish() == (0, "") and second.finish() == (0, "")
     finish_cache(config, "vit", progress=False)
     assert FeatureCache(tmp_path / "cache").manifest["statistics"]["images"] == IMAGES
