@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import random
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -431,36 +432,39 @@ def test_more_steps_than_digits(tmp_path: Path) -> None:
     assert [path.name for path in saved_steps(tmp_path)] == ["step_99999999", "step_100000000"]
 
 
-@pytest.fixture
-def small_files():
-    """Files cannot grow beyond a size: what writing meets on a full disk."""
+@contextlib.contextmanager
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Yields what keeps files from growing beyond a size: what writing meets on a full disk. It ends with the block:
+
+    pytest may write its own lines into a file after each test.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("stage, limit", [(0, 0), (0, 300_000), (3, 1_000), (3, 800_000)])
-def test_a_disk_that_is_full_while_saving(
-    stage: int, limit: int, case, finished: dict[int, Path], small_files: Callable[[int | None], None]
-) -> None:
+def test_a_disk_that_is_full_while_saving(stage: int, limit: int, case, finished: dict[int, Path]) -> None:
     copy = case(stage)
     shutil.rmtree(copy.newest)
-    with pytest.raises(SaveFailed, match=f"cannot save {copy.newest}: .*File too large.*of before are still there"):
-        fill_at_save(copy, limit, small_files)
+    message = f"cannot save {copy.newest}: .*File too large.*of before are still there"
+    with small_files() as limit_to, pytest.raises(SaveFailed, match=message):
+        fill_at_save(copy, limit, limit_to)
     assert os.listdir(copy.newest.parent) == [STEP_2]
-    small_files(resource.RLIM_INFINITY)
     copy.resume()
     assert_same_bits(copy.run, finished[stage] / "run")
 
 
-def fill_at_save(copy: Case, limit: int, small_files: Callable[[int], None]) -> None:
+def fill_at_save(copy: Case, limit: int, limit_to: Callable[[int], None]) -> None:
     from pixel_sail.train import checkpoint
 
     begin = checkpoint._begin
 
     def full(partial: Path) -> None:
         begin(partial)
-        small_files(limit)
+        limit_to(limit)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "_begin", full)
@@ -468,17 +472,17 @@ def fill_at_save(copy: Case, limit: int, small_files: Callable[[int], None]) -> 
 
 
 @pytest.mark.parametrize("limit", [0, 200, 10_000, 200_000])
-def test_a_disk_that_is_full_while_exporting(limit: int, case, small_files: Callable[[int], None]) -> None:
+def test_a_disk_that_is_full_while_exporting(limit: int, case) -> None:
     from pixel_sail.train import loop
 
     copy, export = case(0), loop.export_model
 
-    def full(*arguments: Any) -> None:
-        small_files(limit)
-        export(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="File too large") as caught:
-        patch.setattr(loop, "export_model", full)
+    with (
+        small_files() as limit_to,
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(OSError, match="File too large") as caught,
+    ):
+        patch.setattr(loop, "export_model", lambda *arguments: (limit_to(limit), export(*arguments)))
         copy.resume()
     assert str(copy.run / "export") in str(caught.value.filename)
     assert not list(copy.run.glob("export*"))
