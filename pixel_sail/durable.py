@@ -22,13 +22,14 @@ from typing import IO, Any
 
 from pixel_sail.errors import FileError
 from pixel_sail.files import check_regular, parse_json, read_bytes
+from pixel_sail.writable import writing_into
 
 PARTIAL = ".partial"  # ends the name of what is not whole
 PREVIOUS = f".previous{PARTIAL}"  # ends the name of a whole folder while another takes its place
 SHOWN_CHARACTERS = 80  # of a value in a sentence about a difference
+SHOWN_DIFFERENCES = 3  # in one line
 SYNC_THREADS = 16
 # What file systems answer that have no fsync of this kind (network, FUSE): there is nothing more to be done for them.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -80,17 +81,6 @@ def share_tree(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """A disk that is full says so when bytes are written, without the name of the file: that of `path` is added."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno in FULL:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
-        raise
-
-
-@contextlib.contextmanager
 def rust_errors(path: Path) -> Iterator[None]:
     """Inside, safetensors and tokenizers may write: their errors of the disk become an OSError of `path`."""
     try:
@@ -117,7 +107,7 @@ def replaced_file(path: Path, mode: str = "w", partial: Path | None = None) -> I
     partial = partial or partial_of(path)
     clear(partial)  # what a kill left, or a link or pipe, which must not be written to
     try:
-        with _named(path):
+        with writing_into(path):
             with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
@@ -146,7 +136,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     partial = partial_of(folder)
     partial.mkdir(parents=True)
     try:
-        with _named(folder):
+        with writing_into(folder):
             yield partial
             share_tree(partial)
             sync_tree(partial)
@@ -221,7 +211,7 @@ def append_json_line(path: Path, values: Any) -> None:
     """
     if os.path.lexists(path):
         check_regular(path)
-    with _named(path), path.open("ab+") as file:
+    with writing_into(path), path.open("ab+") as file:
         _cut_torn_line(file)
         file.write(json.dumps(values).encode() + b"\n")
 
@@ -267,6 +257,12 @@ def write_json_lines(path: Path, lines: Iterable[Any]) -> None:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
+def file_sha256(path: Path) -> str:
+    """64 hex digits of the SHA-256 of a file, about 1 GB/s. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(parts: Iterable[bytes]) -> str:
     """16 hex digits of the SHA-256 of all parts, one after the other."""
     digest = hashlib.sha256()
@@ -285,6 +281,11 @@ def differences(before: Any, now: Any, is_free: Callable[[str], bool] = lambda k
         for key, old, new in _changed(_plain(before), _plain(now), "")
         if not is_free(key)
     ]
+
+
+def few(changes: list[str]) -> str:
+    """The first of some differences in one line, and "..." for the others."""
+    return "; ".join([*changes[:SHOWN_DIFFERENCES], *(["..."] if len(changes) > SHOWN_DIFFERENCES else [])])
 
 
 def _changed(before: Any, now: Any, prefix: str) -> list[tuple[str, Any, Any]]:

@@ -39,13 +39,13 @@ def check_writable(folder: Path, needed_bytes: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def writing_into(folder: Path) -> Iterator[None]:
-    """The error of a full disk does not say where it was. Inside, it names `folder`."""
+def writing_into(place: Path) -> Iterator[None]:
+    """The error of a full disk does not say where it was. Inside, it names `place`, a folder or a file."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
-            error.filename = str(folder)
+            error.filename = str(place)
         raise
 
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pixel_sail import interrupts
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.pack import split_into_micro_batches
 from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Batch, Encoded, NoPixels, Sample
+from pixel_sail.workers import begin_worker
 
 FILLER_TRIES = 1000  # stream positions searched for a usable sample if all samples of a rank are bad
 STEP_TIMEOUT_S = 1800  # for the data of a step, once the run waits for them
@@ -34,7 +31,6 @@ SHARED_MEMORY = Path("/dev/shm")
 WAITING = 2  # items that each worker prepares ahead (DataLoader's prefetch_factor)
 MIB = 2**20
 WORKER_END_S = 0.5  # from the first sign of it, at most
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def load_steps(dataset: StepDataset, start: int, stop: int, workers: int, pin: b
         sampler=range(start, stop),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=partial(_prepare_worker, os.getpid()),
+        worker_init_fn=_prepare_worker,
         collate_fn=_unchanged,
         pin_memory=pin,
         timeout=STEP_TIMEOUT_S if workers else 0,
@@ -254,14 +250,9 @@ def _refuse_killed(workers: list[BaseProcess]) -> None:
             )
 
 
-def _prepare_worker(parent: int, worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in interrupts.SIGNALS:  # a terminal, a launcher or Slurm sends them to all processes of a run
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
+    begin_worker()
 
 
 def _unchanged(item: StepData) -> StepData:

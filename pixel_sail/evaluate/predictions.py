@@ -9,7 +9,7 @@ from typing import Any
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json, read_text
-from pixel_sail.durable import differences, fingerprint, whole_lines, write_json, write_json_lines, write_text
+from pixel_sail.durable import differences, few, fingerprint, whole_lines, write_json, write_json_lines, write_text
 from pixel_sail.evaluate.benchmark import Benchmark, Line, calls, identity
 from pixel_sail.evaluate.file_names import earlier_file_name, file_name, suffix_of
 from pixel_sail.files import parse_json
@@ -17,7 +17,6 @@ from pixel_sail.types import BadSample
 
 _SHOWN_IDS = 5  # in an error
 _SHOWN_PROBLEMS = 5
-_SHOWN_DIFFERENCES = 3
 
 
 def read_lines(path: Path, benchmark: Benchmark) -> list[Line]:
@@ -167,14 +166,13 @@ class PredictionFiles:
             changes.append("the cases differ (other data, or another --max-images)")
         return changes + ([f"{len(other)} image files differ, the first: {other[0]}"] if other else [])
 
-    def _set_aside(self, changes: Sequence[str]) -> None:
+    def _set_aside(self, changes: list[str]) -> None:
         """Says what differs; complete predictions stay under another name."""
-        shown = "; ".join([*changes[:_SHOWN_DIFFERENCES], *(["..."] if len(changes) > _SHOWN_DIFFERENCES else [])])
         kept = ""
         if self.final.exists():
             self.final.replace(self._path("replaced.jsonl"))
             kept = f" (kept as {self._path('replaced.jsonl').name})"
-        print(f"{self._folder}: the earlier predictions of {self._benchmark.name} are replaced{kept}: {shown}")
+        print(f"{self._folder}: the earlier predictions of {self._benchmark.name} are replaced{kept}: {few(changes)}")
 
     def _usable(self, paths: Sequence[Path]) -> dict[tuple[Hashable, ...], Line]:
         """The lines of our own files by case. A line that no longer holds what was written is left out, with a note."""

@@ -6,13 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.durable import differences, write_json
+from pixel_sail.durable import differences, few
 from pixel_sail.errors import FileError, UserError
 from pixel_sail.evaluate import perbench, runner
 from pixel_sail.files import read_json
-
-FILE = "metrics.json"
-_SHOWN_DIFFERENCES = 3
 
 
 class Report:
@@ -26,8 +23,8 @@ class Report:
         `names`: the benchmarks that will be added. Raises UserError if scores of others are there and were made with
         anything else.
         """
-        self.path = None if out is None else out / FILE
-        self._checkpoint = None if checkpoint is None else str(checkpoint)
+        self.path = None if out is None else out / runner.METRICS
+        self._checkpoint = checkpoint
         self._made_with = {name: value for name, value in made_with.items() if name != "checkpoint"}
         self.scores: dict[str, dict[str, Any]] = {}
         if self.path is None or not self.path.exists():
@@ -39,10 +36,9 @@ class Report:
             return
         others = [name for name in earlier["benchmarks"] if name not in {*names, perbench.KIND}]
         if others:
-            shown = "; ".join([*changes[:_SHOWN_DIFFERENCES], *(["..."] if len(changes) > _SHOWN_DIFFERENCES else [])])
             raise UserError(
-                f"{self.path} has the scores of {', '.join(others)}, which were made with something else: {shown}; "
-                "give another --out, or delete that file if they are not needed"
+                f"{self.path} has the scores of {', '.join(others)}, which were made with something else: "
+                f"{few(changes)}; give another --out, or delete that file if they are not needed"
             )
 
     def add(self, name: str, scores: dict[str, Any]) -> None:
@@ -53,20 +49,15 @@ class Report:
         if overall is not None:
             self.scores[perbench.KIND] = overall
         if self.path is not None:
-            values = {
-                "checkpoint": self._checkpoint,
-                "benchmarks": self.scores,
-                "definitions": runner.definitions(self.scores),
-                "made_with": self._made_with,
-            }
-            write_json(self.path, values, indent=2)
+            runner.write_metrics(self.path.parent, self._checkpoint, self.scores, made_with=self._made_with)
 
     def _changes(self, earlier: dict[str, Any]) -> list[str]:
         """In words, how what the earlier scores were made with differs; empty if it does not."""
         before = earlier.get("made_with")
         if not isinstance(before, dict):
             return ["it does not say what"]
-        now = {"checkpoint": self._checkpoint, **self._made_with}
+        checkpoint = None if self._checkpoint is None else str(self._checkpoint)
+        now = {"checkpoint": checkpoint, **self._made_with}
         return differences({"checkpoint": earlier.get("checkpoint"), **before}, now)
 
 
@@ -74,5 +65,5 @@ def _read(path: Path) -> dict[str, Any]:
     values = read_json(path)
     benchmarks = values.get("benchmarks") if isinstance(values, dict) else None
     if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):
-        raise FileError(f"{path} is no {FILE} of this tool (it has no benchmarks); move it away")
+        raise FileError(f"{path} is no {runner.METRICS} of this tool (it has no benchmarks); move it away")
     return values

@@ -26,6 +26,7 @@ from pixel_sail.model.generation import NotFinite
 from pixel_sail.ranks import raise_together, together
 from pixel_sail.types import BadSample
 
+METRICS = "metrics.json"  # the file of scores in a folder of results
 BENCHMARKS: tuple[BenchmarkKind, ...] = (
     referring.BENCHMARK,
     perbench.BENCHMARK,
@@ -186,18 +187,20 @@ def write_metrics(
     checkpoint: Path | None,
     results: dict[str, dict[str, Any]],
     defined: dict[str, dict[str, str]] | None = None,
+    made_with: dict[str, Any] | None = None,
 ) -> Path:
     """`metrics.json`: {"checkpoint": path or null, "benchmarks": {name: scores}, "definitions": {name: {score: text}}}.
 
     `checkpoint`: None for a scored file. `defined`: the definitions, if the names in `results` are no benchmarks.
+    `made_with`: what the scores depend on besides, as plain JSON values.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "metrics.json"
+    path = out / METRICS
     values = {
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "benchmarks": results,
         "definitions": definitions(results) if defined is None else defined,
-    }
+    } | ({} if made_with is None else {"made_with": made_with})
     write_json(path, values, indent=2)
     return path
 

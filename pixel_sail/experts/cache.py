@@ -29,7 +29,7 @@ from pixel_sail.config import ConfigError, ExpertConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import check_regular, read_bytes, read_json
 from pixel_sail.data.image import resized_size
-from pixel_sail.durable import PARTIAL, differences, replaced_file, sync_descriptor
+from pixel_sail.durable import PARTIAL, differences, file_sha256, replaced_file, sync_descriptor
 from pixel_sail.locks import Busy, locked
 from pixel_sail.types import BadSample
 from pixel_sail.writable import writing_into
@@ -47,8 +47,7 @@ def image_digest(image: Path | bytes) -> str:
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
     try:
-        with image.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(image)
     except OSError as error:
         raise BadSample(f"cannot read the image file {image}: {error.strerror}") from None
 

@@ -6,13 +6,12 @@ by nothing else. A folder without it loads unchecked: so can one that was edited
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pixel_sail.durable import write_json
+from pixel_sail.durable import file_sha256, write_json
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.files import CONFIG, VOCABULARIES, check_downloaded, read_settings
 
@@ -49,9 +48,4 @@ def check_sums(folder: Path) -> None:
 def _sums(files: Sequence[Path]) -> dict[str, str]:
     """By file name; several files at a time, a GB takes about a second."""
     with ThreadPoolExecutor() as pool:
-        return dict(zip((file.name for file in files), pool.map(_sum, files), strict=True))
-
-
-def _sum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        return dict(zip((file.name for file in files), pool.map(file_sha256, files), strict=True))

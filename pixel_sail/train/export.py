@@ -13,10 +13,10 @@ from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
 
 
-def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path, sums: bool = True) -> None:
     """Gather the weights (the master weights if there are any) and write them on rank 0. All ranks must call it.
 
-    `folder` appears only when it is complete.
+    `folder` appears only when it is complete. `sums`: with checksums, which whoever loads it compares.
     """
     state = engine.full_state_dict()
 
@@ -25,6 +25,7 @@ def export_model(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Pat
         with replaced_folder(folder) as partial, rust_errors(partial):
             engine.model.save_pretrained(partial, state_dict=state)
             tokenizer.save_pretrained(partial)
-            write_sums(partial)
+            if sums:
+                write_sums(partial)
 
     distributed.on_rank_0(write)

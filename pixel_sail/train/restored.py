@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pixel_sail.folders.weight_files import is_finite
 from pixel_sail.train.engine import Engine
 from pixel_sail.weights.run_folder import DamagedCheckpoint
 
@@ -63,5 +64,5 @@ def _shards(engine: Engine) -> list[nn.Parameter]:
 
 
 def _check_finite(tensor: Tensor, name: str, folder: Path) -> None:
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    if not is_finite(tensor):
         raise DamagedCheckpoint(f"{folder}: {name} has values that are not finite (NaN or infinite)")

@@ -108,7 +108,7 @@ def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Confi
     folder = config.run.dir / f"validation_weights{PARTIAL}"
     precision = "fp32" if on_gpu and not bf16 else "auto"
     try:
-        export_model(engine, tokenizer, folder)
+        export_model(engine, tokenizer, folder, sums=False)  # every rank would compute them again
         return distributed.in_turns(lambda: Predictor.from_pretrained(folder, str(engine.device), precision))
     finally:
         if distributed.rank() == 0:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.durable import write_json
+from pixel_sail.durable import file_sha256, write_json
 from pixel_sail.files import check_regular, read_json
 from pixel_sail.weights.engine_files import MAX_FILE_BYTES, check_crc, check_engine_files, present_files
 from pixel_sail.weights.run_folder import ENGINE, STATE, DamagedCheckpoint, TrainState, read_state, saved_steps, step_of
@@ -74,8 +74,7 @@ class HashedFile:
 
 def checksum_of(path: Path) -> Checksum:
     """Raises OSError if the file cannot be read."""
-    with path.open("rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def write_checksums(checkpoint: Path, known: dict[str, Checksum]) -> None:
