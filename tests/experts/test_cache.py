@@ -40,8 +40,12 @@ def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """refcoco and grefcoco over the same images, each of which is different."""
-    root = write_refer_dataset(tmp_path_factory.mktemp("cache") / "root", train=IMAGES, val=1)
+    return draw_root(tmp_path_factory.mktemp("cache") / "root")
+
+
+def draw_root(root: Path) -> Path:
+    """refcoco and grefcoco over the same images, each of which is different. Returns root."""
+    write_refer_dataset(root, train=IMAGES, val=1)
     for number, path in enumerate(images_of(root)):
         with Image.open(path) as image:
             image.putpixel((number % 64, number // 64), (255, 255, 0))

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_refer_dataset
 from forked import Forked, fork
-from PIL import Image
-from test_cache import IMAGES, images_of, write_config
+from test_cache import IMAGES, draw_root, write_config
 from tiny_expert import save_expert
 
 from pixel_sail.config import Config, load_config
@@ -36,13 +34,7 @@ def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every image is different."""
-    root = write_refer_dataset(tmp_path_factory.mktemp("cache") / "root", train=IMAGES, val=1)
-    for number, path in enumerate(images_of(root)):
-        with Image.open(path) as image:
-            image.putpixel((number % 64, number // 64), (255, 255, 0))
-            image.save(path)
-    return root
+    return draw_root(tmp_path_factory.mktemp("cache") / "root")
 
 
 @pytest.fixture(scope="module")
