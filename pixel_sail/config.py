@@ -282,22 +282,18 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises ConfigError for a missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
     """
-    values = read_values(path, overrides)
-    return build_config(values, where=with_bases(path))
+    return build_config(*read_values(path, overrides))
 
 
-def with_bases(path: Path | str) -> str:
-    """A config file and its bases, for messages: "a.yaml (base: b.yaml, c.yaml)". They have been read before."""
-    bases, file = [], Path(path)
-    while (parent := yaml_file.read(file, ConfigError).get("base")) is not None:
-        bases.append(parent)
-        file = file.parent / parent
-    return f"{path} (base: {', '.join(bases)})" if bases else str(path)
+def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """The plain values of a YAML file with overrides applied, not validated, and where they come from, for messages.
 
-
-def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with overrides applied, not validated. Raises ConfigError as `load_config`."""
-    values = _read_yaml(Path(path))
+    The place is "a.yaml (base: b.yaml, c.yaml)". Raises ConfigError as `load_config`.
+    """
+    files = _read_yaml(Path(path))
+    values: dict[str, Any] = {}
+    for _, changes in reversed(files):
+        values = _merge(values, changes)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -307,7 +303,8 @@ def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         except ValueError as error:
             raise ConfigError(f"override {override!r:.200}: the value is not valid YAML: {error}") from None
         _set_dotted(values, key.strip(), value)
-    return values
+    bases = ", ".join(base for base, _ in files[1:])
+    return values, f"{path} (base: {bases})" if bases else str(path)
 
 
 def build_config(values: dict[str, Any], where: str) -> Config:
@@ -377,8 +374,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file on top of those of its bases. `children`: the files whose base it is, as real paths."""
+def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A file and then its bases: name, as it is given, and values. `children`: whose base it is, as real paths."""
     if not os.path.lexists(path):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         named = f", which {children[-1]} names as its base" if children else ""
@@ -390,7 +387,7 @@ def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: a config is a mapping of sections, got {type(values).__name__}")
     parent = values.pop("base", None)
     if parent is None:
-        return values
+        return [(str(path), values)]
     if not isinstance(parent, str) or not parent or "\0" in parent:
         raise ConfigError(
             f"{path}: its 'base' is {parent!r:.200}; expected the name of another config, relative to this"
@@ -400,7 +397,8 @@ def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"{path}: its bases "
             + ("come back to it" if real in children else f"go on for more than {MAX_BASES} files")
         )
-    return _merge(_read_yaml(path.parent / parent, (*children, real)), values)
+    (_, of_parent), *further = _read_yaml(path.parent / parent, (*children, real))
+    return [(str(path), values), (parent, of_parent), *further]
 
 
 def _not_text(values: Any, key: str = "it") -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pixel_sail.architecture import Section
-from pixel_sail.config import read_values, validated, with_bases
+from pixel_sail.config import read_values, validated
 from pixel_sail.durable import differences
 from pixel_sail.workers import MAX_WORKERS
 
@@ -69,8 +69,7 @@ class ExpertTraining(Section):
 
 def load_expert_training(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> ExpertTraining:
     """Read a YAML file and apply `key=value` overrides. Raises ConfigError, naming the file and the key."""
-    values = read_values(path, overrides)
-    return validated(ExpertTraining, values, where=with_bases(path))
+    return validated(ExpertTraining, *read_values(path, overrides))
 
 
 def changes(before: dict[str, Any], now: ExpertTraining) -> list[str]:

@@ -97,7 +97,7 @@ def test_fine_tuning_of_the_paper(name: str, sources: list, images: int, passes:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_recipe_says_whether_it_excludes_images_of_benchmarks(path: Path) -> None:
     """And why, in a comment: in itself or where its data come from."""
-    assert "exclude" in read_values(path)["data"]
+    assert "exclude" in read_values(path)[0]["data"]
     for line in path.read_text().splitlines():
         if line.strip().startswith("exclude:"):
             before = path.read_text().split(line)[0].splitlines()[-1]
