@@ -173,11 +173,11 @@ def check_size(kind: NetworkClass, config: PretrainedConfig, folder: Path) -> No
     if getattr(config, "quantization_config", None) is not None:
         return  # its weights are packed; their shapes say nothing
     stored = WeightFiles(folder, buffers=True).shapes
-    build = lambda: kind.from_config(config, trust_remote_code=False)  # noqa: E731
-    if not issubclass(kind, _BaseAutoModelClass):
+    if issubclass(kind, _BaseAutoModelClass):
+        network = on_meta(lambda: kind.from_config(config, trust_remote_code=False), folder / CONFIG)
+    else:
         own = _called(kind.config_class.from_pretrained, folder, "config", **_CLOSED)
-        build = lambda: kind(own)  # noqa: E731
-    network = on_meta(build, folder / CONFIG)
+        network = on_meta(lambda: kind(own), folder / CONFIG)
     numbers = sum(parameter.numel() for parameter in network.parameters())
     held = sum(torch.Size(shape).numel() for shape in stored.values())
     differing = [
