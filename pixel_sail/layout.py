@@ -20,6 +20,15 @@ from torch import Tensor
 Span = tuple[int, int, int, int]  # (start, first image token, one past the last image token, stop) in the packed batch
 
 
+def attended_pairs(tokens: int, image_tokens: int) -> int:
+    """Pairs of a token and a token that it attends to, in one sequence: what attention costs, see train/flops.py.
+
+    L tokens have L (L + 1) / 2 causal pairs; the m tokens of the image block, which attend to the block both ways, have
+    m (m - 1) / 2 more.
+    """
+    return tokens * (tokens + 1) // 2 + image_tokens * (image_tokens - 1) // 2
+
+
 @dataclass(frozen=True)
 class Rows:
     """Query rows of one kernel call: a run of queries, and the run of keys that the last query sees."""

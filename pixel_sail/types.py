@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.errors import UserError
-from pixel_sail.layout import Span, VarlenCall
+from pixel_sail.layout import Span, VarlenCall, attended_pairs
 
 IGNORE_LABEL = -100
 UNPROMPTED = -1
@@ -140,16 +140,11 @@ class Batch:
 
     @property
     def attended(self) -> int:
-        """Pairs of a token and a token that it attends to: what attention costs, see train/flops.py.
-
-        A sequence of L tokens has L (L + 1) / 2 causal pairs; the m tokens of its image block, which attend to the
-        block both ways, have m (m - 1) / 2 more.
-        """
-        pairs = 0
-        for start, image_start, image_stop, stop in self.spans:
-            length, image = stop - start, image_stop - image_start
-            pairs += length * (length + 1) // 2 + image * (image - 1) // 2
-        return pairs
+        """Pairs of a token and a token that it attends to."""
+        return sum(
+            attended_pairs(stop - start, image_stop - image_start)
+            for start, image_start, image_stop, stop in self.spans
+        )
 
     def counts(self) -> dict[str, float]:
         """Denominators of the losses. They are summed over all batches of an optimizer step."""

@@ -24,6 +24,7 @@ from pixel_sail.train import distributed
 from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine
+from pixel_sail.train.flops import Flops
 from pixel_sail.train.step import gather_totals, run_micro_batches
 
 
@@ -96,9 +97,10 @@ def _prepare(config: Config, experts: Sequence[ExpertConfig], mixture: Mixture, 
     config = config.model_copy(update={"experts": list(experts)})
     model, tokenizer = build_model(config, mixture.sources)
     distillation = open_distillation(config, mixture.sources, distributed.device())
+    flops = Flops.of(model)
     engine = Engine(model, config, [MaskHead], distillation)
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)
-    dataset = build_step_dataset(config, mixture, encoder)
+    dataset = build_step_dataset(config, mixture, encoder, flops)
     setup = TrainingSetup(config, engine, [], [], [])
     model.train()
     for number in range(steps):

@@ -82,13 +82,13 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image) if orient else image)
 
 
-def image_size(path: Path, where: str, orient: bool = False) -> tuple[int, int]:
-    """(height, width) in pixels, from the header of an image file; `orient`: after the EXIF rotation.
+def image_size(source: Path | bytes, where: str, orient: bool = False) -> tuple[int, int]:
+    """(height, width) in pixels, from an image file or its first bytes; `orient`: after the EXIF rotation.
 
     Raises BadSample, beginning with `where`.
     """
     try:
-        with opened_image(path) as image:
+        with opened_image(source) as image:
             turned = orient and orientation(image) in _SIDES_SWAPPED
             return (image.width, image.height) if turned else (image.height, image.width)
     except BadSample as error:

@@ -10,6 +10,7 @@ import resource
 import signal
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -18,9 +19,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from pixel_sail.data.deal import Costs, cut, deal, dealing_ranks
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.mixture import Mixture
-from pixel_sail.data.pack import split_into_micro_batches
 from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Batch, Encoded, NoPixels, Sample
 from pixel_sail.workers import begin_worker
@@ -53,6 +54,8 @@ class StepData:
     filler: Batch  # computed with loss weight 0 where other ranks have more micro-batches: collectives must match
     samples: int
     bad: tuple[BadRecord, ...]
+    dealt_by: int = 0  # checksum of the costs by which the samples were dealt: the ranks must have the same
+    unsized: tuple[str, ...] = ()  # why the costs of some of these are not known
 
     def pin_memory(self) -> StepData:
         """The same data in pinned memory of the host; torch's DataLoader calls this. Needs a GPU."""
@@ -71,7 +74,7 @@ class StepData:
 
 
 class StepDataset(Dataset):
-    """Item s is this rank's StepData of optimizer step s: every world-th of its `batch_size` stream positions.
+    """Item s is this rank's StepData of optimizer step s: its share of `batch_size` stream positions (data/deal.py).
 
     `encode` is called as encode(sample, seed) and may raise BadSample; every other exception propagates.
     """
@@ -85,6 +88,7 @@ class StepDataset(Dataset):
         budget_tokens: int,
         rank: int,
         world_size: int,
+        costs: Costs,
     ):
         self.mixture = mixture
         self.encode = encode
@@ -93,16 +97,40 @@ class StepDataset(Dataset):
         self.budget_tokens = budget_tokens
         self.rank = rank
         self.world_size = world_size
+        self.costs = costs
 
     def __getitem__(self, step: int) -> StepData:
-        first = step * self.batch_size
-        results = [self._encode(step, i) for i in range(first + self.rank, first + self.batch_size, self.world_size)]
+        positions, dealt_by, unsized = self._share(step)
+        results = [self._encode(step, position) for position in positions]
         encoded = [result for result in results if isinstance(result, Encoded)]
         bad = tuple(result for result in results if isinstance(result, BadRecord))
-        micro = split_into_micro_batches(encoded, self.budget_tokens)
-        batches = tuple(self.pack(group) for group in micro)
+        lengths = [len(sequence) for sequence in encoded]
+        costs = [self.costs.of(len(one), one.image_span[1] - one.image_span[0]) for one in encoded]
+        passes = cut(lengths, costs, self.budget_tokens, alone=self.world_size == 1)
+        batches = tuple(self.pack([encoded[i] for i in group]) for group in passes)
         filler = min(batches, key=lambda batch: batch.tokens) if batches else self._find_filler(step)
-        return StepData(step, batches, filler, len(encoded), bad)
+        return StepData(step, batches, filler, len(encoded), bad, dealt_by, unsized)
+
+    def _share(self, step: int) -> tuple[list[int], int, tuple[str, ...]]:
+        """The stream positions of this rank in a step; a checksum of what decided it; positions without a cost.
+
+        Each group of ranks deals what would be theirs if every rank took every world-th position.
+        """
+        ranks = next(ranks for ranks in dealing_ranks(self.world_size) if self.rank in ranks)
+        first = step * self.batch_size
+        positions = [first + i for i in range(self.batch_size) if i % self.world_size in ranks]
+        if len(ranks) == 1:
+            return positions, 0, ()
+        costs: list[float | None] = []
+        unsized: list[str] = []
+        for position in positions:
+            try:
+                costs.append(self.costs.predicted(self.mixture, position))
+            except BadSample as error:  # whoever encodes it reports it
+                costs.append(None)
+                unsized.append(str(error))
+        mine = deal(costs, len(ranks))[self.rank - ranks.start]
+        return [positions[i] for i in mine], zlib.crc32(repr(costs).encode()), tuple(unsized)
 
     def _encode(self, step: int, position: int) -> Encoded | BadRecord:
         try:

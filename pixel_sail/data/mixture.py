@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -65,6 +66,12 @@ class Mixture:
         """Key of the sample at a position, without reading it."""
         number, index, _ = self.locate(position)
         return self.sources[number].key(index)
+
+    def image(self, position: int) -> Path | bytes | None:
+        """The image of the sample at a position, of shards its first bytes; None for a text alone. Raises BadSample."""
+        number, index, _ = self.locate(position)
+        source = self.sources[number]
+        return source.image_head(index) if isinstance(source, ShardSource) else source.image(index)
 
     def sample(self, position: int) -> Sample:
         """The sample at a position, its regions drawn as users do. Raises BadSample as the source does."""

@@ -52,15 +52,6 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
     )
 
 
-def split_into_micro_batches(sequences: Sequence[Encoded], budget_tokens: int) -> list[list[Encoded]]:
-    """Groups of sequences for one forward pass each: as many, in order, as fit into the token budget.
-
-    A sequence longer than the budget goes alone.
-    """
-    groups = consecutive_groups([len(sequence) for sequence in sequences], budget_tokens)
-    return [[sequences[i] for i in group] for group in groups]
-
-
 def consecutive_groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Indices of `sizes` in order, cut into groups of at most `limit` together; a larger size stands alone."""
     groups: list[list[int]] = []

@@ -43,6 +43,7 @@ UNFINISHED = "shards.unfinished.json"  # the request, until INDEX is written
 VERSION = 1
 GROUP = 8  # shards whose samples are shuffled together: those being read at any time
 MAX_BYTES = 2**40  # of a tar
+HEAD_BYTES = 2**14  # of an image: its size stands there, unless an EXIF thumbnail comes first
 _FILE = re.compile(r"\d{6,12}\.tar")
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}  # all others are .bin; decoders look at the bytes
 
@@ -89,6 +90,16 @@ class ShardSource:
         where = f"{self.root / self.shards[number].file}: {entry['name']}"
         return decode_sample(self._read(number, entry["name"], entry["members"]), where)
 
+    def image_head(self, index: int) -> bytes | None:
+        """The first bytes of the image of a sample, which tell its size; None without an image. Raises BadSample."""
+        number, place = self._find(index)
+        entry = self._members(number)[place]
+        spans = [s for suffix, s in entry["members"].items() if suffix != "json" and not suffix.endswith(".npy")]
+        if not spans:
+            return None
+        start, size, _ = spans[0]
+        return self._read_bytes(number, entry["name"], start, min(size, HEAD_BYTES))
+
     def order(self, seed: tuple[int, ...]) -> ShardOrder:
         """The order of one epoch."""
         return ShardOrder([shard.samples for shard in self.shards], seed)
@@ -110,14 +121,17 @@ class ShardSource:
 
     def _read(self, number: int, name: str, members: dict[str, list[int]]) -> dict[str, bytes]:
         """The members of one sample, which are adjacent: one read."""
-        path = self.root / self.shards[number].file
         spans = list(members.values())
         start, stop = spans[0][0], spans[-1][0] + spans[-1][1]
+        data = self._read_bytes(number, name, start, stop - start)
+        return check_members(data, start, members, f"{self.root / self.shards[number].file}: {name}")
+
+    def _read_bytes(self, number: int, name: str, start: int, size: int) -> bytes:
         try:
-            data = os.pread(self._file(number).descriptor, stop - start, start)
+            return os.pread(self._file(number).descriptor, size, start)
         except (OSError, DatasetError) as error:
+            path = self.root / self.shards[number].file
             raise BadSample(f"{path}: cannot read sample {name}: {error}") from None
-        return check_members(data, start, members, f"{path}: {name}")
 
 
 class ShardOrder:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.config import Config, MixtureEntry
+from pixel_sail.data.deal import Costs
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.loader import StepDataset
 from pixel_sail.data.mixture import Mixture
@@ -19,6 +20,7 @@ from pixel_sail.data.templates import Templates
 from pixel_sail.experts.features import FeatureProvider
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.train import distributed
+from pixel_sail.train.flops import Flops
 from pixel_sail.types import BadSample
 from pixel_sail.weights.convert.language_model import from_language_model
 from pixel_sail.weights.convert.scratch import from_scratch
@@ -65,8 +67,9 @@ def build_encoder(
     )
 
 
-def build_step_dataset(config: Config, mixture: Mixture, encoder: Encoder) -> StepDataset:
+def build_step_dataset(config: Config, mixture: Mixture, encoder: Encoder, flops: Flops) -> StepDataset:
     """The share of this rank in every optimizer step."""
+    costs = Costs(flops.of_step, encoder.patch_size, encoder.max_side_px, encoder.max_length)
     return StepDataset(
         mixture,
         encoder.encode,
@@ -75,6 +78,7 @@ def build_step_dataset(config: Config, mixture: Mixture, encoder: Encoder) -> St
         config.train.micro_batch_tokens,
         distributed.rank(),
         distributed.world_size(),
+        costs,
     )
 
 

@@ -169,6 +169,7 @@ def console_line(values: dict[str, Any], clock: dict[str, float], steps: int) ->
         f"{clock['tokens_per_s']:.0f} tokens/s",
         *([f"MFU {100 * clock['mfu']:.0f} %"] if "mfu" in clock else []),
         f"{clock['memory_gib']:.1f} GiB",
+        *([f"fillers {values['filler_passes']}"] if values["filler_passes"] else []),
         *([f"skipped {values['bad_samples']}"] if values["bad_samples"] else []),
         f"ETA {format_seconds(eta_s)}",
     ]

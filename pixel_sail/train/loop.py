@@ -124,6 +124,7 @@ def log_values(
         "samples": totals.samples,
         "tokens": totals.tokens,
         "micro_batches": totals.micro_batches,
+        "filler_passes": totals.filler_passes,
         "dropped_turns": totals.dropped_turns,
         "bad_samples": state.bad_samples,
     }

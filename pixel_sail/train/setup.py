@@ -76,7 +76,8 @@ def set_up(config: Config) -> Run | None:
         checkpoints.check_files(checkpoint)
     distributed.on_rank_0(lambda: prepare_folder(config, state))
     model, tokenizer = together(lambda: build_model(config, mixture.sources))
-    log = RunLog(config, distributed.rank() == 0, Flops.of(model), distributed.world_size(), state.step)
+    flops = Flops.of(model)
+    log = RunLog(config, distributed.rank() == 0, flops, distributed.world_size(), state.step)
     log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")
     for source in mixture.sources:
         for problem in source.problems:
@@ -89,7 +90,7 @@ def set_up(config: Config) -> Run | None:
     if checkpoint is not None:
         checkpoints.load_checkpoint(engine, checkpoint)
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)
-    dataset = build_step_dataset(config, mixture, encoder)
+    dataset = build_step_dataset(config, mixture, encoder, flops)
     return Run(config, state, engine, tokenizer, dataset, benchmarks, validated, log)
 
 

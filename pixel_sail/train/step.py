@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.config import Config
+from pixel_sail.data.deal import dealing_ranks
 from pixel_sail.data.loader import BadRecord, StepData
 from pixel_sail.durable import append_json_line, read_json_lines
 from pixel_sail.errors import UserError
@@ -37,6 +38,7 @@ class StepTotals:
     bad: int
     dropped_turns: int  # samples without a pixel included
     micro_batches: int  # of the rank that has most
+    filler_passes: int = 0  # of all ranks: what those with fewer compute meanwhile, see StepData.filler
     attended: int = 0  # pairs, see Batch.attended
     signal: int = 0  # that stops the run before this step, because some rank has received it; 0: none
 
@@ -61,16 +63,32 @@ def gather_totals(data: StepData | None, config: Config, signal: int = 0, error:
     local += [sum(batch.tokens for batch in batches), data.samples if data is not None else 0, len(bad)]
     dropped = sum(batch.dropped_turns for batch in batches) + sum(record.no_pixels for record in bad)
     local += [dropped, sum(batch.attended for batch in batches), len(batches), signal, error is not None]
+    local += [data.dealt_by if data is not None else 0]
     by_rank = distributed.all_gather_numbers([float(value) for value in local])
-    *denominators, tokens, samples, bad, dropped, attended, _, _, errors = (
-        sum(column) for column in zip(*by_rank, strict=True)
-    )
+    columns = list(zip(*by_rank, strict=True))
+    *denominators, tokens, samples, bad, dropped, attended, passes, _, errors, _ = map(sum, columns)
     if errors:
         raise_together(error)
-    *_, micro_batches, signal, _ = (max(column) for column in zip(*by_rank, strict=True))
+    *_, micro_batches, signal, _, _ = map(max, columns)
+    _refuse_unequal_deals(columns[-1], data)
     counts = dict(zip(names, denominators, strict=True))
-    numbers = (tokens, samples, bad, dropped, max(1, micro_batches), attended, signal)
+    fillers = len(by_rank) * micro_batches - passes
+    numbers = (tokens, samples, bad, dropped, max(1, micro_batches), fillers, attended, signal)
     return StepTotals(counts, *map(int, numbers))
+
+
+def _refuse_unequal_deals(dealt_by: tuple[float, ...], data: StepData) -> None:
+    """Raise TrainingStopped, on all ranks, if ranks that deal among themselves saw other costs: samples were lost."""
+    unequal = [ranks for ranks in dealing_ranks(len(dealt_by)) if len({dealt_by[rank] for rank in ranks}) > 1]
+    if not unequal:
+        return
+    unsized = distributed.all_gather_objects(data.unsized)
+    reasons = [f"rank {rank}: {reason}" for rank in unequal[0] for reason in unsized[rank]]
+    raise TrainingStopped(
+        f"ranks {unequal[0].start} to {unequal[0].stop - 1} do not see the same data in step {data.step + 1}: they "
+        "deal the samples by the sizes of images, and these differ; nothing was updated. Give all machines the same "
+        f"files; the same command goes on. {'; '.join(reasons[:8]) or 'Each rank could open every image'}"
+    )
 
 
 def train_step(

@@ -15,7 +15,7 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.masks import encode_mask
-from pixel_sail.data.pack import pack, split_into_micro_batches
+from pixel_sail.data.pack import pack
 from pixel_sail.tokens import add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, BadSample, Sample, Turn
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
@@ -130,15 +130,6 @@ def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
     assert torch.equal(batch.input_ids[batch.predict_index + 1], batch.labels)
     assert torch.equal(torch.cat([e.patches for e in encoded]), batch.patches)
     assert (batch.input_ids[batch.patch_index] == encoder.tokens.vision_patch).all()
-
-
-def test_micro_batches(encoder: Encoder) -> None:
-    encoded = [encoder.encode(sample(turns)) for turns in (1, 2, 3, 1)]
-    lengths = list(map(len, encoded))
-    groups = split_into_micro_batches(encoded, lengths[0] + lengths[1])
-    assert [[len(e) for e in group] for group in groups] == [lengths[:2], lengths[2:3], lengths[3:]]
-    assert [len(g) for g in split_into_micro_batches(encoded, 10**6)] == [4]
-    assert [len(g) for g in split_into_micro_batches(encoded, 1)] == [1] * 4
 
 
 def test_chat_template_is_followed_turn_by_turn(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,9 +18,10 @@ from test_mixture import FakeSource
 
 from pixel_sail.config import Config, ConfigError, DataConfig, MixtureEntry, PromptConfig, build_config
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.image import image_size, load_image
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.mixture import Mixture, open_mixture
-from pixel_sail.data.shards import GROUP, ShardOrder, ShardSource, decode_sample, encode_sample, with_bytes
+from pixel_sail.data.shards import GROUP, HEAD_BYTES, ShardOrder, ShardSource, decode_sample, encode_sample, with_bytes
 from pixel_sail.data.sources import open_source
 from pixel_sail.data.verify_shards import verify_shards
 from pixel_sail.data.write_shards import make_shards
@@ -98,6 +99,17 @@ def test_every_sample_comes_back_as_it_was_drawn(root: Path, shards: Path) -> No
     assert [source.key(i) for i in range(SAMPLES)] == [sample.key for sample in expected]
     assert {sample.image is None for sample in expected} == {True, False}
     assert any(sample.prompts for sample in expected) and any(len(sample.masks) > 1 for sample in expected)
+
+
+def test_the_first_bytes_of_an_image_tell_its_size(root: Path, shards: Path) -> None:
+    """Ranks deal samples by it (data/deal.py)."""
+    mixture, stored = open_mixture(config_of(root)), Mixture([open_shards(shards)], [1.0], seed=0)
+    for position in range(SAMPLES):
+        number, index, _ = stored.locate(position)
+        sample, head = stored.sources[number].sample(index, np.random.default_rng()), stored.image(position)
+        assert head == (None if sample.image is None else sample.image[:HEAD_BYTES])
+        assert head is None or image_size(head, "") == load_image(sample.image).size[::-1]
+    assert {mixture.image(position) is None for position in range(SAMPLES)} == {True, False}
 
 
 def test_features_of_a_cache_travel_with_their_images(root: Path, tmp_path: Path) -> None:

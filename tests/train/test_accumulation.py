@@ -26,14 +26,21 @@ from pixel_sail.train.loop import train
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_refer_dataset(tmp_path_factory.mktemp("accumulation") / "root")
+    """Images of two sizes: with equal ones, two processes would deal samples in turn."""
+    root = write_refer_dataset(tmp_path_factory.mktemp("accumulation") / "root")
+    write_refer_dataset(root / "narrow", size_wh=(32, 64))
+    return root
+
+
+def two_sizes(root: Path) -> str:
+    return f"data.mixture=[{{source: refcoco}}, {{source: grefcoco, weight: 0.5, root: {root / 'narrow'}}}]"
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """One process, all sequences of a step in one packed batch."""
     folder = tmp_path_factory.mktemp("reference")
-    train(tiny_config(folder, root))
+    train(tiny_config(folder, root, two_sizes(root)))
     return folder / "run"
 
 
@@ -58,7 +65,7 @@ def test_the_reference_learns_in_one_micro_batch(reference: Path) -> None:
     ids=" ".join,
 )
 def test_one_process(tmp_path: Path, root: Path, reference: Path, overrides: list[str]) -> None:
-    train(tiny_config(tmp_path, root, *overrides))
+    train(tiny_config(tmp_path, root, two_sizes(root), *overrides))
     split = any("micro_batch" in override for override in overrides)
     assert all((line["micro_batches"] > 1) == split for line in log_lines(tmp_path / "run"))
     assert_same_curve(reference, tmp_path / "run")
@@ -67,16 +74,17 @@ def test_one_process(tmp_path: Path, root: Path, reference: Path, overrides: lis
 @pytest.mark.parametrize("stage", [0, 2])
 def test_two_processes(tmp_path: Path, root: Path, reference: Path, stage: int) -> None:
     """Stage 0 under the real launcher, as a user starts it."""
-    overrides = [f"train.zero_stage={stage}", "train.micro_batch_tokens=150"]
+    overrides = [two_sizes(root), f"train.zero_stage={stage}", "train.micro_batch_tokens=150"]
     run = launch_cli if stage == 0 else run_cli
     status, output = run(write_config(tmp_path, root), *overrides, processes=2)
     assert status == 0, output
     assert_same_curve(reference, tmp_path / "run")
+    assert {line["filler_passes"] for line in log_lines(tmp_path / "run")} == {0}
 
 
 def test_two_processes_zero_3_and_resume(tmp_path: Path, root: Path, reference: Path) -> None:
     config = write_config(tmp_path, root)
-    overrides = ["train.zero_stage=3", "train.micro_batch_tokens=150", "train.save_every=2"]
+    overrides = [two_sizes(root), "train.zero_stage=3", "train.micro_batch_tokens=150", "train.save_every=2"]
     status, output = run_cli(config, *overrides, processes=2)
     assert status == 0, output
     assert_same_curve(reference, tmp_path / "run")
@@ -97,7 +105,12 @@ def test_bf16_stays_near_float32(tmp_path: Path, root: Path, reference: Path) ->
         folder.mkdir()
         train(
             tiny_config(
-                folder, root, "train.precision=bf16", f"train.zero_stage={stage}", "train.micro_batch_tokens=150"
+                folder,
+                root,
+                two_sizes(root),
+                "train.precision=bf16",
+                f"train.zero_stage={stage}",
+                "train.micro_batch_tokens=150",
             )
         )
         lines, exact = log_lines(folder / "run"), log_lines(reference)
