@@ -69,10 +69,15 @@ def test_a_rank_alone_keeps_the_order_of_the_stream() -> None:
     tokens = [5, 60, 50, 10]
     assert cut(tokens, tokens, 200, alone=True) == cut(tokens, tokens, 200, alone=False) == [[0, 1, 2, 3]]
     assert cut(tokens, tokens, 66, alone=True) == [[0, 1], [2, 3]] == cut(tokens, tokens, 66, alone=False)
-    assert cut([5, 50, 60, 10], tokens, 70, alone=True) == [[0, 1], [2, 3]]
+    assert cut([5, 50, 60, 10], [5, 50, 60, 10], 70, alone=True) == [[0, 1], [2, 3]]
     assert cut([5, 50, 60, 10], [5, 50, 60, 10], 70, alone=False) == [[0, 2], [1, 3]]
     assert len(cut([50, 60, 10, 5], [50, 60, 10, 5], 65, alone=True)) == 2  # in order: 50, 60, 10 + 5
     assert cut([], [], 10, alone=False) == []
+
+
+def test_passes_are_rather_few_than_even() -> None:
+    """Spread by cost, the last 3 would not fit, or would need a third pass."""
+    assert cut([6, 4, 4, 3, 3], [6, 4, 4, 3, 3], 10, alone=False) == [[0, 1], [2, 3, 4]]
 
 
 def test_a_sample_above_the_limit_is_alone() -> None:
