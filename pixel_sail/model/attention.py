@@ -25,6 +25,7 @@ Kernel = Literal["sdpa", "flex", "flash"]
 
 NAME = "pixel_sail"  # the attention implementation that a decoder's config names
 TEXT_ROWS = 256  # rows of text queries in one SDPA call, so that its mask stays small
+SCORES = 2**26  # float32 numbers that are there at a time where rows continue a prefix
 BLOCK = 128  # rows and columns of a block of FlexAttention's mask
 
 
@@ -56,6 +57,14 @@ class AttentionLayout:
             ones = torch.ones(queries, keys, dtype=torch.bool, device=self.device)
             self._masks[queries, keys] = ones.tril(keys - queries)
         return self._masks[queries, keys]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What several rows of a decoding batch continue: an image, of which no row has a copy; or nothing (0 tokens)."""
+
+    rows: Tensor  # (R,) int64
+    layers: Sequence[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, kv heads, tokens, d)
 
 
 def _on(call: VarlenCall, device: torch.device) -> VarlenCall:
@@ -125,26 +134,31 @@ def mixed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: AttentionLayout | None = None,
+    prefixes: Sequence[Prefix] | None = None,
     sliding_window: int | None = None,
     **_: Any,  # transformers passes more to every attention function
 ) -> tuple[Tensor, None]:
     """The attention function that decoders call. Returns (B, queries, heads, d), and None for the weights.
 
-    With a `layout` the input is one packed batch (B = 1). Without a layout, `attention_mask` (B, 1, queries, keys) bool
-    comes from cached decoding, or is None for the plain causal attention of a language model (without padding).
-    Raises UserError for sequences longer than a decoder's sliding window.
+    With a `layout` the input is one packed batch (B = 1). With `prefixes`, each of which its rows see whole, the keys
+    are those of the tokens after them, and `attention_mask` (B, 1, queries, keys) bool says which of these are seen.
+    With neither, the mask is the whole of it, or None for the plain causal attention of a language model (without
+    padding). Raises UserError for sequences longer than a decoder's sliding window.
     """
-    if sliding_window is not None and key.shape[2] > sliding_window:
+    tokens = key.shape[2] + max((prefix.layers[0][0].shape[2] for prefix in prefixes or ()), default=0)
+    if sliding_window is not None and tokens > sliding_window:
         raise UserError(
             f"this decoder attends over a sliding window of {sliding_window} tokens and the sequence has "
-            f"{key.shape[2]}: shorten data.max_length, or set sliding_window to null in the base model's config.json"
+            f"{tokens}: shorten data.max_length, or set sliding_window to null in the base model's config.json"
         )
     # Under autocast the rotary product is float32, so cast all three to one dtype. On a CPU use float32: the backward
     # pass of torch's bf16 attention takes three times as long there.
     dtype = torch.float32 if query.device.type == "cpu" else value.dtype
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(query.device.type, enabled=False):
-        if layout is None:
+        if prefixes is not None:
+            out = _continue(q.float(), k.float(), v.float(), attention_mask, prefixes, module.layer_idx, scaling)
+        elif layout is None:
             out = _sdpa(q, k, v, attention_mask, scaling, dropout).transpose(1, 2)
         else:
             out = KERNELS[layout.kernel](q, k, v, layout, scaling, dropout)
@@ -158,6 +172,31 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float |
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
     k, v = _for_every_head(k, q), _for_every_head(v, q)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, dropout_p=dropout)
+
+
+def _continue(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefixes: Sequence[Prefix], layer: int, scaling: float | None
+) -> Tensor:
+    """Attention to a prefix and to the tokens after it, one softmax over both, in float32.
+
+    The queries of all rows of a prefix are multiplied with its keys at once.
+    """
+    _, heads, queries, d = q.shape
+    kv_heads, out = k.shape[1], torch.empty_like(q)
+    for prefix in prefixes:
+        keys, values = (x[0].float() for x in prefix.layers[layer])  # (kv heads, tokens, d)
+        tokens = keys.shape[1]
+        for rows in prefix.rows.split(max(1, SCORES // (heads * queries * (tokens + k.shape[2])))):
+            asked = q[rows].reshape(len(rows), kv_heads, -1, d) * (d**-0.5 if scaling is None else scaling)
+            flat = asked.transpose(0, 1).flatten(1, 2)  # (kv heads, rows x heads of each x queries, d)
+            to_prefix = (flat @ keys.transpose(1, 2)).unflatten(1, (len(rows), -1)).transpose(0, 1)
+            after = (asked @ k[rows].transpose(2, 3)).unflatten(2, (-1, queries))
+            after = after.masked_fill(~mask[rows][:, :, None], -torch.inf).flatten(2, 3)
+            weights = torch.cat([to_prefix, after], dim=-1).softmax(-1)
+            of_prefix = weights[..., :tokens].transpose(0, 1).flatten(1, 2) @ values
+            result = of_prefix.unflatten(1, (len(rows), -1)).transpose(0, 1) + weights[..., tokens:] @ v[rows]
+            out[rows] = result.reshape(len(rows), heads, queries, d)
+    return out.transpose(1, 2)
 
 
 def _for_every_head(x: Tensor, query: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
 from pixel_sail.errors import UserError
+from pixel_sail.model.attention import Prefix
 from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import Batch
@@ -95,7 +95,6 @@ class _Image:
 
     layers: list[tuple[Tensor, Tensor]]  # (1, kv heads, tokens, d) each
     patch_states: Tensor  # (h, w, D)
-    tokens: int
     next_position: int
     regions: Tensor | None  # (15, D) pooled, to add at their names; None if they are fused into the patches
 
@@ -116,10 +115,6 @@ class _Row:
         image = None if request.image is None else images[request.image]
         return cls(request, image, 0 if image is None else image.next_position, list(request.answer_ids))
 
-    @property
-    def prefix_tokens(self) -> int:
-        return 0 if self.image is None else self.image.tokens
-
 
 def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
     cache = DynamicCache()
@@ -132,7 +127,6 @@ def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
         _Image(
             layers=[(layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in cache.layers],
             patch_states=states.view(*grid_hw, -1),
-            tokens=stop - start,
             next_position=int(prefixes.position_ids[:, stop - 1].max()) + 1,
             regions=drawn,
         )
@@ -166,37 +160,26 @@ def _answer(
 
 
 class _Decoding:
-    """A batch of rows that continue. Images and texts are padded on the right; `owned` marks each row's columns."""
+    """A batch of rows that continue. Texts are padded on the right; `owned` marks each row's columns.
+
+    The cache holds the texts alone: rows of one image share its keys and values.
+    """
 
     def __init__(self, model: PixelSail, rows: list[_Row], seg_id: int):
         self.model, self.rows, self.seg_id = model, rows, seg_id
         device = model.device
-        self.prefix_tokens = max(row.prefix_tokens for row in rows)
-        lengths = torch.tensor([row.prefix_tokens for row in rows], device=device)
-        self.owned = torch.arange(self.prefix_tokens, device=device) < lengths[:, None]  # (Q, columns) bool
+        self.owned = torch.empty(len(rows), 0, dtype=torch.bool, device=device)  # (Q, columns)
         self.cache = DynamicCache()
         self.regions: Tensor | None = None  # (Q, 15, D)
-        used = list({id(row.image): row.image for row in rows if row.image is not None}.values())
-        if used:
-            # a row without an image takes the first image, but owns none of its columns
-            take = torch.tensor([used.index(row.image) if row.image else 0 for row in rows], device=device)
-            self._fill_cache(used, take)
-            if used[0].regions is not None:  # a row without an image has no region
-                drawn = torch.stack([image.regions for image in used])[take]
-                has_image = torch.tensor([[[row.image is not None]] for row in rows], device=device)
-                self.regions = drawn * has_image
-
-    def _fill_cache(self, images: list[_Image], take: Tensor) -> None:
-        """Give every row the keys and values of its image; `take`: (Q,) int64, its index in `images`."""
-        for layer in range(len(images[0].layers)):
-            keys, values = (
-                torch.cat([self._padded(image.layers[layer][kind]) for image in images])[take] for kind in (0, 1)
-            )
-            self.cache.update(keys, values, layer)
-
-    def _padded(self, cached: Tensor) -> Tensor:
-        """(1, kv heads, tokens, d) -> (1, kv heads, prefix tokens, d)."""
-        return F.pad(cached, (0, 0, 0, self.prefix_tokens - cached.shape[2]))
+        images = {id(row.image): row.image for row in rows}
+        self.prefixes = []
+        for key, image in images.items():
+            of_image = torch.tensor([i for i, row in enumerate(rows) if id(row.image) == key], device=device)
+            self.prefixes.append(Prefix(of_image, _no_tokens(model) if image is None else image.layers))
+        drawn = [None if row.image is None else row.image.regions for row in rows]
+        named = next((regions for regions in drawn if regions is not None), None)
+        if named is not None:  # a row without an image has no region
+            self.regions = torch.stack([torch.zeros_like(named) if one is None else one for one in drawn])
 
     def read(self) -> Tensor:
         """Read the questions. Returns the logits (Q, V) of the first new token."""
@@ -207,9 +190,10 @@ class _Decoding:
         columns = torch.arange(longest, device=device)
         real = columns < torch.tensor([[len(text)] for text in texts], device=device)  # (Q, longest)
         self.owned = torch.cat([self.owned, real], dim=1)
-        causal = torch.ones(longest, self.owned.shape[1], dtype=torch.bool, device=device).tril(self.prefix_tokens)
+        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         starts = torch.tensor([row.next_position for row in rows], device=device)
-        hidden = self._forward(ids, starts[:, None] + columns, causal & self.owned[:, None] | self._diagonal(longest))
+        diagonal = torch.eye(longest, dtype=torch.bool, device=device)  # padding sees itself: no softmax is empty
+        hidden = self._forward(ids, starts[:, None] + columns, causal & self.owned[:, None] | diagonal)
         for row, text, states in zip(rows, texts, hidden, strict=True):
             row.next_position += len(text)
             answer = range(len(row.request.question_ids), len(text))
@@ -231,11 +215,6 @@ class _Decoding:
                 row.seg_states.append(state)
         return self._logits(hidden)
 
-    def _diagonal(self, longest: int) -> Tensor:
-        """A mask in which padding columns see themselves, so that no row of the softmax is empty."""
-        eye = torch.eye(longest, dtype=torch.bool, device=self.model.device)
-        return torch.cat([eye.new_zeros(longest, self.prefix_tokens), eye], dim=1)
-
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         decoder = self.model.language_model.get_decoder()
         output = decoder(
@@ -243,12 +222,21 @@ class _Decoding:
             position_ids=positions.expand(3, -1, -1),
             attention_mask=mask[:, None],
             use_cache=True,
+            prefixes=self.prefixes,
             **{cache_argument(decoder): self.cache},
         )
         return output.last_hidden_state
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.model.language_model.get_output_embeddings()(hidden).float()
+
+
+def _no_tokens(model: PixelSail) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of a prefix that is empty."""
+    text = model.config.text_config
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    none = torch.empty(1, text.num_key_value_heads, 0, width, device=model.device)
+    return [(none, none)] * text.num_hidden_layers
 
 
 def _check_finite(tokens: list[int], rows: list[_Row]) -> None:
