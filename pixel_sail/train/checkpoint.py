@@ -26,7 +26,8 @@ from pixel_sail.durable import (
 from pixel_sail.errors import UserError
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine
-from pixel_sail.train.restored import check_restored, optimizer_settings
+from pixel_sail.train.recut import Layout, Recut
+from pixel_sail.train.restored import check_restored, optimizer_settings, shards
 from pixel_sail.weights.checksums import Checksum, check_whole, newest_whole_before, problem_of, write_checksums
 from pixel_sail.weights.run_folder import (
     ENGINE,
@@ -139,7 +140,7 @@ def set_aside_after(run_dir: Path, step: int) -> None:
 def check_same_run(
     state: TrainState, config: Config, data: list[dict[str, Any]], experts: dict[str, str], checkpoint: Path
 ) -> None:
-    """Raise ConfigError that names every difference that would change the result or that ZeRO cannot handle."""
+    """Raise ConfigError that names every difference that would change the result."""
     changes = differences(_recorded_config(state.config, config, checkpoint), config.model_dump(mode="json"), _is_free)
     if state.data != data:
         changes.append(f"the data changed (samples and keys of each source were {state.data}, are {data})")
@@ -148,10 +149,6 @@ def check_same_run(
         for name, fingerprint in experts.items()
         if state.experts.get(name, fingerprint) != fingerprint
     ]
-    if state.world_size != distributed.world_size() and config.train.zero_stage > 0:
-        changes.append(
-            f"the number of processes was {state.world_size}, is {distributed.world_size()} (ZeRO cannot re-cut shards)"
-        )
     if changes:
         raise ConfigError(
             f"cannot go on from {checkpoint}: " + "; ".join(changes) + ". Give another run.dir to start anew, "
@@ -192,10 +189,10 @@ def save_checkpoint(
         ) from None
 
 
-def _engine_files(checkpoint: Path) -> EngineFiles:
+def _engine_files(checkpoint: Path, recut: Recut | None = None) -> EngineFiles:
     from pixel_sail.train.deepspeed_files import EngineFiles  # not before distributed.start: it imports DeepSpeed
 
-    return EngineFiles(checkpoint)
+    return EngineFiles(checkpoint, recut)
 
 
 def _begin(partial: Path) -> None:
@@ -220,19 +217,24 @@ def _publish(partial: Path, final: Path, keep: int) -> None:
         discard_folder(old)
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
+def load_checkpoint(engine: Engine, checkpoint: Path) -> int:
     """Restore weights and optimizer state on every rank, from a checkpoint that passed `check_files`.
 
-    All ranks must call it. Raises DamagedCheckpoint, on all ranks, for what does not fit the model, or is not finite.
+    Returns the number of processes that saved it, which may be any. All ranks must call it. Raises DamagedCheckpoint,
+    on all ranks, for what does not fit the model, or is not finite.
     """
-    settings = optimizer_settings(engine)
-    engine.deepspeed.checkpoint_engine = _engine_files(checkpoint)
-    _whole_or_advice(lambda: _load(engine, checkpoint), checkpoint)
+    settings, saved = optimizer_settings(engine), read_progress(checkpoint)
+    _whole_or_advice(lambda: _load(engine, checkpoint, saved), checkpoint)
     _whole_or_advice(lambda: check_restored(engine, settings, checkpoint / ENGINE), checkpoint)
+    return saved.world_size
 
 
-def _load(engine: Engine, checkpoint: Path) -> None:
+def _load(engine: Engine, checkpoint: Path, saved: TrainState) -> None:
     try:
+        recut = _recut(engine, checkpoint, saved)
+        engine.deepspeed.checkpoint_engine = _engine_files(checkpoint, recut)
+        if recut is not None:  # at stage 3 DeepSpeed looks for a file of this rank
+            engine.deepspeed._get_all_ckpt_names = lambda folder, tag: [recut.weights_file]
         loaded, _ = engine.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE)
     except UserError:
         raise
@@ -242,6 +244,15 @@ def _load(engine: Engine, checkpoint: Path) -> None:
         ) from error
     if loaded is None:
         raise DamagedCheckpoint(f"DeepSpeed finds no weights in {checkpoint / ENGINE}")
+
+
+def _recut(engine: Engine, checkpoint: Path, saved: TrainState) -> Recut | None:
+    """Needed from stage 1 on if another number of processes has saved the checkpoint."""
+    if engine.stage == 0 or saved.world_size == engine.world_size:
+        return None
+    sizes = tuple(shard.numel() for shard in shards(engine))
+    groups = engine.deepspeed.optimizer.sub_group_to_group_id.values() if engine.stage == 3 else range(len(sizes))
+    return Recut(checkpoint, saved, Layout(distributed.rank(), engine.world_size, sizes, tuple(groups)))
 
 
 def _together(action: Callable[[], object], only_on: bool = True) -> None:

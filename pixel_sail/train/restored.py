@@ -33,7 +33,7 @@ def check_restored(engine: Engine, settings: str, folder: Path) -> None:
         names[id(parameter)] = name.removeprefix("model.")
         _check_finite(getattr(parameter, "ds_tensor", parameter), names[id(parameter)], folder)
     state = _base(engine).state
-    expected = _shards(engine)
+    expected = shards(engine)
     if not state or (expected and len(state) != len(expected)):
         raise DamagedCheckpoint(f"{folder} has {len(state)} of {len(expected) or 'all'} states of the optimizer")
     for number, (parameter, entry) in enumerate(state.items()):
@@ -54,7 +54,7 @@ def _base(engine: Engine) -> torch.optim.Optimizer:
     return getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
 
 
-def _shards(engine: Engine) -> list[nn.Parameter]:
+def shards(engine: Engine) -> list[nn.Parameter]:
     """The flat float32 weights of this rank, each of which has a state; empty at stage 0."""
     if engine.stage == 0:
         return []

@@ -88,7 +88,9 @@ def set_up(config: Config) -> Run | None:
         log.say(line)
     engine = Engine(model, config, [MaskHead], distillation)
     if checkpoint is not None:
-        checkpoints.load_checkpoint(engine, checkpoint)
+        saved_by, processes = checkpoints.load_checkpoint(engine, checkpoint), distributed.world_size()
+        if saved_by != processes:
+            log.say(f"{checkpoint.name} was saved by {saved_by} process(es); the run goes on with {processes}")
     encoder = build_encoder(config, model, tokenizer, distillation.inputs)
     dataset = build_step_dataset(config, mixture, encoder, flops)
     return Run(config, state, engine, tokenizer, dataset, benchmarks, validated, log)

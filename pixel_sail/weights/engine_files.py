@@ -23,6 +23,9 @@ from pixel_sail.weights.run_folder import ENGINE, DamagedCheckpoint, TrainState
 
 MAX_FILE_BYTES = 2**44  # 16 TiB, of one file
 STEP_KEY = "step"  # of the state that AdamW keeps of a parameter
+# By ZeRO stage: where a shard has the float32 weights, as flat vectors, and where the state of the optimizer.
+_UP_TO_STAGE_2 = ("single_partition_of_fp32_groups", "base_optimizer_state")
+SHARD_KEYS = {1: _UP_TO_STAGE_2, 2: _UP_TO_STAGE_2, 3: ("fp32_flat_groups", "optimizer_state_dict")}
 
 
 def expected_files(state: TrainState, bf16: bool) -> tuple[list[str], list[str]]:
@@ -151,17 +154,20 @@ def _problem_of_optimizer(values: dict[str, Any], state: TrainState) -> str | No
     zero = values.get("optimizer_state_dict")
     if not isinstance(zero, dict):
         return "holds no state of the optimizer"
-    groups = zero.get("fp32_flat_groups" if state.zero_stage == 3 else "single_partition_of_fp32_groups")
-    base = zero.get("optimizer_state_dict" if state.zero_stage == 3 else "base_optimizer_state")
-    entries = _states(base)
+    weights_key, state_key = SHARD_KEYS[state.zero_stage]
+    groups, entries = zero.get(weights_key), _states(zero.get(state_key))
     if not isinstance(groups, list) or not groups or not all(isinstance(group, Tensor) for group in groups):
         return "holds no weights in float32"
     if entries.keys() != set(range(len(groups))):
         return "holds no state of the optimizer, or not of all weights: training would go on with fresh moments"
-    for number, group in enumerate(groups):
-        entry = entries[number]
-        moments = [value for value in entry.values() if isinstance(value, Tensor) and value.ndim > 0]
-        if not moments or any(moment.shape != group.shape for moment in moments):
+    paddings = [0] * len(groups) if state.zero_stage == 3 else zero.get("group_paddings")
+    if not isinstance(paddings, list) or [type(padding) for padding in paddings] != [int] * len(groups):
+        return "does not say how its weights are padded"
+    for number, (group, padding) in enumerate(zip(groups, paddings, strict=True)):
+        # DeepSpeed takes the padding off the weights, not off their moments.
+        shape = (group.numel() + padding,)
+        moments = [value for value in entries[number].values() if isinstance(value, Tensor) and value.ndim > 0]
+        if not moments or group.ndim != 1 or any(moment.shape != shape for moment in moments):
             return f"holds moments of the optimizer that do not fit its weights (group {number})"
     if any(zero.get(key, False) is not False for key in ("dynamic_loss_scale", "overflow")):
         return "scales the loss, which no run of ours does"
