@@ -22,7 +22,7 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 status=0
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
-    exec .venv/bin/python tools/train.py "$@"
+    exec "${PYTHON:-.venv/bin/python}" tools/train.py "$@"
 ' bash "$@" || status=$?
 
 # Slurm requeues a job by itself after a preemption or the failure of a node, not when its time is up.

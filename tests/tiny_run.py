@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from conftest import LAUNCHER_KEYS, free_port
 from safetensors.torch import load_file
-from warm import TIMEOUT_S, run_tool
+from warm import run_tool
 
-from pixel_sail.config import REPOSITORY, Config, load_config
+from pixel_sail.config import Config, load_config
 from pixel_sail.durable import read_json_lines
 from pixel_sail.train.log import CLOCK_KEYS
 
@@ -56,19 +52,6 @@ def tiny_config(folder: Path, root: Path, *overrides: str) -> Config:
 def run_cli(config: Path, *overrides: str, processes: int = 1) -> tuple[int, str]:
     """tools/train.py in processes of its own: (exit status, everything it printed)."""
     return run_tool("tools/train.py", config, *overrides, processes=processes)
-
-
-def launch_cli(config: Path, *overrides: str, processes: int) -> tuple[int, str]:
-    """As `run_cli`, started as a user does, under the `deepspeed` launcher: for tests of just that."""
-    launcher = Path(sys.executable).with_name("deepspeed")
-    ports = ["--num_accelerators", str(processes), "--master_port", str(free_port())]
-    command = [sys.executable, str(launcher), *ports, "tools/train.py", str(config), *overrides]
-    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER_KEYS}
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment | {"CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-    return done.returncode, done.stdout
 
 
 def log_lines(run_dir: Path) -> list[dict[str, Any]]:

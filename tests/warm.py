@@ -1,7 +1,7 @@
 """Processes for tools, forked from a process that has imported everything already.
 
 Each is a real process (its own memory, ranks, exit status, kill -9) without the ten seconds that importing torch and
-DeepSpeed and the launcher take. The imports of a tool and the launcher are tested where `tiny_run.launch_cli` and
+DeepSpeed and the launcher take. The imports of a tool and the launchers are tested where train/test_launchers.py and
 test_end_to_end.py start them as a user does.
 """
 

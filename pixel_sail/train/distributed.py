@@ -59,7 +59,14 @@ def start() -> None:
         # alone: a store in memory needs no port, which another process could take
         store = dist.HashStore() if alone else _meet()
         store.set_timeout(COLLECTIVE_TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank(),
+            world_size=world_size(),
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=bound_device(),
+        )
     deepspeed.init_distributed(
         dist_backend=backend,
         auto_mpi_discovery=False,
@@ -150,9 +157,13 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
+def bound_device() -> torch.device | None:
+    """What torch is told to be the GPU of this rank, if there are several; None elsewhere.
+
+    NCCL connects the ranks at once then, so that one that cannot be reached is found at the start; barriers and object
+    collectives need not guess the GPU; the groups that DeepSpeed makes are split from ours, without meeting again.
+    """
+    return device() if world_size() > 1 and device().type == "cuda" else None
 
 
 def all_gather_numbers(values: list[float]) -> list[list[float]]:

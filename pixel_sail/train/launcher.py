@@ -14,7 +14,15 @@ import time
 from pathlib import Path
 
 CHECK_S = 1.0
-_LAUNCHERS = ("deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch")
+_LAUNCHERS = (
+    "deepspeed.launcher.launch",
+    "torchrun",
+    "torch.distributed.run",
+    "torch.distributed.launch",
+    "accelerate launch",
+    "accelerate-launch",
+    "accelerate.commands.launch",
+)
 _STARTS_ANOTHER = "deepspeed.launcher.launch"  # whose own parent is the command that the user has started
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from unittest import mock
 import child
 import packed
 import torch
+import torch.distributed as dist
 from conftest import write_refer_dataset
 from tiny_expert import expert_values, save_expert
 from tiny_run import tiny_config
@@ -26,7 +28,7 @@ from pixel_sail.durable import read_json_lines
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.train import compiling, loop, step
+from pixel_sail.train import compiling, distributed, loop, step
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.log import RunLog
 from pixel_sail.train.loop import train
@@ -221,6 +223,28 @@ def compiled_training() -> dict[str, Any]:
                 train(config_of_run(Path(folder) / str(number), [*overrides, "train.compile=on"]))
             breaks = sum(counters["graph_break"].values())
             result[name] = {"graphs": graphs, "breaks": breaks, "said": [line for line in said if "compile" in line]}
+    return result
+
+
+def process_group() -> dict[str, Any]:
+    """The GPU that a rank names to torch; warnings of collectives in a group with and without one, and a group in it.
+
+    The null GPU is alone in its group. With several ranks DeepSpeed's groups are split from ours in the same way.
+    """
+    ranks = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    with mock.patch.dict(os.environ, ranks):
+        bound = distributed.bound_device()
+    result: dict[str, Any] = {"bound": str(bound), "alone": str(distributed.bound_device())}
+    for name, device in (("with", bound), ("without", None)):
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dist.new_group([0])
+            with contextlib.suppress(EOFError):  # zeros come back
+                dist.all_gather_object([None], None)
+            dist.barrier()
+        dist.destroy_process_group()
+        result[name] = [str(warning.message) for warning in caught]
     return result
 
 

