@@ -6,7 +6,7 @@ could run code. Here each process reads from the shards what becomes its own, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil
@@ -31,9 +31,9 @@ class Layout:
 
 
 class Recut:
-    """The files of a checkpoint of ZeRO stage 1, 2 or 3 that passed `check_files`, for a process of another number.
+    """The files of a checkpoint of ZeRO stage 1, 2 or 3 that passed `check_files`, as this process would save them.
 
-    Both methods raise DamagedCheckpoint if the shards do not hold the weights that they name.
+    The methods raise DamagedCheckpoint if the shards do not hold the weights that they name.
     """
 
     def __init__(self, checkpoint: Path, saved: TrainState, layout: Layout):
@@ -44,6 +44,7 @@ class Recut:
 
     @property
     def weights_file(self) -> str:
+        """The path of a file with weights that is there."""
         return str(self._weight_files[0])
 
     def weights(self) -> dict[str, Any]:
@@ -100,24 +101,31 @@ class Recut:
         shares = [self._share(part, numel, name) for part, (name, numel) in zip(parts, weights, strict=True)]
         return list(torch.cat(shares).split(self._layout.sizes))
 
-    def _share(self, parts: list[Tensor], numel: int, name: str) -> Tensor:
+    def _share(self, parts: Sequence[Tensor], numel: int, name: str) -> Tensor:
         """Of one weight at stage 3."""
         size = ceil(numel / self._layout.world_size)
         return cut(parts, numel, self._layout.rank * size, size, name)
 
 
-def split(vectors: list[Tensor], sizes: list[int]) -> Iterator[Tensor]:
-    """Views of the vectors, one after the other, of these sizes; none reaches from one vector into the next."""
-    others = iter(vectors)
+def split(vectors: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Views of the vectors, one after the other, of these sizes; none reaches from one vector into the next.
+
+    Raises DamagedCheckpoint if the vectors cannot be divided so.
+    """
+    parts, others = [], iter(vectors)
     rest = next(others)
     for size in sizes:
         if len(rest) == 0:
             rest = next(others, rest)
-        yield rest[:size]
+        parts.append(rest[:size])
         rest = rest[size:]
+    values = sum(map(len, vectors))
+    if list(map(len, parts)) != sizes or values != sum(sizes):
+        raise DamagedCheckpoint(f"a shard has {values} values, but its weights need {sum(sizes)}")
+    return parts
 
 
-def cut(parts: list[Tensor], numel: int, start: int, size: int, name: str) -> Tensor:
+def cut(parts: Sequence[Tensor], numel: int, start: int, size: int, name: str) -> Tensor:
     """Values start .. start + size - 1 of the parts one after the other, of which the first `numel` are no padding.
 
     Zeros take the place of padding. Raises DamagedCheckpoint if there are fewer values than `numel`.

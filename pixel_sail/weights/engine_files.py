@@ -161,9 +161,9 @@ def _problem_of_optimizer(values: dict[str, Any], state: TrainState) -> str | No
     if entries.keys() != set(range(len(groups))):
         return "holds no state of the optimizer, or not of all weights: training would go on with fresh moments"
     paddings = [0] * len(groups) if state.zero_stage == 3 else zero.get("group_paddings")
-    if not isinstance(paddings, list) or [type(padding) for padding in paddings] != [int] * len(groups):
+    if not isinstance(paddings, list) or [type(padding) for padding in paddings[: len(groups)]] != [int] * len(groups):
         return "does not say how its weights are padded"
-    for number, (group, padding) in enumerate(zip(groups, paddings, strict=True)):
+    for number, (group, padding) in enumerate(zip(groups, paddings, strict=False)):
         # DeepSpeed takes the padding off the weights, not off their moments.
         shape = (group.numel() + padding,)
         moments = [value for value in entries[number].values() if isinstance(value, Tensor) and value.ndim > 0]

@@ -281,6 +281,7 @@ def scaled(values: dict[str, Any]) -> None:
         (0, lambda values: values["module"].popitem(), "does not fit the model"),
         (2, lambda values: of("base_optimizer_state")(values).update(state={}), "holds no state of the optimizer, or"),
         (2, last_group_missing, "1 of 2 states of the optimizer"),
+        (2, lambda values: values["optimizer_state_dict"].update(group_paddings=[]), "how its weights are padded"),
         (2, short_moments, "moments of the optimizer that do not fit its weights (group 0)"),
         (2, short_everything, "has the shape (10,), not the shape (12736,)"),
         (2, lambda values: values["optimizer_state_dict"].update(overflow=[]), "scales the loss"),

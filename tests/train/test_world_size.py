@@ -114,3 +114,6 @@ def test_shards_are_cut_as_they_would_have_been_saved() -> None:
             cut(parts, old * before + 1, 0, after, "w")
     vectors = [torch.arange(6), torch.arange(6, 9)]
     assert [part.tolist() for part in split(vectors, [2, 4, 1, 2])] == [[0, 1], [2, 3, 4, 5], [6], [7, 8]]
+    for sizes in ([2, 5, 2], [2, 4], [2, 4, 1, 3]):
+        with pytest.raises(DamagedCheckpoint, match=f"a shard has 9 values, but its weights need {sum(sizes)}"):
+            split(vectors, sizes)
