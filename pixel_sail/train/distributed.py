@@ -160,8 +160,8 @@ def device() -> torch.device:
 def bound_device() -> torch.device | None:
     """What torch is told to be the GPU of this rank, if there are several; None elsewhere.
 
-    NCCL connects the ranks at once then, so that one that cannot be reached is found at the start; barriers and object
-    collectives need not guess the GPU; the groups that DeepSpeed makes are split from ours, without meeting again.
+    NCCL connects the ranks at once then; barriers and object collectives need not guess the GPU; the groups that
+    DeepSpeed makes are split from ours. Not for one rank, where that has failed (DeepSpeed's issue 8248).
     """
     return device() if world_size() > 1 and device().type == "cuda" else None
 
