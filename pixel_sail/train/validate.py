@@ -17,6 +17,7 @@ from pixel_sail.durable import PARTIAL, read_json_lines
 from pixel_sail.errors import UserError, message_of
 from pixel_sail.evaluate import perbench
 from pixel_sail.evaluate.benchmark import Benchmark
+from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.runner import open_benchmark, run_benchmark, tasks_of
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train import distributed
@@ -24,6 +25,7 @@ from pixel_sail.train.engine import Engine, resolve_precision
 from pixel_sail.train.export import export_model
 
 FILE = "validation.jsonl"
+GALLERY_CASES = 12  # of each benchmark
 
 
 def open_benchmarks(config: Config) -> dict[str, Benchmark]:
@@ -55,14 +57,15 @@ def is_due(config: Config, step: int, validated: set[int]) -> bool:
 
 def validate(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Config, benchmarks: dict[str, Benchmark], step: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """(scores by benchmark, errors by benchmark); no scores on ranks other than 0. All ranks must call it.
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, Path]]:
+    """Scores, errors and galleries by benchmark; only errors on ranks other than 0. All ranks must call it.
 
-    Each rank predicts a share. The predictions stay in run.dir/validation/step_*/predictions/.
+    Each rank predicts a share. The predictions stay in run.dir/validation/step_*/predictions/, and images of a few
+    evenly spaced cases in gallery/ beside it.
     """
     out = config.run.dir / "validation" / f"step_{step:08d}"
     made_with = {"run": str(config.run.dir), "step": step}
-    scores, errors = {}, {}
+    scores, errors, galleries = {}, {}, {}
     engine.model.eval()
     try:
         predictor = _predictor(engine, tokenizer, config)
@@ -73,6 +76,7 @@ def validate(
                     result = run_benchmark(predictor, benchmark, out, made_with)
                 if result is not None:
                     scores[name] = result
+                    galleries |= _gallery(benchmark, out)
             except Exception as error:  # of whatever kind, a caption scorer's for example
                 errors[name] = _in_words(error)
     except Exception as error:  # no predictor
@@ -80,7 +84,16 @@ def validate(
     finally:
         engine.model.train()
     overall = perbench.overall(scores)
-    return scores | ({} if overall is None else {perbench.KIND: overall}), errors
+    return scores | ({} if overall is None else {perbench.KIND: overall}), errors, galleries
+
+
+def _gallery(benchmark: Benchmark, out: Path) -> dict[str, Path]:
+    """Images of a few cases, by the name of the benchmark; none where that fails, because the scores are there."""
+    try:
+        return {benchmark.name: write_gallery(benchmark, out, GALLERY_CASES)}
+    except (UserError, OSError) as error:
+        print(f"no images of {benchmark.name}: {message_of(error)}", file=sys.stderr)
+        return {}
 
 
 def _in_words(error: Exception) -> str:

@@ -29,6 +29,9 @@ class Wandb(SimpleNamespace):
         self._fail("log")
         self.points.append((step, values))
 
+    def Image(self, file: str) -> str:  # noqa: N802
+        return file
+
     def finish(self) -> None:
         self._fail("finish")
         self.finished += 1
