@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from pixel_sail.types import RLE, BadSample, NoPixels
 SMALL_PX = 16  # no polygon of an object this large, in pixels, misses every centre of a pixel in practice
 _CACHED_CHARACTERS = 4096  # longer RLEs are checked each time they are drawn: a cache of them would fill the memory
 _MAX_SHIFT = 35  # bits of a run length before its last character; MAX_IMAGE_PIXELS has 27
+_NUMBERS = frozenset((int, float))  # types, as JSON has them
 _FAR_OUTSIDE = 10  # image sides; points further away are errors and would exhaust pycocotools' memory
 
 
@@ -67,10 +69,33 @@ def from_coco(segmentation: Any, height: int, width: int, where: str, left_out: 
     no pixel (see `object_mask`). Raises NoPixels if no polygon is left, and BadSample if any piece is malformed; the
     messages begin with `where`.
     """
+    if isinstance(segmentation, dict):
+        _refuse_large(height, width, where)
+        return _from_rle(segmentation, height, width, where)
+    pieces = _polygons(segmentation, height, width, where, left_out)
+    return unite([_text(code) for code in coco_mask.frPyObjects(pieces, height, width)], (height, width))
+
+
+def has_pixels(
+    segmentation: list[Any], height: int, width: int, where: str, left_out: list[str] | None = None
+) -> bool:
+    """Whether the mask of these polygons has a pixel, mostly without drawing it. Raises as `from_coco`."""
+    pieces = _polygons(segmentation, height, width, where, left_out)
+    if any(_surely_shown(piece, height, width) for piece in pieces):
+        return True
+    return any(coco_mask.area(coco_mask.frPyObjects(pieces, height, width)))
+
+
+def _refuse_large(height: int, width: int, where: str) -> None:
     if height * width > MAX_IMAGE_PIXELS:
         raise BadSample(f"{where}: a mask of {height} x {width} pixels; at most {MAX_IMAGE_PIXELS:,} are read")
-    if isinstance(segmentation, dict):
-        return _from_rle(segmentation, height, width, where)
+
+
+def _polygons(
+    segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None
+) -> list[list[float]]:
+    """The polygons of a `segmentation`, checked; `left_out` and errors as `from_coco`."""
+    _refuse_large(height, width, where)
     if not isinstance(segmentation, list):
         raise BadSample(f"{where}: segmentation is {_short(segmentation)}; expected a list of polygons or an RLE")
     if not segmentation:
@@ -88,7 +113,31 @@ def from_coco(segmentation: Any, height: int, width: int, where: str, left_out: 
         raise NoPixels(degenerate[0])
     if left_out is not None:
         left_out.extend(degenerate)
-    return unite([_text(code) for code in coco_mask.frPyObjects(pieces, height, width)], (height, width))
+    return pieces
+
+
+def _surely_shown(piece: list[float], height: int, width: int) -> bool:
+    """True only for polygons that pycocotools draws with a pixel; it may be False for one that is shown.
+
+    pycocotools rounds corners to fifths of a pixel, which moves none across the middle of a column. In each column it
+    sorts the rows at which edges cross the middle, and fills from the first row to the second, from the third to the
+    fourth, ... So a pixel is filled if the edge that ends first ends well above all others.
+    """
+    xs, ys = piece[::2], piece[1::2]
+    center = int(max(min(xs), 0) + min(max(xs), width)) // 2
+    for column in (center, center + 1, center - 1):
+        offsets = [x - column - 0.5 for x in xs]
+        if not 0 <= column < width or min(map(abs, offsets)) < 1e-6:  # a corner is on it
+            continue
+        is_right = [offset > 0 for offset in offsets]
+        crossing = [k for k in range(len(xs)) if is_right[k - 1] is not is_right[k]]
+        edges = sorted((max(ys[k - 1], ys[k]), min(ys[k - 1], ys[k])) for k in crossing)  # (bottom, top) of each
+        if not edges:
+            continue
+        gap = min(min(top for _, top in edges[1:]), height) - max(edges[0][0], 0)
+        if gap >= 2:  # pixels; rounding moves both ends by less than one
+            return True
+    return False
 
 
 def object_mask(segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None = None) -> RLE:
@@ -147,19 +196,24 @@ def _from_rle(code: dict[str, Any], height: int, width: int, where: str) -> RLE:
 def _polygon(piece: Any, height: int, width: int, where: str) -> list[float]:
     if not isinstance(piece, list) or len(piece) < 6 or len(piece) % 2:
         raise BadSample(f"{where}: {_short(piece)} is no polygon; it needs x, y of at least three points")
-    if not all(_is_number(value) for value in piece):
+    if not _NUMBERS.issuperset(map(type, piece)):
         raise BadSample(f"{where}: {_short(piece)} has members that are not numbers")
-    try:
-        points = np.asarray(piece, dtype=np.float64)
-    except OverflowError:
-        points = np.array([np.inf])
-    if not np.isfinite(points).all():
+    if not _is_finite(piece):
         raise BadSample(f"{where}: {_short(piece)} has members that are not finite numbers")
-    if np.abs(points).max() > _FAR_OUTSIDE * max(height, width):
+    far_px = _FAR_OUTSIDE * max(height, width)
+    if max(piece) > far_px or min(piece) < -far_px:
         raise BadSample(f"{where}: {_short(piece)} lies far outside the {height} x {width} image")
-    if len(points) * 2 * _FAR_OUTSIDE * max(height, width) > MAX_OUTLINE_PX:  # it might
-        refuse_long_outline(points.reshape(-1, 2), where)
+    if len(piece) * 2 * far_px > MAX_OUTLINE_PX:  # it might
+        refuse_long_outline(np.asarray(piece, dtype=np.float64).reshape(-1, 2), where)
     return piece
+
+
+def _is_finite(values: list[float]) -> bool:
+    """Whether all are finite, and no integer is too large for a float."""
+    try:
+        return math.isfinite(sum(values)) or all(map(math.isfinite, values))  # the sum of finite ones may not be
+    except OverflowError:
+        return False
 
 
 def refuse_long_outline(points: np.ndarray, where: str) -> None:
@@ -204,10 +258,6 @@ def _bytes(rle: RLE) -> dict[str, Any]:
 
 def _text(code: dict[str, Any]) -> RLE:
     return RLE(size=[int(side) for side in code["size"]], counts=code["counts"].decode("ascii"))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from pixel_sail.data import masks
 from pixel_sail.data.masks import (
     area_px,
     check_rle,
     decode_mask,
     encode_mask,
     from_coco,
+    has_pixels,
     object_mask,
     overlap_px,
     resize_nearest,
@@ -107,6 +109,47 @@ def test_malformed_segmentations_are_bad_samples_that_say_where(segmentation, me
     with pytest.raises(BadSample, match=message) as caught:
         from_coco(segmentation, 8, 10, "annotation 7")
     assert str(caught.value).startswith("annotation 7")
+
+
+def _adversarial_polygon(rng, height, width):
+    """Corners where deciding without drawing could go wrong: slivers, zigzags, fifths of a pixel, edges of the image."""
+    kind, points = rng.integers(5), rng.integers(3, 12)
+    low, high = -0.5 * max(height, width), 1.5 * max(height, width)
+    corners = rng.uniform(low, high, (points, 2)) * rng.choice([1, 1, 0.1])
+    if kind == 0:  # a sliver along a column or row
+        corners[:, rng.integers(2)] = rng.uniform(0, width) + rng.uniform(-1, 1, points) * rng.choice([0.1, 0.6, 1.5])
+    elif kind == 1:  # there and back again: encloses nothing
+        corners = np.concatenate([corners, corners[::-1]])
+    elif kind == 2:  # on the grid to which pycocotools rounds, and halfway between
+        corners = np.round(corners * 10) / 10
+    elif kind == 3:  # as small as a few pixels
+        corners = rng.uniform(0, width, 2) + rng.uniform(-2, 2, (points, 2))
+    return corners.ravel().tolist()
+
+
+def test_polygons_have_pixels_where_pycocotools_draws_some():
+    rng = np.random.default_rng(0)
+    shown = 0
+    for _ in range(2500):
+        height, width = (int(side) for side in rng.integers(1, 24, 2))
+        pieces = [_adversarial_polygon(rng, height, width) for _ in range(rng.integers(1, 3))]
+        drawn = area_px(from_coco(pieces, height, width, "a")) > 0
+        assert has_pixels(pieces, height, width, "a") == drawn, (pieces, height, width)
+        shown += drawn
+    assert 700 < shown < 1800  # both are common
+
+
+def test_large_polygons_are_not_drawn_to_know_that_they_have_pixels(monkeypatch):
+    def drawn(*arguments):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(masks.coco_mask, "frPyObjects", drawn)
+    for points in (8, 23, 300):
+        angles = np.arange(points) * 2 * np.pi / points + 0.1
+        circle = (np.stack([np.cos(angles), np.sin(angles)], axis=1) * 40 + 60).ravel().tolist()
+        assert has_pixels([circle], 120, 120, "a")
+        assert has_pixels([circle], 40, 300, "a")  # partly outside
+        assert has_pixels([[value - 40 for value in circle]], 300, 40, "a")
 
 
 def test_check_rle_takes_every_mask_that_pycocotools_writes():

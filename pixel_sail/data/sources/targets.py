@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from pixel_sail.data.limits import MAX_IMAGE_PIXELS
-from pixel_sail.data.masks import area_px, from_coco
+from pixel_sail.data.masks import area_px, has_pixels
 from pixel_sail.data.sources.entries import sized_mask
 from pixel_sail.types import RLE, BadSample, NoPixels
 
@@ -24,12 +24,13 @@ def refuse_empty(segmentation: Any, size_hw: tuple[int, int] | None, where: str)
         raise BadSample(f"{where}: it has no mask")
     if isinstance(segmentation, dict):
         mask = _of_rle(segmentation, where)
+        is_shown = mask is None or area_px(mask) > 0
     else:
         degenerate: list[str] = []
-        mask = from_coco(segmentation, *(size_hw or _canvas(segmentation)), where, degenerate)
+        is_shown = has_pixels(segmentation, *(size_hw or _canvas(segmentation)), where, degenerate)
         if degenerate:
             raise NoPixels(degenerate[0])
-    if mask is not None and area_px(mask) == 0:
+    if not is_shown:
         raise BadSample(f"{where}: its mask has no pixel")
 
 
