@@ -76,9 +76,7 @@ def from_coco(segmentation: Any, height: int, width: int, where: str, left_out: 
     return unite([_text(code) for code in coco_mask.frPyObjects(pieces, height, width)], (height, width))
 
 
-def has_pixels(
-    segmentation: list[Any], height: int, width: int, where: str, left_out: list[str] | None = None
-) -> bool:
+def has_pixels(segmentation: list[Any], height: int, width: int, where: str, left_out: list[str] | None = None) -> bool:
     """Whether the mask of these polygons has a pixel, mostly without drawing it. Raises as `from_coco`."""
     pieces = _polygons(segmentation, height, width, where, left_out)
     if any(_surely_shown(piece, height, width) for piece in pieces):
@@ -91,9 +89,7 @@ def _refuse_large(height: int, width: int, where: str) -> None:
         raise BadSample(f"{where}: a mask of {height} x {width} pixels; at most {MAX_IMAGE_PIXELS:,} are read")
 
 
-def _polygons(
-    segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None
-) -> list[list[float]]:
+def _polygons(segmentation: Any, height: int, width: int, where: str, left_out: list[str] | None) -> list[list[float]]:
     """The polygons of a `segmentation`, checked; `left_out` and errors as `from_coco`."""
     _refuse_large(height, width, where)
     if not isinstance(segmentation, list):

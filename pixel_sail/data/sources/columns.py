@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -43,6 +44,12 @@ class Column:
             ends.append(len(data))
         return cls(bytes(data), np.array(ends, dtype=np.int64))
 
+    @classmethod
+    def joined(cls, columns: Sequence[Column]) -> Column:
+        starts = np.cumsum([0, *(len(column.data) for column in columns)])
+        ends = [column.ends[1:] + start for column, start in zip(columns, starts, strict=False)]
+        return cls(b"".join(column.data for column in columns), np.concatenate([np.zeros(1, dtype=np.int64), *ends]))
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 
@@ -55,26 +62,35 @@ class Entries(Sequence[E], Generic[E]):
 
     def __init__(self, keys: Column, paths: Column, bodies: Column, decode: Callable[[bytes], E]) -> None:
         """`decode` gives an entry from its body."""
-        self._keys, self._paths, self._bodies, self._decode = keys, paths, bodies, decode
+        self.keys, self.paths, self.bodies, self._decode = keys, paths, bodies, decode
 
     @classmethod
     def packed(cls, entries: Sequence[E]) -> Entries[E]:
         """In memory. Pickle is safe here: nobody else writes to it."""
-        keys, paths = Column.of(key_bytes(entry) for entry in entries), Column.of(path_bytes(e) for e in entries)
-        bodies = Column.of(pickle.dumps(entry, pickle.HIGHEST_PROTOCOL) for entry in entries)
-        return cls(keys, paths, bodies, pickle.loads)
+        return cls.coded(entries, partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL), pickle.loads)
+
+    @classmethod
+    def coded(cls, entries: Sequence[E], encode: Callable[[E], bytes], decode: Callable[[bytes], E]) -> Entries[E]:
+        """In memory, with bodies from `encode`. Raises as that does."""
+        keys, paths = Column.of(map(_key_bytes, entries)), Column.of(map(_path_bytes, entries))
+        return cls(keys, paths, Column.of(map(encode, entries)), decode)
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Column, Column, Column]], decode: Callable[[bytes], E]) -> Entries[E]:
+        """Keys, paths and bodies of several parts, one after the other."""
+        return cls(*map(Column.joined, zip(*parts, strict=True)), decode)
 
     def __len__(self) -> int:
-        return len(self._bodies)
+        return len(self.bodies)
 
     def __getitem__(self, index: int) -> E:
-        return self._decode(self._bodies[self._within(index)])
+        return self._decode(self.bodies[self._within(index)])
 
     def key(self, index: int) -> str:
-        return self._keys[self._within(index)].decode("utf-8", "surrogatepass")
+        return self.keys[self._within(index)].decode("utf-8", "surrogatepass")
 
     def path(self, index: int) -> Path | None:
-        path = self._paths[self._within(index)].decode("utf-8", "surrogateescape")
+        path = self.paths[self._within(index)].decode("utf-8", "surrogateescape")
         return Path(path) if path else None
 
     def _within(self, index: int) -> int:
@@ -83,10 +99,10 @@ class Entries(Sequence[E], Generic[E]):
         return index % len(self)
 
 
-def key_bytes(entry: Keyed) -> bytes:
+def _key_bytes(entry: Keyed) -> bytes:
     return entry.key.encode("utf-8", "surrogatepass")
 
 
-def path_bytes(entry: Keyed) -> bytes:
+def _path_bytes(entry: Keyed) -> bytes:
     """Empty without an image."""
     return b"" if entry.path is None else str(entry.path).encode("utf-8", "surrogateescape")

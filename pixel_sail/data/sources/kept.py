@@ -10,7 +10,6 @@ anew. Without a place to write, everything works as it does for small files: eac
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -19,16 +18,15 @@ import mmap
 import os
 import re
 import sys
-import types
-import typing
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from pixel_sail.data.sources.columns import Column, E, Entries, key_bytes, path_bytes
+from pixel_sail.data.sources.coded import Inexact, decoder, encoder
+from pixel_sail.data.sources.columns import Column, E, Entries
 from pixel_sail.data.sources.folders import Folders, folder_state
 from pixel_sail.durable import replaced_file
 
@@ -51,11 +49,12 @@ def kept_entries(
     """What `read()` gives, from the kept file if there is one for these annotation `files`; `problems` get the same.
 
     `kind` is the class of the entries, "RegionImage[Referent]" where it is generic. `read` adds to `problems` and asks
-    for images through `folders`. The same `name`, `files` and contents must give the same entries. Raises as `read`.
+    for images through `folders`; if it gives Entries, their bodies are of `encoder(kind)`. The same `name`, `files` and
+    contents must give the same entries. Raises as `read`.
     """
     place = _place(name, files)
     if place is None:
-        return Entries.packed(read())
+        return _packed(read())
     with _alone(place):  # the other processes of the machine wait for the first
         kept = _open(place, files, kind, problems)
         if kept is not None:
@@ -63,12 +62,19 @@ def kept_entries(
         before, state = len(problems), _state(files)
         entries = read()
         try:
-            is_exact = _write(place, entries, kind, state, folders, problems[before:])
+            exact = entries if isinstance(entries, Entries) else Entries.coded(entries, encoder(kind), decoder(kind))
+            _write(place, exact, state, folders, problems[before:])
+        except Inexact:
+            return _packed(entries)
         except OSError as error:
             _note(f"{place} cannot be written ({error.strerror}): each process reads the annotations")
-            is_exact = False
-        kept = _open(place, files, kind, list(problems)) if is_exact else None
-        return Entries.packed(entries) if kept is None else kept
+            return exact
+        kept = _open(place, files, kind, list(problems))
+        return exact if kept is None else kept
+
+
+def _packed(entries: Sequence[E]) -> Entries[E]:
+    return entries if isinstance(entries, Entries) else Entries.packed(entries)
 
 
 def cache_folder() -> Path | None:
@@ -126,48 +132,26 @@ def _state(files: Sequence[Path]) -> list[Any]:
     return [_code(), [[str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]]
 
 
-def _write(
-    place: Path, entries: Sequence[E], kind: Any, state: list[Any], folders: Folders, problems: list[str]
-) -> bool:
-    """False, and nothing is written, if an entry would not come back as it is."""
-    build = _builder(kind)
+def _write(place: Path, entries: Entries[Any], state: list[Any], folders: Folders, problems: list[str]) -> None:
     partial = place.with_suffix(f".{os.getpid()}.partial")
-    ends = np.zeros((3, len(entries) + 1), dtype=np.int64)
-    try:
-        with replaced_file(place, "wb+", partial) as file:
-            file.write(_MAGIC)
-            parts: tuple[Callable[[E], bytes], ...] = (key_bytes, path_bytes, _body)
-            for column, part in enumerate(parts):
-                ends[column, 0] = file.tell()
-                for number, entry in enumerate(entries):
-                    value = part(entry)
-                    if part is _body and build(json.loads(value)) != entry:
-                        raise _Inexact
-                    ends[column, number + 1] = ends[column, number] + file.write(value)
-            file.write(bytes(-file.tell() % 8))
-            ends_at = file.tell()
-            file.write(ends.tobytes())
-            values = {
-                "state": state,
-                "folders": folders.states(),
-                "ends": [ends_at, len(entries)],
-                "problems": problems,
-            }
-            described = json.dumps(values).encode()
-            at = file.tell()
-            file.write(described)
-            file.write(np.array([at, len(described)], dtype=np.int64).tobytes())
-            file.flush()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-                checksum = _checksum(written, len(written))
-            file.write(np.array([checksum], dtype=np.int64).tobytes())
-    except (_Inexact, TypeError, ValueError):  # TypeError, ValueError: JSON has no such value
-        return False
-    return True
-
-
-class _Inexact(Exception):
-    """An entry does not come back from JSON as it was."""
+    with replaced_file(place, "wb+", partial) as file:
+        file.write(_MAGIC)
+        ends = np.zeros((3, len(entries) + 1), dtype=np.int64)
+        for number, column in enumerate((entries.keys, entries.paths, entries.bodies)):
+            ends[number] = column.ends + file.tell()
+            file.write(column.data)
+        file.write(bytes(-file.tell() % 8))
+        ends_at = file.tell()
+        file.write(ends.tobytes())
+        values = {"state": state, "folders": folders.states(), "ends": [ends_at, len(entries)], "problems": problems}
+        described = json.dumps(values).encode()
+        at = file.tell()
+        file.write(described)
+        file.write(np.array([at, len(described)], dtype=np.int64).tobytes())
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
+            checksum = _checksum(written, len(written))
+        file.write(np.array([checksum], dtype=np.int64).tobytes())
 
 
 def _open(place: Path, files: Sequence[Path], kind: Any, problems: list[str]) -> Entries[Any] | None:
@@ -191,9 +175,8 @@ def _open(place: Path, files: Sequence[Path], kind: Any, problems: list[str]) ->
         return None
     at, count = values["ends"]
     ends = np.frombuffer(data, np.int64, 3 * (count + 1), at).reshape(3, count + 1)
-    build = _builder(kind)
     problems += values["problems"]
-    return Entries(*(Column(data, column) for column in ends), lambda body: build(json.loads(body)))
+    return Entries(*(Column(data, column) for column in ends), decoder(kind))
 
 
 def _described(data: mmap.mmap) -> dict[str, Any]:
@@ -215,58 +198,3 @@ def _checksum(data: mmap.mmap, stop: int) -> int:
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
-
-
-def _body(entry: Any) -> bytes:
-    return json.dumps(entry, default=_plain, separators=(",", ":")).encode()
-
-
-def _plain(value: Any) -> Any:
-    """A dataclass as the list of its values, a path as text. Raises TypeError for anything else."""
-    if dataclasses.is_dataclass(value):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _builder(kind: Any) -> Callable[[Any], Any]:
-    """What makes a value of a type from its JSON. Types of JSON itself are taken as they are."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        (part,) = (part for part in parts if part is not types.NoneType)
-        build = _builder(part)
-        return build if build is _same else lambda value: None if value is None else build(value)
-    if origin is tuple:
-        return _tuple_builder(parts)
-    if kind is Path:
-        return Path
-    fields_of = origin or kind
-    if not dataclasses.is_dataclass(fields_of):
-        return _same
-    hints = typing.get_type_hints(fields_of)
-    of_variables = dict(zip(getattr(fields_of, "__parameters__", ()), parts, strict=True))
-    builds = [_builder(_filled(hints[field.name], of_variables)) for field in dataclasses.fields(fields_of)]
-    return lambda values: fields_of(*(build(value) for build, value in zip(builds, values, strict=True)))
-
-
-def _tuple_builder(parts: tuple[Any, ...]) -> Callable[[Any], Any]:
-    if parts[1:] == (Ellipsis,):
-        build = _builder(parts[0])
-        return tuple if build is _same else lambda values: tuple(map(build, values))
-    builds = [_builder(part) for part in parts]
-    if all(build is _same for build in builds):
-        return tuple
-    return lambda values: tuple(build(value) for build, value in zip(builds, values, strict=True))
-
-
-def _filled(hint: Any, of_variables: dict[Any, Any]) -> Any:
-    """The hint with what its type variables stand for."""
-    if isinstance(hint, TypeVar):
-        return of_variables[hint]
-    variables = getattr(hint, "__parameters__", ())
-    return hint[tuple(of_variables[variable] for variable in variables)] if variables else hint
