@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,6 +17,12 @@ class RankFailed(UserError):
     """Another rank has failed. Rank 0 prints what it was; the rank itself prints only a traceback, if it is a bug."""
 
     on_all_ranks = True
+
+
+def local_ranks() -> int:
+    """How many ranks run on this machine, as launchers say: torchrun and accelerate, deepspeed; else all of them."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), 1))
 
 
 def together(function: Callable[[], Result]) -> Result:

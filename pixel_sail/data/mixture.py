@@ -19,6 +19,7 @@ from pixel_sail.data.regions import as_users_draw
 from pixel_sail.data.shards import ShardOrder, ShardSource
 from pixel_sail.data.sources import Source, open_source
 from pixel_sail.durable import fingerprint
+from pixel_sail.ranks import local_ranks
 from pixel_sail.types import Sample
 
 BLOCK = 1000  # draws in which every source has exactly its share
@@ -138,7 +139,7 @@ def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixt
 def _open_sources(data: DataConfig) -> list[Source]:
     """Every process of a machine begins with another source: the first to come reads large annotations for all."""
     count = len(data.mixture)
-    start = int(os.environ.get("LOCAL_RANK", 0)) * count // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    start = int(os.environ.get("LOCAL_RANK", 0)) * count // local_ranks()
     opened = {n % count: open_source(data.mixture[n % count], data) for n in range(start, start + count)}
     return [opened[n] for n in range(count)]
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from pixel_sail.errors import UserError
 from pixel_sail.interrupts import SIGNALS
-from pixel_sail.ranks import together
+from pixel_sail.ranks import local_ranks, together
 from pixel_sail.train.launcher import watch_launcher
 from pixel_sail.train.peers import Peers, connect
 
@@ -49,7 +49,7 @@ def start() -> None:
             )
         torch.cuda.set_device(local_rank())
     elif "OMP_NUM_THREADS" not in os.environ:  # the processes of one machine share its cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_world_size()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks()))
     # DeepSpeed's shared-memory all-reduce for CPUs is compiled at start: it needs a compiler and half a minute, and a
     # process killed meanwhile leaves a lock on which every later start hangs. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -211,7 +211,7 @@ def in_turns(function: Callable[[], Result]) -> Result:
     All ranks must call it; errors as in ranks.together.
     """
     result = None
-    for turn in range(max(all_gather_objects(_local_world_size()))):
+    for turn in range(max(all_gather_objects(local_ranks()))):
         mine = turn == local_rank()
         value = together(lambda mine=mine: function() if mine else None)
         result = value if mine else result
@@ -223,10 +223,6 @@ def _number(name: str, default: int) -> int:
     if text and not text.isdecimal():
         raise UserError(f"the environment says {name}={text}, which is no number; launchers set it")
     return int(text or default)
-
-
-def _local_world_size() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
 
 
 def _use_cpu_quietly() -> None:

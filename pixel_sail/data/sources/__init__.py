@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
@@ -31,6 +34,8 @@ from pixel_sail.data.sources import (
     stored,
 )
 from pixel_sail.data.sources.record import Source, SourceRecord
+
+SAY_EVERY_S = 60.0  # while a source is opened
 
 __all__ = ["RECORDS", "Source", "SourceRecord", "open_source", "source_record"]
 
@@ -76,7 +81,7 @@ def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
     record = source_record(entry.source)
     if record.train_only and entry.split != "train":
         raise ConfigError(f"source {record.name!r} has only the split 'train', got {entry.split!r}")
-    with _without_collecting():
+    with _without_collecting(), _saying(f"opening {record.name} ({entry.split})"):
         return record.open(entry.root or data.root, entry.split, data)
 
 
@@ -90,3 +95,21 @@ def _without_collecting() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """A line on stderr every minute that this takes: large annotations are read, or another process reads them."""
+    start, ended = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not ended.wait(SAY_EVERY_S):
+            print(f"note: still {what} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say, name="saying", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

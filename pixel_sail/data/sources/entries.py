@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,12 +46,12 @@ def parse_usable(
     return parsed
 
 
-def numbered(entries: Iterable[Entry], key: str) -> Iterable[tuple[Entry, str]]:
-    """(entry, "<key>/<index>") of each."""
-    return ((entry, f"{key}/{number}") for number, entry in enumerate(entries))
+def numbered(entries: Iterable[Entry], key: str, first: int = 0) -> Iterable[tuple[Entry, str]]:
+    """(entry, "<key>/<index>") of each, the indices from `first` on."""
+    return ((entry, f"{key}/{number}") for number, entry in enumerate(entries, first))
 
 
-def refuse_nothing(usable: list[Any], path: Path, problems: list[str]) -> None:
+def refuse_nothing(usable: Sequence[Any], path: Path, problems: list[str]) -> None:
     """Raises DatasetError, with the first of the problems, if nothing of a file is usable."""
     if not usable:
         raise DatasetError(

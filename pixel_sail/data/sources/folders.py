@@ -9,6 +9,7 @@ from pathlib import Path
 from pixel_sail.data.inside import is_file
 
 ASKED_ONE_BY_ONE = 200  # files of a folder that are asked for one by one; then the whole folder is listed
+_CHANGED = -1  # the state of a folder that changed while it was read; no file system has it
 _NAME_BYTES = 255  # of a file system; it refuses to look for a longer one
 
 
@@ -49,6 +50,12 @@ class Folders:
     def states(self) -> list[tuple[str, int | None]]:
         """Each folder that was asked for, and its `folder_state` before anything was asked."""
         return [(path, folder.state) for path, folder in self._folders.items()]
+
+    def add_states(self, states: list[tuple[str, int | None]]) -> None:
+        """The `states` of another process. A folder that has changed meanwhile will differ from every later state."""
+        for path, state in states:
+            folder = self._folders.get(path) or self._add(path)
+            folder.state = state if folder.state == state else _CHANGED
 
     def _add(self, path: str) -> _Folder:
         folder = self._folders[path] = _Folder(folder_state(path), _is_there(path))

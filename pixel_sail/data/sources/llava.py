@@ -8,8 +8,8 @@ from typing import Any
 from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
-from pixel_sail.data.sources.entries import member, read_entries
-from pixel_sail.data.sources.kept import kept_entries
+from pixel_sail.data.sources.entries import member
+from pixel_sail.data.sources.pieces import kept_list
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.types import BadSample, Turn
 
@@ -60,9 +60,7 @@ def read_conversations(path: Path, name: str, finder: ImageFinder) -> Conversati
             return Conversation(key, None, tuple(turns))
         return Conversation(key, finder.find(member(entry, "image", str, key), key), tuple(turns))
 
-    entries = kept_entries(
-        name, (path,), finder.asked, Conversation, problems, lambda: read_entries(path, name, parse, problems)
-    )
+    entries = kept_list(path, name, Conversation, parse, problems, finder.asked)
     return ConversationSource(entries, problems)
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.conversations import Conversation, ConversationSource, read_turns
-from pixel_sail.data.sources.entries import member, read_entries, refuse_tokens, size_member
-from pixel_sail.data.sources.kept import kept_entries
+from pixel_sail.data.sources.entries import member, refuse_tokens, size_member
+from pixel_sail.data.sources.pieces import kept_list
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.targets import refuse_empty
 from pixel_sail.data.templates import DESCRIBE, about
@@ -53,9 +53,7 @@ def open_osprey(name: str, root: Path, split: str, data: DataConfig) -> Conversa
         return Conversation(key, image, renamed, tuple(annotations[n - 1]["segmentation"] for n in numbers), size)
 
     path = _file(name).find(root, split)
-    entries = kept_entries(
-        name, (path,), finder.asked, Conversation, problems, lambda: read_entries(path, name, parse, problems)
-    )
+    entries = kept_list(path, name, Conversation, parse, problems, finder.asked)
     return ConversationSource(entries, problems)
 
 
