@@ -15,6 +15,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_json
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, resize_nearest
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.coco_panoptic import NAME, read_panoptic, segment_masks
 from pixel_sail.experts.features import expert_image
 from pixel_sail.scenes.expert_config import STRIDE_PX
@@ -44,7 +45,7 @@ class PanopticImages:
 
     def __init__(self, root: Path, split: str, size_px: int):
         path = root / "annotations" / f"panoptic_{split}2017.json"
-        panoptic = read_panoptic(root, split, path, NAME, described=False)
+        panoptic = read_panoptic(root, split, path, ImageFinder(root), NAME, described=False)
         self.images, self.problems, self.classes = panoptic.images, panoptic.problems, panoptic.classes
         categories = read_json(path)["categories"]
         if len(categories) != len(self.classes):

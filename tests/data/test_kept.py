@@ -67,7 +67,18 @@ def test_every_source_is_the_same_from_a_kept_file(root, cache, monkeypatch):
     assert {path.name.split("-")[0] for path in cache.glob("*.entries")} >= {
         *("coco_instance_train", "refcoco_train", "refcoco+_train", "refcocog_train", "grefcoco_train"),
         *("osprey_conversation", "osprey_detail_description", "llava_train", "llava_mix665k"),
+        *("muse_train", "sam_captions_train", "paco_lvis_train", "pascal_part_train", "refcocog_mdetr_captions_train"),
+        *("grand_f_train", "grand_f_val", "open_psg_train", "refcocog_gcg_train", "flickr_gcg_train"),
+        *("coco_panoptic_segments_train", "coco_semantic_train", "pix2cap_caption_train", "pix2cap_segment_train"),
     }
+
+
+def test_images_in_a_new_folder_are_found(root, cache):
+    entries = json.loads((root / "osprey/osprey_conversation.json").read_text())
+    (root / "osprey/osprey_conversation.json").write_text(json.dumps([*entries, entries[0] | {"file_name": "new.jpg"}]))
+    assert len(open_named(root, "osprey_conversation")) == len(entries)
+    write_images(root / "images/sam", "new.jpg")
+    assert len(open_named(root, "osprey_conversation")) == len(entries) + 1
 
 
 @pytest.mark.parametrize("source", LARGE)

@@ -112,7 +112,7 @@ def test_malformed_segmentations_are_bad_samples_that_say_where(segmentation, me
 
 
 def _adversarial_polygon(rng, height, width):
-    """Corners where deciding without drawing could go wrong: slivers, zigzags, fifths of a pixel, edges of the image."""
+    """Corners where deciding without drawing could go wrong: slivers, zigzags, fifths of a pixel, outside."""
     kind, points = rng.integers(5), rng.integers(3, 12)
     low, high = -0.5 * max(height, width), 1.5 * max(height, width)
     corners = rng.uniform(low, high, (points, 2)) * rng.choice([1, 1, 0.1])

@@ -103,6 +103,9 @@ class ImageFinder:
         self._folders = [root / folder for folder in folders if exists(root / folder) and (root / folder).is_dir()]
         self._paths: dict[str, Path] = {}  # annotations name an image many times
         self.asked = Folders()
+        for folder in folders:
+            if root / folder not in self._folders:
+                self.asked.watch(root / folder)  # images may come later
         if not self._folders:
             raise DatasetError(f"no images under {root}: expected one of the folders {', '.join(folders)}")
 

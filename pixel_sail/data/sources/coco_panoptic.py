@@ -60,16 +60,16 @@ class Panoptic:
 
 def open_panoptic(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
     """ "What is this segment?" Raises DatasetError; unusable images are listed in `.problems`."""
-    panoptic = read_panoptic(root, split, FILE.find(root, split), NAME, described=False)
+    panoptic = read_panoptic(root, split, FILE.find(root, split), ImageFinder(root), NAME, described=False)
     return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, partial(_ask, panoptic.classes))
 
 
-def read_panoptic(root: Path, split: str, path: Path, name: str, described: bool) -> Panoptic:
+def read_panoptic(root: Path, split: str, path: Path, finder: ImageFinder, name: str, described: bool) -> Panoptic:
     """The segments of a split, without crowds: with their description (`described`), or with the name of their class.
 
     Segments without a description are then left out. No PNG is decoded: `segment_masks` does that. Raises DatasetError.
     """
-    values, finder, problems = read_json(path), ImageFinder(root), list[str]()
+    values, problems = read_json(path), list[str]()
     what = "a COCO panoptic file"
     listed = [] if described else records(values, "categories", ("id",), path, what)
     classes = {} if described else _class_names(category_names(values, path, what))

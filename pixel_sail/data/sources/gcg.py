@@ -17,7 +17,15 @@ from pixel_sail.data.errors import UnknownSplit
 from pixel_sail.data.files import read_json
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, parse_usable, read_entries, records, refuse_nothing, size_member
-from pixel_sail.data.sources.grounded import GroundedImage, GroundedSource, Phrase, caption_member, find_phrase
+from pixel_sail.data.sources.grounded import (
+    GroundedImage,
+    GroundedSource,
+    Phrase,
+    caption_member,
+    find_phrase,
+    with_disjoint_phrases,
+)
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.text import refuse_text
 from pixel_sail.types import BadSample
@@ -58,16 +66,25 @@ def annotation_file(root: Path, name: str, split: str) -> Path:
 
 def open_gcg(name: str, root: Path, split: str, data: DataConfig) -> GroundedSource:
     """One Sample per image. Raises DatasetError; unusable images and phrases are listed in `.problems`."""
-    problems: list[str] = []
-    images = read_gcg(root, name, split, problems)
-    return GroundedSource(images, problems, annotation_file(root, name, split))
+    finder, problems, path = ImageFinder(root, FOLDERS), list[str](), annotation_file(root, name, split)
+    files = (path, _HELD_OUT_MASKS.path(root, split)) if name == GRAND_F and split != "train" else (path,)
+
+    def read() -> list[GroundedImage]:
+        return with_disjoint_phrases(_read(root, name, split, finder, problems), path, problems)
+
+    images = kept_entries(f"{name}/{split}", files, finder.asked, GroundedImage, problems, read)
+    return GroundedSource(images, problems)
 
 
 def read_gcg(root: Path, name: str, split: str, problems: list[str]) -> list[GroundedImage]:
     """Every image with its caption and all phrases that are annotated. Raises DatasetError."""
+    return _read(root, name, split, ImageFinder(root, FOLDERS), problems)
+
+
+def _read(root: Path, name: str, split: str, finder: ImageFinder, problems: list[str]) -> list[GroundedImage]:
     if split not in SPLITS[name]:
         raise UnknownSplit(f"{name} has the splits {', '.join(SPLITS[name])}, got {split!r}")
-    path, where, finder = annotation_file(root, name, split), f"{name}/{split}", ImageFinder(root, FOLDERS)
+    path, where = annotation_file(root, name, split), f"{name}/{split}"
     if name == FLICKR:
         return _read_flickr(path, where, finder, problems)
     if name == GRAND_F and split != "train":

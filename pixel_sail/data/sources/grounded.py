@@ -51,13 +51,6 @@ class GroundedImage:
 class GroundedSource(EntrySource[GroundedImage]):
     """Samples of one image and its whole caption (see `pixel_sail.data.sources.Source`)."""
 
-    def __init__(self, images: list[GroundedImage], problems: list[str], path: Path) -> None:
-        """`problems` gets a line for each phrase left out. Raises DatasetError if no image keeps a phrase."""
-        disjoint = [replace(image, phrases=trim(image, problems)) for image in images]
-        problems += [f"{image.key}: no phrase of its caption has a mask" for image in disjoint if not image.phrases]
-        super().__init__([image for image in disjoint if image.phrases], problems)
-        refuse_nothing(self._entries, path, problems)
-
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """`rng` draws the question. Raises BadSample for a malformed or empty mask: masks are decoded only here."""
         image = self._entries[index]
@@ -66,6 +59,15 @@ class GroundedSource(EntrySource[GroundedImage]):
         question = GROUNDED_CAPTION[rng.integers(len(GROUNDED_CAPTION))]
         answer = tag(image.caption, [phrase.span for phrase in image.phrases])
         return Sample(image.key, image.path, (Turn(question, answer),), masks)
+
+
+def with_disjoint_phrases(images: list[GroundedImage], path: Path, problems: list[str]) -> list[GroundedImage]:
+    """The images that keep a phrase; `problems` gets a line for each that is left out. Raises DatasetError for none."""
+    disjoint = [replace(image, phrases=trim(image, problems)) for image in images]
+    problems += [f"{image.key}: no phrase of its caption has a mask" for image in disjoint if not image.phrases]
+    kept = [image for image in disjoint if image.phrases]
+    refuse_nothing(kept, path, problems)
+    return kept
 
 
 def tag(caption: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.masks import area_px, from_coco
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, numbered, parse_usable, read_entries, refuse_tokens, size_member
+from pixel_sail.data.sources.entries import member, numbered, parse_usable, refuse_tokens, size_member
+from pixel_sail.data.sources.pieces import kept_list
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.targets import refuse_empty
@@ -54,7 +55,8 @@ def open_muse(root: Path, split: str, data: DataConfig) -> RegionSource[Question
             raise BadSample(f"{key}: no question is left")
         return RegionImage(key, image, tuple(usable))
 
-    images = read_entries(FILE.find(root, split), f"{NAME}/{split}", parse, problems)
+    path = FILE.find(root, split)
+    images = kept_list(path, f"{NAME}/{split}", RegionImage[Question], parse, problems, finder.asked)
     return RegionSource(images, problems, data.expressions_per_image, _ask)
 
 

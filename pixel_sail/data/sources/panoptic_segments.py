@@ -10,9 +10,11 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.masks import unite
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.coco_instance import MAX_OBJECTS, each_turn
 from pixel_sail.data.sources.coco_panoptic import FILE, PNG_FOLDER, Panoptic, Segment, read_panoptic, segment_masks
 from pixel_sail.data.sources.entries import refuse_nothing
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import Templates
@@ -35,18 +37,27 @@ def open_panoptic_segments(root: Path, split: str, data: DataConfig) -> RegionSo
 
     As in `coco_instance`, a class with a crowd or with too many segments is not asked for in that image.
     """
-    templates, path = Templates.of(data), FILE.find(root, split)
-    panoptic = read_panoptic(root, split, path, NAME, described=False)
-    problems, left_out, images = list(panoptic.problems), 0, []
+    templates, path, finder, problems = Templates.of(data), FILE.find(root, split), ImageFinder(root), list[str]()
+
+    def read() -> list[RegionImage[ClassSegments]]:
+        return _read(read_panoptic(root, split, path, finder, NAME, described=False), f"{NAME}/{split}", path, problems)
+
+    images = kept_entries(f"{NAME}/{split}", (path,), finder.asked, RegionImage[ClassSegments], problems, read)
+    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
+
+
+def _read(panoptic: Panoptic, name: str, path: Path, problems: list[str]) -> list[RegionImage[ClassSegments]]:
+    problems += panoptic.problems
+    left_out, images = 0, []
     for image in panoptic.images:
         classes = tuple(shown for shown in whole_classes(image, panoptic) if len(shown.segments) <= MAX_OBJECTS)
         left_out += len({segment.text for segment in image.items}) - len(classes)
         if classes:
             images.append(RegionImage(image.key, image.path, classes))
     if left_out:
-        problems.append(f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} segments")
+        problems.append(f"{name}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} segments")
     refuse_nothing(images, path, problems)
-    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
+    return images
 
 
 def whole_classes(image: RegionImage[Segment], panoptic: Panoptic) -> tuple[ClassSegments, ...]:

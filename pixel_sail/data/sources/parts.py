@@ -27,6 +27,7 @@ from pixel_sail.data.sources.entries import (
     refuse_nothing,
     size_member,
 )
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.label_maps import COCO_FOLDERS
 from pixel_sail.data.sources.panoptic_segments import united_turn
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
@@ -66,7 +67,20 @@ def open_parts(name: str, root: Path, split: str, data: DataConfig) -> RegionSou
     says that it is not annotated exhaustively.
     """
     path, problems = FILES[name].find(root, split), list[str]()
-    templates, finder, values = Templates.of(data), ImageFinder(root, FOLDERS[name]), read_json(path)
+    templates, finder, whole_name = Templates.of(data), ImageFinder(root, FOLDERS[name]), f"{name}/{split}"
+    images = kept_entries(
+        whole_name,
+        (path,),
+        finder.asked,
+        RegionImage[PartClass],
+        problems,
+        lambda: _read(path, whole_name, finder, problems),
+    )
+    return RegionSource(images, problems, data.expressions_per_image, partial(_ask, templates))
+
+
+def _read(path: Path, name: str, finder: ImageFinder, problems: list[str]) -> list[RegionImage[PartClass]]:
+    values = read_json(path)
     grouped: dict[Any, dict[Any, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     names = category_names(values, path, INSTANCES_FILE)
     wordings = {category: wordings_of(category_name) for category, category_name in names.items()}
@@ -74,7 +88,7 @@ def open_parts(name: str, root: Path, split: str, data: DataConfig) -> RegionSou
         grouped[annotation["image_id"]][annotation["category_id"]].append(annotation)
     listed = records(values, "images", ("id",), path, INSTANCES_FILE)
     times = Counter(image["id"] for image in listed)
-    images = [(image, f"{name}/{split}/image={image['id']}") for image in listed]
+    images = [(image, f"{name}/image={image['id']}") for image in listed]
     left_out: Counter[str] = Counter()
 
     def parse(image: dict[str, Any], key: str) -> RegionImage[PartClass]:
@@ -105,9 +119,9 @@ def open_parts(name: str, root: Path, split: str, data: DataConfig) -> RegionSou
 
     parsed = parse_usable(images, parse, problems)
     if left_out["partial"]:
-        problems.append(f"{name}/{split}: {left_out['partial']} classes of an image have a crowd or are not exhaustive")
+        problems.append(f"{name}: {left_out['partial']} classes of an image have a crowd or are not exhaustive")
     refuse_nothing(parsed, path, problems)
-    return RegionSource(parsed, problems, data.expressions_per_image, partial(_ask, templates))
+    return parsed
 
 
 def wordings_of(category: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from pixel_sail.config import DataConfig
+from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.coco_panoptic import PNG_FOLDER, Panoptic, Segment, read_panoptic, segment_masks
 from pixel_sail.data.sources.entries import parse_usable, refuse_nothing
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.templates import DESCRIBE, Templates, about
@@ -23,20 +26,28 @@ MIN_CHARACTERS = 6  # shorter descriptions, such as "N/A", say nothing
 
 def open_caption(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
     """From region to description. Raises DatasetError; unusable images and descriptions are in `.problems`."""
-    panoptic = _read(root, split, CAPTION)
-    return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, _describe)
+    images, problems = _kept(root, split, CAPTION)
+    return RegionSource(images, problems, data.expressions_per_image, _describe)
 
 
 def open_segment(root: Path, split: str, data: DataConfig) -> RegionSource[Segment]:
     """From description to mask. Raises DatasetError; unusable images and descriptions are in `.problems`."""
-    templates, panoptic = Templates.of(data), _read(root, split, SEGMENT)
-    return RegionSource(panoptic.images, panoptic.problems, data.expressions_per_image, partial(_segment, templates))
+    templates, (images, problems) = Templates.of(data), _kept(root, split, SEGMENT)
+    return RegionSource(images, problems, data.expressions_per_image, partial(_segment, templates))
 
 
-def _read(root: Path, split: str, name: str) -> Panoptic:
-    path = FILE.find(root, split)
-    panoptic = read_panoptic(root, split, path, name, described=True)
-    problems, images = list(panoptic.problems), []
+def _kept(root: Path, split: str, name: str) -> tuple[Sequence[RegionImage[Segment]], list[str]]:
+    path, finder, problems = FILE.find(root, split), ImageFinder(root), list[str]()
+
+    def read() -> list[RegionImage[Segment]]:
+        return _read(read_panoptic(root, split, path, finder, name, described=True), path, problems)
+
+    return kept_entries(f"{name}/{split}", (path,), finder.asked, RegionImage[Segment], problems, read), problems
+
+
+def _read(panoptic: Panoptic, path: Path, problems: list[str]) -> list[RegionImage[Segment]]:
+    problems += panoptic.problems
+    images = []
     for image in panoptic.images:
         keyed = ((segment, f"{image.key}: segment {segment.segment_id}") for segment in image.items)
         usable = parse_usable(keyed, _usable, problems)
@@ -45,7 +56,7 @@ def _read(root: Path, split: str, name: str) -> Panoptic:
         else:
             problems.append(f"{image.key}: no segment with a description is left")
     refuse_nothing(images, path, problems)
-    return replace(panoptic, images=images, problems=problems)
+    return images
 
 
 def _usable(segment: Segment, where: str) -> Segment:

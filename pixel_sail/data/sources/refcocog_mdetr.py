@@ -18,6 +18,7 @@ from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import from_coco
 from pixel_sail.data.sources.coco import ImageFinder
 from pixel_sail.data.sources.entries import member, parse_usable, records, refuse_nothing, size_member, text_member
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.targets import refuse_empty
@@ -44,9 +45,17 @@ class Expression:
 def open_captions(root: Path, split: str, data: DataConfig) -> RegionSource[Expression]:
     """Samples of one image with several expressions. Raises DatasetError; unusable entries are in `.problems`."""
     path, finder, problems = FILE.find(root, split), ImageFinder(root, FOLDERS), list[str]()
+    name = f"{NAME}/{split}"
+    images = kept_entries(
+        name, (path,), finder.asked, RegionImage[Expression], problems, lambda: _read(path, name, finder, problems)
+    )
+    return RegionSource(images, problems, data.expressions_per_image, _ask)
+
+
+def _read(path: Path, name: str, finder: ImageFinder, problems: list[str]) -> list[RegionImage[Expression]]:
     values, what = read_json(path), "a COCO-like file of expressions"
     listed = records(values, "images", ("id",), path, what)
-    entries = [(entry, f"{NAME}/{split}/id={entry['id']}") for entry in listed]
+    entries = [(entry, f"{name}/id={entry['id']}") for entry in listed]
     annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in records(values, "annotations", ("image_id",), path, what):
         annotations[annotation["image_id"]].append(annotation)
@@ -66,12 +75,9 @@ def open_captions(root: Path, split: str, data: DataConfig) -> RegionSource[Expr
     by_image: dict[Path, list[Expression]] = defaultdict(list)
     for image, expression in parse_usable(entries, parse, problems):
         by_image[image].append(expression)
-    images = [
-        RegionImage(f"{NAME}/{split}/image={image.name}", image, tuple(of_image))
-        for image, of_image in by_image.items()
-    ]
+    images = [RegionImage(f"{name}/image={image.name}", image, tuple(of_image)) for image, of_image in by_image.items()]
     refuse_nothing(images, path, problems)
-    return RegionSource(images, problems, data.expressions_per_image, _ask)
+    return images
 
 
 def _ask(image: RegionImage[Expression], drawn: list[Expression], rng: np.random.Generator) -> list[RegionTurn]:

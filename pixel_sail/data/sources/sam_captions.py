@@ -5,7 +5,7 @@ PerBench's file of captions has the same format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 
 from pixel_sail.config import DataConfig
 from pixel_sail.data.sources.coco import ImageFinder
-from pixel_sail.data.sources.entries import member, numbered, parse_usable, read_entries, sized_mask, text_member
+from pixel_sail.data.sources.entries import member, numbered, parse_usable, sized_mask, text_member
 from pixel_sail.data.sources.marked_regions import without_marking
+from pixel_sail.data.sources.pieces import kept_list
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.targets import refuse_empty
@@ -48,7 +49,7 @@ def open_sam_captions(root: Path, split: str, data: DataConfig) -> RegionSource[
 
 def read_captions(
     path: Path, finder: ImageFinder, name: str, problems: list[str], clean: Callable[[str], str] = str
-) -> list[RegionImage[CaptionedObject]]:
+) -> Sequence[RegionImage[CaptionedObject]]:
     """Every image of a file with the objects that have a caption; the others go into `problems`. DatasetError.
 
     `clean` rewrites the captions; an object whose caption becomes empty is left out.
@@ -62,7 +63,7 @@ def read_captions(
             raise BadSample(f"{key}: no object with a caption is left")
         return RegionImage(key, image, tuple(objects))
 
-    return read_entries(path, name, parse, problems)
+    return kept_list(path, name, RegionImage[CaptionedObject], parse, problems, finder.asked)
 
 
 def _captioned_object(clean: Callable[[str], str], annotation: Any, key: str) -> CaptionedObject:
