@@ -14,6 +14,7 @@ import math
 import os
 import stat
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES, error: type[UserError] = 
     check_regular(path, max_bytes, error)
     try:
         return path.read_bytes()
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from None
+
+
+def read_chunks(path: Path, chunk_bytes: int, error: type[UserError] = FileError) -> Iterator[bytes]:
+    """The contents of a regular file, `chunk_bytes` at a time. Raises `error` as `read_bytes` does."""
+    check_regular(path, error=error)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(chunk_bytes):
+                yield chunk
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror}") from None
 

@@ -8,6 +8,7 @@ from pixel_sail.data.errors import DatasetError
 
 check_regular = partial(files.check_regular, error=DatasetError)
 read_bytes = partial(files.read_bytes, error=DatasetError)
+read_chunks = partial(files.read_chunks, error=DatasetError)
 read_text = partial(files.read_text, error=DatasetError)
 read_json = partial(files.read_json, error=DatasetError)
 read_csv = partial(files.read_csv, error=DatasetError)

@@ -25,7 +25,7 @@ from pixel_sail.types import Turn
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(pieces, "SMALLEST_BYTES", 0)
+    monkeypatch.setattr(kept, "SMALLEST_BYTES", 0)
     monkeypatch.setattr(pieces, "PIECE_BYTES", 600)
     monkeypatch.setattr(pieces, "_workers", lambda: 0)
     monkeypatch.setenv(kept.FOLDER_VARIABLE, "")
@@ -53,7 +53,7 @@ def test_the_same_source_and_problems(tmp_path, monkeypatch, workers):
     path.parent.mkdir()
     path.write_text(json.dumps([_osprey(number) for number in range(60)]))
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "SMALLEST_BYTES", 2**30)
+        patch.setattr(kept, "SMALLEST_BYTES", 2**30)
         expected = _opened(tmp_path, "osprey_conversation")
     assert len(expected[0]) > 20 and len(expected) == 46
 
@@ -63,7 +63,6 @@ def test_the_same_source_and_problems(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(pieces, "read_entries", refused)
     monkeypatch.setattr(pieces, "_workers", lambda: workers)
     assert _opened(tmp_path, "osprey_conversation") == expected
-    monkeypatch.setattr(kept, "SMALLEST_BYTES", 0)
     monkeypatch.setenv(kept.FOLDER_VARIABLE, str(tmp_path / "cache"))
     assert _opened(tmp_path, "osprey_conversation") == expected
     monkeypatch.setattr(pieces, "_in_pieces", refused)
@@ -112,11 +111,15 @@ def test_any_list_and_any_damage_is_as_at_once(tmp_path, monkeypatch):
         text = json.dumps(_random_list(rng), **styles[number % 4]).encode()
         if number % 3 == 0:  # a byte less, more or other
             at = int(rng.integers(len(text)))
-            text = text[:at] + [b"", b",", b'"', b"}", b"]", b"\xff", b" "][rng.integers(7)] + text[at + 1 :]
+            text = text[:at] + [b"", b",", b'"', b"}", b"]", b"\xff", b" ", b"\f"][rng.integers(8)] + text[at + 1 :]
         path.write_bytes(text)
         in_pieces += whole(path, "n", Conversation, parse, [], Folders()) is not None if number % 3 else 0
         assert _outcome(kept_ones) == _outcome(lambda problems: read_entries(path, "n", parse, problems)), text
     assert in_pieces > 50
+    for text in ("[%s]\f", "\f[%s]", "[\f%s]", "[%s\f]", "%s", "[%s]]", "[%s,]", "[,%s]", "\ufeff[%s]"):
+        for between in (", ", ",\f", "\f, ", ",, "):
+            path.write_text(text % between.join(['{"a": "k"}'] * 40))
+            assert _outcome(kept_ones) == _outcome(lambda problems: read_entries(path, "n", parse, problems)), text
 
 
 def test_entries_that_json_cannot_hold_are_read_at_once(tmp_path):

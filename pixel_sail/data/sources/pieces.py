@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pixel_sail.data.files import check_regular
+from pixel_sail.data.files import check_regular, read_chunks
+from pixel_sail.data.sources import kept
 from pixel_sail.data.sources.coded import Inexact, decoder, encoder
 from pixel_sail.data.sources.columns import Column, Entries
 from pixel_sail.data.sources.entries import numbered, parse_usable, read_entries, refuse_nothing
@@ -24,10 +25,10 @@ from pixel_sail.workers import WorkerDied, in_order
 
 T = TypeVar("T")
 
-SMALLEST_BYTES = 16 * 2**20  # of a file that is read in pieces
 PIECE_BYTES = 4 * 2**20  # its objects take ten times as much
 MAX_WORKERS = 8  # of one process
-_FIRST_KEY = re.compile(rb'\s*\[\s*(\{\s*"[^"\\]*"\s*:)')
+_SPACE = b" \t\r\n"  # of JSON
+_FIRST_KEY = re.compile(rb'[ \t\r\n]*\[[ \t\r\n]*(\{[ \t\r\n]*"[^"\\]*"[ \t\r\n]*:)')
 
 
 class _NotInPieces(Exception):
@@ -62,7 +63,7 @@ def _in_pieces(
     path: Path, name: str, kind: Any, parse: Callable[[Any, str], T], problems: list[str], folders: Folders
 ) -> Entries[T] | None:
     """None for a small file, for one that cannot be read in pieces, and for one with any fault."""
-    if check_regular(path) < SMALLEST_BYTES:
+    if check_regular(path) < kept.SMALLEST_BYTES:
         return None
     encode = encoder(kind)
 
@@ -82,9 +83,8 @@ def _in_pieces(
         return _Read((packed.keys, packed.paths, packed.bodies), added, folders.states())
 
     try:
-        with path.open("rb") as file:
-            parts = list(in_order(read, _cut(file), _workers()))
-    except (OSError, WorkerDied, _NotInPieces):
+        parts = list(in_order(read, _cut(read_chunks(path, PIECE_BYTES)), _workers()))
+    except (OSError, WorkerDied, _NotInPieces):  # OSError: no process can be started
         return None
     for part in parts:
         problems += part.problems
@@ -94,26 +94,26 @@ def _in_pieces(
     return entries
 
 
-def _cut(file: IO[bytes]) -> Iterator[_Piece]:
+def _cut(chunks: Iterator[bytes]) -> Iterator[_Piece]:
     """Cuts where an object ends and the next begins with the first key of the file, written like between the first two.
 
     Raises _NotInPieces for another kind of file.
     """
-    text = file.read(PIECE_BYTES)
+    text = next(chunks, b"")
     opening = _FIRST_KEY.match(text)
-    between = opening and re.search(rb"\}\s*,\s*" + re.escape(opening[1]), text)
+    between = opening and re.search(rb"\}[ \t\r\n]*,[ \t\r\n]*" + re.escape(opening[1]), text)
     if not between:
         raise _NotInPieces
     separator, first = between[0], 0
     text = text[opening.start(1) :]
-    while more := file.read(PIECE_BYTES):
+    for more in chunks:
         cut = text.rfind(separator)
         if cut >= 0:
             count = text.count(separator, 0, cut) + 1
             yield _Piece(first, count, text[: cut + 1])
             first, text = first + count, text[cut + separator.index(b",") + 1 :]
         text += more
-    text = text.rstrip()
+    text = text.rstrip(_SPACE)
     if not text.endswith(b"]"):
         raise _NotInPieces
     yield _Piece(first, text.count(separator) + 1, text[:-1])
@@ -121,5 +121,5 @@ def _cut(file: IO[bytes]) -> Iterator[_Piece]:
 
 def _workers() -> int:
     """Processes beside this one: its share of the cores. 0: this one alone."""
-    share = len(os.sched_getaffinity(0)) // local_ranks()
+    share = (os.cpu_count() or 1) // local_ranks()
     return 0 if share < 2 else min(share, MAX_WORKERS)
