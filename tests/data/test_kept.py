@@ -77,7 +77,7 @@ def test_images_in_a_new_folder_are_found(root, cache):
     entries = json.loads((root / "osprey/osprey_conversation.json").read_text())
     (root / "osprey/osprey_conversation.json").write_text(json.dumps([*entries, entries[0] | {"file_name": "new.jpg"}]))
     assert len(open_named(root, "osprey_conversation")) == len(entries)
-    write_images(root / "images/sam", "new.jpg")
+    write_images(root / "val2017", "new.jpg")
     assert len(open_named(root, "osprey_conversation")) == len(entries) + 1
 
 
