@@ -46,6 +46,7 @@ setup(
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
         "pixfoundation": ["pyarrow>=15"],  # CV-Bench's test.parquet, where its test.jsonl is not at hand
+        "browser": ["playwright>=1.50"],  # tests of pages, with Debian's package chromium
         "dev": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",

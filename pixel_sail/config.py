@@ -363,27 +363,36 @@ def save_config(config: Config, path: Path) -> None:
     durable.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
+def code_version() -> str | None:
+    """The commit of this code; None where it is no checkout of its repository, or there is no git."""
+    return _git("rev-parse", "HEAD")
+
+
 def environment() -> dict[str, Any]:
     """Commit, modified files, Python, machine and package versions, for the run folder."""
     import importlib.metadata as metadata
     import platform
 
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
     packages = ("torch", "transformers", "deepspeed", "timm", "numpy", "pycocotools", "webdataset", "peft")
     installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "modified_files": (git("status", "--porcelain") or "").splitlines(),
+        "commit": code_version(),
+        "modified_files": (_git("status", "--porcelain") or "").splitlines(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "packages": {name: installed.get(name) for name in packages},
     }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints about the checkout that this package is in; None where there is none."""
+    if not (REPOSITORY / ".git").exists():  # installed: the repository around it is somebody else's
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _read_yaml(path: Path, children: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

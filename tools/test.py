@@ -26,9 +26,10 @@ from pixel_sail.evaluate import perbench, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options
 from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.gallery import MAX_SHOWN, write_gallery
+from pixel_sail.evaluate.page.report import write_report, write_section
 from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.judge import Judge, Reply, endpoint, local_model
-from pixel_sail.evaluate.predictions import PredictionFiles, rename_earlier
+from pixel_sail.evaluate.predictions import PredictionFiles, read_lines, rename_earlier
 from pixel_sail.evaluate.report import Report
 from pixel_sail.locks import locked
 from pixel_sail.ranks import together
@@ -55,7 +56,7 @@ def main() -> None:
         if scores.get("empty"):
             print(f"{name}: all {scores['empty']} answers are empty: the model says nothing; are these its weights?")
     if arguments.out is not None:
-        print(f"written: {report.path}")
+        print(f"written: {report.path}\nto look at: {write_report(arguments.out)}")
 
 
 def _parse() -> argparse.Namespace:
@@ -65,7 +66,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--benchmark", action="append", required=True, help="a name as above; may be repeated")
     parser.add_argument("--predictions", type=Path, action="append", help="score this file; one for each --benchmark")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
-    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions/")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json, report.html and predictions/")
     parser.add_argument("--max-images", type=whole(1), metavar="N", help="only the first N images of each benchmark")
     parser.add_argument(
         "--min-pixels",
@@ -110,7 +111,11 @@ def _score_files(arguments: argparse.Namespace) -> Report:
         report = Report(arguments.out, None, made_with, arguments.benchmark)
         for file, name in zip(arguments.predictions, arguments.benchmark, strict=True):
             options = _options(arguments, file)
-            report.add(name, runner.score_file(file, name, arguments.data_root, arguments.max_images, options))
+            benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, options)
+            lines = runner.checked_lines(file, benchmark)
+            report.add(name, runner.score_lines(benchmark, lines))
+            if arguments.out is not None:
+                write_section(benchmark, lines, arguments.out, report.facts(name))
     return report
 
 
@@ -142,10 +147,16 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         report = on_rank_0(Report, arguments.out, arguments.checkpoint, settings, arguments.benchmark)
         for benchmark in benchmarks:
             scores = runner.run_benchmark(predictor, benchmark, arguments.out, made_with | _asked(benchmark))
-            on_rank_0(getattr(report, "add", None), benchmark.name, scores)
+            on_rank_0(_add, report, benchmark, scores, arguments.out)
         for benchmark in benchmarks if arguments.gallery and is_first else ():
             print(f"gallery: {write_gallery(benchmark, arguments.out, arguments.gallery)}")
     return report
+
+
+def _add(report: Report, benchmark: Benchmark, scores: dict[str, Any], out: Path) -> None:
+    report.add(benchmark.name, scores)
+    lines = read_lines(PredictionFiles(out, benchmark).final, benchmark)
+    write_section(benchmark, lines, out, report.facts(benchmark.name))
 
 
 @contextlib.contextmanager
@@ -154,7 +165,7 @@ def _held(out: Path | None, gallery: int = 0) -> Iterator[None]:
     if out is None:
         yield
         return
-    for folder in (out, out / "predictions", *([out / "gallery"] if gallery else [])):
+    for folder in (out, out / "predictions", out / "report", *([out / "gallery"] if gallery else [])):
         check_writable(folder)
     with locked(out / ".lock", f"the folder {out}"):
         yield

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.pixfoundation.judge import Judge
-from pixel_sail.serve.visualize import Card, SheetRow
 from pixel_sail.types import RLE, BadSample
 
 MAX_CHARACTERS = 100_000  # of an answer
@@ -40,8 +40,8 @@ class Benchmark(Protocol):
         """Scores of checked lines in case order: percentages as floats, counts as ints, None where undefined."""
         ...
 
-    def show(self, case: Any, line: Line) -> SheetRow | Card:
-        """A case and its prediction in a gallery: a row for a mask, a card for a text; see show.py."""
+    def result(self, case: Any, line: Line) -> CaseResult:
+        """A case beside its checked line, for galleries and reports."""
         ...
 
 

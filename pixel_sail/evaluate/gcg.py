@@ -35,11 +35,10 @@ from pixel_sail.data.sources.grounded import with_masks
 from pixel_sail.data.templates import GROUNDED_CAPTION
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
+from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.region import ask_about_regions
-from pixel_sail.evaluate.show import answer_card
 from pixel_sail.metrics import iou
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import Card
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
 from pixel_sail.types import RLE, BadSample
 
@@ -138,8 +137,9 @@ class GroundedCaptions:
         }
         return with_unusable(scores, self.problems)
 
-    def show(self, case: GcgCase, line: Line) -> Card:
-        return answer_card(case, line)
+    def result(self, case: GcgCase, line: Line) -> CaseResult:
+        """A caption is neither right nor wrong; `recall` and `miou` compare its masks."""
+        return CaseResult(case.image, case.question, line["text"], case.reply, masks=tuple(line["segmentations"]))
 
 
 DEFINITIONS = (

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, unite
 from pixel_sail.data.sources.jsonl import NAME, JsonlEntry, read_jsonl
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
+from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
-from pixel_sail.evaluate.show import mask_row, with_prompts
+from pixel_sail.evaluate.topics import topic
 from pixel_sail.metrics import THRESHOLDS, ReferringScore
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
-from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.tokens import SEG, prompt_names
 from pixel_sail.types import RLE, BadSample
 
@@ -120,9 +119,10 @@ class JsonlBenchmark:
             score.update(line["segmentation"], case.mask, images[case.image])
         return with_unusable(score.result() | {"not_scored": self.not_scored}, self.problems)
 
-    def show(self, case: JsonlCase, line: Line) -> SheetRow:
-        image = with_prompts(load_image(case.image), case.prompts)
-        return mask_row(image, case.question, case.mask, line["segmentation"])
+    def result(self, case: JsonlCase, line: Line) -> CaseResult:
+        groups, text = {"question": topic(case.question)}, line.get("text", "")
+        masks = [line["segmentation"]]
+        return mask_result(case.image, case.question, masks, case.mask, groups, answer=text, prompts=case.prompts)
 
 
 BENCHMARK = BenchmarkKind(

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import encode_mask, unite
 from pixel_sail.data.options import chosen_letter, parse_options
 from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.captions import as_caption, caption_scores, joined, renamed, without_prompt_name
+from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.paper_meteor import paper_meteor
 from pixel_sail.evaluate.referring import check_mask, union_mask
 from pixel_sail.evaluate.region import ask_about_regions
-from pixel_sail.evaluate.show import answer_card, mask_row, with_prompts
+from pixel_sail.evaluate.topics import topic
 from pixel_sail.metrics import ReferringScore, overlap
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import Card, SheetRow
 from pixel_sail.types import RLE
 
 KIND = "perbench"  # also the folder below the data root
@@ -86,11 +85,15 @@ class PerbenchTask:
         scores = {"caption": _captions, "mcq": _choices, "vtres": _masks}[self.task](self.cases, lines)
         return with_unusable(scores | {"cases": len(self.cases)}, self.problems)
 
-    def show(self, case: PerbenchCase, line: Line) -> SheetRow | Card:
-        if self.task != "vtres":
-            return answer_card(case, line)
-        image, truth = with_prompts(load_image(case.image), case.prompts), unite(case.reference, case.size_hw)
-        return mask_row(image, case.question, truth, line["segmentation"])
+    def result(self, case: PerbenchCase, line: Line) -> CaseResult:
+        """vtres as `ciou_union` scores it, mcq as `accuracy_option`; a caption is neither right nor wrong."""
+        groups = {} if self.task == "caption" else {"question": topic(case.question)}
+        if self.task == "vtres":
+            target, masks = unite(case.reference, case.size_hw), [line["segmentation"]]
+            text = line.get("text", "")
+            return mask_result(case.image, case.question, masks, target, groups, answer=text, prompts=case.prompts)
+        right = _chosen(case, line) == case.reference if self.task == "mcq" else None
+        return CaseResult(case.image, case.question, line["text"], case.reply, case.prompts, right=right, groups=groups)
 
 
 _AUTHORS = "Pixel-SAIL's authors, arXiv 2504.10465"
@@ -163,10 +166,7 @@ def _captions(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str,
 
 
 def _choices(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:
-    letters = [
-        chosen_letter(without_prompt_name(line["text"]), parse_options(case.question))
-        for case, line in zip(cases, lines, strict=True)
-    ]
+    letters = [_chosen(case, line) for case, line in zip(cases, lines, strict=True)]
     right = sum(letter == case.reference for letter, case in zip(letters, cases, strict=True))
     contained = sum(case.answer in line["text"] for case, line in zip(cases, lines, strict=True))
     return {
@@ -174,6 +174,11 @@ def _choices(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, 
         "accuracy_option": 100 * right / len(cases) if cases else None,
         "unparsed": letters.count(None),
     }
+
+
+def _chosen(case: PerbenchCase, line: Line) -> str | None:
+    """The letter of the option that an answer chooses; None if it chooses none."""
+    return chosen_letter(without_prompt_name(line["text"]), parse_options(case.question))
 
 
 def _masks(cases: Sequence[PerbenchCase], lines: Sequence[Line]) -> dict[str, Any]:

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, QUESTIONS_REASON, question
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
+from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
-from pixel_sail.evaluate.show import mask_row
 from pixel_sail.metrics import THRESHOLDS, ReferringScore
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.types import RLE, BadSample
 
 KIND = "reasonseg"
@@ -87,9 +85,7 @@ class ReasonSegBenchmark:
         score = ReferringScore()
         of_length = {"short": ReferringScore(), "long": ReferringScore()}
         for number, (case, line) in enumerate(zip(self.cases, lines, strict=True)):
-            predicted = line["segmentation"]
-            if predicted is not None:
-                predicted = encode_mask(decode_mask(predicted) & ~decode_mask(case.ignored))
+            predicted = _without_ignored(line["segmentation"], case)
             for part in (score, of_length["long" if case.is_sentence else "short"]):
                 part.update(predicted, case.mask, number)
         parts = {
@@ -99,8 +95,10 @@ class ReasonSegBenchmark:
         }
         return with_unusable(score.result() | parts, self.problems)
 
-    def show(self, case: ReasonCase, line: Line) -> SheetRow:
-        return mask_row(load_image(case.image, orient=True), case.sentence, case.mask, line["segmentation"])
+    def result(self, case: ReasonCase, line: Line) -> CaseResult:
+        groups, text = {"query": "sentence" if case.is_sentence else "phrase"}, line.get("text", "")
+        masks = [_without_ignored(line["segmentation"], case)]
+        return mask_result(case.image, case.sentence, masks, case.mask, groups, answer=text, oriented=True)
 
 
 DEFINITIONS = (
@@ -122,3 +120,8 @@ BENCHMARK = BenchmarkKind(
     help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU (also of short and long queries), Pr@X; SPLIT: val",
     open=lambda root, name, options: ReasonSegBenchmark.read(root, name),
 )
+
+
+def _without_ignored(mask: RLE | None, case: ReasonCase) -> RLE | None:
+    """A predicted mask without the pixels that the annotators marked as ignored."""
+    return None if mask is None else encode_mask(decode_mask(mask) & ~decode_mask(case.ignored))

@@ -15,10 +15,10 @@ from pixel_sail.data.masks import check_rle, encode_mask
 from pixel_sail.data.sources import grefer, refer
 from pixel_sail.data.sources.cases import Case, read_benchmark
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
-from pixel_sail.evaluate.show import mask_row
+from pixel_sail.evaluate.case_result import CaseResult, mask_result
+from pixel_sail.evaluate.topics import expression_kinds, topic
 from pixel_sail.metrics import THRESHOLDS, DetailScore, GeneralizedScore, ReferringScore, counts_as_empty
 from pixel_sail.serve.predictor import Predictor
-from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.types import RLE, BadSample
 
 
@@ -31,6 +31,7 @@ class ReferringBenchmark:
     problems: tuple[str, ...]
     has_no_target: bool  # an expression may match nothing
     min_pixels: int = 0  # gRefCOCO: a smaller prediction counts as empty
+    kinds: tuple[str, ...] = ()  # of each expression, by sent_id, where the dataset says so
     id_fields: tuple[str, ...] = ("ref_id", "sent_id")
     answer_fields: tuple[str, ...] = ("segmentation",)
     images_per_call: int = 1
@@ -39,7 +40,8 @@ class ReferringBenchmark:
     def read(cls, root: Path, name: str, min_pixels: int = 0) -> ReferringBenchmark:
         """Raises DatasetError for an unknown or unreadable dataset or split."""
         read = read_benchmark(root, name)
-        return cls(name, read.cases, read.problems, read.has_no_target, min_pixels)
+        kinds = tuple(expression_kinds(root, name.partition(":")[0]))
+        return cls(name, read.cases, read.problems, read.has_no_target, min_pixels, kinds)
 
     def predict(self, predictor: Predictor, cases: Sequence[Case]) -> list[Line]:
         """The lines of one image, which is encoded once for all its expressions. The masks of an answer are united."""
@@ -69,8 +71,19 @@ class ReferringBenchmark:
                 detail.update(None if counts_as_empty(predicted, min_pixels) else predicted, case.mask)
         return with_unusable(score.result() | detail.result(), self.problems)
 
-    def show(self, case: Case, line: Line) -> SheetRow:
-        return mask_row(load_image(case.image), case.sentence, case.mask, line["segmentation"])
+    def result(self, case: Case, line: Line) -> CaseResult:
+        groups = {"expression": self.kinds[case.sent_id] if self.kinds else topic(case.sentence)}
+        if self.has_no_target:
+            groups["objects meant"] = str(case.targets) if case.targets < 4 else "4 or more"
+        return mask_result(
+            case.image,
+            case.sentence,
+            [line["segmentation"]],
+            case.mask,
+            groups,
+            answer=line.get("text", ""),
+            min_pixels=self.min_pixels,
+        )
 
 
 DETAILS = (  # of RES and GRES

@@ -13,11 +13,10 @@ from pixel_sail.data.sources import refer
 from pixel_sail.data.templates import TELL_APART, about
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, RegionQuestion, check_words, with_unusable
 from pixel_sail.evaluate.captions import CaptionSet, as_caption, joined, renamed, scores_of_sets
+from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.referring import open_image
-from pixel_sail.evaluate.show import answer_card
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat, Predictor
-from pixel_sail.serve.visualize import Card
 from pixel_sail.types import RLE
 
 KIND = "region_caption"
@@ -97,8 +96,8 @@ class RegionCaptions:
         scores = joined(of_sentences, renamed(of_regions, "_all_references"))
         return with_unusable(scores | {"cases": len(self.cases), "sentences": len(pairs)}, self.problems)
 
-    def show(self, case: RegionCase, line: Line) -> Card:
-        return answer_card(case, line)
+    def result(self, case: RegionCase, line: Line) -> CaseResult:
+        return CaseResult(case.image, case.question, line["text"], case.reply, case.prompts)
 
 
 _TOKENS = "METEOR 1.5 and CIDEr of pycocoevalcap on PTB tokens"

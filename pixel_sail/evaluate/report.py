@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pixel_sail.config import code_version
 from pixel_sail.durable import differences, few
 from pixel_sail.errors import FileError, UserError
 from pixel_sail.evaluate import perbench, runner
@@ -27,12 +29,13 @@ class Report:
         self._checkpoint = checkpoint
         self._made_with = {name: value for name, value in made_with.items() if name != "checkpoint"}
         self.scores: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, dict[str, Any]] = {}  # benchmark -> when and by which code it was scored
         if self.path is None or not self.path.exists():
             return
-        earlier = _read(self.path)
+        earlier = read_metrics(self.path)
         changes = self._changes(earlier)
         if not changes:
-            self.scores = earlier["benchmarks"]
+            self.scores, self.runs = earlier["benchmarks"], earlier.get("runs", {})
             return
         others = [name for name in earlier["benchmarks"] if name not in {*names, perbench.KIND}]
         if others:
@@ -48,8 +51,21 @@ class Report:
         overall = perbench.overall(self.scores)
         if overall is not None:
             self.scores[perbench.KIND] = overall
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.runs = {**self.runs, name: {"date": now, "commit": code_version()}}
         if self.path is not None:
-            runner.write_metrics(self.path.parent, self._checkpoint, self.scores, made_with=self._made_with)
+            folder = self.path.parent
+            runner.write_metrics(folder, self._checkpoint, self.scores, made_with=self._made_with, runs=self.runs)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """When, by which code and with which settings a benchmark was scored, for people to read."""
+        run, settings = self.runs[name], self._made_with.get("settings", {})
+        return {
+            "scored": run["date"],
+            "commit": (run["commit"] or "")[:10],
+            "first images": self._made_with.get("max_images"),
+            **{name: value for name, value in settings.items() if value != "none"},
+        }
 
     def _changes(self, earlier: dict[str, Any]) -> list[str]:
         """In words, how what the earlier scores were made with differs; empty if it does not."""
@@ -61,7 +77,7 @@ class Report:
         return differences({"checkpoint": earlier.get("checkpoint"), **before}, now)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_metrics(path: Path) -> dict[str, Any]:
     values = read_json(path)
     benchmarks = values.get("benchmarks") if isinstance(values, dict) else None
     if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):

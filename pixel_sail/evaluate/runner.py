@@ -6,6 +6,7 @@ An interrupted run is continued where it stopped; see `pixel_sail.evaluate.predi
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pixel_sail.ranks import raise_together, together
 from pixel_sail.types import BadSample
 
 METRICS = "metrics.json"  # the file of scores in a folder of results
+TABLE_COLUMNS = 100
 BENCHMARKS: tuple[BenchmarkKind, ...] = (
     referring.BENCHMARK,
     perbench.BENCHMARK,
@@ -89,7 +91,7 @@ def run_benchmark(predictor: Any, benchmark: Benchmark, out: Path, made_with: di
     if signals:
         message = f"stopped after {files.predicted()} of {len(benchmark.cases)} cases of {benchmark.name}"
         raise Stopped(signals[0], f"{message}; they are kept, and the same command goes on")
-    return together(lambda: _score(benchmark, files.finish()) if is_first else None)
+    return together(lambda: score_lines(benchmark, files.finish()) if is_first else None)
 
 
 def _predict(predictor: Any, benchmark: Benchmark, files: PredictionFiles, todo: list[list[Any]]) -> list[int]:
@@ -143,8 +145,8 @@ def _lines(predictor: Any, benchmark: Benchmark, cases: list[Any]) -> list[Line]
         ) from None
 
 
-def _score(benchmark: Benchmark, lines: list[Line]) -> dict[str, Any]:
-    """The scores, and `empty`, the number of answers, if none of them says or shows anything."""
+def score_lines(benchmark: Benchmark, lines: list[Line]) -> dict[str, Any]:
+    """The scores of checked lines in case order, and `empty`, their number, if none of them says or shows anything."""
     scores = benchmark.score(lines)
     return scores | ({"empty": len(lines)} if all(map(is_empty, lines)) else {})
 
@@ -157,7 +159,12 @@ def score_file(
     Raises DatasetError for missing, repeated or unknown cases, BadSample for a mask that does not fit its image.
     """
     benchmark = open_benchmark(name, data_root, max_images, options)
-    return _score(benchmark, in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions)))
+    return score_lines(benchmark, checked_lines(predictions, benchmark))
+
+
+def checked_lines(predictions: Path, benchmark: Benchmark) -> list[Line]:
+    """The lines of a predictions file of any model in case order. Raises DatasetError, BadSample: see `score_file`."""
+    return in_case_order(benchmark, read_lines(predictions, benchmark), str(predictions))
 
 
 def definitions(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -174,12 +181,17 @@ def definitions(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]
 
 def definitions_text(results: dict[str, dict[str, Any]]) -> str:
     """The definitions of the scores in a table, a line each; a definition of several benchmarks once."""
+    return "\n".join(f"  {names}: {text}" for names, text in uses_of_definitions(definitions(results)))
+
+
+def uses_of_definitions(defined: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+    """(the scores that it defines, with their benchmarks; the definition) of each. `defined`: see `definitions`."""
     uses: dict[str, list[str]] = {}
-    for name, scores in definitions(results).items():
+    for name, scores in defined.items():
         for text in dict.fromkeys(scores.values()):
             shared = ", ".join(score for score in scores if scores[score] == text)
             uses.setdefault(text, []).append(f"{name} {shared}")
-    return "\n".join(f"  {'; '.join(names)}: {text}" for text, names in uses.items())
+    return [("; ".join(names), text) for text, names in uses.items()]
 
 
 def write_metrics(
@@ -188,11 +200,13 @@ def write_metrics(
     results: dict[str, dict[str, Any]],
     defined: dict[str, dict[str, str]] | None = None,
     made_with: dict[str, Any] | None = None,
+    runs: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
     """`metrics.json`: {"checkpoint": path or null, "benchmarks": {name: scores}, "definitions": {name: {score: text}}}.
 
     `checkpoint`: None for a scored file. `defined`: the definitions, if the names in `results` are no benchmarks.
-    `made_with`: what the scores depend on besides, as plain JSON values.
+    `made_with`: what the scores depend on besides, as plain JSON values. `runs`: benchmark -> when and by which code it
+    was scored.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / METRICS
@@ -200,28 +214,36 @@ def write_metrics(
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "benchmarks": results,
         "definitions": definitions(results) if defined is None else defined,
-    } | ({} if made_with is None else {"made_with": made_with})
-    write_json(path, values, indent=2)
+        "made_with": made_with,
+        "runs": runs,
+    }
+    absent = [name for name in ("made_with", "runs") if values[name] is None]
+    write_json(path, {name: value for name, value in values.items() if name not in absent}, indent=2)
     return path
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line a benchmark, and a column for each number that any of them has; percentages with one decimal."""
-    numbers = [[name for name, value in scores.items() if not isinstance(value, dict)] for scores in results.values()]
-    columns = list(dict.fromkeys(name for names in numbers for name in names))
-    rows = [["benchmark", *columns]]
-    rows += [[name, *(_shown(scores.get(column, "")) for column in columns)] for name, scores in results.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    """The scores of each benchmark behind its name, percentages with one decimal, in lines of TABLE_COLUMNS at most."""
+    indent = min(max(map(len, results), default=0), TABLE_COLUMNS // 3) + 2
+    lines = []
+    for name, scores in results.items():
+        line = name.ljust(indent) if len(name) + 2 <= indent else None
+        if line is None:  # a long name has a line of its own
+            lines.append(name)
+            line = " " * indent
+        for score, value in scores.items():
+            if isinstance(value, dict | list):
+                continue
+            shown = f"{score} {_shown(value)}"
+            if len(line) > indent and len(line) + len(shown) > TABLE_COLUMNS:
+                lines.append(line.rstrip())
+                line = " " * indent
+            line += f"{shown}   "
+        lines.append(line.rstrip())
+    return "\n".join(lines)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,31 +1,33 @@
-"""How a case and its prediction are shown in a gallery: masks side by side, or texts beside the image."""
+"""How a scored case is shown in a gallery: masks side by side, or texts beside the image."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from PIL import Image
 
 from pixel_sail.data.image import load_image
-from pixel_sail.data.masks import decode_mask
-from pixel_sail.evaluate.benchmark import Line, RegionQuestion
+from pixel_sail.data.masks import decode_mask, unite
+from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.serve.visualize import Card, SheetRow, mark_regions, paint
-from pixel_sail.types import RLE
 
 
-def mask_row(image: Image.Image, title: str, truth: RLE | None, prediction: RLE | None) -> SheetRow:
-    """Image, ground truth and prediction side by side; None: no mask."""
-    truth_mask, predicted_mask = (None if rle is None else decode_mask(rle) for rle in (truth, prediction))
-    return SheetRow(image, title, truth_mask, predicted_mask)
+def shown(result: CaseResult) -> SheetRow | Card:
+    """A row for a case whose mask is scored, a card for one that is answered in words alone or in both."""
+    if result.overlap is None:
+        painted = paint(with_prompts(result), [decode_mask(rle) for rle in result.masks])
+        return Card(painted, (result.question, f"model: {result.answer}", f"right: {result.right_answer}"))
+    words = f" {result.answer}" if result.right_answer else ""
+    return mask_row(result, f"{result.question}{words}")
 
 
-def answer_card(case: RegionQuestion, line: Line) -> Card:
-    """The image with its prompted regions and the predicted masks, beside the question and both answers."""
-    image = with_prompts(load_image(case.image), case.prompts)
-    image = paint(image, [decode_mask(rle) for rle in line.get("segmentations", ())])
-    return Card(image, (case.question, f"model: {line['text']}", f"right: {case.reply}"))
+def mask_row(result: CaseResult, title: str) -> SheetRow:
+    """Image, target and the united masks of the answer side by side."""
+    image = with_prompts(result)
+    predicted = unite(result.masks, (image.height, image.width)) if result.masks else None
+    target, mask = (None if rle is None else decode_mask(rle) for rle in (result.target, predicted))
+    return SheetRow(image, title, target, mask)
 
 
-def with_prompts(image: Image.Image, prompts: Mapping[int, RLE]) -> Image.Image:
+def with_prompts(result: CaseResult) -> Image.Image:
     """The image with the outlines of its prompted regions."""
-    return mark_regions(image, {k: decode_mask(rle) for k, rle in prompts.items()})
+    image = load_image(result.image, result.oriented)
+    return mark_regions(image, {k: decode_mask(rle) for k, rle in result.prompts.items()}) if result.prompts else image

@@ -146,6 +146,17 @@ def contact_sheet(rows: Sequence[SheetRow], across: int = 2, cell_px: int = 240)
     return _page([_sheet_tile(row, cell_px, font) for row in rows], across, gap=8)
 
 
+def panels(row: SheetRow, cell_px: int) -> list[tuple[str, Image.Image]]:
+    """(what it shows, image `cell_px` wide) of a row: the image, the ground truth, the prediction."""
+    size = _cell_size(row.image, cell_px)
+    small = row.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    cells = [small]
+    for tint, mask in enumerate((row.truth, row.prediction)):
+        cells.append(small if mask is None else paint(small, [_resized(mask, size)], first_colour=1 + tint))
+    notes = ("image", "ground truth" + (": none" if row.truth is None else ""), _prediction_note(row))
+    return list(zip(notes, cells, strict=True))
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Replaces the file at once."""
     with replaced_file(path, "wb") as file:
@@ -168,18 +179,13 @@ def _page(tiles: Sequence[Image.Image], across: int, gap: int) -> Image.Image:
 
 
 def _sheet_tile(row: SheetRow, cell_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    size = _cell_size(row.image, cell_px)
-    small = row.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    cells = [small]
-    for tint, mask in enumerate((row.truth, row.prediction)):
-        cells.append(small if mask is None else paint(small, [_resized(mask, size)], first_colour=1 + tint))
+    shown = panels(row, cell_px)
     line, gap = _line_px(font), 4
-    tile = Image.new("RGB", (3 * cell_px + 2 * gap, 2 * line + size[1]), _PAPER)
+    tile = Image.new("RGB", (3 * cell_px + 2 * gap, 2 * line + shown[0][1].height), _PAPER)
     draw = ImageDraw.Draw(tile)
     titles = _wrapped(row.title, font, tile.width)
     draw.text((0, 0), titles[0] + (" ..." if len(titles) > 1 else ""), fill=_INK, font=font)
-    notes = ("image", "ground truth" + (": none" if row.truth is None else ""), _prediction_note(row))
-    for i, (cell, note) in enumerate(zip(cells, notes, strict=True)):
+    for i, (note, cell) in enumerate(shown):
         draw.text((i * (cell_px + gap), line), note, fill=_PALE, font=font)
         tile.paste(cell, (i * (cell_px + gap), 2 * line))
     return tile

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import read_json
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import refer
 from pixel_sail.data.sources.cases import Case
 from pixel_sail.data.sources.coco import CocoInstances
 from pixel_sail.evaluate.benchmark import Line
+from pixel_sail.evaluate.topics import expression_kinds
 from pixel_sail.metrics import boundary, boundary_distance_px, iou, overlap
 from pixel_sail.types import RLE
 
@@ -81,7 +81,8 @@ def mask_errors(cases: Sequence[Case], lines: Sequence[Line], root: Path, name: 
     if dataset not in refer.NAMES:
         known = " or ".join(refer.NAMES)
         raise DatasetError(f"{name}: mask errors need {known}, where an expression means exactly one object")
-    objects, kinds = _objects(CocoInstances.read(root / dataset / "instances.json"), cases), _kinds(root, dataset)
+    objects = _objects(CocoInstances.read(root / dataset / "instances.json"), cases)
+    kinds = expression_kinds(root, dataset)
     errors: dict[str, MaskErrors] = defaultdict(MaskErrors)
     for case, line in zip(cases, lines, strict=True):
         for group in ("all", *([kinds[case.sent_id]] if kinds else [])):
@@ -108,12 +109,6 @@ def _objects(coco: CocoInstances, cases: Iterable[Case]) -> dict[int, list[RLE]]
         if image_id in masks:
             masks[image_id].append(coco.mask(annotation_id, image_id))
     return masks
-
-
-def _kinds(root: Path, dataset: str) -> list[str]:
-    """The kind of each expression, indexed by sent_id. Empty except for the embedded dataset."""
-    path = root / "scenes.json"
-    return [query["type"] for query in read_json(path)["queries"][dataset]] if path.is_file() else []
 
 
 def _causes(prediction: RLE, target: RLE, objects: Sequence[RLE]) -> dict[str, int]:

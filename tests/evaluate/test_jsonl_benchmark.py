@@ -99,8 +99,8 @@ def test_a_question_is_asked_alone_with_the_regions_that_it_names(root):
     assert asked == [(["The cup?"], {}), (["What is near <Prompt3>?"], {3: 1}), (["All?"], {})]
     assert [(line["line"], line["turn"]) for line in lines] == [(1, 0), (1, 2), (3, 0)]
     np.testing.assert_array_equal(decode_mask(lines[0]["segmentation"]), box(0, 0) | box(10, 0))
-    row = benchmark.show(benchmark.cases[1], lines[1])
-    assert row.truth.sum() == 40
+    result = benchmark.result(benchmark.cases[1], lines[1])
+    assert result.overlap.target_px == 40 and result.groups["question"] == "relation"
 
 
 def test_what_cannot_be_scored_is_refused(root):

@@ -257,7 +257,7 @@ def test_a_failure_in_the_second_benchmark_leaves_the_first(dataset: Path, tmp_p
     files = ["--benchmark", "refcoco:val", "--predictions", first]
     status, printed = run_tool(*call, *files, "--benchmark", "grefcoco:val", "--predictions", second)
     assert status == 1 and "q.jsonl, line 1" in printed and "Traceback" not in printed
-    assert _scored(out)["refcoco:val"]["ciou"] == 100 and sorted(os.listdir(out)) == ["metrics.json"]
+    assert _scored(out)["refcoco:val"]["ciou"] == 100 and sorted(os.listdir(out)) == ["metrics.json", "report"]
     _predictions(dataset, "grefcoco:val", second)
     status, printed = run_tool(*call, "--benchmark", "grefcoco:val", "--predictions", second)
     assert status == 0 and list(_scored(out)) == ["refcoco:val", "grefcoco:val"], printed

@@ -135,7 +135,7 @@ def test_files_and_lines_are_as_documented(dataset, tmp_path):
     assert written == {"checkpoint": "runs/x/export", "benchmarks": {"refcoco:val": scores}}
     details = {"boundary_iou", "small_ciou", "small_giou", "small_cases", "small_below"}
     assert set(scores) == {"ciou", "giou", "cases", "images", *(f"pr@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9))} | details
-    assert f"{scores['ciou']:.1f}" in runner.table({"refcoco:val": scores}).splitlines()[2]
+    assert f"{scores['ciou']:.1f}" in runner.table({"refcoco:val": scores})
 
 
 def _interrupted(benchmark, out, after):

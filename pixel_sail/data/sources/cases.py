@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pixel_sail.data.errors import DatasetError
@@ -19,6 +19,8 @@ class Case:
     image_id: int
     size_hw: tuple[int, int]  # pixels of the stored image
     mask: RLE | None  # None: nothing in the image matches
+    # objects united in the mask; not in the repr, by which earlier predictions are recognized
+    targets: int = field(default=1, repr=False)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,16 @@ def read_benchmark(root: Path, name: str) -> Cases:
         raise DatasetError(f"unknown benchmark {name!r}: write dataset:split with one of {', '.join(known)}")
     referring = refer.read_refer(root, dataset, split) if dataset in refer.NAMES else grefer.read_grefer(root, split)
     cases = tuple(
-        Case(referent.ref_id, sent_id, sentence, image.path, image.image_id, image.size_hw, referent.mask)
+        Case(
+            referent.ref_id,
+            sent_id,
+            sentence,
+            image.path,
+            image.image_id,
+            image.size_hw,
+            referent.mask,
+            referent.targets,
+        )
         for image in referring.images
         for referent in image.referents
         for sent_id, sentence in referent.sentences

@@ -9,14 +9,15 @@ the requests (`replies`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.image import load_image
 from pixel_sail.data.templates import HIDDEN_EXPRESSION
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
+from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
@@ -27,12 +28,12 @@ from pixel_sail.evaluate.pixfoundation.templates import (
     grounding_templates,
     vqa_prompts,
 )
+from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
 from pixel_sail.evaluate.pixfoundation.wordings import OWN, Wordings, read_wordings
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
-from pixel_sail.evaluate.show import mask_row
+from pixel_sail.evaluate.topics import topic
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
-from pixel_sail.serve.visualize import SheetRow
 from pixel_sail.types import BadSample
 
 MAX_NEW_TOKENS = 64
@@ -118,10 +119,20 @@ class PixBenchmark:
                 )
         return with_unusable(pix_scores(self.cases, lines, self.pair_size, self.judge), self.problems)
 
-    def show(self, case: PixObject, line: Line) -> SheetRow:
-        """The answer to the first wording, and the mask of the first request."""
-        title = f"{case.expression}; {case.question} {'; '.join(line['answers'][:1])}"
-        return mask_row(load_image(case.image), title, case.mask_rle, next(iter(line["segmentations"]), None))
+    def result(self, case: PixObject, line: Line) -> CaseResult:
+        """The answer to the first wording, and the mask of the first request; right if both are."""
+        answer = next(iter(line["answers"]), "")
+        question = f"{case.expression or NO_EXPRESSION}; {case.question}"
+        groups = {"question": topic(case.question)}
+        masks = line["segmentations"][:1]
+        result = mask_result(case.image, question, masks, case.mask_rle, groups, answer=answer)
+        right_answer = dict(zip(ascii_lowercase, case.options, strict=False)).get(case.answer, "")
+        if not line["answers"]:
+            return result
+        chosen = chosen_option(answer, case.options) == case.answer
+        if not masks:
+            return replace(result, right_answer=right_answer, overlap=None, right=chosen)
+        return replace(result, right_answer=right_answer, right=bool(result.right and chosen))
 
 
 _AUTHORS = "PixFoundation, arXiv 2502.04192"

@@ -1,0 +1,77 @@
+"""Compares two models on the benchmarks that both were scored on: differences with intervals, and a page of the cases.
+
+    python tools/test.py MODEL_A --benchmark refcoco:val --out outputs/a
+    python tools/test.py MODEL_B --benchmark refcoco:val --out outputs/b
+    python tools/compare.py outputs/a outputs/b --data-root data/scenes --out outputs/compare.html
+
+A and B are folders that tools/test.py wrote. A difference is B minus A, in percent; its interval is 95 % of a paired
+bootstrap over images. Scores of words, such as METEOR, are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.command import tool
+from pixel_sail.durable import write_text
+from pixel_sail.errors import UserError
+from pixel_sail.evaluate import perbench, runner
+from pixel_sail.evaluate.case_result import CaseResult
+from pixel_sail.evaluate.page.compare import TITLES, changed_cases, comparison, differences, rows, text_table
+from pixel_sail.evaluate.predictions import PredictionFiles
+from pixel_sail.evaluate.report import read_metrics
+from pixel_sail.writable import check_writable
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, metavar="A", help="a folder of tools/test.py")
+    parser.add_argument("second", type=Path, metavar="B")
+    parser.add_argument("--benchmark", action="append", help="only this one; may be repeated")
+    parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/compare.html"), help="the page to write")
+    arguments = parser.parse_args()
+    folders = (arguments.first, arguments.second)
+    check_writable(arguments.out.parent)
+    metrics = [read_metrics(folder / runner.METRICS) for folder in folders]
+    names, max_images = _shared(metrics, arguments.benchmark or [])
+    lines, parts = [], []
+    for name in names:
+        first, second = (_results(folder, name, arguments.data_root, max_images) for folder in folders)
+        lines += rows(name, differences(first, second))
+        parts.append(changed_cases(name, first, second))
+    print(text_table(lines))
+    models = [str(values["checkpoint"] or folder) for values, folder in zip(metrics, folders, strict=True)]
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out, comparison(models, lines, parts))
+    print(f"to look at: {arguments.out}")
+
+
+def _shared(metrics: list[dict[str, Any]], wanted: list[str]) -> tuple[list[str], int | None]:
+    """The benchmarks that both models were scored on, all or the `wanted` ones, and --max-images. Raises UserError."""
+    limits = [values.get("made_with", {}).get("max_images") for values in metrics]
+    if limits[0] != limits[1]:
+        raise UserError(f"A was scored with --max-images {limits[0]}, B with {limits[1]}: score both in the same way")
+    scored = [[name for name in values["benchmarks"] if name != perbench.KIND] for values in metrics]
+    names = [name for name in scored[0] if name in scored[1]]
+    wanted = [task for name in wanted for task in runner.tasks_of(name)]
+    for title, its in zip(TITLES, scored, strict=True):
+        missing = [name for name in wanted if name not in its]
+        if missing:
+            raise UserError(f"{title} was not scored on {', '.join(missing)}: tools/test.py does that")
+    if not names:
+        raise UserError(f"no benchmark is in both: A has {', '.join(scored[0])}, B has {', '.join(scored[1])}")
+    return wanted or names, limits[0]
+
+
+def _results(folder: Path, name: str, data_root: Path, max_images: int | None) -> list[CaseResult]:
+    benchmark = runner.open_benchmark(name, data_root, max_images)
+    lines = runner.checked_lines(PredictionFiles(folder, benchmark).final, benchmark)
+    return [benchmark.result(*pair) for pair in zip(benchmark.cases, lines, strict=True)]
+
+
+if __name__ == "__main__":
+    main()
