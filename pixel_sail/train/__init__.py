@@ -9,5 +9,6 @@ optim.py         parameter groups, learning rate, optimizer; muon.py
 finetune.py      frozen weights and LoRA adapters; quantize.py frozen weights in 4 bits
 distillation.py  adapters that learn the features of frozen experts
 checkpoint.py    save, resume; export.py the finished model
-validate.py      scores during training; log.py console, JSON lines; banner.py, curves.py, trackers.py (wandb, TensorBoard)
+validate.py      scores during training
+log.py           console, JSON lines; banner.py before the first step, curves.py, trackers.py (wandb, TensorBoard)
 """
