@@ -8,7 +8,7 @@ import pytest
 import torch
 from in_process import call_main, load_tool
 
-from pixel_sail.devices import choose_device, choose_dtype
+from pixel_sail.devices import choose_device, choose_dtype, has_bf16_units
 from pixel_sail.errors import UserError
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.studies.attend_segment.adapters import open_adapter
@@ -49,6 +49,27 @@ def test_precisions() -> None:
     assert choose_dtype("auto", torch.device("cuda")) == choose_dtype("bf16", torch.device("cpu")) == torch.bfloat16
     with pytest.raises(UserError, match="there is no precision 'fp8': give auto, bf16, fp32"):
         choose_dtype("fp8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "line, units",
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu amx_tile amx_bf16", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("Features\t: fp asimd i8mm bf16", True),  # ARM
+        ("Features\t: fp asimd", False),
+        ("model name\t: a CPU with bf16", False),
+    ],
+)
+def test_bf16_units(line: str, units: bool, tmp_path: Path, monkeypatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{line}\n\n")
+    for with_onednn in (True, False):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda there=with_onednn: there)
+        has_bf16_units.cache_clear()
+        assert has_bf16_units(cpuinfo) == (units and with_onednn)
+    assert not has_bf16_units(tmp_path / "nowhere")  # macOS, Windows
 
 
 TOOLS = {

@@ -172,6 +172,29 @@ def test_kernels_equal_brute_force_in_bf16(kernel: str, spans: tuple) -> None:
         assert ((a.double() - b.double()).norm() / b.double().norm()) < 2e-2
 
 
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_cpu_with_bf16_units_computes_bf16_attention_as_such_without_gradients(
+    units: bool, gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "has_bf16_units", lambda: units)
+    real, dtypes = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def noted(query: torch.Tensor, *others, **options) -> torch.Tensor:
+        dtypes.add(query.dtype)
+        return real(query, *others, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    spans = SPANS["packed"]
+    q, k, v = (x.detach().bfloat16() for x in inputs(spans[-1][3]))
+    layout = AttentionLayout(spans, "sdpa", torch.device("cpu"))
+    with torch.set_grad_enabled(gradients):
+        out, _ = mixed_attention(torch.nn.Module(), q, k, v, None, scaling=0.3, layout=layout)
+    assert dtypes == {torch.bfloat16 if units and not gradients else torch.float32} and out.dtype == torch.bfloat16
+    expected = reference(q, k, v, brute_force_mask(spans), 0.3)
+    assert ((out.double() - expected).norm() / expected.norm()) < 1e-2
+
+
 def test_golden_masks(golden) -> None:
     recorded = np.load(golden / "helpers" / "attention_masks.npz")
     for name in recorded.files:

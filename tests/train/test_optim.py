@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pixel_sail.config import ConfigError, MuonConfig, TrainConfig
-from pixel_sail.train.muon import orthogonalize
+from pixel_sail.train import muon
 from pixel_sail.train.optim import build_optimizer, lr_at, parameter_groups, set_lr
 
 
@@ -117,11 +117,17 @@ def test_muon_is_torchs_muon_and_adamw() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_orthogonalize_keeps_the_directions_and_evens_out_the_sizes() -> None:
+@pytest.mark.parametrize("units, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_orthogonalize_keeps_the_directions_and_evens_out_the_sizes(
+    units: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "has_bf16_units", lambda: units)
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 6, 20), (3, 20, 6)):
         x = torch.randn(shape, generator=generator)
-        orthogonal = orthogonalize(x).float()
+        orthogonal = muon.orthogonalize(x)
+        assert orthogonal.dtype == dtype
+        orthogonal = orthogonal.float()
         u, sizes, vt = torch.linalg.svd(x, full_matrices=False)
         now = u.mT @ orthogonal @ vt.mT  # diagonal, when the directions are the same
         off = now - torch.diag_embed(now.diagonal(dim1=1, dim2=2))
