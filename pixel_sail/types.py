@@ -79,7 +79,7 @@ class Encoded:
     input_ids: Tensor  # (T,) int64
     labels: Tensor  # (T,) int64; labels[i] is the token at i if it must be predicted, else IGNORE_LABEL
     position_ids: Tensor  # (3, T) int64; axes t, h, w
-    patches: Tensor  # (N, 3 P P) float32, normalized; rows (channel, row, column)
+    patches: Tensor  # (N, 3 P P) uint8, each (channel, row, column); float32 zeros, normalized, with data.hide=image
     prompt_ids: Tensor  # (N,) int64; K of the <PromptK> whose region covers the patch, or UNPROMPTED
     grid_hw: tuple[int, int]  # (h, w); (0, 0) without an image
     image_span: tuple[int, int]  # tokens [<vision>, one past </vision>); (0, 0) without an image
@@ -104,7 +104,7 @@ class Batch:
     masks_per_sequence: tuple[int, ...]
     input_ids: Tensor  # (L,) int64
     position_ids: Tensor  # (3, L) int64
-    patches: Tensor  # (sum N, 3 P P) float32
+    patches: Tensor  # (sum N, 3 P P) uint8; float32 where they are normalized already
     patch_index: Tensor  # (sum N,) int64, position of each patch in the packed tokens
     prompt_ids: Tensor  # (sum N,) int64, K of <PromptK> or UNPROMPTED
     prompted: Tensor  # (number of prompted patches,) int64, which of the patches they are
@@ -118,13 +118,9 @@ class Batch:
     # expert -> one tensor per sequence, (0,) without an image
     expert_features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch on `device`. `dtype` casts only the patches: indices, labels and masks keep theirs.
-
-        From pinned memory (`pin_memory`) to a GPU, nobody waits for the copies.
-        """
-        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
-        return moved if dtype is None else replace(moved, patches=moved.patches.to(dtype))
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`. From pinned memory (`pin_memory`) to a GPU, nobody waits for the copies."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory of the host; torch's DataLoader calls this too. Needs a GPU."""

@@ -47,7 +47,7 @@ def with_image(number: int, h: int, w: int, words: int = 60, masks: int = 3) -> 
     prompt_ids = torch.full((h * w,), UNPROMPTED)
     prompt_ids[: h * w // 4] = 0
     positions = image_positions(1, h, w, 1 + words)
-    pixels = torch.zeros(h * w, 3 * PATCH_PX**2)
+    pixels = torch.zeros(h * w, 3 * PATCH_PX**2, dtype=torch.uint8)
     targets = torch.zeros(masks, h * PATCH_PX, w * PATCH_PX, dtype=torch.uint8)
     span = (0, image_tokens)
     return Encoded(f"image{number}", number, ids, labels, positions, pixels, prompt_ids, (h, w), span, targets)
@@ -58,7 +58,7 @@ def only_text(number: int, words: int) -> Encoded:
     ids = torch.full((words,), WORD_ID)
     labels = torch.cat([torch.full((words // 2,), IGNORE_LABEL), ids[words // 2 :]])
     no_patch, no_mask = torch.empty(0, dtype=torch.int64), torch.empty(0, 0, 0, dtype=torch.uint8)
-    positions, pixels = torch.arange(words).expand(3, -1), torch.empty(0, 3 * PATCH_PX**2)
+    positions, pixels = torch.arange(words).expand(3, -1), torch.empty(0, 3 * PATCH_PX**2, dtype=torch.uint8)
     return Encoded(f"text{number}", number, ids, labels, positions, pixels, no_patch, (0, 0), (0, 0), no_mask)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +26,6 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.arguments import whole
 from pixel_sail.config import ConfigError, DataConfig, MixtureEntry, load_config
 from pixel_sail.data.encode import Encoder
-from pixel_sail.data.image import MEAN, STD
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.mixture import exclusion_lines, open_mixture
 from pixel_sail.data.sources import open_source
@@ -42,6 +42,7 @@ from pixel_sail.writable import check_writable
 SOURCE_ARCHITECTURE = Architecture(patch_size=16, max_side_px=640)  # with --source: most images in nearly full size
 MAX_COUNT = 1000  # samples in one image
 TOKENIZER_SAMPLES = 200  # that train the tokenizer of a config from scratch
+GREY = 116  # an image that is hidden; normalized, about 0
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ def drawn(encoded: Encoded, patch: int) -> Image.Image:
     h, w = encoded.grid_hw
     if not h:
         return Image.new("RGB", (64, 16), "white")
-    blocks = encoded.patches.numpy().reshape(h, w, 3, patch, patch).transpose(0, 3, 1, 4, 2)
-    pixels = (blocks.reshape(h * patch, w * patch, 3) * STD + MEAN) * 255
-    plain = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    shown = encoded.patches
+    if shown.dtype != torch.uint8:  # data.hide=image
+        shown = torch.full_like(shown, GREY, dtype=torch.uint8)
+    blocks = shown.numpy().reshape(h, w, 3, patch, patch).transpose(0, 3, 1, 4, 2)
+    plain = Image.fromarray(blocks.reshape(h * patch, w * patch, 3))
     image = paint(plain, list(encoded.masks.numpy().astype(bool)))
     grid = encoded.prompt_ids.numpy().reshape(h, w).repeat(patch, axis=0).repeat(patch, axis=1)
     image = mark_regions(image, {int(k): grid == k for k in np.unique(grid) if k != UNPROMPTED})

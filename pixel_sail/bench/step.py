@@ -73,7 +73,7 @@ def build(preset: Preset, mask_stride: int, tapered: bool, device: str, dtype: t
         prompt_token_ids=PROMPT_IDS,
     )
     model = PixelSail(config).to(device, dtype)
-    return model, pack([_sample(preset)], SEG_ID, PATCH_ID).to(device, dtype)
+    return model, pack([_sample(preset)], SEG_ID, PATCH_ID).to(device)
 
 
 def _sample(preset: Preset) -> Encoded:
@@ -92,7 +92,7 @@ def _sample(preset: Preset) -> Encoded:
         input_ids=ids,
         labels=labels,
         position_ids=image_positions(1, side, side, 1 + preset.text_tokens),
-        patches=torch.randn(side * side, 3 * preset.patch_size**2),
+        patches=torch.randint(256, (side * side, 3 * preset.patch_size**2), dtype=torch.uint8),
         prompt_ids=torch.full((side * side,), UNPROMPTED),
         grid_hw=(side, side),
         image_span=(0, image_tokens),

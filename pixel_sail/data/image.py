@@ -1,4 +1,4 @@
-"""Images: any file to RGB, RGB to normalized patches (docs/model.md has the rule of the size)."""
+"""Images: any file to RGB, RGB to patches (docs/model.md has the rule of the size)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from pixel_sail.data.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from pixel_sail.errors import UserError
 from pixel_sail.files import check_regular
 from pixel_sail.types import BadSample
-
-MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)  # ImageNet, of RGB in 0..1
-STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 # What Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
@@ -122,17 +119,15 @@ def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[i
 
 
 def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """RGB image -> patches (N, 3 P P) float32, row-major, each (channel, row, column), and the grid (h, w)."""
+    """RGB image -> patches (N, 3 P P) uint8, row-major, each (channel, row, column), and the grid (h, w).
+
+    The model normalizes them (model/pixels.py): as bytes they are a quarter on their way to it.
+    """
     width, height = resized_size(image.size, patch, max_side)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     h, w = height // patch, width // patch
-    blocks = np.asarray(resized).reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)  # (h, w, 3, P, P) uint8
-    # Moved while they are bytes, and normalized in place: a third of the time of the other way round.
-    pixels = blocks.reshape(h * w, 3, patch * patch).astype(np.float32)
-    pixels /= np.float32(255)
-    pixels -= MEAN[:, None]
-    pixels /= STD[:, None]
-    return torch.from_numpy(pixels.reshape(h * w, 3 * patch * patch)), (h, w)
+    blocks = np.asarray(resized).reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)  # (h, w, 3, P, P)
+    return torch.from_numpy(np.ascontiguousarray(blocks).reshape(h * w, 3 * patch * patch)), (h, w)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.model.patch_positions import POSITION_VALUES, position_values
+from pixel_sail.model.pixels import normalize
 from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
 from pixel_sail.model.stem import ConvStem
 from pixel_sail.types import Batch
@@ -64,7 +65,7 @@ class PatchFusion(nn.Module):
 
     def embed_patches(self, batch: Batch) -> Tensor:
         """Embedded patches (sum N, D), before any prompt is added."""
-        patches = batch.patches.to(self.patch_linear.weight.dtype)
+        patches = normalize(batch.patches).to(self.patch_linear.weight.dtype)
         values = self._patch_values(patches, batch.grids_hw)
         if self.patch_positions:
             values = torch.cat([values, position_values(batch.grids_hw, like=values)], dim=1)

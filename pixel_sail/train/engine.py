@@ -72,7 +72,6 @@ class Engine:
         self.world_size = distributed.world_size()
         self.clip_norm = train.clip_norm
         self.lora = train.lora
-        self.low_precision = resolve_precision(train) == "bf16" and self.stage > 0
         self.distillation = distillation or Distillation()
         hidden, mask_dim = model.config.text_config.hidden_size, model.config.architecture.mask_dim
         adapters = build_adapters(config, self.distillation.widths, hidden, mask_dim)
@@ -93,9 +92,7 @@ class Engine:
 
         `scales`: see LossModule. Returns the loss sums, detached, in the order of `loss_counts`.
         """
-        batch = self.distillation.add_expert_features(
-            batch.to(self.device, torch.bfloat16 if self.low_precision else None)
-        )
+        batch = self.distillation.add_expert_features(batch.to(self.device))
         self.deepspeed.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks what must be a sum: the counts in `scales` are global already.
         loss, sums = self.deepspeed(batch, {name: scale * self.world_size for name, scale in scales.items()})

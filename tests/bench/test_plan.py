@@ -376,7 +376,7 @@ def _measure(config: Config, model: nn.Module, batch: Batch, mode: Mode) -> int:
     whole = LossModule(model, build_adapters(config, widths, hidden, model.config.architecture.mask_dim), config)
     whole.requires_grad_(True)
     if mode == "bf16":
-        whole, batch = whole.bfloat16(), batch.to("cpu", torch.bfloat16)
+        whole = whole.bfloat16()
     known = {parameter.untyped_storage().data_ptr() for parameter in whole.parameters()}
     kept: dict[int, Tensor] = {}
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from pixel_sail.data import image
-from pixel_sail.data.image import MEAN, STD, image_size, load_image, resized_size, to_patches
+from pixel_sail.data.image import image_size, load_image, resized_size, to_patches
+from pixel_sail.model.pixels import MEAN, STD, normalize
 from pixel_sail.types import BadSample
 
 
@@ -21,8 +22,8 @@ def _assert_patches(path, image, recorded, patch):
     values = np.load(path)
     patches, grid = to_patches(Image.fromarray(values[image]), patch, 1024)
     expected = values[recorded]  # (h, w, 3, P, P)
-    assert grid == expected.shape[:2] and patches.dtype == torch.float32
-    np.testing.assert_allclose(patches.numpy().reshape(expected.shape), expected, atol=1e-6)
+    assert grid == expected.shape[:2] and patches.dtype == torch.uint8
+    np.testing.assert_allclose(normalize(patches).numpy().reshape(expected.shape), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("patch", [16, 32])
@@ -48,13 +49,13 @@ def test_patches_are_rows_of_the_grid_and_channel_row_column_inside():
     patches, grid = to_patches(Image.fromarray(pixels), 8, 64)  # already a multiple of 8: not resized
     assert grid == (2, 3) and patches.shape == (6, 192)
     block = patches[4].reshape(3, 8, 8).numpy()  # row 1, column 1
-    expected = (pixels[8:16, 8:16].astype(np.float32) / 255 - MEAN) / STD
-    np.testing.assert_allclose(block, expected.transpose(2, 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(block, pixels[8:16, 8:16].transpose(2, 0, 1))
 
 
 def test_an_image_one_pixel_high_has_one_row_of_patches():
     patches, grid = to_patches(Image.new("RGB", (200, 1), (255, 0, 0)), 16, 128)
-    assert grid == (1, 8) and patches.shape == (8, 768) and bool(torch.isfinite(patches).all())
+    assert grid == (1, 8) and patches.shape == (8, 768)
+    assert patches[:, [0, 256, 512]].unique(dim=0).tolist() == [[255, 0, 0]]
 
 
 def _file(tmp_path, image: Image.Image, name: str, **options):
@@ -136,10 +137,13 @@ def test_an_image_above_the_limit_is_named_with_what_to_do(tmp_path, monkeypatch
 
 
 def test_patches_are_normalized_to_the_bit_as_whole_images_are():
+    mean, std = (np.array(values, dtype=np.float32) for values in (MEAN, STD))
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
     pixels[:16, :16, :] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)  # every value of every channel
     patches, (h, w) = to_patches(Image.fromarray(pixels), 32, 96)
-    whole = (pixels.astype(np.float32) / 255 - MEAN) / STD
+    whole = (pixels.astype(np.float32) / 255 - mean) / std
     blocks = whole.reshape(h, 32, w, 32, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
-    assert patches.dtype == torch.float32 and torch.equal(patches, torch.from_numpy(blocks))
+    normalized = normalize(patches)
+    assert normalized.dtype == torch.float32 and torch.equal(normalized, torch.from_numpy(blocks))
+    assert normalize(normalized) is normalized  # float patches are normalized

@@ -17,6 +17,7 @@ from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box
 from pixel_sail.model.generation import GenerationRequest, Sampling, _Decoding, _read_prefixes, _Row, generate
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.model.pixels import normalize
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.types import IGNORE_LABEL, RLE, Batch, Encoded, Sample, Turn
 from pixel_sail.weights.convert.scratch import from_scratch
@@ -63,7 +64,7 @@ TWO = {0: region(0, 0, 16, 8), 3: region(40, 16, 64, 48)}  # 2 patches; 3 x 4 pa
 def test_a_name_gets_the_mean_of_its_own_patches_and_nothing_else_changes(predictor: Predictor) -> None:
     model = predictor.model
     plain, drawn = (packed(predictor, sample(draw_image(0), prompts)) for prompts in ({}, TWO))
-    patches = model.fusion.patch_linear(drawn.patches).view(6, 8, 32)
+    patches = model.fusion.patch_linear(normalize(drawn.patches)).view(6, 8, 32)
     means = {0: patches[0, :2].mean(0), 3: patches[2:6, 5:8].mean((0, 1))}
     difference = model.embed(drawn) - model.embed(plain)
     for k, mean in means.items():
@@ -76,7 +77,7 @@ def test_a_name_gets_the_mean_of_its_own_patches_and_nothing_else_changes(predic
 
 def test_only_its_patches_reach_a_name(predictor: Predictor) -> None:
     batch = packed(predictor, sample(draw_image(0), TWO))
-    pixels = batch.patches.clone().requires_grad_()
+    pixels = normalize(batch.patches).requires_grad_()
     place = int((batch.input_ids == predictor.encoder.tokens.prompts[0]).nonzero()[0])
     predictor.model.embed(replace(batch, patches=pixels))[place].sum().backward()
     assert pixels.grad.abs().sum(1).nonzero()[:, 0].tolist() == [0, 1]

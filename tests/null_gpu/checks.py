@@ -67,7 +67,7 @@ def batch_of(images_hw: tuple[tuple[int, int], ...]) -> Batch:
 
 def forward_backward(model: PixelSail, batch: Batch, setting: Setting) -> None:
     """A micro-batch as the engine runs it: to the GPU, the model, the losses, backward."""
-    batch = batch.to("cuda", setting.weights)
+    batch = batch.to("cuda")
     with torch.autocast("cuda", torch.bfloat16, enabled=setting.autocast):
         output = model(batch)
         with torch.autocast("cuda", enabled=False):
@@ -127,7 +127,7 @@ def generation() -> dict[str, Any]:
     }
     result = {}
     for name, setting in settings.items():
-        model, prefixes = model_of(setting).eval(), packed.pack(images).to("cuda", setting.weights)
+        model, prefixes = model_of(setting).eval(), packed.pack(images).to("cuda")
         for tokens, temperature in ((2, 0.0), (4, 0.0), (4, 1.0), (8, 0.0), (8, 1.0)):  # the first is warming up
             sampling = Sampling(tokens, temperature, torch.Generator("cuda") if temperature else None)
             child.reset()

@@ -19,6 +19,7 @@ from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.losses import compute_losses, dice_loss, next_token_loss, sample_points
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
+from pixel_sail.model.pixels import normalize
 from pixel_sail.types import Batch, Sample, Turn
 from pixel_sail.weights.convert.research import from_research, plan_research
 
@@ -62,7 +63,7 @@ def test_encoding(tiny) -> None:
     assert encoded.input_ids.tolist() == recorded["input_ids"][0].tolist()
     assert encoded.labels.tolist() == recorded["labels"][0].tolist()
     assert np.array_equal(encoded.position_ids, recorded["position_ids"][:, 0])
-    close(encoded.patches, recorded["vision_patches"])
+    close(normalize(encoded.patches), recorded["vision_patches"])
     indices = recorded["vp_token_indices"][0]
     indices = indices[indices != -1]  # -1: text
     assert encoded.prompt_ids.tolist() == np.where(indices == -2, -1, indices).tolist()
@@ -202,7 +203,7 @@ def test_unprompted_is_bit_identical_to_no_prompt_machinery(tiny) -> None:
     plain = Sample(sample.key, sample.image, sample.turns, sample.masks)
     batch = pack([encoder.encode(plain)], encoder.tokens.seg, encoder.tokens.vision_patch)
     embeds = model.language_model.get_input_embeddings()(batch.input_ids)
-    visual = model.fusion.patch_linear(batch.patches)
+    visual = model.fusion.patch_linear(normalize(batch.patches))
     assert torch.equal(model.embed(batch), embeds.index_add(0, batch.patch_index, visual))
 
 
