@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixel_sail.config import Config, ExpertConfig, LossConfig
 from pixel_sail.experts.expert import resize_features
-from pixel_sail.types import LOGITS_AT_ONCE, Batch, DeferredLogits, Output
+from pixel_sail.types import LOGITS_AT_ONCE, Batch, DeferredLogits, Masks, Output
 
 LOSS_COUNTS = {
     "lm": "lm",
@@ -67,10 +67,8 @@ def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tenso
     bce = dice = sum(logits.float().sum() * 0 for logits in output.mask_logits)  # the head stays in the graph
     for group in _same_size(output.mask_logits, batch.masks):
         logits = torch.cat([output.mask_logits[i] for i in group]).float()  # (K, h', w')
-        targets = torch.cat([batch.masks[i] for i in group]).float()
-        candidates = torch.cat(
-            [_candidates(batch.seeds[i], batch.masks[i].shape[0], config, logits.device) for i in group]
-        )
+        targets = torch.cat([batch.masks[i].pixels().mT for i in group]).float().mT  # of columns, which are contiguous
+        candidates = torch.cat([_candidates(batch.seeds[i], len(batch.masks[i]), config, logits.device) for i in group])
         points = choose_points(logits.detach(), candidates, config)
         at_points = sample_points(logits, points)
         truth = sample_points(targets, points)
@@ -152,10 +150,10 @@ def _candidates(seed: int, masks: int, config: LossConfig, device: torch.device)
     return torch.rand(masks, oversampled + rest, 2, generator=generator, device=device)
 
 
-def _same_size(logits: Sequence[Tensor], masks: Sequence[Tensor]) -> list[list[int]]:
+def _same_size(logits: Sequence[Tensor], masks: Sequence[Masks]) -> list[list[int]]:
     """Indices of the sequences that own masks, grouped by the sizes of their logits and their targets."""
-    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    groups: dict[tuple[torch.Size, tuple[int, int]], list[int]] = {}
     for i, (logit, mask) in enumerate(zip(logits, masks, strict=True)):
-        if mask.shape[0]:
-            groups.setdefault((logit.shape[1:], mask.shape[1:]), []).append(i)
+        if len(mask):
+            groups.setdefault((logit.shape[1:], mask.size_hw), []).append(i)
     return list(groups.values())

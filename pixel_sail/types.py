@@ -71,6 +71,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Masks of one size, as runs of equal pixels: a few kilobytes, where the pixels of an image of 1024 px are a MB.
+
+    Runs go column by column, as in RLE, and alternate between 0s and 1s. Each mask begins with 0s and has an even
+    number of them, so that the value of a pixel is the parity of its run in the whole list.
+    """
+
+    runs: Tensor  # (R,) int32, lengths in pixels; of all masks together
+    count: int  # K
+    size_hw: tuple[int, int]  # (H, W) pixels
+
+    def __len__(self) -> int:
+        return self.count
+
+    def pixels(self) -> Tensor:
+        """(K, H, W) uint8 in {0, 1}, a transposed view of (K, W, H). On a GPU nobody waits."""
+        height, width = self.size_hw
+        run = torch.repeat_interleave(self.runs, output_size=self.count * height * width)
+        return run.bitwise_and_(1).to(torch.uint8).view(self.count, width, height).mT
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One sequence of tokens and patches, ready to be packed."""
 
@@ -83,7 +105,7 @@ class Encoded:
     prompt_ids: Tensor  # (N,) int64; K of the <PromptK> whose region covers the patch, or UNPROMPTED
     grid_hw: tuple[int, int]  # (h, w); (0, 0) without an image
     image_span: tuple[int, int]  # tokens [<vision>, one past </vision>); (0, 0) without an image
-    masks: Tensor  # (K, h P, w P) uint8 in {0, 1}; one per [SEG] with a label, in order
+    masks: Masks  # of size (h P, w P); one per [SEG] with a label, in order
     lm_weight: float = 1.0  # weight of this sequence's language loss
     dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
     # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
@@ -112,7 +134,7 @@ class Batch:
     labels: Tensor  # (M,) int64
     label_weights: Tensor  # (M,) float32
     seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s with a mask, in sequence order
-    masks: tuple[Tensor, ...]  # one per sequence, (K, h P, w P) uint8
+    masks: tuple[Masks, ...]  # one per sequence, K of size (h P, w P)
     varlen: tuple[VarlenCall, ...] = ()  # what flash attention reads; empty: made from `spans` where it is needed
     dropped_turns: int = 0
     # expert -> one tensor per sequence, (0,) without an image

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Qwen2Config
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.data import pack as packing
 from pixel_sail.data.encode import image_positions
+from pixel_sail.data.runs import join_masks
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
@@ -48,7 +50,8 @@ def with_image(number: int, h: int, w: int, words: int = 60, masks: int = 3) -> 
     prompt_ids[: h * w // 4] = 0
     positions = image_positions(1, h, w, 1 + words)
     pixels = torch.zeros(h * w, 3 * PATCH_PX**2, dtype=torch.uint8)
-    targets = torch.zeros(masks, h * PATCH_PX, w * PATCH_PX, dtype=torch.uint8)
+    size_hw = (h * PATCH_PX, w * PATCH_PX)
+    targets = join_masks([np.array([size_hw[0] * size_hw[1]])] * masks, size_hw)
     span = (0, image_tokens)
     return Encoded(f"image{number}", number, ids, labels, positions, pixels, prompt_ids, (h, w), span, targets)
 
@@ -57,7 +60,7 @@ def only_text(number: int, words: int) -> Encoded:
     """A sequence without an image."""
     ids = torch.full((words,), WORD_ID)
     labels = torch.cat([torch.full((words // 2,), IGNORE_LABEL), ids[words // 2 :]])
-    no_patch, no_mask = torch.empty(0, dtype=torch.int64), torch.empty(0, 0, 0, dtype=torch.uint8)
+    no_patch, no_mask = torch.empty(0, dtype=torch.int64), join_masks([], (0, 0))
     positions, pixels = torch.arange(words).expand(3, -1), torch.empty(0, 3 * PATCH_PX**2, dtype=torch.uint8)
     return Encoded(f"text{number}", number, ids, labels, positions, pixels, no_patch, (0, 0), (0, 0), no_mask)
 

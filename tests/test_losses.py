@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pixel_sail.config import LossConfig
+from pixel_sail.data.masks import encode_mask, mask_runs
+from pixel_sail.data.runs import join_masks
 from pixel_sail.losses import _candidates, choose_points, dice_loss, mask_losses, next_token_loss, sample_points
-from pixel_sail.types import Batch, Output
+from pixel_sail.types import Batch, Masks, Output
 
 
 def test_next_token_loss_is_a_weighted_sum() -> None:
@@ -47,6 +50,11 @@ def test_the_most_uncertain_points_are_chosen() -> None:
     assert torch.equal(points[0, 75:], candidates[0, 300:])
 
 
+def of_pixels(masks: torch.Tensor) -> Masks:
+    """(K, H, W) uint8 -> the same masks as they travel."""
+    return join_masks([mask_runs(encode_mask(mask.numpy()), "a") for mask in masks], tuple(masks.shape[1:]))
+
+
 def batch_of(masks: list[torch.Tensor], seeds: list[int]) -> Batch:
     none = torch.empty(0, dtype=torch.int64)
     return Batch(
@@ -65,7 +73,7 @@ def batch_of(masks: list[torch.Tensor], seeds: list[int]) -> Batch:
         labels=none,
         label_weights=none,
         seg_index=none,
-        masks=tuple(masks),
+        masks=tuple(of_pixels(mask) for mask in masks),
     )
 
 
@@ -83,3 +91,15 @@ def test_mask_losses_do_not_depend_on_packing() -> None:
     for term in (0, 1):
         torch.testing.assert_close(together[term], sum(losses[term] for losses in alone))
     assert float(alone[1][0]) == 0 == float(alone[1][1])
+
+
+def test_mask_losses_are_to_the_bit_those_of_the_pixels() -> None:
+    """Masks travel as runs, by columns; losses read pixels, by rows."""
+    torch.manual_seed(0)
+    logits, masks = torch.randn(3, 9, 12), (torch.rand(3, 36, 48) > 0.4).to(torch.uint8)
+    config = LossConfig(points=200)
+    bce, dice = mask_losses(Output(torch.empty(0), torch.empty(0), [], [logits]), batch_of([masks], [7]), config)
+    points = choose_points(logits, _candidates(7, 3, config, logits.device), config)
+    at_points, truth = sample_points(logits, points), sample_points(masks.float(), points)
+    expected = F.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(1).sum()
+    assert torch.equal(bce, expected) and torch.equal(dice, dice_loss(at_points, truth).sum())

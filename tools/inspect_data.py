@@ -83,7 +83,7 @@ def drawn(encoded: Encoded, patch: int) -> Image.Image:
         shown = torch.full_like(shown, GREY, dtype=torch.uint8)
     blocks = shown.numpy().reshape(h, w, 3, patch, patch).transpose(0, 3, 1, 4, 2)
     plain = Image.fromarray(blocks.reshape(h * patch, w * patch, 3))
-    image = paint(plain, list(encoded.masks.numpy().astype(bool)))
+    image = paint(plain, list(encoded.masks.pixels().numpy().astype(bool)))
     grid = encoded.prompt_ids.numpy().reshape(h, w).repeat(patch, axis=0).repeat(patch, axis=1)
     image = mark_regions(image, {int(k): grid == k for k in np.unique(grid) if k != UNPROMPTED})
     pair = Image.new("RGB", (2 * plain.width + 4, plain.height), "white")

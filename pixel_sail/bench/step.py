@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen2Config
@@ -20,6 +21,7 @@ from pixel_sail.bench.reference import plain_losses
 from pixel_sail.config import LossConfig
 from pixel_sail.data.encode import image_positions
 from pixel_sail.data.pack import pack
+from pixel_sail.data.runs import join_masks
 from pixel_sail.losses import LOSS_COUNTS, compute_losses
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
@@ -86,6 +88,7 @@ def _sample(preset: Preset) -> Encoded:
     answers = preset.text_tokens // 4  # a quarter of the text is answers, the [SEG]s among them
     ids[-answers::4][: preset.masks] = SEG_ID
     labels[-answers:] = ids[-answers:]
+    half = preset.image_side_px**2 // 2  # of the pixels of a mask
     return Encoded(
         key="bench",
         seed=0,
@@ -96,7 +99,7 @@ def _sample(preset: Preset) -> Encoded:
         prompt_ids=torch.full((side * side,), UNPROMPTED),
         grid_hw=(side, side),
         image_span=(0, image_tokens),
-        masks=(torch.rand(preset.masks, preset.image_side_px, preset.image_side_px) > 0.5).to(torch.uint8),
+        masks=join_masks([np.array([half, half])] * preset.masks, (preset.image_side_px, preset.image_side_px)),
     )
 
 

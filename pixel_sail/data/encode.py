@@ -16,8 +16,9 @@ from pixel_sail.data.chat import ChatFormat
 from pixel_sail.data.image import load_image, to_patches
 from pixel_sail.data.limits import MAX_TURNS
 from pixel_sail.data.lost_masks import without_lost_masks
-from pixel_sail.data.masks import decode_mask, resize_nearest
+from pixel_sail.data.masks import mask_runs
 from pixel_sail.data.prompts import prompt_ids
+from pixel_sail.data.runs import join_masks, resize_runs
 from pixel_sail.data.text import refuse_text
 from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
 from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, Sample
@@ -67,10 +68,10 @@ class Encoder:
         image = None if sample.image is None else _load(sample)
         _check_masks(sample, image)
         prefix = self.image_prefix(image, sample.prompts, sample.key)
-        masks = self._masks(sample.masks, prefix.grid_hw)
-        seen = masks.flatten(1).any(dim=1)
-        sample, lost = without_lost_masks(sample, seen.tolist())
-        masks = masks if lost == 0 else self._masks(sample.masks, prefix.grid_hw)
+        size_hw = (prefix.grid_hw[0] * self.patch_size, prefix.grid_hw[1] * self.patch_size)
+        masks = _resized_masks(sample, size_hw)
+        sample, lost = without_lost_masks(sample, [bool(runs[1::2].any()) for runs in masks])
+        masks = masks if lost == 0 else _resized_masks(sample, size_hw)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
         kept = sum(turn.answer.count(SEG) for turn in sample.turns[:turns])  # masks
         text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
@@ -85,7 +86,7 @@ class Encoder:
             prompt_ids=prefix.prompt_ids,
             grid_hw=prefix.grid_hw,
             image_span=prefix.image_span,
-            masks=masks[:kept],
+            masks=join_masks(masks[:kept], size_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
             expert_features={}
@@ -115,7 +116,7 @@ class Encoder:
             prompt_ids=drawn,
             grid_hw=(h, w),
             image_span=(0, len(ids)),
-            masks=torch.empty(0, 0, 0, dtype=torch.uint8),
+            masks=join_masks([], (0, 0)),
         )
 
     def question_ids(self, question: str) -> list[int]:
@@ -149,15 +150,6 @@ class Encoder:
             ids += asked + answered
             labels += [IGNORE_LABEL] * len(asked) + answered
         return ids, labels, len(sample.turns)
-
-    def _masks(self, rles: tuple[RLE, ...], grid_hw: tuple[int, int]) -> Tensor:
-        size = (grid_hw[0] * self.patch_size, grid_hw[1] * self.patch_size)
-        if not rles:
-            return torch.empty(0, *size, dtype=torch.uint8)
-        masks = np.empty((len(rles), *size), dtype=bool)
-        for mask, rle in zip(masks, rles, strict=True):
-            mask[:] = resize_nearest(decode_mask(rle), size)
-        return torch.from_numpy(masks.view(np.uint8))
 
     def _check_text(self, sample: Sample) -> None:
         if not sample.turns:
@@ -203,6 +195,15 @@ def _check_masks(sample: Sample, image: Image.Image | None) -> None:
             )
 
 
+def _resized_masks(sample: Sample, size_hw: tuple[int, int]) -> list[np.ndarray]:
+    """The runs of each mask at the size of the patches."""
+    resized = []
+    for number, rle in enumerate(sample.masks):
+        runs = mask_runs(rle, f"{sample.key}: mask {number}")
+        resized.append(resize_runs(runs, tuple(rle["size"]), size_hw))
+    return resized
+
+
 def _refuse_image_tokens(text: str, where: str) -> None:
     for token in (VISION_START, VISION_PATCH, VISION_END):
         if token in text:
@@ -221,5 +222,5 @@ def _empty(key: str, patch_values: int) -> Encoded:
         prompt_ids=none,
         grid_hw=(0, 0),
         image_span=(0, 0),
-        masks=torch.empty(0, 0, 0, dtype=torch.uint8),
+        masks=join_masks([], (0, 0)),
     )

@@ -76,7 +76,9 @@ def load_image(source: Path | bytes, orient: bool = False) -> Image.Image:
     """
     with opened_image(source) as image:
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image) if orient else image)
+        image = ImageOps.exif_transpose(image) if orient else image
+        # Most files: what is decoded is returned, not a copy of it.
+        return image if image.mode == "RGB" and "transparency" not in image.info else to_rgb(image)
 
 
 def image_size(source: Path | bytes, where: str, orient: bool = False) -> tuple[int, int]:

@@ -12,11 +12,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pixel_sail.data.limits import MAX_IMAGE_PIXELS, MAX_OUTLINE_PX, MAX_POLYGONS, MAX_RLE_CHARACTERS
+from pixel_sail.data.runs import run_lengths
 from pixel_sail.types import RLE, BadSample, NoPixels
 
 SMALL_PX = 16  # no polygon of an object this large, in pixels, misses every centre of a pixel in practice
 _CACHED_CHARACTERS = 4096  # longer RLEs are checked each time they are drawn: a cache of them would fill the memory
-_MAX_SHIFT = 35  # bits of a run length before its last character; MAX_IMAGE_PIXELS has 27
 _NUMBERS = frozenset((int, float))  # types, as JSON has them
 _FAR_OUTSIDE = 10  # image sides; points further away are errors and would exhaust pycocotools' memory
 
@@ -48,6 +48,15 @@ def overlap_px(first: RLE, second: RLE) -> tuple[int, int]:
     """(intersection, union) in pixels of two masks of one size."""
     both = int(coco_mask.area(coco_mask.merge([_bytes(first), _bytes(second)], intersect=True)))
     return both, area_px(first) + area_px(second) - both
+
+
+def mask_runs(rle: RLE, where: str) -> np.ndarray:
+    """Its run lengths, int64 (data/runs.py). Raises BadSample, beginning with `where`, if they do not fill its size."""
+    height, width = rle["size"]
+    runs = run_lengths(rle["counts"].encode("ascii"))
+    if not _fill(runs, height * width):
+        raise BadSample(f"{where}: the run lengths do not fill {height} x {width} pixels; the RLE is torn")
+    return runs
 
 
 def resize_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -225,27 +234,11 @@ def refuse_long_outline(points: np.ndarray, where: str) -> None:
 @functools.lru_cache(maxsize=2**16)  # datasets repeat objects in many entries
 def _fills(counts: bytes, pixels: int) -> bool:
     """Whether a compressed RLE can be decoded and has this number of pixels."""
-    runs = _runs(counts)
-    return runs is not None and sum(runs) == pixels and min(runs, default=0) >= 0
+    return _fill(run_lengths(counts), pixels)
 
 
-def _runs(counts: bytes) -> list[int] | None:
-    """Run lengths of a compressed RLE (pycocotools' rleFrString: 5 bits a character, differences from the third on)."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = character - 48
-        if not 0 <= bits < 64 or shift > _MAX_SHIFT:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs if shift == 0 else None
+def _fill(runs: np.ndarray | None, pixels: int) -> bool:
+    return runs is not None and int(runs.sum()) == pixels and int(runs.min(initial=0)) >= 0
 
 
 def _bytes(rle: RLE) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
         seeds=tuple(s.seed for s in sequences),
         spans=spans,
         grids_hw=tuple(s.grid_hw for s in sequences),
-        masks_per_sequence=tuple(s.masks.shape[0] for s in sequences),
+        masks_per_sequence=tuple(len(s.masks) for s in sequences),
         input_ids=input_ids,
         position_ids=torch.cat([s.position_ids for s in sequences], dim=1),
         patches=torch.cat([s.patches for s in sequences]),

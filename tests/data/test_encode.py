@@ -66,7 +66,8 @@ def test_labels_are_the_answers_and_their_end(encoder: Encoder) -> None:
     ]
     assert text == "".join(asked)
     assert encoded.grid_hw == (4, 6) and encoded.image_span == (0, 26)
-    assert encoded.masks.shape == (3, 32, 48) and [int(m.sum()) for m in encoded.masks] == [32 * 8] * 3
+    masks = encoded.masks.pixels()
+    assert masks.shape == (3, 32, 48) and [int(m.sum()) for m in masks] == [32 * 8] * 3
 
 
 def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
@@ -76,9 +77,9 @@ def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenize
         encoded = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length=limit).encode(
             sample()
         )
-        assert encoded.masks.shape[0] == kept and encoded.dropped_turns == 3 - kept
+        assert len(encoded.masks) == kept and encoded.dropped_turns == 3 - kept
         assert len(encoded) == lengths[kept - 1] <= limit
-        assert torch.equal(encoded.masks, whole.masks[:kept])
+        assert torch.equal(encoded.masks.pixels(), whole.masks.pixels()[:kept])
         assert torch.equal(encoded.input_ids, whole.input_ids[: len(encoded)])
     with pytest.raises(BadSample, match=r"test/1: its first turn has \d+ tokens and \d+ are left beside the image"):
         Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length=lengths[0] - 1).encode(
@@ -187,7 +188,7 @@ def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_hidden_image_is_blank(tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", hide="image").encode(sample())
-    assert not encoded.patches.any() and encoded.masks.any()
+    assert not encoded.patches.any() and encoded.patches.is_floating_point() and encoded.masks.pixels().any()
 
 
 def test_hidden_prompts_are_named_and_not_drawn(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
@@ -217,9 +218,9 @@ def test_a_mask_that_is_lost_at_the_models_size_takes_its_turn_and_not_the_image
     shown, lost = 1, 0
     turns = (Turn("a?", "[SEG]"), Turn("b?", "[SEG] and [SEG]"), Turn("c?", "no"), Turn("d?", "[SEG]"))
     encoded = encoder.encode(_tall(turns, (shown, lost, shown, shown)))
-    assert encoded.dropped_turns == 1 and encoded.masks.shape[0] == 2 and encoded.masks.flatten(1).any(1).all()
+    assert encoded.dropped_turns == 1 and len(encoded.masks) == 2 and encoded.masks.pixels().flatten(1).any(1).all()
     same = encoder.encode(_tall((turns[0], *turns[2:]), (shown, shown)))
-    assert torch.equal(encoded.input_ids, same.input_ids) and torch.equal(encoded.masks, same.masks)
+    assert torch.equal(encoded.input_ids, same.input_ids) and torch.equal(encoded.masks.pixels(), same.masks.pixels())
     with pytest.raises(BadSample, match="^test/2: no turn is left: its masks have no pixel at the size"):
         encoder.encode(_tall(turns[:1], (lost,)))
 
@@ -229,4 +230,4 @@ def test_a_phrase_whose_mask_is_lost_keeps_its_words(encoder: Encoder) -> None:
     encoded = encoder.encode(_tall((caption,), (0, 1)))
     same = encoder.encode(_tall((Turn("Describe.", "A cat on <p> a mat </p> [SEG]."),), (1,)))
     assert encoded.dropped_turns == 1 and torch.equal(encoded.input_ids, same.input_ids)
-    assert torch.equal(encoded.masks, same.masks)
+    assert torch.equal(encoded.masks.pixels(), same.masks.pixels())

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, Qwen2Config
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.encode import image_positions
 from pixel_sail.data.pack import pack
+from pixel_sail.data.runs import join_masks
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.modality_experts import Modality, Pair, Route
@@ -44,7 +45,7 @@ def sequence(text: list[int], grid_hw: tuple[int, int] = (0, 0), labels: bool = 
     positions = image_positions(1, h, w, len(text) + 1) if h else torch.arange(len(text)).expand(3, -1)
     patches = torch.randn(h * w, 192, generator=torch.Generator().manual_seed(h))
     return Encoded("one", 0, ids, marked, positions, patches, torch.full((h * w,), UNPROMPTED), grid_hw,
-                   (0, len(image)), torch.empty(0, 0, 0, dtype=torch.uint8))  # fmt: skip
+                   (0, len(image)), join_masks([], (0, 0)))  # fmt: skip
 
 
 def batch_of(*sequences: Encoded):

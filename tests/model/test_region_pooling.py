@@ -15,6 +15,7 @@ from pixel_sail.config import ModelSection, ScratchConfig
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box
+from pixel_sail.data.runs import join_masks
 from pixel_sail.model.generation import GenerationRequest, Sampling, _Decoding, _read_prefixes, _Row, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.model.pixels import normalize
@@ -144,7 +145,7 @@ def whole(predictor: Predictor, image: Encoded, question: list[int], answer: lis
         input_ids=torch.cat([image.input_ids, text]),
         labels=torch.cat([torch.full((len(image) + len(question),), IGNORE_LABEL), torch.tensor(answer)]),
         position_ids=torch.cat([image.position_ids, torch.arange(start, start + len(text)).expand(3, -1)], dim=1),
-        masks=torch.zeros(answer.count(tokens.seg), 48, 64, dtype=torch.uint8),
+        masks=join_masks([np.array([48 * 64])] * answer.count(tokens.seg), (48, 64)),
     )
     return pack([sequence], tokens.seg, tokens.vision_patch)
 

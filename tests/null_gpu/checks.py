@@ -8,13 +8,14 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
 
 import child
+import numpy as np
 import packed
 import torch
 import torch.distributed as dist
@@ -24,11 +25,14 @@ from tiny_run import tiny_config
 
 from pixel_sail import losses, types
 from pixel_sail.config import Config, LossConfig
+from pixel_sail.data.masks import encode_mask, mask_runs
+from pixel_sail.data.runs import join_masks
 from pixel_sail.durable import read_json_lines
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.train import compiling, distributed, loop, step
+from pixel_sail.train.copies import Copies
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.log import RunLog
 from pixel_sail.train.loop import train
@@ -113,6 +117,17 @@ stem = check(
         "sub_patch_size": None,
     }
 )
+
+
+def one_image() -> dict[str, int]:
+    """What travels to the GPU for an image of 1024 px with five round masks, on the stream of the copies."""
+    rows, columns = np.mgrid[:1024, :1024]
+    disks = [(rows - 500) ** 2 + (columns - 300 - 50 * k) ** 2 < 250**2 for k in range(5)]
+    masks = join_masks([mask_runs(encode_mask(disk), "disk") for disk in disks], (1024, 1024))
+    batch = packed.pack([replace(packed.with_image(1, 64, 64, masks=5), masks=masks)]).pin_memory()
+    child.reset()
+    moved = Copies(torch.device("cuda", 0)).start(batch)
+    return child.counts() | {"patches": moved.patches.nbytes, "masks": masks.runs.nbytes, "tokens": batch.tokens}
 
 
 def generation() -> dict[str, Any]:

@@ -29,6 +29,7 @@ MICRO_BATCHES = {
 }
 CHECKS = (
     *MICRO_BATCHES,
+    "one_image",
     "many_labels",
     "block_mask_of_33k_tokens",
     "generation",
@@ -67,6 +68,15 @@ def test_a_micro_batch_never_waits_for_the_gpu(measured: dict[str, dict[str, Any
     assert counts["syncs"] == 0 and counts["pageable_copies"] == 0
     assert counts["to_host_bytes"] == 0
     assert counts["kernel"] == MICRO_BATCHES[check]
+
+
+def test_an_image_travels_as_bytes_and_its_masks_as_runs(measured: dict[str, dict[str, Any]]) -> None:
+    """1024 px, five masks: 3.1 MB of pixels, which are 12.6 in float32, and 20 kB of masks, which have 5.2 M pixels."""
+    counts = result_of(measured, "one_image")
+    assert counts["patches"] == 3 * 1024**2 and counts["masks"] <= 20_100
+    assert counts["to_device_bytes"] - counts["patches"] - counts["masks"] < 100 * counts["tokens"]  # indices
+    assert counts["to_device_bytes"] < 3.6e6
+    assert counts["syncs"] == 0 and counts["pageable_copies"] == 0
 
 
 @pytest.mark.parametrize("setting", ["bf16", "float32", "autocast"])

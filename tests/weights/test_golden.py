@@ -113,7 +113,7 @@ def sampled_losses(model, batch: Batch, points: torch.Tensor) -> dict[str, torch
     """The weighted losses at given points, per mask and per label, as the research code adds them."""
     output = model(batch)
     at_points = sample_points(output.mask_logits[0], points)
-    truth = sample_points(batch.masks[0].float(), points)
+    truth = sample_points(batch.masks[0].pixels().float(), points)
     bce = torch.nn.functional.binary_cross_entropy_with_logits(at_points, truth)
     lm = next_token_loss(output.logits, batch.labels, batch.label_weights) / batch.labels.numel()
     return {"mask": 2.0 * bce, "dice": 0.5 * dice_loss(at_points, truth).mean(), "llm": lm}
@@ -149,7 +149,7 @@ def test_dense_losses(tiny) -> None:
     recorded = np.load(folder / "outputs.npz")
     batch = golden_batch(folder, encoder)
     logits = model(batch).mask_logits[0]
-    targets = batch.masks[0].float()[:, None]
+    targets = batch.masks[0].pixels().float()[:, None]
     targets = torch.nn.functional.interpolate(targets, logits.shape[1:], mode="nearest")[:, 0]
     bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
     close(2.0 * bce, recorded["dense_loss_mask"])
@@ -162,7 +162,7 @@ def test_random_points_come_near_the_dense_losses(tiny, monkeypatch) -> None:
     folder, model, encoder = tiny
     batch = golden_batch(folder, encoder)
     sums = compute_losses(model(batch), batch, LossConfig(points=50_000))
-    logits, targets = model(batch).mask_logits[0], batch.masks[0].float()
+    logits, targets = model(batch).mask_logits[0], batch.masks[0].pixels().float()
     full = torch.nn.functional.interpolate(logits[None], targets.shape[1:], mode="bilinear", align_corners=False)[0]
     dense = torch.nn.functional.binary_cross_entropy_with_logits(full, targets)
     assert float(sums["bce"]) / 2 == pytest.approx(float(dense), rel=0.05)
