@@ -157,6 +157,13 @@ class Batch:
         return self.input_ids.numel()
 
     @property
+    def bytes(self) -> int:
+        """Of all its tensors: what a worker sends, and what is copied to the GPU."""
+        sizes: list[int] = []
+        self.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+        return sum(sizes)
+
+    @property
     def attended(self) -> int:
         """Pairs of a token and a token that it attends to."""
         return sum(

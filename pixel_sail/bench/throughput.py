@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,29 +31,37 @@ TURN = 20  # samples that are read from files, then as many from shards, and so 
 def measure_data(config: Config, samples: int, side_px: int | None = None) -> dict[str, Any]:
     """Read, encode and pack `samples` samples of the first source of a run, in one process without workers.
 
+    `*_cpu_ms`: CPU time a sample, which other processes change less than time; `batch_mb`: what is sent for a sample.
     `side_px`: their images are first made this long on the longer side, as JPEG, and their masks with them; untimed.
     """
     sources = open_mixture(config, held_out_images(config)).sources
     model, tokenizer = build_model(config, sources)
     encoder = build_encoder(config, model, tokenizer)
     source = sources[0]
-    elapsed_s, tokens = dict.fromkeys(("read", "encode", "pack"), 0.0), 0
+    cpu_s, elapsed_s, tokens, sent_bytes = dict.fromkeys(("read", "encode", "pack"), 0.0), 0.0, 0, 0
+
+    @contextlib.contextmanager
+    def timed(part: str) -> Iterator[None]:
+        nonlocal elapsed_s
+        start, cpu_start = time.perf_counter(), time.process_time()
+        yield
+        elapsed_s += time.perf_counter() - start
+        cpu_s[part] += time.process_time() - cpu_start
+
     for number in range(samples):
-        start = time.perf_counter()
-        sample = source.sample(number % len(source), np.random.default_rng(number))
-        elapsed_s["read"] += time.perf_counter() - start
+        with timed("read"):
+            sample = source.sample(number % len(source), np.random.default_rng(number))
         if side_px is not None:
             sample = _resized(sample, side_px)
-        start = time.perf_counter()
-        encoded = encoder.encode(sample)
-        elapsed_s["encode"] += time.perf_counter() - start
-        start = time.perf_counter()
-        tokens += pack([encoded], encoder.tokens.seg, encoder.tokens.vision_patch).tokens
-        elapsed_s["pack"] += time.perf_counter() - start
-    total_s = sum(elapsed_s.values())
-    rates = {"samples_per_s": round(samples / total_s, 1), "tokens_per_s": round(tokens / total_s)}
-    parts = {f"{name}_ms": round(1000 * seconds / samples, 1) for name, seconds in elapsed_s.items()}
-    return {"bench": "data", "source": config.data.mixture[0].source, "samples": samples, **rates, **parts}
+        with timed("encode"):
+            encoded = encoder.encode(sample)
+        with timed("pack"):
+            batch = pack([encoded], encoder.tokens.seg, encoder.tokens.vision_patch)
+        tokens, sent_bytes = tokens + batch.tokens, sent_bytes + batch.bytes
+    rates = {"samples_per_s": round(samples / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
+    parts = {f"{part}_cpu_ms": round(1000 * seconds / samples, 1) for part, seconds in cpu_s.items()}
+    size = {"batch_mb": round(sent_bytes / samples / 1e6, 3)}
+    return {"bench": "data", "source": config.data.mixture[0].source, "samples": samples, **rates, **parts, **size}
 
 
 def _resized(sample: Sample, side_px: int) -> Sample:

@@ -66,11 +66,7 @@ class StepData:
     @property
     def bytes(self) -> int:
         """Of all its tensors."""
-        sizes: list[int] = []
-        batches = {id(batch): batch for batch in (*self.batches, self.filler)}
-        for batch in batches.values():
-            batch.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
-        return sum(sizes)
+        return sum(batch.bytes for batch in {id(batch): batch for batch in (*self.batches, self.filler)}.values())
 
 
 class StepDataset(Dataset):

@@ -9,13 +9,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import write_refer_dataset
 from PIL import Image
+from tiny_run import tiny_config
 
 from pixel_sail.bench.annotations import write_annotations
 from pixel_sail.bench.reference import plain_losses
 from pixel_sail.bench.start import measure_start
 from pixel_sail.bench.step import PRESETS, build, our_losses
-from pixel_sail.bench.throughput import _resized
+from pixel_sail.bench.throughput import _resized, measure_data
 from pixel_sail.config import REPOSITORY, LossConfig
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask
@@ -58,6 +60,15 @@ def test_start_at_a_thousandth_of_the_published_counts(tmp_path) -> None:
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     write_annotations(tmp_path / "scale_0.001", 0.001)
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}  # made once
+
+
+def test_data_at_another_size(tmp_path) -> None:
+    """64 x 48 px are enlarged to 256 x 192; a batch has a byte for each channel of a pixel, and little more."""
+    config = tiny_config(tmp_path, write_refer_dataset(tmp_path / "root"), "architecture.max_side_px=256")
+    result = measure_data(config, samples=3, side_px=256)
+    assert 3 * 256 * 192 < result["batch_mb"] * 1e6 < 1.3 * 3 * 256 * 192
+    assert min(result["samples_per_s"], result["encode_cpu_ms"]) > 0
+    assert {"read_cpu_ms", "pack_cpu_ms", "tokens_per_s"} <= result.keys()
 
 
 def test_images_are_enlarged_with_their_masks(tmp_path) -> None:
