@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pixel_sail.data.masks import area_px, decode_mask
+from pixel_sail.data.masks import area_px, mask_runs
 from pixel_sail.tokens import MAX_PROMPTS
 from pixel_sail.types import RLE, UNPROMPTED, BadSample, NoPixels
 
@@ -29,7 +29,8 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
             )
         if area_px(prompts[k]) == 0:
             raise NoPixels(f"{key}: the region of <Prompt{k}> is empty")
-        reached[k] = torch.from_numpy(_overlapped(decode_mask(prompts[k]), grid_hw))
+        runs = mask_runs(prompts[k], f"{key}: the region of <Prompt{k}>")
+        reached[k] = torch.from_numpy(_overlapped(runs, size_hw, grid_hw))
         grid[reached[k]] = k
     for k in reached:
         if not (grid == k).any():
@@ -37,16 +38,39 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
     return grid.flatten()
 
 
-def _overlapped(region: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool -> (h, w) bool: the cells that a pixel of the region overlaps, as torch's adaptive_max_pool2d."""
-    pixels_hw, region = region.shape, np.pad(region, (0, 1))  # reduceat takes no bound at the very end
-    for axis, (cells, pixels) in enumerate(zip(grid_hw, pixels_hw, strict=True)):
-        first = np.arange(cells) * pixels // cells
-        stop = -(-(np.arange(cells) + 1) * pixels // cells)
-        # reduceat takes [first, stop) of each pair; what it makes of [stop, next first) is left out.
-        bounds = np.stack([first, stop], axis=1).ravel()
-        region = np.logical_or.reduceat(region, bounds, axis=axis).take(np.arange(0, 2 * cells, 2), axis=axis)
-    return region
+def _overlapped(runs: np.ndarray, size_hw: tuple[int, int], grid_hw: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool: the cells that a pixel of the region overlaps, as torch's adaptive_max_pool2d.
+
+    `runs`: those of the region (data/runs.py), which is not drawn: it is cut into the runs of each column.
+    """
+    (height, width), (h, w) = size_hw, grid_hw
+    stops = runs.cumsum()[1::2]
+    starts = stops - runs[1::2]
+    starts, stops = starts[starts < stops], stops[starts < stops]
+    first = starts // height  # column
+    columns = (stops - 1) // height - first + 1
+    offsets = np.repeat(columns.cumsum() - columns, columns)
+    column = np.repeat(first, columns) + np.arange(len(offsets)) - offsets
+    top = np.maximum(np.repeat(starts, columns) - column * height, 0)
+    bottom = np.minimum(np.repeat(stops, columns) - column * height, height) - 1
+
+    # From the first cell that ends below the top of a run, to the last that begins at its bottom or above.
+    rows, row_stops = _cells(height, h)
+    begin = column * (h + 1) + np.searchsorted(row_stops, top, side="right")
+    end = column * (h + 1) + np.searchsorted(rows, bottom, side="right")
+    changes = np.bincount(begin, minlength=width * (h + 1)) - np.bincount(end, minlength=width * (h + 1))
+    touched = changes.reshape(width, h + 1).cumsum(axis=1)[:, :h] > 0  # (W, h)
+
+    bounds = np.stack(_cells(width, w), axis=1).ravel()
+    padded = np.pad(touched, ((0, 1), (0, 0)))  # reduceat takes no bound at the very end
+    # It takes [first, stop) of each pair; what it makes of [stop, next first) is left out.
+    return np.logical_or.reduceat(padded, bounds, axis=0)[::2].T.copy()
+
+
+def _cells(pixels: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first pixel of each cell, and the one past its last."""
+    numbers = np.arange(cells)
+    return numbers * pixels // cells, -(-(numbers + 1) * pixels // cells)
 
 
 def _give_one_patch(grid: torch.Tensor, k: int, reached: torch.Tensor, key: str) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pixel_sail.data.image import resized_size
 from pixel_sail.data.masks import encode_mask
@@ -34,6 +35,21 @@ def test_a_patch_is_prompted_exactly_when_a_pixel_reaches_into_it(size):
         ids = prompt_ids({3: encode_mask(_pixel(height, width, row, column))}, size, (h, w), "key")
         assert ids.dtype == torch.int64
         torch.testing.assert_close(ids, expected.flatten())
+
+
+@pytest.mark.parametrize("size", [(75, 97), (5, 3), (1, 200), (33, 200), (64, 64)])
+def test_a_region_of_any_shape_is_pooled_over_its_cells(size):
+    """Noise, a rectangle, everything: as torch pools their pixels."""
+    rng = np.random.default_rng(1)
+    rectangle = np.zeros(size, dtype=bool)
+    rectangle[size[0] // 3 : size[0] // 2 + 1, size[1] // 4 :] = True
+    for region in (rng.random(size) < 0.01, rng.random(size) < 0.5, rectangle, np.ones(size, dtype=bool)):
+        if not region.any():
+            continue
+        for grid in ((1, 1), (3, 4), (5, 13)):
+            pooled = F.adaptive_max_pool2d(torch.from_numpy(region)[None].float(), grid)[0].bool()
+            ids = prompt_ids({3: encode_mask(region)}, size, grid, "key")
+            assert torch.equal(ids == 3, pooled.flatten())
 
 
 def test_no_pixel_of_a_large_image_is_lost():
