@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # the many short kernels of a small model leave a second thread waiting.
 LAUNCH := $(BIN)/$(if $(wildcard /dev/nvidia0),python,deepspeed --num_accelerators 2)
 
-.PHONY: quickstart demo test attack lint smollm clean
+.PHONY: quickstart demo test attack gpu-check gpu-rehearsal lint smollm clean
 
 # Draws the embedded dataset, trains on it, scores the held-out splits and saves a gallery.
 quickstart: export DS_ACCELERATOR = $(if $(wildcard /dev/nvidia0),cuda,cpu)
@@ -38,6 +38,13 @@ test: $(VENV)/.compiled smollm lint
 # ATTACK="--cases 100 --kills 0 --stops 0 --no-memory" does less.
 attack: $(VENV)/.compiled
 	PYTHONPATH=tests $(BIN)/python -m attack.run --out outputs/attack $(ATTACK)
+
+# What only a GPU can show, in 8 minutes on one: docs/performance.md. The second: the same on a GPU whose kernels do nothing.
+# ARGS="--only kernels speed --minutes 4" runs some stages.
+gpu-check: $(STAMP)
+	$(BIN)/python tools/gpu_check.py $(ARGS)
+gpu-rehearsal: $(STAMP)
+	PYTHONPATH=.:tests:tests/null_gpu $(BIN)/python tests/null_gpu/rehearse.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -87,6 +87,13 @@ def _varlen_call(group: list[Rows]) -> VarlenCall:
     return VarlenCall(index(queries), index(keys), cumulative(queries), cumulative(keys), *longest, group[0].causal)
 
 
+def attended(spans: Sequence[Span]) -> int:
+    """Pairs of a token and a token that it attends to, in a packed batch."""
+    return sum(
+        attended_pairs(stop - start, image_stop - image_start) for start, image_start, image_stop, stop in spans
+    )
+
+
 def visible_keys(spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
     """First and one past the last key that each token sees, (L,) int32 each: the keys of a token are one run.
 

@@ -68,7 +68,9 @@ def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tenso
     for group in _same_size(output.mask_logits, batch.masks):
         logits = torch.cat([output.mask_logits[i] for i in group]).float()  # (K, h', w')
         targets = torch.cat([batch.masks[i].pixels().mT for i in group]).float().mT  # of columns, which are contiguous
-        candidates = torch.cat([_candidates(batch.seeds[i], len(batch.masks[i]), config, logits.device) for i in group])
+        candidates = torch.cat(
+            [draw_candidates(batch.seeds[i], len(batch.masks[i]), config, logits.device) for i in group]
+        )
         points = choose_points(logits.detach(), candidates, config)
         at_points = sample_points(logits, points)
         truth = sample_points(targets, points)
@@ -140,7 +142,7 @@ def _counts(config: LossConfig) -> tuple[int, int, int]:
     return OVERSAMPLE * config.points, important, config.points - important
 
 
-def _candidates(seed: int, masks: int, config: LossConfig, device: torch.device) -> Tensor:
+def draw_candidates(seed: int, masks: int, config: LossConfig, device: torch.device) -> Tensor:
     """Random coordinates (masks, candidates, 2) that depend on the sequence only, not on packing.
 
     Drawn on `device`, which nobody waits for; a GPU draws other numbers than a CPU.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.errors import UserError
-from pixel_sail.layout import Span, VarlenCall, attended_pairs
+from pixel_sail.layout import Span, VarlenCall, attended
 
 IGNORE_LABEL = -100
 UNPROMPTED = -1
@@ -165,11 +165,8 @@ class Batch:
 
     @property
     def attended(self) -> int:
-        """Pairs of a token and a token that it attends to."""
-        return sum(
-            attended_pairs(stop - start, image_stop - image_start)
-            for start, image_start, image_stop, stop in self.spans
-        )
+        """Pairs of a token and a token that it attends to: what attention costs, see train/flops.py."""
+        return attended(self.spans)
 
     def counts(self) -> dict[str, float]:
         """Denominators of the losses. They are summed over all batches of an optimizer step."""

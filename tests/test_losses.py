@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pixel_sail.config import LossConfig
 from pixel_sail.data.masks import encode_mask, mask_runs
 from pixel_sail.data.runs import join_masks
-from pixel_sail.losses import _candidates, choose_points, dice_loss, mask_losses, next_token_loss, sample_points
+from pixel_sail.losses import choose_points, dice_loss, draw_candidates, mask_losses, next_token_loss, sample_points
 from pixel_sail.types import Batch, Masks, Output
 
 
@@ -39,7 +39,7 @@ def test_the_most_uncertain_points_are_chosen() -> None:
     """Logits rise from -4 to 4 over the width: the chosen share lies where the logits are nearest to zero."""
     config = LossConfig(points=100)
     logits = torch.linspace(-4, 4, 64).expand(1, 64, 64)
-    candidates = _candidates(0, 1, config, torch.device("cpu"))
+    candidates = draw_candidates(0, 1, config, torch.device("cpu"))
     assert candidates.shape == (1, 325, 2)
     points = choose_points(logits, candidates, config)
     assert points.shape == (1, 100, 2)

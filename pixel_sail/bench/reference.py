@@ -5,11 +5,14 @@ It uses the model's own weights and must give the same numbers (tests/bench/test
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pixel_sail.config import LossConfig
+from pixel_sail.layout import Span
 from pixel_sail.losses import mask_losses
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import IGNORE_LABEL, Batch, Output
@@ -21,7 +24,7 @@ def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
     output = decoder(
         inputs_embeds=model.embed(batch)[None],
         position_ids=batch.position_ids[:, None],
-        attention_mask=dense_mask(batch)[None, None],
+        attention_mask=dense_mask(batch.spans, batch.input_ids.device)[None, None],
         use_cache=False,
     )
     hidden = output.last_hidden_state[0]
@@ -36,10 +39,11 @@ def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
     return config.lm * lm.sum() / counts["lm"] + (config.bce * bce + config.dice * dice) / counts["mask"]
 
 
-def dense_mask(batch: Batch) -> Tensor:
+def dense_mask(spans: Sequence[Span], device: torch.device | str) -> Tensor:
     """(L, L) bool; True where the token of a row attends to the token of a column."""
-    mask = torch.zeros(batch.tokens, batch.tokens, dtype=torch.bool, device=batch.input_ids.device)
-    for start, image_start, image_stop, stop in batch.spans:
+    tokens = spans[-1][3]
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool, device=device)
+    for start, image_start, image_stop, stop in spans:
         mask[start:stop, start:stop] = torch.ones_like(mask[start:stop, start:stop]).tril()
         mask[image_start:image_stop, image_start:image_stop] = True
     return mask

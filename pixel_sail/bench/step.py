@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -47,6 +47,7 @@ class Preset:
     text_tokens: int
     masks: int
     mask_dim: int
+    tied: bool = False  # embeddings and head share their weights
 
 
 PRESETS = {
@@ -70,17 +71,26 @@ def build(preset: Preset, mask_stride: int, tapered: bool, device: str, dtype: t
             num_hidden_layers=preset.layers,
             num_attention_heads=preset.heads,
             num_key_value_heads=preset.kv_heads,
+            tie_word_embeddings=preset.tied,
         ),
         architecture=architecture,
         prompt_token_ids=PROMPT_IDS,
+        tie_word_embeddings=preset.tied,
     )
-    model = PixelSail(config).to(device, dtype)
-    return model, pack([_sample(preset)], SEG_ID, PATCH_ID).to(device)
+    with torch.device(device):
+        model = PixelSail(config).to(dtype)
+    return model, random_batch(preset, [(preset.image_side_px,) * 2]).to(device)
 
 
-def _sample(preset: Preset) -> Encoded:
-    side = preset.image_side_px // preset.patch_size
-    image_tokens = side * side + 2
+def random_batch(preset: Preset, sizes_px: Sequence[tuple[int, int]]) -> Batch:
+    """A sample for each (height, width) of an image, packed, on the CPU."""
+    samples = [_sample(preset, h // preset.patch_size, w // preset.patch_size) for h, w in sizes_px]
+    return pack(samples, SEG_ID, PATCH_ID)
+
+
+def _sample(preset: Preset, h: int, w: int) -> Encoded:
+    """Random text and an image of h x w patches."""
+    image_tokens = h * w + 2
     ids = torch.full((image_tokens + preset.text_tokens,), 30)
     ids[1 : image_tokens - 1] = PATCH_ID
     ids[image_tokens:] = torch.randint(30, preset.vocab_size, (preset.text_tokens,))
@@ -88,18 +98,18 @@ def _sample(preset: Preset) -> Encoded:
     answers = preset.text_tokens // 4  # a quarter of the text is answers, the [SEG]s among them
     ids[-answers::4][: preset.masks] = SEG_ID
     labels[-answers:] = ids[-answers:]
-    half = preset.image_side_px**2 // 2  # of the pixels of a mask
+    half = h * w * preset.patch_size**2 // 2  # of the pixels of a mask
     return Encoded(
         key="bench",
         seed=0,
         input_ids=ids,
         labels=labels,
-        position_ids=image_positions(1, side, side, 1 + preset.text_tokens),
-        patches=torch.randint(256, (side * side, 3 * preset.patch_size**2), dtype=torch.uint8),
-        prompt_ids=torch.full((side * side,), UNPROMPTED),
-        grid_hw=(side, side),
+        position_ids=image_positions(1, h, w, 1 + preset.text_tokens),
+        patches=torch.randint(256, (h * w, 3 * preset.patch_size**2), dtype=torch.uint8),
+        prompt_ids=torch.full((h * w,), UNPROMPTED),
+        grid_hw=(h, w),
         image_span=(0, image_tokens),
-        masks=join_masks([np.array([half, half])] * preset.masks, (preset.image_side_px, preset.image_side_px)),
+        masks=join_masks([np.array([half, half])] * preset.masks, (h * preset.patch_size, w * preset.patch_size)),
     )
 
 

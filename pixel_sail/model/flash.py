@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,16 +24,22 @@ DTYPES = (torch.bfloat16, torch.float16)  # of every flash kernel
 MIN_MAJOR, HOPPER = 8, 9  # compute capabilities
 # module of each version's varlen function; version 4 replaces 2 in the namespace `flash_attn`, or stands beside it
 FLASH_2, FLASH_3, FLASH_4 = "flash_attn", "flash_attn_interface", "flash_attn.cute"
+NAMES = {FLASH_2: "flash-attn 2", FLASH_3: "flash-attn 3", FLASH_4: "flash-attn 4"}
 
 
 @lru_cache
 def find_flash(major: int) -> Flash | None:
-    """The fastest flash kernel that can run on a GPU of compute capability `major`.x; None before Ampere.
+    """The fastest flash kernel that can run on a GPU of compute capability `major`.x; None before Ampere."""
+    return next((kernel for _, kernel in installed(major)), None)
+
+
+def installed(major: int) -> Iterator[tuple[str, Flash]]:
+    """Name and kernel of all that can run on a GPU of compute capability `major`.x, the fastest first.
 
     flash-attn 3 runs on Hopper only. Version 4 is made for Blackwell, and a beta. torch's own is always there.
     """
     if major < MIN_MAJOR:
-        return None
+        return
     order = [FLASH_2]
     if major == HOPPER:
         order = [FLASH_3, FLASH_2, FLASH_4]
@@ -42,10 +48,10 @@ def find_flash(major: int) -> Flash | None:
     for module in order:
         function = _varlen_function(module)
         if function is not None:
-            return partial(flash_attn_4 if module == FLASH_4 else flash_attn_2_or_3, function)
+            yield NAMES[module], partial(flash_attn_4 if module == FLASH_4 else flash_attn_2_or_3, function)
     from torch.nn.attention.varlen import varlen_attn
 
-    return partial(torch_varlen, varlen_attn)
+    yield "varlen_attn", partial(torch_varlen, varlen_attn)
 
 
 def _varlen_function(module: str) -> Callable[..., Any] | None:

@@ -67,7 +67,7 @@ class RunLog:
         self.unscored: dict[str, str] = {}  # errors of the last validation
         self.path = config.run.dir / "log.jsonl"
         self.flops = flops
-        self.peak_flops = _peak_flops() * gpus
+        self.peak_flops = peak_flops() * gpus
         interactive = sys.stderr.isatty()
         self.bar = tqdm(total=self.steps, initial=start_step, unit="step", disable=not (writes and interactive))
         self.trackers = Trackers(config, start_step, self._say) if writes else None
@@ -171,7 +171,7 @@ def forget_after(path: Path, step: int) -> None:
         write_json_lines(path, [line for line in read_json_lines(path, number="step") if line["step"] <= step])
 
 
-def _peak_flops() -> float:
+def peak_flops() -> float:
     if distributed.device().type != "cuda":
         return 0.0
     name = torch.cuda.get_device_name()
