@@ -99,7 +99,7 @@ def test_mask_losses_are_to_the_bit_those_of_the_pixels() -> None:
     logits, masks = torch.randn(3, 9, 12), (torch.rand(3, 36, 48) > 0.4).to(torch.uint8)
     config = LossConfig(points=200)
     bce, dice = mask_losses(Output(torch.empty(0), torch.empty(0), [], [logits]), batch_of([masks], [7]), config)
-    points = choose_points(logits, _candidates(7, 3, config, logits.device), config)
+    points = choose_points(logits, draw_candidates(7, 3, config, logits.device), config)
     at_points, truth = sample_points(logits, points), sample_points(masks.float(), points)
     expected = F.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(1).sum()
     assert torch.equal(bce, expected) and torch.equal(dice, dice_loss(at_points, truth).sum())

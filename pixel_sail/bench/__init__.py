@@ -5,5 +5,6 @@ A way through the room:
 step.py        forward and backward of one step, beside the plain implementation of reference.py
 throughput.py  samples per second from files and shards; expressions per second with and without a shared image
 distill.py     a training step without experts, with cached features, and with experts online
+gpu/           everything that only a GPU can prove, in one run (tools/gpu_check.py)
 plan.py        the report of --plan; memory.py its formulas
 """

@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from forked import fork
 from warm import run_tool
 
 from pixel_sail import losses
-from pixel_sail.bench.gpu import kernels, parity, runner
+from pixel_sail.bench.gpu import kernels, parity, quickstart, runner, training
 from pixel_sail.bench.gpu.checks import Check, Report, read_checks
 from pixel_sail.bench.gpu.clock import idle_share
 from pixel_sail.bench.gpu.page import WIDTH, page, table
 from pixel_sail.bench.gpu.runner import STAGES, check_gpu, run_stages
 from pixel_sail.bench.step import PRESETS
+from pixel_sail.config import load_config
 
 # What the stages do here: (before their line, after it).
 FAKE = """
@@ -165,6 +167,15 @@ def test_bounds_of_parity_let_right_models_pass_and_see_wrong_ones(
     checks = checked(parity.run, tmp_path)
     assert {name: check.result for name, check in checks.items() if check.result not in ("pass", "measured")} == {}
     assert sum("control" in name for name in checks) == 2
+
+
+def test_configs_of_the_stages_that_train(tmp_path: Path) -> None:
+    report = Report("training", tmp_path, 10, rehearsed=False)
+    assert [training.config_of(report, stage).train.zero_stage for stage in training.STAGES] == [0, 1, 2, 3]
+    config = training.config_of(report, 0)
+    assert config.train.muon is None and config.data.root == tmp_path / "images"
+    whole = load_config(REPOSITORY / "configs" / "quickstart.yaml", [])
+    assert quickstart.config_of(whole.run.dir, [], quickstart.STEPS).train.steps == whole.train.steps
 
 
 def test_idle_share() -> None:

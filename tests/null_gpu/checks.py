@@ -24,6 +24,10 @@ from tiny_expert import expert_values, save_expert
 from tiny_run import tiny_config
 
 from pixel_sail import losses, types
+from pixel_sail.bench.gpu import generation as answers
+from pixel_sail.bench.gpu import kernels, machine, parity, speed
+from pixel_sail.bench.gpu.checks import FILE, Report
+from pixel_sail.bench.step import PRESETS
 from pixel_sail.config import Config, LossConfig
 from pixel_sail.data.masks import encode_mask, mask_runs
 from pixel_sail.data.runs import join_masks
@@ -301,6 +305,25 @@ def without_comparing_ranks() -> Iterator[None]:
 
     with mock.patch.object(partitioned_param_coordinator, "assert_ints_same_as_other_ranks", lambda *_, **__: None):
         yield
+
+
+def stages_of_gpu_check() -> list[dict[str, Any]]:
+    """What stages of tools/gpu_check.py say; those that train() in full, and what compiles, are for rehearse.py."""
+    small = {
+        kernels: {"_kernels": lambda: [kernels.Kernel("SDPA", "sdpa")], "VOCABULARY": 1000},
+        parity: {"PRESET": PRESETS["tiny"], "SIZES_PX": ((64, 64),)},
+        speed: {"COMPILED": (False,), "BATCHES": {"12 x 640x480": speed.BATCHES["12 x 640x480"]}, "WARM_UP": 1}
+        | {"TIMED": 1, "PROFILED": 1},
+        answers: {"SCRATCH": answers.SCRATCH.model_copy(update={"layers": 2}), "FEW": 2, "MANY": 4, "REPEATS": 1},
+    }
+    with tempfile.TemporaryDirectory() as folder, finite_masks(), contextlib.ExitStack() as changed:
+        for module, values in small.items():
+            changed.enter_context(mock.patch.multiple(module, **values))
+        for module in (machine, *small):
+            report = Report(module.__name__.rpartition(".")[2], Path(folder), 100, rehearsed=True)
+            with report.part("the stage"):
+                module.run(report)
+        return read_json_lines(Path(folder) / FILE)
 
 
 def block_mask_of_33k_tokens() -> dict[str, Any]:

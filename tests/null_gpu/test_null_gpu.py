@@ -37,6 +37,7 @@ CHECKS = (
     "process_group",
     "training",
     "compiled_training",
+    "stages_of_gpu_check",
 )
 
 
@@ -168,3 +169,13 @@ def test_each_of_several_ranks_names_its_gpu(measured: dict[str, dict[str, Any]]
     result = result_of(measured, "process_group")
     assert (result["bound"], result["alone"]) == ("cuda:0", "None")
     assert result["with"] == [] and any("device_id" in warning for warning in result["without"])
+
+
+def test_stages_of_gpu_check_come_to_their_end(measured: dict[str, dict[str, Any]]) -> None:
+    lines = result_of(measured, "stages_of_gpu_check")
+    assert {line["stage"] for line in lines} == {"machine", "kernels", "parity", "speed", "generation"}
+    assert [line for line in lines if line["result"] == "fail"] == []
+    numbers = {line["check"]: line["value"] for line in lines if line["stage"] == "speed"}
+    assert 0.9 < numbers["12 x 640x480, eager: measured over planned memory"] < 1.1  # exact, of the 0.5B recipe
+    assert numbers["12 x 640x480, eager: waits of the host in a step"] <= 12
+    assert numbers["12 x 640x480, eager: tokens"] > 0

@@ -12,7 +12,7 @@ from statistics import median
 
 from pixel_sail.bench.gpu.checks import Report
 from pixel_sail.bench.gpu.scenes import folder
-from pixel_sail.config import REPOSITORY, load_config
+from pixel_sail.config import REPOSITORY, Config, load_config
 from pixel_sail.durable import read_json_lines
 from pixel_sail.train.loop import train
 
@@ -49,19 +49,19 @@ def run(report: Report) -> None:
 def _pilot(report: Report, overrides: list[str]) -> float:
     """Seconds of a step."""
     run_dir = report.work / "pilot"
-    train(_config(run_dir, overrides[:1], PILOT_STEPS, "run.log_every=1"))
+    train(config_of(run_dir, overrides[:1], PILOT_STEPS, "run.log_every=1"))
     step_ms = median(line["step_ms"] for line in read_json_lines(run_dir / "log.jsonl")[PILOT_STEPS // 2 :])
     report.number("step", step_ms, "ms")
     return step_ms / 1e3
 
 
-def _config(run_dir: Path, overrides: list[str], steps: int, *more: str):
+def config_of(run_dir: Path, overrides: list[str], steps: int, *more: str) -> Config:
     values = [*overrides, f"run.dir={run_dir}", f"train.steps={steps}", f"data.workers={WORKERS}", "train.compile=off"]
     return load_config(CONFIG, [*values, *more])
 
 
 def _ciou(run_dir: Path, overrides: list[str], steps: int) -> float:
-    train(_config(run_dir, overrides, steps))
+    train(config_of(run_dir, overrides, steps))
     return _score(run_dir)
 
 

@@ -33,6 +33,7 @@ from pixel_sail.types import Batch
 PRESET = Preset(24, 896, 14, 2, 4864, 151_936, 16, 1024, 130, 5, 512, tied=True)
 BATCHES = {"8 x 1024 px": ((1024, 1024),) * 8, "12 x 640x480": ((480, 640),) * 12}  # (height, width); a micro-batch
 STAGE = 2  # the recipe's
+COMPILED = (False, True)
 WARM_UP, TIMED, PROFILED = 3, 8, 2
 SHOWN_KERNELS = 8
 PLANNED = 0.1  # measured and planned peak memory may differ by this share
@@ -62,7 +63,7 @@ class Steps:
 
 def run(report: Report) -> None:
     distributed.start()
-    for compiled in (False, True):
+    for compiled in COMPILED:
         with report.part("compiled" if compiled else "eager"):
             config = _config(report, compiled)
             engine, line = _engine(config)
