@@ -153,8 +153,8 @@ def test_bounds_of_the_kernels_let_right_ones_pass_and_see_wrong_ones(
     monkeypatch.setattr(kernels, "_time", lambda *_: None)
     checks = checked(kernels.run, tmp_path)
     assert {name: check.result for name, check in checks.items() if check.result != "pass"} == {}
-    assert len(checks) == 4 + 4 + 6 and sum("control" in name for name in checks) == 4
-    assert checks["SDPA: control, image 1 token short"].value > 3 * kernels.FORWARD_ERROR
+    assert len(checks) == 4 + 4 + 2 * 6 and sum("control" in name for name in checks) == 6
+    assert checks["SDPA, 14/2 heads: control, image 1 token short"].value > 3 * kernels.FORWARD_ERROR
 
 
 def test_bounds_of_parity_let_right_models_pass_and_see_wrong_ones(

@@ -45,9 +45,11 @@ def main() -> None:
 def run_stage(arguments: list[str]) -> None:
     os.environ.pop("LD_PRELOAD")  # what this process starts is no part of it
     import torch
+    from torch.nn.attention import varlen
 
     torch.backends.cudnn.enabled = False  # the null GPU has none
     torch.backends.cuda.enable_cudnn_sdp(False)
+    varlen._should_use_cudnn = lambda device: False
     import checks
 
     from pixel_sail.bench.gpu import child

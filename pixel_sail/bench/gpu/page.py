@@ -72,6 +72,7 @@ LIMITS = (
     "* Several GPUs: one was used, so that no gradient and no weight ever crossed between two.",
     "* Learning at size: the 0.5B model has random weights and random images; only the quickstart is trained.",
     "* Data at size: images are drawn, and small. Reading and encoding photographs is `tools/bench.py data`.",
+    "* Idle shares are those under the profiler, which slows the host.",
     "* One run of each number, no spread.",
 )
 
