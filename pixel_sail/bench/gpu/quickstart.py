@@ -76,7 +76,8 @@ def _score(run_dir: Path) -> float:
 def _on_the_cpu(run_dir: Path, overrides: list[str]) -> Iterator[subprocess.Popen]:
     """The same run on the cores of this machine, in a process of its own."""
     values = [*overrides, f"run.dir={run_dir}", f"train.steps={SHORT_STEPS}", "data.workers=2"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "6"}
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": f"{threads}"}
     command = [sys.executable, str(REPOSITORY / "tools" / "train.py"), str(CONFIG), *values]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
     try:
