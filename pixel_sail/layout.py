@@ -89,9 +89,7 @@ def _varlen_call(group: list[Rows]) -> VarlenCall:
 
 def attended(spans: Sequence[Span]) -> int:
     """Pairs of a token and a token that it attends to, in a packed batch."""
-    return sum(
-        attended_pairs(stop - start, image_stop - image_start) for start, image_start, image_stop, stop in spans
-    )
+    return sum(attended_pairs(stop - start, image_stop - image_start) for start, image_start, image_stop, stop in spans)
 
 
 def visible_keys(spans: Sequence[Span]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,10 +15,12 @@ from pixel_sail.bench.gpu.checks import Report
 from pixel_sail.bench.gpu.clock import gpu_ms, relative_error
 from pixel_sail.bench.reference import dense_mask
 from pixel_sail.config import LossConfig
+from pixel_sail.data.masks import encode_mask, mask_runs
+from pixel_sail.data.runs import join_masks
 from pixel_sail.layout import Span, attended
 from pixel_sail.model.attention import AttentionLayout, mixed_attention
 from pixel_sail.model.flash import Flash, installed
-from pixel_sail.types import DeferredLogits, Output
+from pixel_sail.types import DeferredLogits, Masks, Output
 
 DEVICE = "cuda"
 HEADS, WIDTH = 14, 64  # of the 0.5B recipe
@@ -177,7 +179,8 @@ def _mask_losses(report: Report) -> None:
     masks = (
         F.interpolate(logits[None] + torch.randn(1, 5, 96, 128, generator=generator), scale_factor=4)[0] > 0
     ).byte()
-    batch = Masks((masks.to(DEVICE),))
+    joined = join_masks([mask_runs(encode_mask(mask), "a mask") for mask in masks.bool().numpy()], (384, 512))
+    batch = MaskBatch((replace(joined, runs=joined.runs.to(DEVICE)),))
     output = Output(torch.empty(0), torch.empty(0), [], [logits.to(DEVICE, copy=True).requires_grad_()])
     computed = losses.mask_losses(output, batch, config)  # type: ignore[arg-type]
     sum(computed).backward()
@@ -195,10 +198,10 @@ def _mask_losses(report: Report) -> None:
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskBatch:
     """What the mask losses read of a batch."""
 
-    masks: tuple[Tensor, ...]
+    masks: tuple[Masks, ...]
     seeds: tuple[int, ...] = (0,)
 
 

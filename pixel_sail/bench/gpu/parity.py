@@ -52,7 +52,7 @@ def run(report: Report) -> None:
         with report.part(mode.name):
             on_gpu = build(PRESET, 4, True, DEVICE, mode.weights)[0]
             on_gpu.load_state_dict(state)
-            moved = batch.to(DEVICE, mode.weights)
+            moved = batch.to(DEVICE)
             with torch.autocast(DEVICE, torch.bfloat16, enabled=mode.autocast):
                 computed = _compute(on_gpu, moved)
             _compare(report, mode, computed, expected)
@@ -76,7 +76,7 @@ def _compute(model: PixelSail, batch: Batch) -> Computed:
     output = model(batch)
     masks = torch.cat([logits.float().flatten() for logits in output.mask_logits])
     sizes = [logits.shape[1:] for logits in output.mask_logits]
-    truth = [F.interpolate(m[None].float(), size=size)[0] for m, size in zip(batch.masks, sizes, strict=True)]
+    truth = [F.interpolate(m.pixels()[None].float(), size=size)[0] for m, size in zip(batch.masks, sizes, strict=True)]
     bce = F.binary_cross_entropy_with_logits(masks, torch.cat([m.flatten() for m in truth]))
     loss = next_token_loss(output.logits, batch.labels, batch.label_weights) / len(batch.labels) + bce
     loss.backward()
