@@ -7,9 +7,10 @@ by nothing else. A folder without it loads unchecked: so can one that was edited
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from pixel_sail.durable import file_sha256, write_json
 from pixel_sail.errors import WeightsError
@@ -27,8 +28,11 @@ def write_sums(folder: Path) -> None:
     write_json(folder / CHECKSUMS, _sums([file for file in files if file.is_file()]))
 
 
-def check_sums(folder: Path) -> None:
-    """Raise WeightsError for a file that differs from what checksums.json says; nothing without that file."""
+def check_sums(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise WeightsError for a file that differs from what checksums.json says; nothing without that file.
+
+    `known`: SHA-256 of files that have been read already, by name.
+    """
     path = folder / CHECKSUMS
     if not path.exists():
         return
@@ -40,8 +44,9 @@ def check_sums(folder: Path) -> None:
         if not (folder / name).exists():
             raise WeightsError(f"{folder} lacks {name}, which {CHECKSUMS} lists; {advice}")
         check_downloaded(folder / name)
-    for name, digits in _sums([folder / name for name in expected]).items():
-        if digits != expected[name]:
+    sums = _sums([folder / name for name in expected if name not in known]) | dict(known)
+    for name, digits in sums.items():
+        if name in expected and digits != expected[name]:
             raise WeightsError(f"{folder / name} is not what was written ({CHECKSUMS}); {advice}")
 
 

@@ -32,7 +32,9 @@ from pixel_sail.folders.files import (
     check_folder,
     read_settings,
 )
+from pixel_sail.folders.place import has_rounded_buffers, stored_dtype
 from pixel_sail.folders.settings import check_settings
+from pixel_sail.folders.values import read_values
 from pixel_sail.folders.weight_files import MAX_LISTED, WeightFiles, check_finite
 
 T = TypeVar("T")
@@ -110,6 +112,16 @@ def load_processor(kind: type, folder: Path) -> Any:
     return _called(kind.from_pretrained, folder, "processor", **_CLOSED)
 
 
+def load_mapped(kind: NetworkClass, folder: Path) -> PreTrainedModel:
+    """As `load_network`, in the dtype of the files, so that the weights stay in them and are mapped into memory.
+
+    In float32 where the files have several dtypes, or where buffers of the network are not exact in another one.
+    """
+    dtype = stored_dtype(WeightFiles(folder, buffers=True).dtypes)
+    network = load_network(kind, folder, dtype)
+    return load_network(kind, folder, torch.float32) if has_rounded_buffers(network) else network
+
+
 def load_network(
     kind: NetworkClass,
     folder: Path,
@@ -122,9 +134,12 @@ def load_network(
     Raises WeightsError if it cannot be loaded, if values are not finite, and if a weight whose name starts with `needs`
     is missing or has another shape, since it would be random.
     """
-    config = load_config(folder, gguf_file)
-    if gguf_file is None:
+    config, values = load_config(folder, gguf_file), None
+    if gguf_file is None and not needs:
+        values = read_values(WeightFiles(folder, buffers=True))
+    elif gguf_file is None:
         check_sums(folder)
+    if gguf_file is None:
         check_size(kind, config, folder)
     options = {"use_safetensors": True} if gguf_file is None else _gguf(gguf_file)
     network, report = _called(
@@ -144,8 +159,11 @@ def load_network(
             f"{folder} has no fitting weights for {len(random)} tensors of {type(network).__name__}, first "
             f"{random[0]}: it is damaged or not of this kind"
         )
-    frequencies = {name: tensor for name, tensor in network.named_buffers() if name.endswith("inv_freq")}
-    tensors = network.state_dict() | frequencies  # which are computed from config.json
+    tensors = {name: tensor for name, tensor in network.named_buffers() if name.endswith("inv_freq")}
+    if values is None:
+        tensors |= network.state_dict()
+    else:
+        values.check_finite(network.dtype)
     check_finite({name: tensor for name, tensor in tensors.items() if name.startswith(needs)}, folder)
     return network
 

@@ -41,6 +41,11 @@ class WeightFiles:
         if not self.shapes:
             raise WeightsError(f"the *.safetensors of {folder} hold no weights; download them again")
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold weights."""
+        return list(dict.fromkeys(self._files.values()))
+
     def tensor(self, name: str) -> Tensor:
         """Read one tensor. Its file is opened for this tensor alone: pages of an open file count as memory."""
         with safe_open(self._files[name], "pt") as opened:

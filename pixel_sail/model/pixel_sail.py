@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.checksums import check_sums
 from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.load import in_a_line, on_meta
+from pixel_sail.folders.place import ON_CPU, Place, has_rounded_buffers, stored_dtype
+from pixel_sail.folders.values import read_values
 from pixel_sail.folders.weight_files import MAX_LISTED, Shapes, WeightFiles, check_finite, check_shapes
 from pixel_sail.model.attention import AttentionLayout, choose_kernel
 from pixel_sail.model.backbone import build_decoder, cache_argument
@@ -165,17 +166,33 @@ class PixelSail(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PixelSail:
-        """Load a folder that `save_pretrained` or tools/convert.py wrote, in eval mode.
+        """Load a folder that `save_pretrained` or tools/convert.py wrote, in eval mode; errors as `load`."""
+        return cls.load(Path(folder), Place(dtype=dtype))
+
+    @classmethod
+    def load(cls, folder: Path, place: Place = ON_CPU) -> PixelSail:
+        """As `from_pretrained`, with the weights at `place`.
 
         Raises WeightsError for a missing folder or file, for a config that no model has, for weights that are missing,
         unexpected, mis-shaped, NaN or infinite, with a list of them, and for files that are not what was written: a
         model with random parts is never returned silently. The shapes are compared before anything is allocated.
         """
-        folder = Path(folder)
         config, files = load_own_config(folder), WeightFiles(folder)
         network = on_meta(lambda: cls(config), folder / CONFIG)
         check_shapes(expected_shapes(network), _without_copies(files, network.all_tied_weights_keys), folder)
-        check_sums(folder)
+        values = read_values(files)
+        model = cls._mapped(folder, config, stored_dtype(files.dtypes))
+        if has_rounded_buffers(model):
+            model = cls._mapped(folder, config, torch.float32)
+        values.check_finite(model.dtype if place.later else place.dtype)
+        check_finite(dict(model.named_buffers()), folder)  # rotary frequencies are computed from config.json
+        if not place.later:
+            place.put(model)
+        return model.eval()
+
+    @classmethod
+    def _mapped(cls, folder: Path, config: PixelSailConfig, dtype: torch.dtype) -> PixelSail:
+        """The model as transformers loads it: weights that have this dtype stay in the files."""
         try:
             model, info = super().from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True,
@@ -188,9 +205,7 @@ class PixelSail(PreTrainedModel):
         random = sorted({*info["missing_keys"], *info["unexpected_keys"]})
         if random:
             raise WeightsError(f"the weights in {folder} do not fit its config.json: {', '.join(random[:MAX_LISTED])}")
-        # buffers too: rotary frequencies are computed from config.json
-        check_finite({**model.state_dict(), **dict(model.named_buffers())}, folder)
-        return model.eval()
+        return model
 
 
 def expected_shapes(model: PixelSail) -> Shapes:

@@ -19,6 +19,7 @@ from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import UserError
+from pixel_sail.folders.place import Place
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
@@ -75,7 +76,7 @@ class Predictor:
         place, folder = choose_device(device), Path(folder)
         dtype = choose_dtype(precision, place)
         tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
-        return cls(PixelSail.from_pretrained(folder, dtype=dtype).to(place), tokenizer)
+        return cls(PixelSail.load(folder, Place(place, dtype)), tokenizer)
 
     def segment(
         self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail.config import Config, MixtureEntry
+from pixel_sail.config import Config, MixtureEntry, TrainConfig
 from pixel_sail.data.deal import Costs
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.loader import StepDataset
@@ -18,8 +18,10 @@ from pixel_sail.data.pack import pack
 from pixel_sail.data.sources import Source, open_source
 from pixel_sail.data.templates import Templates
 from pixel_sail.experts.features import FeatureProvider
+from pixel_sail.folders.place import ON_CPU, Place
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.train import distributed
+from pixel_sail.train.engine import has_bf16_weights
 from pixel_sail.train.flops import Flops
 from pixel_sail.types import BadSample
 from pixel_sail.weights.convert.language_model import from_language_model
@@ -29,8 +31,10 @@ from pixel_sail.weights.start import load_start
 TOKENIZER_SAMPLES = 2_000  # samples of each source whose text trains the tokenizer of a model from scratch
 
 
-def build_model(config: Config, sources: Sequence[Source] | None = None) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """The model in float32 and its tokenizer. Random weights depend on run.seed alone.
+def build_model(
+    config: Config, sources: Sequence[Source] | None = None, place: Place = ON_CPU
+) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+    """The model, with its weights at `place`, and its tokenizer. Random weights depend on run.seed alone.
 
     `sources`: those of data.mixture if they are open already, because opening them again takes time. With
     train.init_from, `config` must come from `with_start` (weights/start.py).
@@ -38,17 +42,29 @@ def build_model(config: Config, sources: Sequence[Source] | None = None) -> tupl
     torch.manual_seed(config.run.seed)
     question = Templates.of(config.data).questions[0]
     if config.train.init_from is not None:
-        model, tokenizer = load_start(config.train.init_from)
+        model, tokenizer = load_start(config.train.init_from, place)
     elif config.model.base is not None:
-        model, tokenizer = from_language_model(config.model, config.architecture, question, config.data.hide)
+        model, tokenizer = from_language_model(config.model, config.architecture, question, config.data.hide, place)
     else:
         model, tokenizer = from_scratch(
             config.model, config.architecture, _texts(config, sources), question, config.data.hide
         )
+    if not place.later:
+        place.put(model)
     model.attention_kernel = config.model.attention
     model.config.architecture = config.architecture  # its max_side_px may differ from train.init_from
     model.config.hide = config.data.hide
     return model, tokenizer
+
+
+def place_of_training(train: TrainConfig) -> Place:
+    """Where the weights of a run go. Later: at ZeRO-3 as shards (zero3.py), and where some become 4-bit weights."""
+    bf16 = has_bf16_weights(train)
+    if train.zero_stage == 3:
+        # In float32 the weights must be that before adapters take their dtype; those of a float32 file are.
+        return Place(dtype=torch.bfloat16, later=True) if bf16 else ON_CPU
+    in_4_bits = train.lora is not None and train.lora.quantize != "none"
+    return Place(distributed.device(), torch.bfloat16 if bf16 else torch.float32, later=in_4_bits)
 
 
 def build_encoder(

@@ -205,19 +205,6 @@ def on_rank_0(function: Callable[[], Result]) -> Result:
     return broadcast_object(together(lambda: function() if rank() == 0 else None))
 
 
-def in_turns(function: Callable[[], Result]) -> Result:
-    """What `function` returns on this rank, after the ranks with lower numbers on the same machine have run it.
-
-    All ranks must call it; errors as in ranks.together.
-    """
-    result = None
-    for turn in range(max(all_gather_objects(local_ranks()))):
-        mine = turn == local_rank()
-        value = together(lambda mine=mine: function() if mine else None)
-        result = value if mine else result
-    return result
-
-
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if text and not text.isdecimal():

@@ -15,7 +15,7 @@ from pixel_sail.train import distributed
 from pixel_sail.train.copies import Copies
 from pixel_sail.train.distillation import Distillation, build_adapters, needs_mask_features, student_features
 from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
-from pixel_sail.train.zero3 import wrap_leaves
+from pixel_sail.train.zero3 import partition, wrap_leaves
 from pixel_sail.types import Batch
 from pixel_sail.weights.merge import dequantized, merged
 
@@ -79,10 +79,10 @@ class Engine:
         self.parameters = dict(model.named_parameters())  # under their own names, before leaves are wrapped
         if self.stage == 3:
             wrap_leaves(model, leaf_modules)
-        wrapped = LossModule(model, adapters, config)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=wrapped, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
-        )
+        wrapped, values = LossModule(model, adapters, config), deepspeed_config(config, self.world_size)
+        if self.stage == 3:
+            partition(wrapped, values, self.device)
+        self.deepspeed, *_ = deepspeed.initialize(model=wrapped, optimizer=optimizer, config=values)
         if self.stage == 0 and self.world_size == 1:
             # There is nothing to reduce, but every gradient would be copied twice.
             self.deepspeed.enable_backward_allreduce = False
@@ -151,6 +151,11 @@ def resolve_precision(train: TrainConfig, device_type: str | None = None) -> str
     if train.precision != "auto":
         return train.precision
     return "bf16" if (device_type or distributed.device().type) == "cuda" else "fp32"
+
+
+def has_bf16_weights(train: TrainConfig) -> bool:
+    """Whether the weights of a run are bf16 (with float32 master weights); else they are float32."""
+    return resolve_precision(train) == "bf16" and train.zero_stage > 0
 
 
 def check_distribution(train: TrainConfig, world_size: int) -> None:

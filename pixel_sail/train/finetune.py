@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pixel_sail.config import Config, ConfigError
+from pixel_sail.folders.place import Place
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens
+from pixel_sail.train import distributed
 
 LORA_SEED = 7919  # added to run.seed, so that adapters do not depend on what was drawn before them
 
@@ -87,6 +89,7 @@ def _add_adapters(model: PixelSail, tokenizer: PreTrainedTokenizerBase, config: 
         from pixel_sail.train.quantize import quantize_linears
 
         quantize_linears(decoder, targets, config.train)
+        Place(distributed.device()).put(model)  # what is left of it in its files
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
     )

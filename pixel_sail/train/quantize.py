@@ -18,7 +18,7 @@ from pixel_sail.train import distributed
 
 
 def quantize_linears(decoder: nn.Module, names: Sequence[str], train: TrainConfig) -> None:
-    """Replace the named linears, one at a time, by 4-bit ones on the device of this process.
+    """Replace the named linears, one at a time, by 4-bit ones of float32 values on the device of this process.
 
     Raises ConfigError without bitsandbytes, without a GPU, or with ZeRO, which cannot shard 4-bit weights.
     """
@@ -33,10 +33,10 @@ def quantize_linears(decoder: nn.Module, names: Sequence[str], train: TrainConfi
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=compute, quant_type="nf4"
         )
         quantized.weight = bnb.nn.Params4bit(
-            linear.weight.detach(), requires_grad=False, quant_type="nf4", module=quantized
+            linear.weight.detach().float(), requires_grad=False, quant_type="nf4", module=quantized
         )
         if linear.bias is not None:
-            quantized.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+            quantized.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         setattr(decoder.get_submodule(parent), leaf, quantized.to(distributed.device()))
     decoder.is_loaded_in_4bit = True  # PEFT reads it
 

@@ -28,7 +28,7 @@ from pixel_sail.ranks import together
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
 from pixel_sail.train.banner import banner
-from pixel_sail.train.build import build_encoder, build_model, build_step_dataset
+from pixel_sail.train.build import build_encoder, build_model, build_step_dataset, place_of_training
 from pixel_sail.train.compiling import compile_layers
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution, resolve_precision
@@ -76,7 +76,7 @@ def set_up(config: Config) -> Run | None:
     if checkpoint is not None:
         checkpoints.check_files(checkpoint)
     distributed.on_rank_0(lambda: prepare_folder(config, state))
-    model, tokenizer = together(lambda: build_model(config, mixture.sources))
+    model, tokenizer = together(lambda: build_model(config, mixture.sources, place_of_training(config.train)))
     flops = Flops.of(model)
     log = RunLog(config, distributed.rank() == 0, flops, distributed.world_size(), state.step)
     log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")

@@ -19,6 +19,7 @@ from pixel_sail.evaluate import perbench
 from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.runner import open_benchmark, run_benchmark, tasks_of
+from pixel_sail.ranks import together
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import Engine, resolve_precision
@@ -111,8 +112,7 @@ def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Confi
 
     On a GPU that is bf16 unless train.precision=fp32, and under autocast at stage 0, whose weights are float32.
     Under ZeRO-3 each forward pass is a collective of all ranks, but generated answers differ in length. So every rank
-    loads a complete copy from a temporary export, in bf16 on a GPU; the ranks of a machine one after the other, so that
-    its memory holds one copy at a time on the way to the GPUs.
+    loads a complete copy from a temporary export, in bf16 on a GPU; the host has only the pages of its file.
     """
     on_gpu = engine.device.type == "cuda"
     bf16 = on_gpu and resolve_precision(config.train) == "bf16"
@@ -122,7 +122,7 @@ def _predictor(engine: Engine, tokenizer: PreTrainedTokenizerBase, config: Confi
     precision = "fp32" if on_gpu and not bf16 else "auto"
     try:
         export_model(engine, tokenizer, folder, sums=False)  # every rank would compute them again
-        return distributed.in_turns(lambda: Predictor.from_pretrained(folder, str(engine.device), precision))
+        return together(lambda: Predictor.from_pretrained(folder, str(engine.device), precision))
     finally:
         if distributed.rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""ZeRO-3 for modules whose submodules run a different number of times on different ranks.
+"""ZeRO-3: weights that are cut into shards one by one, and modules that run differently often on different ranks.
 
 ZeRO-3 gathers the weights of a module before each call, in a collective of all ranks. The mask head runs its blocks
 once for each image size in the batch, so the calls of the ranks would not line up. DeepSpeed can gather such a module
@@ -49,6 +49,28 @@ class NestedCall:
         parts = vector.split([shape.numel() for shape in self.leaf.output_shapes])
         outputs = [part.view(shape) for part, shape in zip(parts, self.leaf.output_shapes, strict=True)]
         return tree_unflatten(outputs, self.leaf.output_spec)
+
+
+def partition(module: nn.Module, deepspeed_config: dict[str, Any], device: torch.device) -> None:
+    """Cut each weight into the shards of all ranks, with the values of rank 0; buffers go to `device`.
+
+    What deepspeed.initialize does with a whole model on each device, one weight after the other: a rank never holds
+    more than one, next to its shards. Weights that are mapped from their files stay there until their turn.
+    """
+    import deepspeed
+
+    bf16 = deepspeed_config.get("bf16", {}).get("enabled", False)
+    first: nn.Parameter | None = None
+    for parameter in module.parameters():
+        # a copy: the values of rank 0 would be written into the mapped pages, which then are memory of this process
+        parameter.data = parameter.data.to(torch.bfloat16 if bf16 else parameter.dtype, copy=True)
+        if first is None:
+            first = parameter
+            deepspeed.zero.Init(nn.ParameterList([first]), config_dict_or_path=deepspeed_config, dtype=parameter.dtype)
+        else:
+            first.convert_to_zero_parameters(param_list=[parameter])
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def wrap_leaves(model: nn.Module, classes: Sequence[type[nn.Module]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from pixel_sail.config import ConfigError, build_config, upgraded
 from pixel_sail.errors import UserError
@@ -45,8 +46,12 @@ def _model(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     config = load_own_config(checkpoint / MODEL)
     _check_fit(weights, config, checkpoint)
     tokenizer = load_own_tokenizer(checkpoint / MODEL, config)
-    model = PixelSail(config)
-    model.load_state_dict(weights, strict=False)
+    with no_init_weights():  # its own weights stay untouched memory; only buffers are computed
+        model = PixelSail(config)
+    # they become the model's own; a part of a longer vector is copied, else that would be saved with it
+    own = {name: w if w.untyped_storage().nbytes() == w.nbytes else w.clone() for name, w in weights.items()}
+    model.load_state_dict(own, strict=False, assign=True)
+    model.tie_weights()
     return model.eval(), tokenizer
 
 

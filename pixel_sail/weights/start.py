@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.errors import WeightsError
+from pixel_sail.folders.place import ON_CPU, Place
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.checksums import newest_whole_before
@@ -70,14 +71,17 @@ def with_start(config: Config) -> Config:
     return config.model_copy(update={"architecture": architecture})
 
 
-def load_start(path: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """The model (float32) and the tokenizer of an export folder, a run or a checkpoint."""
+def load_start(path: Path, place: Place = ON_CPU) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of an export folder, a run or a checkpoint.
+
+    Its weights: at `place`, those of a checkpoint in float32 on the CPU.
+    """
     folder = find_model(path)
     if is_checkpoint(folder):
         return model_of_checkpoint(folder)
     try:
         tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
-        return PixelSail.from_pretrained(folder), tokenizer
+        return PixelSail.load(folder, place), tokenizer
     except WeightsError as error:
         raise ConfigError(f"train.init_from: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import packed
 import torch
 import torch.distributed as dist
 from conftest import write_refer_dataset
+from PIL import Image
 from tiny_expert import expert_values, save_expert
 from tiny_run import tiny_config
 
@@ -31,16 +33,20 @@ from pixel_sail.bench.step import PRESETS
 from pixel_sail.config import Config, LossConfig
 from pixel_sail.data.masks import encode_mask, mask_runs
 from pixel_sail.data.runs import join_masks
+from pixel_sail.data.regions import Box
 from pixel_sail.durable import read_json_lines
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.serve.predictor import Chat, Predictor
+from pixel_sail.tokens import SEG
 from pixel_sail.train import compiling, distributed, loop, step
 from pixel_sail.train.copies import Copies
 from pixel_sail.train.engine import Engine
 from pixel_sail.train.log import RunLog
 from pixel_sail.train.loop import train
 from pixel_sail.types import Batch
+from pixel_sail.weights import engine_files
 
 os.environ["DS_ACCELERATOR"] = "cuda"  # conftest says cpu
 IMAGES_HW = ((24, 24), (16, 20), (24, 24), (8, 8))  # patches; two images of one size
@@ -174,6 +180,7 @@ RUNS = {
     "stage 0, two workers": ["data.workers=2"],
     "stage 0, scored": [*SCORED],
     "stage 0, fp32, scored": ["train.precision=fp32", *SCORED],
+    "stage 1, scored": ["train.zero_stage=1", *SCORED],
     "stage 2, scored": ["train.zero_stage=2", *SCORED],
     "stage 3, scored": ["train.zero_stage=3", *SCORED],
 }
@@ -199,6 +206,64 @@ def training() -> dict[str, Any]:
             name: counted_run(config_of_run(Path(folder) / str(number), overrides))
             for number, (name, overrides) in enumerate(RUNS.items())
         }
+
+
+# runs that go on from a checkpoint of their second step
+RESUMED = {name: RUNS[name] for name in ("stage 0", "stage 1", "stage 2", "stage 2, lora", "stage 3")}
+
+
+def resumed_training() -> dict[str, Any]:
+    """As `training`, of runs that go on; what the log says, and what the export at their end holds."""
+    result = {}
+    with tempfile.TemporaryDirectory() as folder, without_comparing_ranks():
+        for number, (name, overrides) in enumerate(RESUMED.items()):
+            values = [*overrides, "train.steps=5", "train.save_every=2", "train.keep_checkpoints=5"]
+            config = config_of_run(Path(folder) / str(number), values)
+            with finite_masks():
+                train(config)
+            run = config.run.dir
+            for later in (run / "export", *(run / "checkpoints" / f"step_0000000{step}" for step in (4, 5))):
+                shutil.rmtree(later)
+            said: list[str] = []
+            with (
+                mock.patch.object(RunLog, "say", lambda _, line, said=said: said.append(line)),
+                mock.patch.object(engine_files, "_problem_of_steps", lambda *_: None),  # saved as zeros of the null GPU
+            ):
+                counts = counted_run(config)
+            model = PixelSail.from_pretrained(run / "export")
+            shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+            steps = [line["step"] for line in read_json_lines(run / "log.jsonl")]
+            result[name] = counts | {"said": said, "shapes": shapes, "steps": steps}
+    return result
+
+
+def prediction() -> dict[str, Any]:
+    """A Predictor of an export: several questions about an image with regions, and one without an image.
+
+    The null GPU answers with token 0, which stands for [SEG] here, so that there are masks.
+    """
+    image = Image.new("RGB", (64, 48), "red")
+    regions = [Box(4, 4, 30, 30), np.ones((48, 64), bool)]
+    questions = ["What is <Prompt0>?", "Segment <Prompt1>.", "What is left of <region> and <region>?"]
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of_run(Path(folder) / "run", ["train.steps=1"])
+        train(config)
+        for precision in ("fp32", "bf16"):
+            predictor = Predictor.from_pretrained(config.run.dir / "export", "cuda", precision)
+            encoder = predictor.encoder
+            encoder.tokens, encoder.end_ids = replace(encoder.tokens, seg=0), (7,)
+            encoder.answer_text = lambda ids: SEG * len(ids)
+            for tokens in (2, 4, 8):  # the first is warming up
+                chats = [Chat(image, questions, regions), Chat(None, ["What is it?"])]
+                child.reset()
+                with finite_masks():
+                    answers = predictor.chat_many(chats, Sampling(tokens))
+                shapes = [[list(mask.shape) for mask in answer.masks] for chat in answers for answer in chat]
+                weights = next(predictor.model.parameters())
+                where = {"dtype": str(weights.dtype), "device": weights.device.type}
+                result.setdefault(precision, {})[str(tokens)] = child.counts() | {"masks": shapes} | where
+    return result
 
 
 # runs of train() that compile, or that cannot

