@@ -221,7 +221,7 @@ def resumed_training() -> dict[str, Any]:
             config = config_of_run(Path(folder) / str(number), values)
             with finite_masks():
                 train(config)
-            run = config.run.dir
+            run, without_saving = config.run.dir, config.train.model_copy(update={"save_every": 100})
             for later in (run / "export", *(run / "checkpoints" / f"step_0000000{step}" for step in (4, 5))):
                 shutil.rmtree(later)
             said: list[str] = []
@@ -229,7 +229,7 @@ def resumed_training() -> dict[str, Any]:
                 mock.patch.object(RunLog, "say", lambda _, line, said=said: said.append(line)),
                 mock.patch.object(engine_files, "_problem_of_steps", lambda *_: None),  # saved as zeros of the null GPU
             ):
-                counts = counted_run(config)
+                counts = counted_run(config.model_copy(update={"train": without_saving}))
             model = PixelSail.from_pretrained(run / "export")
             shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
             steps = [line["step"] for line in read_json_lines(run / "log.jsonl")]

@@ -180,6 +180,7 @@ def test_a_training_goes_on_and_is_exported(measured: dict[str, dict[str, Any]],
 
 def check_waits(counts: dict[str, Any], run: str) -> None:
     in_micro_batches, in_step = RUNS[run]
+    in_step += in_micro_batches * max(0, len(counts["micro_batches"]) - 3)  # it is that of a step with three
     assert len(counts["micro_batches"]) >= 2
     for micro_batch in counts["micro_batches"]:
         assert micro_batch["launches"] > 500 and micro_batch["pageable_copies"] == 0

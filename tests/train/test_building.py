@@ -82,7 +82,7 @@ def test_weights_that_move_later_are_the_same(spare_rows: int, tied: bool, tmp_p
 
 
 def test_buffers_keep_their_dtype_and_tied_weights_stay_tied(tmp_path: Path) -> None:
-    model = model_of(save_base(tmp_path), Place(dtype=torch.bfloat16))
+    model = model_of(save_base(tmp_path, tie_word_embeddings=True), Place(dtype=torch.bfloat16))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.language_model.model.rotary_emb.rotary.inv_freq.dtype == torch.float32
     decoder = model.language_model
