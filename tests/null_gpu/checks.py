@@ -32,8 +32,8 @@ from pixel_sail.bench.gpu.checks import FILE, Report
 from pixel_sail.bench.step import PRESETS
 from pixel_sail.config import Config, LossConfig
 from pixel_sail.data.masks import encode_mask, mask_runs
-from pixel_sail.data.runs import join_masks
 from pixel_sail.data.regions import Box
+from pixel_sail.data.runs import join_masks
 from pixel_sail.durable import read_json_lines
 from pixel_sail.model import attention, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
