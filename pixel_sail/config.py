@@ -207,7 +207,7 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"  # what is kept in the host's memory
     # keep only the inputs of layers and compute the rest twice; auto: on a GPU whose memory needs it
     activation_checkpointing: Switch = "auto"
-    compile: Switch = "auto"  # decoder layers by torch.compile; auto: on GPUs where it can be; see docs/performance.md
+    compile: Switch = "auto"  # by torch.compile; auto: on GPUs where it can be; see docs/performance.md
     resume: Name = "auto"  # auto | never | a checkpoint folder
     # start from these weights and their architecture: a run, its export, a checkpoint step_*, or a converted model
     init_from: Path | None = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.fx.experimental._config as symbolic_shapes
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
 from pixel_sail.errors import UserError
+from pixel_sail.model.depthwise import Depthwise
 
 # How much the four pixels of a 2x2 cell share at the start. At 1 they would be equal, and which of equal pixels is the
 # most uncertain would be a matter of rounding.
@@ -21,7 +24,8 @@ class Upsample2x(nn.ConvTranspose2d):
 
     With independent random weights for the four pixels of a cell, everything would have to be learned four times.
 
-    `as_matmul`: the same sums as one product of matrices whose columns then become pixels, which is faster.
+    `as_matmul`: the same sums as one product of matrices whose columns then become pixels, which is faster. Compiled it
+    is always that: Inductor would make a new graph of a convolution for every image size.
     """
 
     def __init__(self, channels_in: int, channels_out: int, as_matmul: bool):
@@ -34,23 +38,13 @@ class Upsample2x(nn.ConvTranspose2d):
             self.weight.lerp_(self.weight[..., :1, :1].expand_as(self.weight), ALIKE)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.as_matmul:
+        if not (self.as_matmul or torch.compiler.is_compiling()):
             return super().forward(x.permute(0, 3, 1, 2))
         (n, h, w, _), k = x.shape, self.out_channels
         cells = (x @ self.weight.permute(0, 2, 3, 1).flatten(1)).view(n, h, w, 2, 2, k)
-        pixels = cells.transpose(2, 3).reshape(n, 2 * h, 2 * w, k) + self.bias
-        return pixels.permute(0, 3, 1, 2)
-
-
-class Depthwise(nn.Conv2d):
-    """A 3x3 convolution of each channel by itself; the identity at the start."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
-
-    def reset_parameters(self) -> None:
-        nn.init.dirac_(self.weight, groups=self.groups)
-        nn.init.zeros_(self.bias)
+        # `reshape` would be compiled for a side of one patch and for all others
+        pixels = cells.transpose(2, 3).clone(memory_format=torch.contiguous_format).view(n, 2 * h, 2 * w, k)
+        return (pixels + self.bias.to(pixels.dtype)).permute(0, 3, 1, 2)  # in bf16 under autocast
 
 
 class UpsampleBlock(nn.Module):
@@ -89,9 +83,10 @@ class MaskHead(nn.Module):
         # Heads of constant width, as in research checkpoints, gain most: a quarter of the time of a block. Tapered ones
         # gain less and keep the convolution, whose last bits the recorded runs have.
         as_matmul = len(set(channels)) == 1
-        self.blocks = nn.ModuleList(
-            UpsampleBlock(a, b, as_matmul) for a, b in zip(channels, channels[1:], strict=False)
-        )
+        blocks = [UpsampleBlock(a, b, as_matmul) for a, b in zip(channels, channels[1:], strict=False)]
+        self.blocks = nn.Sequential(*blocks)
+        self.typical_side = max(2, architecture.max_side_px // architecture.patch_size)  # in patches
+        self.compiled = False
         self.pixel_projector = _projector(channels[-1], channels[-1], mask_dim)
         self.seg_projector = _projector(hidden_size, first, mask_dim)
 
@@ -121,11 +116,18 @@ class MaskHead(nn.Module):
                     logits[i] = torch.einsum("kc,hwc->khw", embeddings[i] @ last.weight, pixel) + bias[:, None, None]
         return logits, features
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile all blocks into one graph, for any number of images of any size; `options` are torch.compile's."""
+        symbolic_shapes.backed_size_oblivious = True  # one image, and sides of one patch, are sizes like others
+        self.compiled = True
+        self.blocks.compile(dynamic=True, **options)
+
     def _upsample(self, x: Tensor) -> Tensor:
         x = x if self.reduce is None else self.reduce(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        if self.compiled:  # for images of this size, although the first one may be the patch of a batch of text
+            for side in (1, 2):
+                torch._dynamo.mark_dynamic(x, side, hint_override=self.typical_side)
+        return self.blocks(x)
 
 
 def _projector(width_in: int, width: int, width_out: int) -> nn.Sequential:

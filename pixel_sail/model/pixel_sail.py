@@ -64,10 +64,10 @@ class PixelSail(PreTrainedModel):
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
 
     def compile_layers(self, **options: Any) -> None:
-        """Compile each decoder layer, for inputs of any length; `options` are torch.compile's. The first step waits.
+        """Compile each decoder layer and the mask blocks, for inputs of any size; `options` are torch.compile's.
 
-        All layers share one graph, and a second one for batches without an image. The mask head is left out: Inductor
-        makes a new graph of a convolution for every image size.
+        All layers share one graph, and a second one for batches without an image. The mask blocks are one graph. The
+        first step waits.
         """
         # A layer with modality experts notes its modality before it runs; its graph has it as an input, also when
         # activation checkpointing runs it again.
@@ -75,6 +75,7 @@ class PixelSail(PreTrainedModel):
         symbolic_shapes.use_duck_shape = False  # lengths that are equal in the first batch may differ in the next
         for layer in self.language_model.get_decoder().layers:
             layer.compile(dynamic=True, **options)
+        self.mask_head.compile_blocks(**options)
 
     def layout(self, batch: Batch, dtype: torch.dtype) -> AttentionLayout:
         """The attention layout of a packed batch with embeddings of `dtype`, with the kernel for dtype and device."""

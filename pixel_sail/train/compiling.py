@@ -1,4 +1,4 @@
-"""torch.compile for the decoder layers of a run: where it can be, and how long it took."""
+"""torch.compile for the decoder layers and mask blocks of a run: where it can be, and how long it took."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PHASES = ("entire_frame_compile", "entire_backward_compile")  # of torch's own c
 
 
 def compile_layers(model: PixelSail, train: TrainConfig, device: torch.device, bf16: bool) -> str | None:
-    """Compile the decoder layers if train.compile says so and they can be. Returns a line for the log, if any.
+    """Compile decoder layers and mask blocks if train.compile says so and they can be. Returns a line for the log.
 
     The first forward and backward passes compile. `bf16`: what the run computes in.
     """
@@ -28,11 +28,11 @@ def compile_layers(model: PixelSail, train: TrainConfig, device: torch.device, b
         return None
     reason = why_not(model, train, device, bf16)
     if reason is not None:
-        return f"decoder layers are not compiled: {reason}"
+        return f"decoder layers and mask blocks are not compiled: {reason}"
     if train.compile == "auto":
         torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is, with a warning
     model.compile_layers(backend=BACKEND)
-    return "decoder layers are compiled during the first step (train.compile=false: not)"
+    return "decoder layers and mask blocks are compiled during the first step (train.compile=false: not)"
 
 
 def why_not(model: PixelSail, train: TrainConfig, device: torch.device, bf16: bool) -> str | None:

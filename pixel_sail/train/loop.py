@@ -70,7 +70,7 @@ def train_steps(run: Run) -> None:
             watch.step_done(totals.tokens, totals.attended)
             log.advance()
             if state.step == run.state.step + 1 and (compiled_s := compile_seconds()):
-                log.say(f"compiled the decoder layers in {compiled_s:.0f} s, within this first step")
+                log.say(f"compiled decoder layers and mask blocks in {compiled_s:.0f} s, within this first step")
             last = state.step == config.train.steps
             if last or state.step == 1 or state.step % config.run.log_every == 0:
                 log.line(log_values(state, losses, grad_norm, lr, totals), watch.averages())

@@ -148,7 +148,7 @@ def _initial_state(
 
 
 def _prepare_layers(config: Config, model: PixelSail) -> list[str]:
-    """Activation checkpointing and compilation of the decoder layers. Returns lines for the user."""
+    """Activation checkpointing of the decoder layers, compilation. Returns lines for the user."""
     device, train = distributed.device(), config.train
     gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     groups = parameter_groups(model, train)

@@ -26,6 +26,7 @@ from tiny_expert import expert_values, save_expert
 from tiny_run import tiny_config
 
 from pixel_sail import losses, types
+from pixel_sail.architecture import Architecture
 from pixel_sail.bench.gpu import generation as answers
 from pixel_sail.bench.gpu import kernels, machine, parity, speed
 from pixel_sail.bench.gpu.checks import FILE, Report
@@ -35,8 +36,9 @@ from pixel_sail.data.masks import encode_mask, mask_runs
 from pixel_sail.data.regions import Box
 from pixel_sail.data.runs import join_masks
 from pixel_sail.durable import read_json_lines
-from pixel_sail.model import attention, pixel_sail
+from pixel_sail.model import attention, depthwise, pixel_sail
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
+from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.tokens import SEG
@@ -269,6 +271,7 @@ def prediction() -> dict[str, Any]:
 # runs of train() that compile, or that cannot
 COMPILED = {
     "stage 0": [],
+    "stage 1": ["train.zero_stage=1"],
     "stage 2": ["train.zero_stage=2"],
     "lora": ["train.lora={}"],
     "activation checkpointing": ["train.activation_checkpointing=true"],
@@ -279,7 +282,7 @@ COMPILED = {
 
 
 def compiled_training() -> dict[str, Any]:
-    """Graphs of each step, breaks, and what the log says, where train() compiles the decoder layers."""
+    """Graphs of each step, breaks, and what the log says, where train() compiles."""
     from torch._dynamo.utils import counters
 
     result = {}
@@ -426,7 +429,7 @@ def many_labels() -> dict[str, Any]:
 
 
 def compiled_layers() -> dict[str, Any]:
-    """Graphs and breaks of compiled decoder layers over 12 batches of different shapes, then one of text alone."""
+    """Graphs and breaks of a compiled model over 12 batches of different shapes, then one of text alone."""
     from torch._dynamo.utils import counters
 
     setting, random = Setting(), Random(0)
@@ -440,3 +443,32 @@ def compiled_layers() -> dict[str, Any]:
     forward_backward(model, batch_of(()), setting)
     text_alone = counters["stats"]["unique_graphs"]
     return {"graphs": graphs, "with_text_alone": text_alone, "breaks": sum(counters["graph_break"].values())}
+
+
+def compiled_mask_blocks() -> dict[str, Any]:
+    """Graphs of the mask blocks, and launches of a forward and backward pass, over 12 sizes of images.
+
+    Both forms of the depthwise convolution as Dynamo sees them, and the default one compiled by Inductor in earnest.
+    """
+    from torch._dynamo.utils import counters
+
+    random = Random(0)
+    sizes = [(1, 1, 1), (1, 40, 30), (3, 7, 7), (2, 1, 9), (1, 9, 1)]
+    sizes += [(random.randint(1, 4), random.randint(2, 64), random.randint(2, 64)) for _ in range(7)]
+    result = {}
+    for form, backend in (("shifts", "eager"), ("convolution", "eager"), ("shifts", "inductor")):
+        torch._dynamo.reset()
+        counters.clear()
+        head = MaskHead(Architecture(patch_size=16, mask_stride=8), 64).to("cuda", torch.bfloat16)
+        head.compile_blocks(backend=backend)
+        graphs, launches = [], []
+        for size in sizes:
+            x = torch.zeros(*size, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            child.reset()
+            with mock.patch.object(depthwise, "COMPILED", form):
+                head._upsample(x * 1).sum().backward()
+            graphs.append(counters["stats"]["unique_graphs"])
+            launches.append(child.counts()["launches"])
+        breaks = sum(counters["graph_break"].values())
+        result[f"{form}, {backend}"] = {"graphs": graphs, "breaks": breaks, "launches": launches}
+    return result
