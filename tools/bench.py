@@ -1,6 +1,7 @@
 """Measure speed and memory and print one JSON line.
 
 python tools/bench.py step --preset research-512 --mask-stride 4 --reference
+python tools/bench.py blocks --device cuda --dtype bfloat16
 python tools/bench.py data configs/quickstart.yaml
 python tools/bench.py data configs/quickstart.yaml --shards data/scenes_shards
 python tools/bench.py start /tmp/annotations --scale 0.1
@@ -19,6 +20,7 @@ import torch
 
 from pixel_sail.command import tool
 from pixel_sail.arguments import share, whole
+from pixel_sail.bench.blocks import measure_blocks
 from pixel_sail.bench.distill import measure_distill
 from pixel_sail.bench.start import measure_start
 from pixel_sail.bench.step import PRESETS, measure
@@ -45,6 +47,13 @@ def main() -> None:
     step.add_argument("--threads", type=whole(1, MAX_THREADS), default=2)
     step.add_argument("--device", default="cpu")
     step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    blocks = commands.add_parser("blocks", help="mask blocks, uncompiled and compiled in both forms")
+    blocks.add_argument("--images", type=whole(1), default=4)
+    blocks.add_argument("--height", type=whole(1, 1024), default=64, help="patches")
+    blocks.add_argument("--width", type=whole(1, 1024), default=64, help="patches")
+    blocks.add_argument("--repeats", type=whole(1), default=5)
+    blocks.add_argument("--device", default="cuda")
+    blocks.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     data = commands.add_parser("data", help="samples per second through encode and pack")
     data.add_argument("config")
     data.add_argument("overrides", nargs="*", metavar="key.sub=value")
@@ -76,6 +85,9 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(a.threads)
         dtype = getattr(torch, a.dtype)
         return measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype)
+    elif a.command == "blocks":
+        device = str(choose_device(a.device))
+        return measure_blocks(a.images, a.height, a.width, a.repeats, device, getattr(torch, a.dtype))
     elif a.command == "data" and a.shards is not None:
         return measure_shards(load_config(a.config, a.overrides), a.shards, a.samples)
     elif a.command == "data":

@@ -1,8 +1,8 @@
 """A 3x3 convolution of each channel by itself, in the form that is fastest where it runs.
 
-Uncompiled it is torch's convolution. Inductor would make a new graph of that for every image size, so compiled it is one
-of two forms that know no size: sums of shifted images, which Inductor fuses with what is around them, or torch's
-convolution as an operator that Inductor does not look into. `bench.py depthwise` measures all three.
+Uncompiled it is torch's convolution. Inductor would make a new graph of that for every image size, so compiled it is
+one of two forms that know no size: sums of shifted images, which Inductor fuses with what is around them, or torch's
+convolution as an operator that Inductor does not look into. `bench.py blocks` measures all three.
 """
 
 from __future__ import annotations

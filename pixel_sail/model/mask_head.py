@@ -17,6 +17,9 @@ from pixel_sail.model.depthwise import Depthwise
 # How much the four pixels of a 2x2 cell share at the start. At 1 they would be equal, and which of equal pixels is the
 # most uncertain would be a matter of rounding.
 ALIKE = 0.9
+# Inductor plans its sums for the first size that it sees, which may be that of a filler. This one costs a thousandth of
+# a micro-batch of 16k tokens.
+COMPILED_FILLER_SIDE = 32
 
 
 class Upsample2x(nn.ConvTranspose2d):
@@ -85,8 +88,7 @@ class MaskHead(nn.Module):
         as_matmul = len(set(channels)) == 1
         blocks = [UpsampleBlock(a, b, as_matmul) for a, b in zip(channels, channels[1:], strict=False)]
         self.blocks = nn.Sequential(*blocks)
-        self.typical_side = max(2, architecture.max_side_px // architecture.patch_size)  # in patches
-        self.compiled = False
+        self.filler_side = 1  # patches of the image that stands in for those of a batch without
         self.pixel_projector = _projector(channels[-1], channels[-1], mask_dim)
         self.seg_projector = _projector(hidden_size, first, mask_dim)
 
@@ -105,7 +107,7 @@ class MaskHead(nn.Module):
         features: list[Tensor] = list(logits)
         last = self.pixel_projector[-1]
         for members in _same_shape(patch_states):
-            pixels = self.pixel_projector[:-1](self._upsample(torch.stack([patch_states[i] for i in members])))
+            pixels = self.pixel_projector[:-1](self.upsample(torch.stack([patch_states[i] for i in members])))
             for i, pixel in zip(members, pixels, strict=True):  # (h', w', c)
                 if with_features:
                     feature = last(pixel)
@@ -117,16 +119,16 @@ class MaskHead(nn.Module):
         return logits, features
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile all blocks into one graph, for any number of images of any size; `options` are torch.compile's."""
-        symbolic_shapes.backed_size_oblivious = True  # one image, and sides of one patch, are sizes like others
-        self.compiled = True
+        """Compile all blocks into one graph, for any number of images of any size; `options` are torch.compile's.
+
+        Inductor makes a second one for sides of a single patch.
+        """
+        symbolic_shapes.backed_size_oblivious = True  # one image is compiled as several are
+        self.filler_side = COMPILED_FILLER_SIDE
         self.blocks.compile(dynamic=True, **options)
 
-    def _upsample(self, x: Tensor) -> Tensor:
+    def upsample(self, x: Tensor) -> Tensor:
         x = x if self.reduce is None else self.reduce(x)
-        if self.compiled:  # for images of this size, although the first one may be the patch of a batch of text
-            for side in (1, 2):
-                torch._dynamo.mark_dynamic(x, side, hint_override=self.typical_side)
         return self.blocks(x)
 
 

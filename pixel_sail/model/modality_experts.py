@@ -64,8 +64,8 @@ class Pair(nn.Module):
         if modality is None:
             return self.text(x)
         # Both run always, even on no tokens: every rank must use every weight.
-        parts = [self.text(x[:, modality.text]), self.vision(x[:, modality.visual])]
-        return torch.cat(parts, dim=1)[:, modality.order]
+        parts = [self.text(x.index_select(1, modality.text)), self.vision(x.index_select(1, modality.visual))]
+        return torch.cat(parts, dim=1).index_select(1, modality.order)
 
 
 class RoutedLayer(Qwen2DecoderLayer):

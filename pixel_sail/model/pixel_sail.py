@@ -59,7 +59,7 @@ class PixelSail(PreTrainedModel):
         """Run one packed batch. Logits only at labels, deferred if they are many; mask features if `with_features`."""
         embeds = self.embed(batch)
         hidden = self.decode(embeds, batch.position_ids, self.layout(batch, embeds.dtype))
-        logits = self._logits(hidden[batch.predict_index])
+        logits = self._logits(hidden.index_select(0, batch.predict_index))
         mask_features, mask_logits = self._masks(batch, hidden, with_features)
         return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
 
@@ -149,16 +149,18 @@ class PixelSail(PreTrainedModel):
     def _masks(self, batch: Batch, hidden: Tensor, with_features: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Features and logits of each sequence; empty if it has no image, or if nothing needs its masks."""
         width = hidden.shape[-1]
-        segs = hidden[batch.seg_index].split(list(batch.masks_per_sequence))
-        patches = hidden[batch.patch_index].split([h * w for h, w in batch.grids_hw])
+        segs = hidden.index_select(0, batch.seg_index).split(list(batch.masks_per_sequence))
+        patches = hidden.index_select(0, batch.patch_index).split([h * w for h, w in batch.grids_hw])
         grids = [patch.view(h, w, width) for patch, (h, w) in zip(patches, batch.grids_hw, strict=True)]
         used = [i for i, grid in enumerate(grids) if grid.numel() and (with_features or len(segs[i]))]
         features = [hidden.new_empty(0, 0, 0)] * len(grids)
         logits = list(features)
         if not used:
-            # Run the head on one token without a [SEG]: every rank must use every weight, and through the same
+            # Run the head on a token without a [SEG]: every rank must use every weight, and through the same
             # operations, because ZeRO-1 and 2 add up gradients in the order of their arrival.
-            empty, _ = self.mask_head([hidden[:1].view(1, 1, width)], [hidden[:0]], with_features)
+            side = self.mask_head.filler_side
+            filler = hidden[:1].expand(side * side, width).view(side, side, width)
+            empty, _ = self.mask_head([filler], [hidden[:0]], with_features)
             return features, [empty[0], *logits[1:]]
         masks = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
         for i, logit, feature in zip(used, *masks, strict=True):

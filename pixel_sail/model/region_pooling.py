@@ -17,7 +17,7 @@ def pool_regions(embedded_patches: Tensor, batch: Batch) -> Tensor:
     regions = (sequences * MAX_PROMPTS + batch.prompt_ids)[batch.prompted]
     slots, width = len(patches) * MAX_PROMPTS, embedded_patches.shape[1]
     sums = embedded_patches.new_zeros(slots, width, dtype=torch.float32)
-    sums = sums.index_add(0, regions, embedded_patches[batch.prompted].float())
+    sums = sums.index_add(0, regions, embedded_patches.index_select(0, batch.prompted).float())
     counts = sums.new_zeros(slots).index_add(0, regions, sums.new_ones(len(regions))).clamp(min=1)
     return (sums / counts[:, None]).view(len(patches), MAX_PROMPTS, width)
 

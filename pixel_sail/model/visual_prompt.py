@@ -60,7 +60,7 @@ class PatchFusion(nn.Module):
             regions = pool_regions(visual, batch)
             return add_at_names(embeds, batch.input_ids, prompt_token_ids, regions, sequence_of_tokens(batch))
         table = self.prompt_linear(prompt_embeds)  # runs always: every rank of ZeRO-3 must gather the same weights
-        addition = table[batch.prompt_ids[batch.prompted]].to(embeds.dtype)
+        addition = F.embedding(batch.prompt_ids[batch.prompted], table).to(embeds.dtype)
         return embeds.index_add(0, batch.patch_index[batch.prompted], addition)
 
     def embed_patches(self, batch: Batch) -> Tensor:

@@ -127,7 +127,7 @@ def _maps(at: str, output: Output, batch: Batch) -> list[Tensor]:
     if at == "mask_features":
         return [features.permute(1, 2, 0) for features in output.mask_features if features.numel()]
     grids = [(h, w) for h, w in batch.grids_hw if h * w]
-    patches = output.hidden[batch.patch_index].split([h * w for h, w in grids])
+    patches = output.hidden.index_select(0, batch.patch_index).split([h * w for h, w in grids])
     return [patch.view(h, w, -1) for patch, (h, w) in zip(patches, grids, strict=True)]
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_refer_dataset
+import torch.fx.experimental._config as symbolic_shapes
 from PIL import Image
 from tiny_run import tiny_config
 
 from pixel_sail.bench.annotations import write_annotations
+from pixel_sail.bench.blocks import measure_blocks
 from pixel_sail.bench.reference import plain_losses
 from pixel_sail.bench.start import measure_start
 from pixel_sail.bench.step import PRESETS, build, our_losses
@@ -21,6 +23,7 @@ from pixel_sail.bench.throughput import _resized, measure_data
 from pixel_sail.config import REPOSITORY, LossConfig
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.model import depthwise
 from pixel_sail.types import Sample
 
 
@@ -48,6 +51,16 @@ def test_one_json_line() -> None:
         assert {"forward_ms", "backward_ms", "step_ms", "tokens_per_s", "peak_memory_mib"} <= result[name].keys()
         assert result[name]["warm_peak_memory_mib"] > 0
     assert result["ratio"]["step_ms"] > 0
+
+
+def test_the_forms_of_the_mask_blocks_are_measured() -> None:
+    with symbolic_shapes.patch(backed_size_oblivious=False):  # and back
+        result = measure_blocks(1, 2, 3, repeats=1, device="cpu", dtype=torch.float32, backend="eager")
+    for form in ("uncompiled", "shifts", "convolution"):
+        assert result[form]["first_s"] > 0 and result[form]["ms"] > 0
+        assert result[form]["difference"] < 1e-5
+    assert result["shifts"]["difference"] > 0 == result["uncompiled"]["difference"]  # it was another form
+    assert depthwise.COMPILED == "shifts"
 
 
 def test_start_at_a_thousandth_of_the_published_counts(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The depthwise convolution of the mask head: its forms are one function, and the compiled blocks compute what they are."""
+"""The forms of the mask head's depthwise convolution, and its blocks compiled, compute one function."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_compiled_blocks_compute_what_the_blocks_are(form: str, monkeypatch: pyt
     torch._dynamo.reset()
     with symbolic_shapes.patch(backed_size_oblivious=False):  # and back
         compiled.compile_blocks(backend=count)
-        for n, h, w in ((1, 1, 1), (2, 3, 5), (1, 4, 1)):
+        for n, h, w in ((2, 3, 5), (1, 1, 1), (1, 4, 1)):
             x = torch.randn(n, h, w, 12, dtype=torch.float64)
             results = []
             for head in (plain, compiled):
                 inputs = [x.clone().requires_grad_(), *head.blocks.parameters()]
-                results.append(with_gradients(head._upsample(inputs[0] * 1), inputs))
+                results.append(with_gradients(head.upsample(inputs[0] * 1), inputs))
             assert_close(*results, 1e-12)
     assert len(graphs) == 1
     assert "conv2d" not in graphs[0].code and "conv_transpose2d" not in graphs[0].code

@@ -127,7 +127,7 @@ def test_decoder_layers_and_mask_blocks_are_compiled_once(measured: dict[str, di
 
 @pytest.mark.parametrize("form", ["shifts, eager", "convolution, eager", "shifts, inductor"])
 def test_mask_blocks_are_one_graph_for_all_sizes(measured: dict[str, dict[str, Any]], form: str) -> None:
-    """One image or several, of any sides, one patch among them."""
+    """One image or several, of any sides."""
     compiled = result_of(measured, "compiled_mask_blocks")[form]
     assert compiled["breaks"] == 0
     assert compiled["graphs"] == [1] * 12
