@@ -59,7 +59,7 @@ def _output(form: str, head: MaskHead, x: Tensor) -> Tensor:
     chosen = depthwise.COMPILED
     depthwise.COMPILED = form  # the compiler looks at it in each pass
     try:
-        return head.upsample(x.detach().requires_grad_())
+        return head.upsample(x.detach().requires_grad_().unbind())
     finally:
         depthwise.COMPILED = chosen
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,7 @@ class Upsample2x(nn.ConvTranspose2d):
 
     With independent random weights for the four pixels of a cell, everything would have to be learned four times.
 
-    `as_matmul`: the same sums as one product of matrices whose columns then become pixels, which is faster. Compiled it
-    is always that: Inductor would make a new graph of a convolution for every image size.
+    `as_matmul`: the same sums by `by_matmul`, which is faster.
     """
 
     def __init__(self, channels_in: int, channels_out: int, as_matmul: bool):
@@ -41,17 +40,20 @@ class Upsample2x(nn.ConvTranspose2d):
             self.weight.lerp_(self.weight[..., :1, :1].expand_as(self.weight), ALIKE)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.as_matmul or torch.compiler.is_compiling()):
+        if not self.as_matmul:
             return super().forward(x.permute(0, 3, 1, 2))
-        (n, h, w, _), k = x.shape, self.out_channels
-        cells = (x @ self.weight.permute(0, 2, 3, 1).flatten(1)).view(n, h, w, 2, 2, k)
-        # `reshape` would be compiled for a side of one patch and for all others
-        pixels = cells.transpose(2, 3).clone(memory_format=torch.contiguous_format).view(n, 2 * h, 2 * w, k)
-        return (pixels + self.bias.to(pixels.dtype)).permute(0, 3, 1, 2)  # in bf16 under autocast
+        return self.by_matmul(x.flatten(0, 1)).unflatten(0, (-1, 2 * x.shape[1])).permute(0, 3, 1, 2)
+
+    def by_matmul(self, x: Tensor) -> Tensor:
+        """(rows, w, c) -> (2 rows, 2w, c'): one product of matrices, whose columns then become pixels."""
+        (rows, w, _), k = x.shape, self.out_channels
+        cells = (x @ self.weight.permute(0, 2, 3, 1).flatten(1)).view(rows, w, 2, 2, k)
+        pixels = cells.transpose(1, 2).reshape(2 * rows, 2 * w, k)
+        return pixels + self.bias.to(pixels.dtype)  # in bf16 under autocast
 
 
 class UpsampleBlock(nn.Module):
-    """(n, h, w, c) -> (n, 2h, 2w, c'): transposed convolution, GELU, depthwise 3x3, pointwise, channel LayerNorm."""
+    """Transposed convolution, GELU, depthwise 3x3, pointwise, channel LayerNorm."""
 
     def __init__(self, channels_in: int, channels_out: int, as_matmul: bool = False):
         super().__init__()
@@ -61,8 +63,14 @@ class UpsampleBlock(nn.Module):
         self.norm = nn.LayerNorm(channels_out, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, h, w, c) -> (n, 2h, 2w, c')."""
         x = self.depthwise(F.gelu(self.up(x)))
         return self.norm(self.pointwise(x.permute(0, 2, 3, 1)))
+
+    def in_rows(self, x: Tensor, height: int) -> Tensor:
+        """The same of the rows of images of `height`: (n h, w, c) -> (2 n h, 2w, c'). This is what is compiled."""
+        x = self.depthwise.in_rows(F.gelu(self.up.by_matmul(x)), 2 * height)
+        return self.norm(self.pointwise(x))
 
 
 class MaskHead(nn.Module):
@@ -86,8 +94,10 @@ class MaskHead(nn.Module):
         # Heads of constant width, as in research checkpoints, gain most: a quarter of the time of a block. Tapered ones
         # gain less and keep the convolution, whose last bits the recorded runs have.
         as_matmul = len(set(channels)) == 1
-        blocks = [UpsampleBlock(a, b, as_matmul) for a, b in zip(channels, channels[1:], strict=False)]
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.ModuleList(
+            UpsampleBlock(a, b, as_matmul) for a, b in zip(channels, channels[1:], strict=False)
+        )
+        self.compiled: Callable[[nn.ModuleList, Tensor, int], Tensor] | None = None
         self.filler_side = 1  # patches of the image that stands in for those of a batch without
         self.pixel_projector = _projector(channels[-1], channels[-1], mask_dim)
         self.seg_projector = _projector(hidden_size, first, mask_dim)
@@ -107,7 +117,7 @@ class MaskHead(nn.Module):
         features: list[Tensor] = list(logits)
         last = self.pixel_projector[-1]
         for members in _same_shape(patch_states):
-            pixels = self.pixel_projector[:-1](self.upsample(torch.stack([patch_states[i] for i in members])))
+            pixels = self.pixel_projector[:-1](self.upsample([patch_states[i] for i in members]))
             for i, pixel in zip(members, pixels, strict=True):  # (h', w', c)
                 if with_features:
                     feature = last(pixel)
@@ -121,15 +131,31 @@ class MaskHead(nn.Module):
     def compile_blocks(self, **options: Any) -> None:
         """Compile all blocks into one graph, for any number of images of any size; `options` are torch.compile's.
 
-        Inductor makes a second one for sides of a single patch.
+        An image with a side of one patch has a graph of its own.
         """
-        symbolic_shapes.backed_size_oblivious = True  # one image is compiled as several are
+        symbolic_shapes.use_duck_shape = False  # sizes that are equal in the first batch may differ in the next
         self.filler_side = COMPILED_FILLER_SIDE
-        self.blocks.compile(dynamic=True, **options)
+        self.compiled = torch.compile(_in_rows, dynamic=True, **options)
 
-    def upsample(self, x: Tensor) -> Tensor:
+    def upsample(self, images: Sequence[Tensor]) -> Tensor:
+        """Images (h, w, D) of one grid -> (n, h', w', c)."""
+        if self.compiled is not None and self.training:
+            # Rows of images, and no view: Dynamo would compile one image and several for themselves.
+            rows = torch.cat(list(images))
+            rows = rows if self.reduce is None else self.reduce(rows)
+            return self.compiled(self.blocks, rows, images[0].shape[0]).unflatten(0, (len(images), -1))
+        x = torch.stack(list(images))
         x = x if self.reduce is None else self.reduce(x)
-        return self.blocks(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def _in_rows(blocks: nn.ModuleList, x: Tensor, height: int) -> Tensor:
+    for block in blocks:
+        x = block.in_rows(x, height)
+        height *= 2
+    return x
 
 
 def _projector(width_in: int, width: int, width_out: int) -> nn.Sequential:

@@ -54,7 +54,7 @@ def test_one_json_line() -> None:
 
 
 def test_the_forms_of_the_mask_blocks_are_measured() -> None:
-    with symbolic_shapes.patch(backed_size_oblivious=False):  # and back
+    with symbolic_shapes.patch(use_duck_shape=True):  # and back
         result = measure_blocks(1, 2, 3, repeats=1, device="cpu", dtype=torch.float32, backend="eager")
     for form in ("uncompiled", "shifts", "convolution"):
         assert result[form]["first_s"] > 0 and result[form]["ms"] > 0

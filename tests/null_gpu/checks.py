@@ -467,7 +467,7 @@ def compiled_mask_blocks() -> dict[str, Any]:
             x = torch.zeros(*size, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
             child.reset()
             with mock.patch.object(depthwise, "COMPILED", form):
-                head.upsample(x * 1).sum().backward()
+                head.upsample((x * 1).unbind()).sum().backward()
             graphs.append(counters["stats"]["unique_graphs"])
             launches.append(child.counts()["launches"])
         breaks = sum(counters["graph_break"].values())
