@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import write_refer_dataset
 import torch.fx.experimental._config as symbolic_shapes
+from conftest import write_refer_dataset
 from PIL import Image
 from tiny_run import tiny_config
 
