@@ -62,6 +62,7 @@ def test_a_name_stands_for_its_tasks_and_their_overall_score(
     }
     monkeypatch.setattr(validate, "run_benchmark", lambda predictor, benchmark, *_: scores[benchmark])
     monkeypatch.setattr(validate, "_predictor", lambda *_: None)
+    monkeypatch.setattr(validate, "_gallery", lambda *_: {})
     config = tiny_config(tmp_path, root)
     result, errors, _ = validate.validate(_Engine(), None, config, {name: name for name in perbench.TASKS}, 4)
     assert result[perbench.KIND]["overall"] == pytest.approx(30.0) and errors == {}

@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pixel_sail.config import ConfigError
 from pixel_sail.model.attention import NAME as MIXED
+from pixel_sail.model.attention import Prefix
 
 _RECORDED = "{}_recorded"  # the name of an attention implementation while it is recorded
 BASES = ("sdpa", MIXED)
@@ -98,7 +99,8 @@ def record_attention(decoder: PreTrainedModel, base: str, recorder: ImageAttenti
         if settings.get("softcap") is not None or settings.get("s_aux") is not None:
             raise ConfigError(f"{type(module).__name__} caps its scores or has attention sinks, which is not supported")
         packed = settings.get("layout") is not None  # our model reads an image in a pass of its own
-        recorder.add(module, query, key, attention_mask, settings.get("scaling"), unread=packed)
+        keys, mask = _with_prefix(key, attention_mask, settings.get("prefixes"), module)
+        recorder.add(module, query, keys, mask, settings.get("scaling"), unread=packed)
         return run(module, query, key, value, attention_mask, **settings)
 
     ALL_ATTENTION_FUNCTIONS[name] = recorded
@@ -108,6 +110,17 @@ def record_attention(decoder: PreTrainedModel, base: str, recorder: ImageAttenti
     finally:
         decoder.set_attn_implementation(before)
         del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _with_prefix(
+    key: Tensor, mask: Tensor | None, prefixes: Sequence[Prefix] | None, module: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    """Keys and mask, with the image in front that our model's text continues and that its cache keeps apart."""
+    if not prefixes:
+        return key, mask
+    (prefix,) = prefixes  # of the one sequence
+    before = prefix.layers[module.layer_idx][0]
+    return torch.cat([before, key], dim=2), torch.nn.functional.pad(mask, (before.shape[2], 0), value=True)
 
 
 def _last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

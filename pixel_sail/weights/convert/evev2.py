@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config
 
-from pixel_sail.data.image import MEAN, STD
 from pixel_sail.folders.weight_files import WeightFiles
+from pixel_sail.model.pixels import MEAN, STD
 from pixel_sail.tokens import SpecialTokens
 from pixel_sail.weights.convert.new_parts import NewParts, grown, model_config, new_parts
 from pixel_sail.weights.convert.released import (
@@ -30,6 +30,7 @@ from pixel_sail.weights.convert.released import (
 )
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
 
+OUR_MEAN, OUR_STD = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
 CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)  # of RGB in 0..1
 CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
 
@@ -99,7 +100,7 @@ def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
 def _fusion() -> dict[str, DerivedWeight]:
     return {
         "fusion.sub_patch_linear.weight": DerivedWeight(
-            (CONV1,), lambda kernel: _times(kernel, STD / CLIP_STD).flatten(1)
+            (CONV1,), lambda kernel: _times(kernel, OUR_STD / CLIP_STD).flatten(1)
         ),
         "fusion.sub_patch_linear.bias": DerivedWeight((CONV1, BIAS1), _first_bias),
         # (D, m, row, column) -> (D, row column m): our sub-patches follow one another
@@ -109,7 +110,7 @@ def _fusion() -> dict[str, DerivedWeight]:
 
 def _first_bias(kernel: Tensor, bias: Tensor) -> Tensor:
     """(m,): a pixel x of ours is (STD x + MEAN - CLIP_MEAN) / CLIP_STD of CLIP's; this adds the constant part."""
-    return bias.float() + _times(kernel, (MEAN - CLIP_MEAN) / CLIP_STD).sum((1, 2, 3))
+    return bias.float() + _times(kernel, (OUR_MEAN - CLIP_MEAN) / CLIP_STD).sum((1, 2, 3))
 
 
 def _times(kernel: Tensor, channels: np.ndarray) -> Tensor:
