@@ -36,7 +36,9 @@ def verify_shards(root: Path, progress: bool = False) -> list[str]:
     index = read_index(root)
     shards = listed_shards(index, root)
     problems = [
-        problem for shard in tqdm(shards, unit="shard", disable=not progress) for problem in _verify(root, shard)
+        problem
+        for shard in tqdm(shards, unit="shard", disable=None if progress else True)
+        for problem in _verify(root, shard)
     ]
     return problems + ([] if problems else _wrong_numbers(root, index, shards)) + _extra_files(root, shards)
 

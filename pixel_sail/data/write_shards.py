@@ -129,7 +129,9 @@ def _make(config: Config, job: ShardJob, workers: int, progress: bool) -> dict[s
     finished = {number: shard for number in numbers if (shard := _read_finished(out, number, listed)) is not None}
     missing = [number for number in numbers if number not in finished]
     check_writable(out, _needed_bytes(job, missing))
-    bar = tqdm(total=len(numbers), initial=len(finished), unit="shard", desc=str(out), disable=not progress)
+    bar = tqdm(
+        total=len(numbers), initial=len(finished), unit="shard", desc=str(out), disable=None if progress else True
+    )
     done = how_far(lambda: f"{len(finished)} of {len(numbers)} shards are made; the same command makes the others")
     try:
         with done, bar, closing(in_order(partial(write_shard, job), missing, workers if workers > 1 else 0)) as written:

@@ -12,6 +12,12 @@ from pixel_sail.types import RLE
 
 MIN_IOU = 0.5  # from here on, a mask is right
 LARGE_SHARE = 0.1  # a target of at least this share of the image's pixels is large
+SIZES = (
+    "nothing there",
+    f"small (below {SMALL_SHARE:.0%})",
+    f"medium ({SMALL_SHARE:.0%} to {LARGE_SHARE:.0%})",
+    f"large (from {LARGE_SHARE:.0%})",
+)
 
 # What may be wrong with a mask: name -> what it means
 FLAWS = {
@@ -113,13 +119,9 @@ def mask_score(masks: Sequence[RLE], target: RLE | None, min_pixels: int = 0) ->
 
 
 def size_group(target: RLE | None) -> str:
-    """The group of a target by its share of the image."""
+    """The group of a target by its share of the image: a member of SIZES."""
     if target is None:
-        return "nothing there"
+        return SIZES[0]
     height, width = target["size"]
     share = area_px(target) / (height * width)
-    if share < SMALL_SHARE:
-        return f"small (below {SMALL_SHARE:.0%})"
-    if share < LARGE_SHARE:
-        return f"medium ({SMALL_SHARE:.0%} to {LARGE_SHARE:.0%})"
-    return f"large (from {LARGE_SHARE:.0%})"
+    return SIZES[1 + (share >= SMALL_SHARE) + (share >= LARGE_SHARE)]

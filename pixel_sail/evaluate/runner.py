@@ -6,6 +6,7 @@ An interrupted run is continued where it stopped; see `pixel_sail.evaluate.predi
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,8 @@ def _predict(predictor: Any, benchmark: Benchmark, files: PredictionFiles, todo:
     problem: Exception | None = None
     with finish_first("these images") as pending:
         try:
-            for cases in tqdm(todo[rank::world], desc=benchmark.name, unit="call", disable=rank != 0):
+            bar_off = None if rank == 0 else True  # None: on a terminal only
+            for cases in tqdm(todo[rank::world], desc=benchmark.name, unit="call", disable=bar_off):
                 if pending.number or files.stop.exists():
                     break
                 for line in _lines(predictor, benchmark, cases):
@@ -180,8 +182,10 @@ def definitions(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]
 
 
 def definitions_text(results: dict[str, dict[str, Any]]) -> str:
-    """The definitions of the scores in a table, a line each; a definition of several benchmarks once."""
-    return "\n".join(f"  {names}: {text}" for names, text in uses_of_definitions(definitions(results)))
+    """The definitions of the scores in a table, each once for all benchmarks, in lines of TABLE_COLUMNS at most."""
+    lines = [f"{names}: {text}" for names, text in uses_of_definitions(definitions(results))]
+    indents = {"initial_indent": "  ", "subsequent_indent": "      ", "break_long_words": False}
+    return "\n".join(textwrap.fill(line, TABLE_COLUMNS, **indents) for line in lines)
 
 
 def uses_of_definitions(defined: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:

@@ -212,7 +212,7 @@ def _finish(folder: Path, progress: bool) -> dict[str, Any]:
         return manifest["statistics"]  # nothing was added since
     images, stored_bytes = 0, 0
     total, squares = np.zeros(width), np.zeros(width)
-    for data in tqdm(_unique(folder, width), desc="statistics", unit="image", disable=not progress):
+    for data in tqdm(_unique(folder, width), desc="statistics", unit="image", disable=None if progress else True):
         values = np.frombuffer(data, dtype=np.float16).reshape(width, -1).astype(np.float64)
         total += values.mean(1)
         squares += np.square(values).mean(1)

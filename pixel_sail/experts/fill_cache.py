@@ -166,7 +166,7 @@ def list_images(sources: Sequence[Source], process: int, processes: int, progres
     """
     locations: dict[str, ImageLocation] = {}
     total = sum(len(source) for source in sources)
-    with tqdm(total=total, desc="listing images", unit="sample", disable=not progress) as bar:
+    with tqdm(total=total, desc="listing images", unit="sample", disable=None if progress else True) as bar:
         for number, source in enumerate(sources):
             for index in range(len(source)):
                 bar.update()
@@ -196,7 +196,9 @@ def store_images(
     batch: dict[str, PreparedImage] = {}
     prepared = in_order(images.__getitem__, range(len(images)), config.data.workers)
     with finish_first("this batch of images") as stop, writing_into(writers[0].folder), contextlib.closing(prepared):
-        for done, item in enumerate(tqdm(prepared, total=len(images), unit="image", disable=not progress), start=1):
+        for done, item in enumerate(
+            tqdm(prepared, total=len(images), unit="image", disable=None if progress else True), start=1
+        ):
             if isinstance(item, str):
                 problems.append(item)
                 if len(problems) > config.data.max_bad_samples:

@@ -165,4 +165,4 @@ def _draw_all(folder: Path, request: Request, workers: int | None, progress: boo
     workers = min(workers or os.cpu_count() or 1, images)
     drawn = in_order(draw, range(images), workers if workers > 1 else 0)
     with closing(drawn):
-        yield from tqdm(drawn, total=images, unit="image", desc="scenes", disable=not progress)
+        yield from tqdm(drawn, total=images, unit="image", desc="scenes", disable=None if progress else True)

@@ -47,6 +47,8 @@ def test_the_report_has_the_definitions_of_its_scores_only() -> None:
         "grefcoco:val": {"giou"},
     }
     assert "LAVT" in defined["refcoco:val"]["giou"] and "GRES" in defined["grefcoco:val"]["giou"]
-    first, second = runner.definitions_text(results).splitlines()
+    text = runner.definitions_text(results)
+    assert max(map(len, text.splitlines())) <= runner.TABLE_COLUMNS
+    first, second = text.replace("\n      ", " ").splitlines()
     assert first.startswith("  refcoco:val ciou, giou; refcoco:testA ciou: each sentence is a case;")
     assert second.startswith("  grefcoco:val giou: as in referring segmentation, with cases without a target")

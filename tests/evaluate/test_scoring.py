@@ -363,7 +363,8 @@ def test_the_tool_scores_files_without_a_checkpoint(dataset, tmp_path):
         numbers = {key for key, value in scores.items() if isinstance(value, float)} - {"small_below"}
         assert numbers <= set(metrics["definitions"][name])
     giou = metrics["definitions"]["grefcoco:val"]["giou"]
-    assert giou.endswith("[GRES, arXiv 2306.00968]") and f"grefcoco:val giou, ciou, n_acc, t_acc: {giou}" in done.stdout
+    printed = done.stdout.replace("\n      ", " ")
+    assert giou.endswith("[GRES, arXiv 2306.00968]") and f"grefcoco:val giou, ciou, n_acc, t_acc: {giou}" in printed
     plain.write_text("")
     failed = subprocess.run([*call, *both], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert failed.returncode == 1 and "error: " in failed.stderr and "18 of the 18 cases" in failed.stderr

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pixel_sail.evaluate.case_result import FLAWS, CaseResult
+from pixel_sail.evaluate.case_result import FLAWS, SIZES, CaseResult
 
 BINS = 10  # of the IoU histogram
 
@@ -40,16 +40,25 @@ def group_scores(name: str, results: Sequence[CaseResult]) -> GroupScores:
 
 
 def breakdown(results: Sequence[CaseResult]) -> dict[str, list[GroupScores]]:
-    """Grouping -> its groups, the one with the most cases first. Groupings with one group alone are left out."""
+    """Grouping -> its groups: sizes and numbers in their order, others with the most cases first.
+
+    Groupings with one group alone are left out.
+    """
     members: dict[str, dict[str, list[CaseResult]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         for grouping, group in result.groups.items():
             members[grouping][group].append(result)
     return {
-        grouping: sorted((group_scores(*group) for group in groups.items()), key=lambda scores: -scores.cases)
+        grouping: sorted((group_scores(*group) for group in groups.items()), key=_order)
         for grouping, groups in members.items()
         if len(groups) > 1
     }
+
+
+def _order(scores: GroupScores) -> tuple[int, int, str]:
+    if scores.name in SIZES:
+        return SIZES.index(scores.name), 0, ""
+    return (0, 0, scores.name) if scores.name[:1].isdecimal() else (0, -scores.cases, "")
 
 
 def iou_histogram(results: Sequence[CaseResult]) -> list[int]:

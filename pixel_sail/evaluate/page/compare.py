@@ -104,7 +104,10 @@ def _pair(first: CaseResult, second: CaseResult) -> str:
     """The target and the mask of each model, or the one image; then what each says."""
     images, others = images_of(first), images_of(second)
     if len(images) > 1:
-        notes = [f"{title}: {shown[-1][0]}" for title, shown in zip(TITLES, (images, others), strict=True)]
+        notes = [
+            f"{title}: {shown[-1][0].removeprefix('prediction, ')}"
+            for title, shown in zip(TITLES, (images, others), strict=True)
+        ]
         images = [images[1], (notes[0], images[-1][1]), (notes[1], others[-1][1])]
     figures = "".join(html.figure(image, note) for note, image in images)
     lines = [f"<b>{text(first.question)}</b>"]

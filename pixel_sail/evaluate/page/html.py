@@ -35,7 +35,7 @@ nav { position: sticky; top: 0; background: var(--paper); padding: 8px 0; z-inde
 button { font: inherit; color: var(--ink); background: var(--panel); border: 1px solid var(--line); border-radius: 6px;
   padding: 2px 10px; margin: 0 4px 4px 0; cursor: pointer; }
 button[aria-pressed=true] { background: var(--accent); border-color: var(--accent); color: var(--paper); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 14px; }
 .card { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow: hidden; }
 .card p { margin: 4px 0; overflow-wrap: anywhere; white-space: pre-line; } .card[hidden] { display: none; }
 .images { display: flex; gap: 6px; } figure { margin: 0; flex: 1 1 0; min-width: 0; }

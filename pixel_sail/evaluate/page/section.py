@@ -92,7 +92,7 @@ def verdict(result: CaseResult) -> str:
     """Right or wrong, and the flaw of the mask; HTML."""
     mark = {True: '<b class="right">right</b>', False: '<b class="wrong">wrong</b>', None: ""}[result.right]
     flaw = result.overlap.flaw if result.overlap else None
-    return f"{mark} {escape(flaw)}" if flaw else mark
+    return f"{mark}: {escape(flaw)}" if flaw else mark
 
 
 def text(value: str) -> str:

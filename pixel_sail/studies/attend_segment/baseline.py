@@ -91,7 +91,7 @@ def collect(cases: Sequence[PixObject], baseline: Baseline, out: Path, made_with
     todo = [target for target in cases if target.index not in records]
     done = how_far(lambda: f"{len(records)} of {len(cases)} images are done; the same command goes on")
     with done, writing_into(out):
-        for target in tqdm(todo, desc="attend", unit="image"):
+        for target in tqdm(todo, desc="attend", unit="image", disable=None):
             record = baseline.record(target)
             durable.append_json_line(path, record)  # torn by a signal, it is not read
             records[target.index] = record
