@@ -17,9 +17,6 @@ from pixel_sail.model.depthwise import Depthwise
 # How much the four pixels of a 2x2 cell share at the start. At 1 they would be equal, and which of equal pixels is the
 # most uncertain would be a matter of rounding.
 ALIKE = 0.9
-# Inductor plans its sums for the first size that it sees, which may be that of a filler. This one costs a thousandth of
-# a micro-batch of 16k tokens.
-COMPILED_FILLER_SIDE = 32
 
 
 class Upsample2x(nn.ConvTranspose2d):
@@ -98,7 +95,6 @@ class MaskHead(nn.Module):
             UpsampleBlock(a, b, as_matmul) for a, b in zip(channels, channels[1:], strict=False)
         )
         self.compiled: Callable[[nn.ModuleList, Tensor, int], Tensor] | None = None
-        self.filler_side = 1  # patches of the image that stands in for those of a batch without
         self.pixel_projector = _projector(channels[-1], channels[-1], mask_dim)
         self.seg_projector = _projector(hidden_size, first, mask_dim)
 
@@ -134,7 +130,6 @@ class MaskHead(nn.Module):
         An image with a side of one patch has a graph of its own.
         """
         symbolic_shapes.use_duck_shape = False  # sizes that are equal in the first batch may differ in the next
-        self.filler_side = COMPILED_FILLER_SIDE
         self.compiled = torch.compile(_in_rows, dynamic=True, **options)
 
     def upsample(self, images: Sequence[Tensor]) -> Tensor:

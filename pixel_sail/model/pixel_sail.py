@@ -25,6 +25,10 @@ from pixel_sail.model.region_pooling import add_at_names, pool_regions
 from pixel_sail.model.visual_prompt import PatchFusion
 from pixel_sail.types import LOGITS_AT_ONCE, Batch, DeferredLogits, Output
 
+# Inductor plans its sums for the first size that it sees, which may be that of a filler. This one costs a thousandth of
+# a micro-batch of 16k tokens.
+COMPILED_FILLER_SIDE = 32
+
 
 class PixelSail(PreTrainedModel):
     """`forward(batch) -> Output`; `save_pretrained` and `from_pretrained` keep weights and config in a folder.
@@ -45,6 +49,7 @@ class PixelSail(PreTrainedModel):
         self.language_model = build_decoder(config.text_config, config.architecture)
         self.fusion = PatchFusion(config.architecture, hidden)
         self.mask_head = MaskHead(config.architecture, hidden)
+        self.filler_side = 1  # patches of the image that stands in for those of a batch without
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash
         self._prompt_ids: Tensor | None = None
         self.post_init()
@@ -76,6 +81,7 @@ class PixelSail(PreTrainedModel):
         for layer in self.language_model.get_decoder().layers:
             layer.compile(dynamic=True, **options)
         self.mask_head.compile_blocks(**options)
+        self.filler_side = COMPILED_FILLER_SIDE
 
     def layout(self, batch: Batch, dtype: torch.dtype) -> AttentionLayout:
         """The attention layout of a packed batch with embeddings of `dtype`, with the kernel for dtype and device."""
@@ -158,8 +164,7 @@ class PixelSail(PreTrainedModel):
         if not used:
             # Run the head on a token without a [SEG]: every rank must use every weight, and through the same
             # operations, because ZeRO-1 and 2 add up gradients in the order of their arrival.
-            side = self.mask_head.filler_side
-            filler = hidden[:1].expand(side * side, width).view(side, side, width)
+            filler = hidden[:1].expand(self.filler_side**2, width).view(self.filler_side, self.filler_side, width)
             empty, _ = self.mask_head([filler], [hidden[:0]], with_features)
             return features, [empty[0], *logits[1:]]
         masks = self.mask_head([grids[i] for i in used], [segs[i] for i in used], with_features)
