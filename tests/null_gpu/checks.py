@@ -378,7 +378,11 @@ def without_comparing_ranks() -> Iterator[None]:
 def stages_of_gpu_check() -> list[dict[str, Any]]:
     """What stages of tools/gpu_check.py say; those that train() in full, and what compiles, are for rehearse.py."""
     small = {
-        kernels: {"_kernels": lambda: [kernels.Kernel("SDPA", "sdpa")], "VOCABULARY": 1000},
+        kernels: {
+            "_mask_blocks": lambda report: None,
+            "_kernels": lambda: [kernels.Kernel("SDPA", "sdpa")],
+            "VOCABULARY": 1000,
+        },
         parity: {"PRESET": PRESETS["tiny"], "SIZES_PX": ((64, 64),)},
         speed: {"COMPILED": (False,), "BATCHES": {"12 x 640x480": speed.BATCHES["12 x 640x480"]}, "WARM_UP": 1}
         | {"TIMED": 1, "PROFILED": 1},

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixel_sail import losses
+from pixel_sail.bench.blocks import FORMS, measure_blocks
 from pixel_sail.bench.gpu.checks import Report
 from pixel_sail.bench.gpu.clock import gpu_ms, relative_error
 from pixel_sail.bench.reference import dense_mask
@@ -38,6 +39,8 @@ SPANS: tuple[Span, ...] = (
 )
 LARGE_SPANS: tuple[Span, ...] = tuple((s, s, s + 4098, s + 4228) for s in range(0, 8 * 4228, 4228))  # 8 x 1024 px
 VOCABULARY, LABELS = 151_936, 4000
+BLOCK_GRID, BLOCK_ROUNDS = (8, 64, 64), 10  # images of 1024 px
+BLOCK_DIFFERENCE = 0.05  # of the largest value: two roundings of bf16 sums
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def run(report: Report) -> None:
         with report.part(f"{kernel.name}: time"):
             _time(report, kernel)
         torch.cuda.empty_cache()
+    with report.part("mask blocks"):
+        _mask_blocks(report)
 
 
 def _kernels() -> Iterator[Kernel]:
@@ -170,6 +175,15 @@ def _cross_entropy(report: Report) -> None:
     wrong = in_pieces(states, labels.roll(1))
     name = "chunked cross entropy: control, other labels"
     report.number(name, relative_error(wrong, expected[0]), least=LOSS_ERROR)
+
+
+def _mask_blocks(report: Report) -> None:
+    """The forms of the mask blocks, forward and backward: the fastest should be model/depthwise.py's COMPILED."""
+    measured = measure_blocks(*BLOCK_GRID, BLOCK_ROUNDS, DEVICE, torch.bfloat16)
+    for form in FORMS:
+        report.number(f"mask blocks, {form}: forward and backward", measured[form]["ms"], "ms")
+        report.number(f"mask blocks, {form}: first pass", measured[form]["first_s"], "s")
+        report.number(f"mask blocks, {form}: difference", measured[form]["difference"], most=BLOCK_DIFFERENCE)
 
 
 def _mask_losses(report: Report) -> None:
