@@ -19,6 +19,7 @@ quickstart: $(STAMP)
 		--benchmark refcoco:val --benchmark refcoco:testA --benchmark refcoco:testB --benchmark perbench
 	@echo "model:       $(RUN)/export"
 	@echo "scores:      $(RUN)/scores/metrics.json"
+	@echo "report:      $(RUN)/scores/report.html (open it in a browser)"
 	@echo "predictions: $(RUN)/scores/predictions/"
 	@echo "gallery:     $(RUN)/scores/gallery/"
 
