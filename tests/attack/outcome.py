@@ -34,6 +34,7 @@ _SAID = re.compile(
     r"instead|older checkpoint|failed",
     re.IGNORECASE,
 )
+_DATE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d")  # when a benchmark was scored
 _NO_MEMORY = re.compile(r"memory of this machine is used up|memory allocation of|MemoryError|cannot allocate memory",
                         re.IGNORECASE)  # fmt: skip
 
@@ -120,9 +121,11 @@ def _digest(path: Path) -> str:
 
 
 def _without_times(path: Path) -> bytes:
-    """The bytes of a file; of a log, without what a clock decides; of torch's files, what they hold."""
+    """The bytes of a file, without what a clock decides; of torch's files, what they hold."""
     if path.suffix == ".pt":
         return _held(path)
+    if path.name == "metrics.json" or path.suffix == ".html":
+        return _DATE.sub(b"DATE", path.read_bytes())
     if path.name != "log.jsonl":
         return path.read_bytes()
     from pixel_sail.train.log import CLOCK_KEYS
