@@ -33,6 +33,7 @@ from pixel_sail.evaluate.predictions import PredictionFiles, read_lines, rename_
 from pixel_sail.evaluate.report import Report
 from pixel_sail.locks import locked
 from pixel_sail.ranks import together
+from pixel_sail.weights.start import find_export
 from pixel_sail.writable import check_writable
 
 
@@ -124,6 +125,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
     from pixel_sail.serve.predictor import Predictor
     from pixel_sail.train import distributed  # here and not above: --predictions needs no process group
 
+    arguments.checkpoint = find_export(arguments.checkpoint)
     with distributed.joined(), contextlib.ExitStack() as stack:
         is_first = distributed.rank() == 0
 

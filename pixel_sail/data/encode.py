@@ -119,11 +119,22 @@ class Encoder:
             masks=join_masks([], (0, 0)),
         )
 
-    def question_ids(self, question: str) -> list[int]:
-        """Tokens that ask `question` as the first turn, up to the answer. Raises BadSample for image tokens in it."""
-        refuse_text(question, "the question")
-        _refuse_image_tokens(question, "the question")
-        return self.text_ids(self.chat.before(0, question))
+    def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Tokens that ask `question` after the turns (question, answer) of `history`, up to the answer.
+
+        Raises BadSample for image tokens in one of them.
+        """
+        for text, where in ((question, "the question"), *((text, "the history") for turn in history for text in turn)):
+            refuse_text(text, where)
+            _refuse_image_tokens(text, where)
+        ids: list[int] = []
+        for number, (asked, answered) in enumerate(history):
+            ids += self._turn_ids(number, asked) + self.text_ids(self.chat.answer(answered)) + self.end_ids
+        return ids + self._turn_ids(len(history), question)
+
+    def _turn_ids(self, number: int, question: str) -> list[int]:
+        """Tokens of a question as the number-th turn of a conversation, up to its answer."""
+        return self.text_ids(self.chat.before(number, question))
 
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -137,7 +148,7 @@ class Encoder:
         ids: list[int] = []
         labels: list[int] = []
         for number, turn in enumerate(sample.turns):
-            asked = self.text_ids(self.chat.before(number, turn.question))
+            asked = self._turn_ids(number, turn.question)
             answered = self.text_ids(self.chat.answer(turn.answer)) + self.end_ids
             if len(ids) + len(asked) + len(answered) > room:
                 if number == 0:

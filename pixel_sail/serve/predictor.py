@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.data.encode import Encoder
-from pixel_sail.data.image import load_image
 from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
@@ -23,8 +21,10 @@ from pixel_sail.folders.place import Place
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.serve.images import ImageInput, as_image
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
+from pixel_sail.weights.start import find_export
 
 MAX_ROWS = 32  # questions in one batch at most; more are answered in several batches
 MAX_IMAGE_TOKENS = 16_384  # of the images that are encoded in one forward pass; a larger image goes alone
@@ -42,14 +42,15 @@ class Answer:
 class Chat:
     """Questions about one image (or no image), with the same regions drawn on it.
 
-    `image`: a path is loaded and turned as its EXIF orientation says. `regions`: masks (H, W) bool, boxes, points or
-    scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question names them `<Prompt0>`, ..., or has a
-    `<region>` for each; if it does neither, their names are put in front of it.
+    `image`: see `as_image`. `history`: the turns (question, answer) before, the same for each question. `regions`:
+    masks (H, W) bool, boxes, points or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question
+    names them `<Prompt0>`, ..., or has a `<region>` for each; if it does neither, their names are put in front of it.
     """
 
-    image: Image.Image | Path | str | None
+    image: ImageInput | None
     questions: Sequence[str]
     regions: Regions = ()
+    history: Sequence[tuple[str, str]] = ()
 
 
 class Predictor:
@@ -69,18 +70,17 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
-        """Loads an export folder. `device`: auto | cpu | cuda[:n]; `precision`: auto (bf16 on a GPU) | bf16 | fp32.
+        """Loads an export folder, or that of a run. `device`: auto | cpu | cuda[:n]; `precision`: auto | bf16 | fp32.
 
-        Raises UserError for a device that is not there, before anything is loaded, and for a folder that is damaged.
+        auto is bf16 on a GPU. Raises UserError for a device that is not there, before anything is loaded, and for a
+        folder that is damaged.
         """
-        place, folder = choose_device(device), Path(folder)
+        place, folder = choose_device(device), find_export(Path(folder))
         dtype = choose_dtype(precision, place)
         tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
         return cls(PixelSail.load(folder, Place(place, dtype)), tokenizer)
 
-    def segment(
-        self, image: Image.Image | Path | str, expressions: str | list[str], regions: Regions = ()
-    ) -> list[Answer]:
+    def segment(self, image: ImageInput, expressions: str | list[str], regions: Regions = ()) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
 
         An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`.
@@ -95,18 +95,19 @@ class Predictor:
 
     def chat(
         self,
-        image: Image.Image | Path | str | None,
+        image: ImageInput | None,
         questions: str | list[str],
         regions: Regions = (),
         sampling: Sampling | None = None,
+        history: Sequence[tuple[str, str]] = (),
     ) -> list[Answer]:
-        """One answer to each question about one image; see `Chat`.
+        """One answer to each question about one image, after the turns of `history`; see `Chat`.
 
         If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises UserError
         (or its subclasses BadSample and NotFinite) for an unreadable image, a bad region, or an empty question.
         """
         questions = [questions] if isinstance(questions, str) else questions
-        return self.chat_many([Chat(image, questions, regions)], sampling)[0]
+        return self.chat_many([Chat(image, questions, regions, history)], sampling)[0]
 
     def chat_many(self, chats: Sequence[Chat], sampling: Sampling | None = None) -> list[list[Answer]]:
         """The answers of several chats. Each image is encoded once with its regions; questions are batched."""
@@ -117,17 +118,16 @@ class Predictor:
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
             raise UserError("there is an empty question; ask something")
-        image = chat.image
-        if isinstance(image, str | Path):
-            image = load_image(Path(image), orient=True)
+        image = None if chat.image is None else as_image(chat.image)
         if image is None and len(chat.regions):
             raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no image")
         size = (image.height, image.width) if image is not None else (1, 1)
         drawn = draw_regions(chat.regions, size)
         questions = [name_regions(text, drawn) for text in chat.questions]
+        history = [(name_regions(asked, drawn), answered) for asked, answered in chat.history]
         prefix = self.encoder.image_prefix(image, drawn, "the image")
         self.images_encoded += image is not None
-        return _Prepared(prefix, questions, [undrawn(text, drawn) for text in questions], size)
+        return _Prepared(prefix, questions, history, [undrawn(text, drawn) for text in questions], size)
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
@@ -143,7 +143,7 @@ class Predictor:
             for j, text in enumerate(chat.questions):
                 if not chat.undrawn[j]:
                     image = with_image.index(i) if i in with_image else None
-                    requests.append(GenerationRequest(self.encoder.question_ids(text), image))
+                    requests.append(GenerationRequest(self.encoder.question_ids(text, chat.history), image))
                     positions.append((i, j))
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
         stops = (self.encoder.end_ids[0],)
@@ -177,10 +177,11 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chat, encoded: the image block (empty without an image), and the questions, which name their regions."""
+    """A chat, encoded: the image block (empty without an image), and the texts, which name their regions."""
 
     prefix: Encoded
     questions: list[str]
+    history: list[tuple[str, str]]
     undrawn: list[list[int]]  # for each question, the K of the regions that it names and that are not drawn
     size_hw: tuple[int, int]
 

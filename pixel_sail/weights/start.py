@@ -41,6 +41,20 @@ def find_model(path: Path) -> Path:
     return checkpoints[-1]
 
 
+def find_export(path: Path) -> Path:
+    """The export folder at `path`: of a run its export/, else `path` itself, whatever it is.
+
+    Raises WeightsError for a run that has no export yet.
+    """
+    if (path / "config.json").exists() or not (path / "checkpoints").is_dir():
+        return path
+    if (path / "export").is_dir():
+        return path / "export"
+    steps = saved_steps(path / "checkpoints")
+    advice = f": tools/export.py {steps[-1]} writes one" if steps else ""
+    raise WeightsError(f"{path} is a run that has not ended and has no export/{advice}")
+
+
 def model_folder(path: Path) -> Path:
     """The folder with config.json and tokenizer of the model at `path` (see `find_model`)."""
     folder = find_model(path)
