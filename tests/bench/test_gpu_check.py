@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,11 @@ def test_bounds_of_the_kernels_let_right_ones_pass_and_see_wrong_ones(
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 4000)
     monkeypatch.setattr(kernels, "_kernels", lambda: [kernels.Kernel("SDPA", "sdpa")])
     monkeypatch.setattr(kernels, "_time", lambda *_: None)
+    monkeypatch.setattr(kernels, "BLOCK_GRID", (1, 2, 3))
+    monkeypatch.setattr(kernels, "measure_blocks", partial(kernels.measure_blocks, backend="eager"))
     checks = checked(kernels.run, tmp_path)
+    blocks = {name: checks.pop(name).result for name in list(checks) if name.startswith("mask blocks")}
+    assert sorted(blocks.values()) == ["measured"] * 6 + ["pass"] * 3
     assert {name: check.result for name, check in checks.items() if check.result != "pass"} == {}
     assert len(checks) == 4 + 4 + 2 * 6 and sum("control" in name for name in checks) == 6
     assert checks["SDPA, 14/2 heads: control, image 1 token short"].value > 3 * kernels.FORWARD_ERROR
