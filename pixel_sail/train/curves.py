@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from pixel_sail.durable import read_json_lines, replaced_file
+from pixel_sail.durable import PARTIAL, read_json_lines, replaced_file
 from pixel_sail.losses import LOSS_COUNTS
 
 CURVES = "curves.png"
@@ -49,6 +49,15 @@ def draw_curves(run_dir: Path) -> Path | None:
     with replaced_file(path, "wb") as file:
         figure.savefig(file, format="png", dpi=100)
     return path
+
+
+def draw_if_behind(run_dir: Path) -> None:
+    """Draws the curves of a finished run again if it was killed before it had drawn its last lines."""
+    drawn, partial = run_dir / CURVES, run_dir / f"{CURVES}{PARTIAL}"
+    lines = [path.stat().st_mtime_ns for path in (run_dir / LOG, run_dir / VALIDATION) if path.exists()]
+    is_behind = not drawn.exists() or drawn.stat().st_mtime_ns < max(lines, default=0)
+    if is_behind or partial.exists():
+        draw_curves(run_dir)
 
 
 def _training(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -30,6 +30,7 @@ from pixel_sail.train import distributed
 from pixel_sail.train.banner import banner
 from pixel_sail.train.build import build_encoder, build_model, build_step_dataset, place_of_training
 from pixel_sail.train.compiling import compile_layers
+from pixel_sail.train.curves import draw_if_behind
 from pixel_sail.train.distillation import open_distillation
 from pixel_sail.train.engine import Engine, check_distribution, resolve_precision
 from pixel_sail.train.finetune import prepare_finetuning
@@ -72,6 +73,7 @@ def set_up(config: Config) -> Run | None:
     state = together(lambda: _initial_state(config, mixture.fingerprint(), distillation.fingerprints, checkpoint))
     validated = distributed.on_rank_0(lambda: validated_steps(config.run.dir))
     if _is_finished(config, state, validated):
+        distributed.on_rank_0(lambda: draw_if_behind(config.run.dir))
         return None
     if checkpoint is not None:
         checkpoints.check_files(checkpoint)

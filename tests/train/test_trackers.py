@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -42,6 +43,26 @@ def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     assert curves["loss"] == [(line["step"], line["loss"]) for line in lines]
     assert [step for step, _ in _scores(run / "validation.jsonl")["refcoco:val: ciou"]] == [5, 10]
     assert (run / "validation" / "step_00000010" / "gallery" / "refcoco_val.png").is_file()
+
+
+def test_a_run_killed_while_it_draws_has_its_curves_after_the_same_command(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, write_refer_dataset(tmp_path / "root"), "train.steps=10")
+    train(config)
+    drawn = tmp_path / "run" / CURVES
+    whole, partial = drawn.read_bytes(), drawn.with_name(f"{CURVES}.partial")
+    drawn.unlink()
+    train(config)
+    assert drawn.read_bytes() == whole
+    partial.write_bytes(whole[:100])
+    train(config)
+    assert drawn.read_bytes() == whole and not partial.exists()
+    drawn.write_bytes(b"of an earlier step")
+    os.utime(drawn, (1, 1))
+    train(config)
+    assert drawn.read_bytes() == whole
+    at = drawn.stat().st_mtime_ns
+    train(config)
+    assert drawn.stat().st_mtime_ns == at  # nothing to do
 
 
 def test_no_curves_of_a_short_log_and_the_mean_of_neighbours(tmp_path: Path) -> None:
