@@ -21,7 +21,7 @@ from pixel_sail.evaluate import perbench, runner
 from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.page.compare import TITLES, changed_cases, comparison, differences, rows, text_table
 from pixel_sail.evaluate.predictions import PredictionFiles
-from pixel_sail.evaluate.report import read_metrics
+from pixel_sail.weights.publish import read_metrics
 from pixel_sail.writable import check_writable
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pixel_sail.config import code_version
 from pixel_sail.durable import differences, few
-from pixel_sail.errors import FileError, UserError
+from pixel_sail.errors import UserError
 from pixel_sail.evaluate import perbench, runner
-from pixel_sail.files import read_json
+from pixel_sail.weights.publish import read_metrics
 
 
 class Report:
@@ -75,11 +75,3 @@ class Report:
         checkpoint = None if self._checkpoint is None else str(self._checkpoint)
         now = {"checkpoint": checkpoint, **self._made_with}
         return differences({"checkpoint": earlier.get("checkpoint"), **before}, now)
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    benchmarks = values.get("benchmarks") if isinstance(values, dict) else None
-    if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):
-        raise FileError(f"{path} is no {runner.METRICS} of this tool (it has no benchmarks); move it away")
-    return values

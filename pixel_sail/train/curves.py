@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.durable import PARTIAL, read_json_lines, replaced_file
+from pixel_sail.interrupts import finish_first
 from pixel_sail.losses import LOSS_COUNTS
 
 CURVES = "curves.png"
@@ -57,7 +58,8 @@ def draw_if_behind(run_dir: Path) -> None:
     lines = [path.stat().st_mtime_ns for path in (run_dir / LOG, run_dir / VALIDATION) if path.exists()]
     is_behind = not drawn.exists() or drawn.stat().st_mtime_ns < max(lines, default=0)
     if is_behind or partial.exists():
-        draw_curves(run_dir)
+        with finish_first("the curves"):  # a signal has nothing left to stop
+            draw_curves(run_dir)
 
 
 def _training(path: Path) -> dict[str, list[tuple[int, float]]]:

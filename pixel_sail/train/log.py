@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pixel_sail.config import Config
 from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines
 from pixel_sail.errors import UserError, message_of
+from pixel_sail.interrupts import finish_first
 from pixel_sail.losses import LOSS_COUNTS
 from pixel_sail.train import distributed
 from pixel_sail.train.curves import draw_curves
@@ -121,7 +122,8 @@ class RunLog:
             self._say(f"{name} was not scored at the end: {message}; tools/test.py can still score the export")
         self.bar.close()
         if self.writes:
-            self.draw()
+            with finish_first("the curves"):  # a signal has nothing left to stop
+                self.draw()
             self.trackers.finish()
 
     def draw(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +107,25 @@ def publish(
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """The content of a metrics.json of tools/test.py. Raises FileError for any other file."""
+    """The content of a metrics.json of tools/test.py. Raises FileError for any other file, and for odd scores."""
     if not file.exists():
         raise FileError(f"no {file}: tools/test.py writes metrics.json into its --out")
     metrics = read_json(file)
     benchmarks = metrics.get("benchmarks") if isinstance(metrics, dict) else None
     if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):
-        raise FileError(f"{file} is no metrics.json of tools/test.py: it has no benchmarks")
+        raise FileError(f"{file} is no metrics.json of tools/test.py (it has no benchmarks); move it away")
+    for name, scores in benchmarks.items():
+        for score, value in scores.items():
+            if not _is_score(value):
+                raise FileError(f"{file}: {score} of {name} is {value!r}, which is no score; score it again")
     return metrics
+
+
+def _is_score(value: Any) -> bool:
+    """A finite number, nothing, or what explains a score: lists and objects."""
+    if type(value) in (int, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, dict | list)
 
 
 def _read(run: Path | None, name: str) -> dict[str, Any] | None:

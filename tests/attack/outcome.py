@@ -34,7 +34,8 @@ _SAID = re.compile(
     r"instead|older checkpoint|failed",
     re.IGNORECASE,
 )
-_DATE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d")  # when a benchmark was scored
+# When, and at which commit of a repository where somebody may be working, a benchmark was scored.
+_WHEN = re.compile(rb'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d|("commit": "|commit )[0-9a-f]{10,40}')
 _NO_MEMORY = re.compile(r"memory of this machine is used up|memory allocation of|MemoryError|cannot allocate memory",
                         re.IGNORECASE)  # fmt: skip
 
@@ -125,7 +126,7 @@ def _without_times(path: Path) -> bytes:
     if path.suffix == ".pt":
         return _held(path)
     if path.name == "metrics.json" or path.suffix == ".html":
-        return _DATE.sub(b"DATE", path.read_bytes())
+        return _WHEN.sub(b"", path.read_bytes())
     if path.name != "log.jsonl":
         return path.read_bytes()
     from pixel_sail.train.log import CLOCK_KEYS

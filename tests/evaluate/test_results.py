@@ -234,7 +234,9 @@ def test_scores_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[]", b'{"benchmarks": [1]}', b'{"benchmarks": {"a": 1}}', b"\xff", b"[" * 10**5]
+    "content",
+    [b"{", b"[]", b'{"benchmarks": [1]}', b'{"benchmarks": {"a": 1}}', b"\xff", b"[" * 10**5]
+    + [f'{{"benchmarks": {{"a": {{"images": {value}}}}}}}'.encode() for value in ('"inf"', "NaN", "Infinity", "true")],
 )
 def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metrics.json").write_bytes(content)

@@ -16,7 +16,8 @@ from pixel_sail.evaluate.benchmark import Benchmark, Line
 from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.page import html
 from pixel_sail.evaluate.page.section import section
-from pixel_sail.files import read_json, read_text
+from pixel_sail.files import read_text
+from pixel_sail.weights.publish import read_metrics
 
 REPORT = "report.html"
 
@@ -34,7 +35,7 @@ def write_section(benchmark: Benchmark, lines: Sequence[Line], out: Path, facts:
 
 def write_report(out: Path) -> Path:
     """The page of all benchmarks in `<out>/metrics.json`, with their kept sections. Returns its path."""
-    metrics = read_json(out / runner.METRICS)
+    metrics = read_metrics(out / runner.METRICS)
     scores, checkpoint = metrics["benchmarks"], metrics["checkpoint"]
     title = f"Scores of {checkpoint or 'a file of predictions'}"
     rows = [[name, *_numbers(values)] for name, values in scores.items()]
