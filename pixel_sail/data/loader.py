@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -24,7 +25,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Batch, Encoded, NoPixels, Sample
-from pixel_sail.workers import begin_worker
+from pixel_sail.workers import begin_worker, signals_wait
 
 FILLER_TRIES = 1000  # stream positions searched for a usable sample if all samples of a rank are bad
 STEP_TIMEOUT_S = 1800  # for the data of a step, once the run waits for them
@@ -169,12 +170,14 @@ def load_steps(dataset: StepDataset, start: int, stop: int, workers: int, pin: b
         timeout=STEP_TIMEOUT_S if workers else 0,
         generator=torch.Generator(),  # the loader's seed must not advance the global generator
     )
-    items = iter(loader)
+    # A worker that is not ready yet would be ended by a signal, by one of its parent with status 0.
+    with signals_wait() if workers else contextlib.nullcontext():
+        items = iter(loader)
     # torch's handler raises wherever this process happens to be, be it in the middle of a collective.
     signal.signal(signal.SIGCHLD, on_end_of_child)
     processes = [process for process in multiprocessing.active_children() if process not in others]
     atexit.register(_kill, processes)  # otherwise Python sends them SIGTERM, and waits
-    return _received(items, processes)
+    return _received(items, processes, stop - start)
 
 
 class _ErrorsAsValues(Dataset):
@@ -226,28 +229,35 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _received(items: Iterator[StepData | Exception], workers: list[BaseProcess]) -> Iterator[StepData]:
+def _received(items: Iterator[StepData | Exception], workers: list[BaseProcess], count: int) -> Iterator[StepData]:
     try:
-        while (item := _receive(items, workers)) is not None:
+        for left in range(count, -1, -1):
+            item = _receive(items, workers, may_end=left == 0)
             if isinstance(item, Exception):
                 raise item
-            yield item
+            if item is not None:
+                yield item
     finally:
         del items  # torch asks its workers to end
         _kill(workers)
 
 
-def _receive(items: Iterator[StepData | Exception], workers: list[BaseProcess]) -> StepData | Exception | None:
-    """The next item; None at the end. A worker that dies while it sends would leave us waiting for the rest."""
+def _receive(
+    items: Iterator[StepData | Exception], workers: list[BaseProcess], may_end: bool
+) -> StepData | Exception | None:
+    """The next item; None at the end. A worker that dies while it sends would leave us waiting for the rest.
+
+    `may_end`: all items are here, and workers end with status 0.
+    """
     if not workers:
         return next(items, None)
-    before = signal.signal(signal.SIGCHLD, lambda number, frame: _refuse_killed(workers))
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: _refuse_killed(workers, may_end))
     try:
-        _refuse_killed(workers)
+        _refuse_killed(workers, may_end)
         return next(items, None)
     except (RuntimeError, OSError, EOFError) as error:  # torch saw it first, or tensors of a killed worker are gone
         time.sleep(WORKER_END_S)
-        _refuse_killed(workers)
+        _refuse_killed(workers, may_end)
         if "timed out" in str(error):
             raise DatasetError(
                 f"the data workers have sent nothing for {STEP_TIMEOUT_S} s: a file system that does not answer, or "
@@ -264,9 +274,9 @@ def _kill(workers: list[BaseProcess]) -> None:
         worker.kill()
 
 
-def _refuse_killed(workers: list[BaseProcess]) -> None:
+def _refuse_killed(workers: list[BaseProcess], may_end: bool) -> None:
     for worker in workers:
-        if worker.exitcode:  # 0 after the last step, None while it works
+        if worker.exitcode is not None and not (may_end and worker.exitcode == 0):
             how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit status {worker.exitcode}"
             raise DatasetError(
                 f"a data worker (process {worker.pid}) was killed: {how}. Most often memory is used up, of the machine "

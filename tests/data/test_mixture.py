@@ -278,6 +278,22 @@ def test_workers_end_with_the_steps(mixture: Mixture) -> None:
         assert not worker.is_alive()
 
 
+def test_a_signal_to_workers_that_are_being_started_does_not_end_them(mixture: Mixture) -> None:
+    steps = load_steps(step_dataset(mixture), 0, 4, workers=2)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    assert [data.step for data in steps] == [0, 1, 2, 3]
+
+
+def test_a_worker_that_ends_with_status_0_too_early_is_noticed(mixture: Mixture) -> None:
+    def leaves(sample: Sample, seed: int) -> Encoded:
+        os._exit(0)
+
+    dataset = StepDataset(mixture, leaves, pack_text, 8, 20, 0, 1, COSTS)
+    with pytest.raises(DatasetError, match="a data worker .* exit status 0"):
+        next(load_steps(dataset, 0, 4, workers=2))
+
+
 def test_a_killed_worker_is_no_error_of_torch(mixture: Mixture) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     steps = load_steps(step_dataset(mixture), 0, 1000, workers=2)
