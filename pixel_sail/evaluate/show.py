@@ -8,6 +8,7 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, unite
 from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.serve.visualize import Card, SheetRow, mark_regions, paint
+from pixel_sail.types import BadSample
 
 
 def shown(result: CaseResult) -> SheetRow | Card:
@@ -28,6 +29,9 @@ def mask_row(result: CaseResult, title: str) -> SheetRow:
 
 
 def with_prompts(result: CaseResult) -> Image.Image:
-    """The image with the outlines of its prompted regions."""
+    """The image with the outlines of its prompted regions. Raises BadSample where its masks are of another size."""
     image = load_image(result.image, result.oriented)
+    masks = [rle for rle in (*result.prompts.values(), result.target, *result.masks) if rle is not None]
+    if any(tuple(rle["size"]) != (image.height, image.width) for rle in masks):
+        raise BadSample(f"{result.image} is {image.size}, its masks have another size (width, height)")
     return mark_regions(image, {k: decode_mask(rle) for k, rle in result.prompts.items()}) if result.prompts else image

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_scoring import MADE_WITH, Colours, Knowing, Silent
 from warm import run_tool
 
@@ -141,6 +142,22 @@ def test_reports_of_several_calls_are_one_page_that_fetches_nothing(dataset, tmp
     for scores in metrics["benchmarks"].values():
         assert f"giou {scores['giou']:.1f}" in page
     assert "default-src 'none'" in page and not re.search(r"(src|href)=\"(?!data:|#)", page)
+
+
+def test_a_file_is_scored_without_its_images(dataset, tmp_path):
+    """Two images are gone and one has another size: the scores are those of before, and the page says so."""
+    file = _score(dataset, lambda benchmark: Colours(), tmp_path, "refcoco:val")
+    root = tmp_path / "bare"
+    shutil.copytree(dataset, root)
+    images = sorted({case.image for case in runner.open_benchmark("refcoco:val", root).cases})
+    images[0].unlink()
+    images[1].unlink()
+    Image.new("RGB", (31, 17)).save(images[2])
+    page = _report(root, file, "refcoco:val", tmp_path / "scores")
+    assert "<figure>" not in page and f"the image cannot be shown: {images[0].name}" in page
+    _report(dataset, file, "refcoco:val", tmp_path / "whole")
+    without, whole = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("scores", "whole"))
+    assert without["benchmarks"] == whole["benchmarks"]
 
 
 def test_words_of_a_model_are_text_and_nothing_else(dataset, tmp_path):

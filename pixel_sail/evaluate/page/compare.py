@@ -11,7 +11,7 @@ import numpy as np
 from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.page import html
 from pixel_sail.evaluate.page.picks import EVENLY_SPACED, spaced
-from pixel_sail.evaluate.page.section import CASES_OF_A_SET, cards, images_of, text, verdict
+from pixel_sail.evaluate.page.section import CASES_OF_A_SET, cards, figures_of, images_of, text, verdict
 
 TITLES = ("A", "B")
 HEAD = ("benchmark", "score", *TITLES, "B - A", "95 % interval", "")
@@ -109,7 +109,7 @@ def _pair(first: CaseResult, second: CaseResult) -> str:
             for title, shown in zip(TITLES, (images, others), strict=True)
         ]
         images = [images[1], (notes[0], images[-1][1]), (notes[1], others[-1][1])]
-    figures = "".join(html.figure(image, note) for note, image in images)
+    figures = figures_of(images, first)
     lines = [f"<b>{text(first.question)}</b>"]
     lines += [
         f'<span class="pale">{text(title)}:</span> {text(result.answer)} {verdict(result)}'

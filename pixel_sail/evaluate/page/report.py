@@ -23,10 +23,7 @@ REPORT = "report.html"
 
 
 def write_section(benchmark: Benchmark, lines: Sequence[Line], out: Path, facts: Mapping[str, Any]) -> None:
-    """Keeps the section of a benchmark. `lines`: checked, in case order. `facts`: what they were made with.
-
-    Raises BadSample for an image that cannot be read.
-    """
+    """Keeps the section of a benchmark. `lines`: checked, in case order. `facts`: what they were made with."""
     results = [benchmark.result(case, line) for case, line in zip(benchmark.cases, lines, strict=True)]
     path = _section_file(out, benchmark.name)
     path.parent.mkdir(parents=True, exist_ok=True)

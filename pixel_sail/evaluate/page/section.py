@@ -15,6 +15,7 @@ from pixel_sail.evaluate.page.breakdown import BINS, GroupScores, breakdown, gro
 from pixel_sail.evaluate.page.picks import EVENLY_SPACED, pick
 from pixel_sail.evaluate.show import shown
 from pixel_sail.serve.visualize import SheetRow, panels
+from pixel_sail.types import BadSample
 
 CASES_OF_A_SET = 12
 CELL_PX = 200  # width of a shown image
@@ -80,12 +81,25 @@ def cards(shown: Sequence[tuple[str, Sequence[str]]], order: Sequence[str]) -> s
 
 
 def images_of(result: CaseResult) -> list[tuple[str, Image.Image]]:
-    """(what it shows, image) of a case: image, target and prediction, or one image beside which texts stand."""
-    row = shown(result)
+    """(what it shows, image) of a case: image, target and prediction, or one image beside which texts stand.
+
+    Empty where the image cannot be shown: a file of predictions is scored without any.
+    """
+    try:
+        row = shown(result)
+    except BadSample:
+        return []
     if isinstance(row, SheetRow):
         return panels(row, CELL_PX)
     width = min(row.image.width, 2 * CELL_PX)
     return [("", row.image.resize((width, max(1, round(row.image.height * width / row.image.width)))))]
+
+
+def figures_of(images: Sequence[tuple[str, Image.Image]], result: CaseResult) -> str:
+    """The HTML of what `images_of` gave."""
+    if not images:
+        return f'<p class="pale">the image cannot be shown: {text(result.image.name)}</p>'
+    return "".join(html.figure(image, note) for note, image in images)
 
 
 def verdict(result: CaseResult) -> str:
@@ -101,7 +115,7 @@ def text(value: str) -> str:
 
 
 def _case(result: CaseResult) -> str:
-    figures = "".join(html.figure(image, note) for note, image in images_of(result))
+    figures = figures_of(images_of(result), result)
     lines = [f"<b>{text(result.question)}</b>"]
     if result.answer and (result.right_answer or result.overlap is None):
         lines.append(f'<span class="pale">model:</span> {text(result.answer)}')
