@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _training(path: Path) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in read_json_lines(path, number="step"):
         for name, value in line.items():
-            if name in _DRAWN or name.startswith("distill_"):
+            if (name in _DRAWN or name.startswith("distill_")) and type(value) in (int, float):
                 curves[name].append((line["step"], value))
     return dict(curves)
 
@@ -75,11 +76,16 @@ def _scores(path: Path) -> dict[str, list[tuple[int, float]]]:
     """The first score in percent of each benchmark: cIoU, METEOR, accuracy."""
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in read_json_lines(path, number="step"):
-        for benchmark, scores in line["benchmarks"].items():
-            first: tuple[str, Any] | None = next(((n, v) for n, v in scores.items() if isinstance(v, float)), None)
+        for benchmark, scores in _members(line.get("benchmarks")):
+            first: tuple[str, Any] | None = next(((n, v) for n, v in _members(scores) if type(v) is float), None)
             if first is not None:
                 curves[f"{benchmark}: {first[0]}"].append((line["step"], first[1]))
     return dict(curves)
+
+
+def _members(value: Any) -> Iterable[tuple[str, Any]]:
+    """Of an object; none of what is no object in a file that somebody has edited."""
+    return value.items() if isinstance(value, dict) else ()
 
 
 def _smoothed(values: tuple[float, ...]) -> list[float]:

@@ -72,6 +72,15 @@ def test_no_curves_of_a_short_log_and_the_mean_of_neighbours(tmp_path: Path) -> 
     assert _smoothed(tuple(range(20)))[4:16] == list(range(4, 16)) and _smoothed((1.0, 3.0)) == [2.0, 2.0]
 
 
+def test_curves_of_files_that_somebody_has_edited(tmp_path: Path) -> None:
+    lines = [f'{{"step": {i}, "loss": 1.0, "lr": "high", "dice": [1]}}\n' for i in range(12)]
+    (tmp_path / "log.jsonl").write_text("".join(lines))
+    values = ("", ', "benchmarks": 3', ', "benchmarks": {"refcoco:val": null}', ', "benchmarks": {"a": {"ciou": "x"}}')
+    (tmp_path / "validation.jsonl").write_text("".join(f'{{"step": 1{value}}}\n' for value in values))
+    assert draw_curves(tmp_path) is not None
+    assert set(_training(tmp_path / "log.jsonl")) == {"loss"} and _scores(tmp_path / "validation.jsonl") == {}
+
+
 def test_images_of_validation_reach_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
