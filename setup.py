@@ -12,6 +12,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pixel_sail", "pixel_sail.*"]),
     package_data={"pixel_sail": ["py.typed"]},
+    entry_points={"console_scripts": ["pixel-sail = pixel_sail.commands.front:main"]},
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

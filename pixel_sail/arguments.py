@@ -1,9 +1,11 @@
-"""Types of command-line arguments. Only tools import this module."""
+"""Types of command-line arguments. Only commands import this module."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+
+SHARD_GB = 2.0  # default of --shard-gb
 
 
 def share(text: str) -> float:
@@ -31,3 +33,11 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def shard_gb(text: str) -> float:
+    """The value of --shard-gb. Raises ValueError for what is no size of a file; argparse says so and exits with 2."""
+    size = float(text)
+    if not 0 < size < 1e6:
+        raise ValueError(text)
+    return size

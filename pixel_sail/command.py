@@ -1,9 +1,13 @@
-"""How every tool runs: errors in one line, signals as an orderly stop, never a traceback for what the user can mend.
+"""How every command runs: errors in one line, signals as an orderly stop, never a traceback for what a user can mend.
 
-Only tools import this module. From then on Ctrl-C is quiet, also while torch is still being imported.
+Only commands import this module. From then on Ctrl-C is quiet, also while torch is still being imported.
 
     @tool
-    def main() -> None: ...
+    def main() -> None:
+        arguments = parser.parse_args()
+        with importing():  # what takes seconds: --help does without it
+            import torch
+        ...
 
 Exit status: 0; 1 after an error; 2 for a wrong command line; 130 after Ctrl-C; 143 after SIGTERM, and after SIGUSR1,
 with which Slurm warns before it ends a job (sbatch --signal=USR1@90).
@@ -11,11 +15,12 @@ with which Slurm warns before it ends a job (sbatch --signal=USR1@90).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from pixel_sail.errors import UserError, message_of
@@ -23,7 +28,7 @@ from pixel_sail.interrupts import SIGNALS, Stopped, on_signal
 
 
 def tool(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate the `main` of a tool."""
+    """Decorate the `main` of a command."""
 
     @functools.wraps(main)
     def run() -> None:
@@ -45,6 +50,20 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports in a command: a signal ends the process at once and quietly. No work can be torn yet.
+
+    An exception of a signal in the middle of an import could be swallowed by what is imported.
+    """
+    before = {number: signal.signal(number, _quiet_interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _end_with(error: BaseException) -> None:
     """Exit with status 1. A rank other than 0 says what it alone knows."""
     rank = os.environ.get("RANK", "0")
@@ -57,7 +76,7 @@ def _end_with(error: BaseException) -> None:
 
 
 def _quiet_interrupt(signum: int, frame: FrameType | None) -> None:
-    os._exit(128 + signum)
+    os._exit(130 if signum == signal.SIGINT else 143)
 
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

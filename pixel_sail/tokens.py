@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pixel_sail.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VISION_START, VISION_PATCH, VISION_END = "<vision>", "<vpatch>", "</vision>"
 SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"

@@ -108,7 +108,8 @@ def test_options_of_commands_exist(path: Path) -> None:
     unknown = []
     text = path.read_text().replace("\\\n", " ")
     for tool, arguments in re.findall(r"(tools/\w+\.py)([^`\n]*)", text):
-        source = (REPOSITORY / tool).read_text()
+        door = (REPOSITORY / tool).read_text()
+        source = (REPOSITORY / re.search(r"pixel_sail/commands/\w+\.py", door)[0]).read_text()
         options = re.findall(r"(?<=\s)--[a-z][\w-]*", arguments.partition(" # ")[0])
         unknown += [f"{tool} {option}" for option in options if f'"{option}"' not in source]
     assert not unknown

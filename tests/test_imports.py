@@ -37,8 +37,10 @@ LAYERS = (
     ("evaluate",),
     ("train",),
     ("bench",),
-    ("scenes", "studies"),  # which never import each other; only tools import them
-    ("arguments", "command"),  # what tools are made of
+    ("scenes", "studies"),  # which never import each other; only commands import them
+    ("arguments", "command"),  # what commands are made of
+    ("commands",),  # the command line; nothing imports it but the next line and tools/
+    ("__main__",),
 )
 LAZY = {"serve.predictor", "model.pixel_sail"}  # what `import pixel_sail` offers, imported at first use
 
@@ -82,6 +84,7 @@ def test_the_order_is_that_of_the_design() -> None:
     """What a mistake in LAYERS would let through."""
     assert not {"scenes", "studies"} & allowed("bench") and "studies" not in allowed("scenes")
     assert "model" not in allowed("data") and "data" not in allowed("model") and "experts" not in allowed("data")
+    assert "commands" not in {room for layer in LAYERS[:-2] for name in layer for room in allowed(name)}
     assert "train" not in allowed("weights") and "evaluate" not in allowed("serve")
 
 

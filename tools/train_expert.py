@@ -1,25 +1,6 @@
-"""Trains a small Mask2Former, an expert to distil from. `python tools/train_expert.py CONFIG [key=value ...]`"""
+"""What `pixel-sail train-expert` does, for launchers and clones: pixel_sail/commands/train_expert.py."""
 
-from __future__ import annotations
-
-import argparse
-
-from pixel_sail.command import tool
-from pixel_sail.scenes.expert_config import load_expert_training
-from pixel_sail.scenes.expert_run import quality_line
-from pixel_sail.scenes.expert_training import train_expert
-
-
-@tool
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a YAML file, see configs/expert_scenes.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example lr=1e-4 dir=runs/a")
-    arguments = parser.parse_args()
-    config = load_expert_training(arguments.config, arguments.overrides)
-    values = train_expert(config)
-    print(f"{quality_line(values)}\nthe expert is {config.dir / 'expert'}")
-
+from pixel_sail.commands.train_expert import main
 
 if __name__ == "__main__":
     main()

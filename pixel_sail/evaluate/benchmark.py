@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pixel_sail.evaluate.case_result import CaseResult
+from pixel_sail.evaluate.kinds import Names
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.types import RLE, BadSample
 
@@ -88,11 +89,8 @@ class Definition:
 class BenchmarkKind:
     """All that is written about a kind of benchmark. The module of each kind has one; runner.BENCHMARKS lists them."""
 
-    prefixes: tuple[str, ...]  # what its names begin with, up to the first colon
-    form: str  # how its names are written: "gcg[:DATASET[:SPLIT]]"
-    help: str  # one line
+    names: Names
     open: Callable[[Path, str, Options], Benchmark]  # data root, name, options; raises DatasetError
-    tasks: tuple[str, ...] = ()  # the benchmarks that a bare kind stands for, where it is no benchmark itself
     definitions: tuple[Definition, ...] = ()  # of all scores in percent
 
 

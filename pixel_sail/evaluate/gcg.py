@@ -33,6 +33,7 @@ from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.gcg import GRAND_F, NAMES, annotation_file, read_gcg
 from pixel_sail.data.sources.grounded import with_masks
 from pixel_sail.data.templates import GROUNDED_CAPTION
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
 from pixel_sail.evaluate.case_result import CaseResult
@@ -165,9 +166,7 @@ DEFINITIONS = (
     ),
 )
 BENCHMARK = BenchmarkKind(
-    prefixes=(KIND,),
-    form=f"{KIND}[:DATASET[:SPLIT]]",
-    help=f"captions whose phrases have masks; DATASET: {', '.join(NAMES)} (default {GRAND_F}); SPLIT: val by default",
+    names=kinds.GCG,
     open=lambda root, name, options: GroundedCaptions.read(root, name),
     definitions=DEFINITIONS,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.exclude import identities
-from pixel_sail.evaluate.runner import open_benchmark, tasks_of
+from pixel_sail.evaluate.kinds import tasks_of
+from pixel_sail.evaluate.runner import open_benchmark
 
 
 def held_out_images(config: Config) -> frozenset[str]:

@@ -20,6 +20,7 @@ from typing import Any
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, unite
 from pixel_sail.data.sources.jsonl import NAME, JsonlEntry, read_jsonl
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
@@ -126,10 +127,7 @@ class JsonlBenchmark:
 
 
 BENCHMARK = BenchmarkKind(
-    prefixes=(NAME,),
-    form=f"{NAME}:FILE",
-    help="your own file (docs/jsonl.md): gIoU, cIoU, Pr@X of the questions whose answers have masks; FILE: a path, or "
-    "one below the data root",
+    names=kinds.JSONL,
     open=lambda root, name, options: JsonlBenchmark.read(root, name),
     definitions=DEFINITIONS,
 )

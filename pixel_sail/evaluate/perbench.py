@@ -14,6 +14,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import encode_mask, unite
 from pixel_sail.data.options import chosen_letter, parse_options
 from pixel_sail.data.sources.perbench import FILES, PerbenchCase, Task, read_perbench
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.captions import as_caption, caption_scores, joined, renamed, without_prompt_name
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
@@ -129,11 +130,8 @@ DEFINITIONS = (
     Definition(("overall_ours",), "the mean of meteor_coco, accuracy_option and (ciou_union + giou_union) / 2", "ours"),
 )
 BENCHMARK = BenchmarkKind(
-    prefixes=(KIND,),
-    form="perbench[:caption|:mcq|:vtres]",
-    help="PerBench: captions, multiple choice and masks about regions; without a task: all three and the overall score",
+    names=kinds.PERBENCH,
     open=lambda root, name, options: PerbenchTask.read(root, name),
-    tasks=TASKS,
     definitions=DEFINITIONS,
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.data.sources.reason_seg import read_reason_seg, target_and_ignored
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, QUESTIONS_REASON, question
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
@@ -114,11 +115,9 @@ DEFINITIONS = (
     ),
 )
 BENCHMARK = BenchmarkKind(
-    definitions=DEFINITIONS,
-    prefixes=(KIND,),
-    form=f"{KIND}[:SPLIT]",
-    help="ReasonSeg: masks of what a sentence implies: gIoU, cIoU (also of short and long queries), Pr@X; SPLIT: val",
+    names=kinds.REASON_SEG,
     open=lambda root, name, options: ReasonSegBenchmark.read(root, name),
+    definitions=DEFINITIONS,
 )
 
 

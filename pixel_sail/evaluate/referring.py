@@ -14,6 +14,7 @@ from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import check_rle, encode_mask
 from pixel_sail.data.sources import grefer, refer
 from pixel_sail.data.sources.cases import Case, read_benchmark
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.topics import expression_kinds, topic
@@ -115,9 +116,7 @@ DEFINITIONS = (
     *DETAILS,
 )
 BENCHMARK = BenchmarkKind(
-    prefixes=(*refer.NAMES, grefer.NAME),
-    form=f"{'|'.join((*refer.NAMES, grefer.NAME))}:SPLIT",
-    help="referring segmentation: cIoU, gIoU, Pr@X; grefcoco: also N-acc and T-acc, as an expression may match nothing",
+    names=kinds.REFERRING,
     open=lambda root, name, options: ReferringBenchmark.read(root, name, options.min_pixels),
     definitions=DEFINITIONS,
 )

@@ -11,6 +11,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.sources import refer
 from pixel_sail.data.templates import TELL_APART, about
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, RegionQuestion, check_words, with_unusable
 from pixel_sail.evaluate.captions import CaptionSet, as_caption, joined, renamed, scores_of_sets
 from pixel_sail.evaluate.case_result import CaseResult
@@ -114,9 +115,7 @@ DEFINITIONS = (
     ),
 )
 BENCHMARK = BenchmarkKind(
-    prefixes=(KIND,),
-    form=f"{KIND}:DATASET[:SPLIT]",
-    help=f"descriptions of regions: METEOR, CIDEr; DATASET: {', '.join(refer.NAMES)}; SPLIT: val by default",
+    names=kinds.REGION,
     open=lambda root, name, options: RegionCaptions.read(root, name),
     definitions=DEFINITIONS,
 )

@@ -45,9 +45,9 @@ def open_benchmark(
     name: str, data_root: Path, max_images: int | None = None, options: Options | None = None
 ) -> Benchmark:
     """The benchmark of a name (see `BENCHMARKS`), of its first `max_images` images. Raises DatasetError."""
-    kind = next((kind for kind in BENCHMARKS if name.partition(":")[0] in kind.prefixes), None)
+    kind = next((kind for kind in BENCHMARKS if name.partition(":")[0] in kind.names.prefixes), None)
     if kind is None:
-        raise DatasetError(f"unknown benchmark {name!r}; known are {', '.join(kind.form for kind in BENCHMARKS)}")
+        raise DatasetError(f"unknown benchmark {name!r}; known are {', '.join(kind.names.form for kind in BENCHMARKS)}")
     benchmark = kind.open(data_root, name, options or Options())
     if len({identity(case, benchmark) for case in benchmark.cases}) != len(benchmark.cases):
         raise DatasetError(f"{data_root}: a case of {name} ({', '.join(benchmark.id_fields)}) occurs twice")
@@ -56,16 +56,6 @@ def open_benchmark(
         raise DatasetError(f"{name} has no case under {data_root} that can be scored{first}")
     images = by_image(benchmark.cases)[:max_images]
     return replace(benchmark, cases=tuple(case for cases in images for case in cases))
-
-
-def tasks_of(name: str) -> tuple[str, ...]:
-    """The benchmarks that a name stands for: "perbench" for its three tasks, any other name for itself."""
-    return next((kind.tasks for kind in BENCHMARKS if kind.tasks and name in kind.prefixes), (name,))
-
-
-def benchmark_help() -> str:
-    """How the names of each kind are written, and what it scores; two lines a kind."""
-    return "\n".join(f"  {kind.form}\n      {kind.help}" for kind in BENCHMARKS)
 
 
 def fingerprint(checkpoint: Path, **settings: Any) -> dict[str, Any]:
@@ -173,7 +163,7 @@ def definitions(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]
     """Benchmark -> score -> its definition, and whose definition it is in brackets; of the scores in `results`."""
     defined = {}
     for name, scores in results.items():
-        kind = next((kind for kind in BENCHMARKS if name.partition(":")[0] in kind.prefixes), None)
+        kind = next((kind for kind in BENCHMARKS if name.partition(":")[0] in kind.names.prefixes), None)
         applying = [definition for definition in kind.definitions if definition.of(name)] if kind else []
         texts = {score: f"{d.text} [{d.source}]" for d in applying for score in d.scores if score in scores}
         if texts:

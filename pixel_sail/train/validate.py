@@ -18,7 +18,8 @@ from pixel_sail.errors import UserError, message_of
 from pixel_sail.evaluate import perbench
 from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.gallery import write_gallery
-from pixel_sail.evaluate.runner import open_benchmark, run_benchmark, tasks_of
+from pixel_sail.evaluate.kinds import tasks_of
+from pixel_sail.evaluate.runner import open_benchmark, run_benchmark
 from pixel_sail.ranks import together
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train import distributed

@@ -89,14 +89,6 @@ def _written(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return stored
 
 
-def shard_gb(text: str) -> float:
-    """The value of --shard-gb, for argparse. Raises ValueError for what is no size of a file."""
-    size = float(text)
-    if not 0 < size < 1e6:
-        raise ValueError(text)
-    return size
-
-
 def split_by_size(sizes: dict[str, int], limit: int) -> list[list[str]]:
     """Split names, in order, into runs whose sizes sum to at most `limit`. A larger item is a run of its own."""
     names = list(sizes)

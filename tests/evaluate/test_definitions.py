@@ -9,7 +9,7 @@ from pixel_sail.evaluate import runner
 from pixel_sail.evaluate.benchmark import BenchmarkKind
 
 PAGE = (REPOSITORY / "docs/benchmarks.md").read_text(encoding="utf-8")
-kinds = pytest.mark.parametrize("kind", runner.BENCHMARKS, ids=lambda kind: kind.prefixes[0])
+kinds = pytest.mark.parametrize("kind", runner.BENCHMARKS, ids=lambda kind: kind.names.prefixes[0])
 
 
 def named_on_the_page(score: str) -> bool:
@@ -20,7 +20,7 @@ def named_on_the_page(score: str) -> bool:
 @kinds
 def test_the_page_names_the_benchmark_and_its_definitions(kind: BenchmarkKind) -> None:
     assert kind.definitions, "a benchmark says what its scores are"
-    assert [name for name in (*kind.prefixes, *kind.tasks) if f"`{name}`" not in PAGE] == []
+    assert [name for name in (*kind.names.prefixes, *kind.names.tasks) if f"`{name}`" not in PAGE] == []
     for definition in kind.definitions:
         assert [score for score in definition.scores if not named_on_the_page(score)] == []
         assert definition.source in PAGE, definition.source
@@ -28,7 +28,7 @@ def test_the_page_names_the_benchmark_and_its_definitions(kind: BenchmarkKind) -
 
 @kinds
 def test_a_score_of_a_benchmark_has_one_definition(kind: BenchmarkKind) -> None:
-    for name in (*kind.prefixes, *kind.tasks):
+    for name in (*kind.names.prefixes, *kind.names.tasks):
         scores = [score for definition in kind.definitions if definition.of(name) for score in definition.scores]
         assert len(scores) == len(set(scores)) > 0
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
-from pixel_sail.evaluate import runner
+from pixel_sail.evaluate import kinds, runner
 from pixel_sail.evaluate.benchmark import Benchmark, Options, by_image
 from pixel_sail.evaluate.file_names import file_name
 from pixel_sail.evaluate.predictions import PredictionFiles, read_lines
@@ -198,11 +198,12 @@ def test_names_and_help_come_from_one_list(dataset):
     with pytest.raises(DatasetError) as error:
         runner.open_benchmark("coco:val", dataset)
     for kind in runner.BENCHMARKS:
-        assert kind.form in str(error.value) and f"  {kind.form}\n      {kind.help}" in runner.benchmark_help()
-    prefixes = [prefix for kind in runner.BENCHMARKS for prefix in kind.prefixes]
+        names = kind.names
+        assert names.form in str(error.value) and f"  {names.form}\n      {names.help}" in kinds.benchmark_help()
+    prefixes = [prefix for kind in runner.BENCHMARKS for prefix in kind.names.prefixes]
     assert len(set(prefixes)) == len(prefixes)
-    assert runner.tasks_of("perbench") == ("perbench:caption", "perbench:mcq", "perbench:vtres")
-    assert runner.tasks_of("perbench:mcq") == ("perbench:mcq",) and runner.tasks_of("gcg") == ("gcg",)
+    assert kinds.tasks_of("perbench") == ("perbench:caption", "perbench:mcq", "perbench:vtres")
+    assert kinds.tasks_of("perbench:mcq") == ("perbench:mcq",) and kinds.tasks_of("gcg") == ("gcg",)
 
 
 def test_a_fingerprint_depends_on_files_and_settings(tmp_path):

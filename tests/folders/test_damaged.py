@@ -171,7 +171,7 @@ def test_every_tool_says_it_in_a_line(tool: str, export: Path, tmp_path: Path, m
     }[tool]
     module = load_tool(tool)
     if tool == "test":
-        monkeypatch.setattr(module, "_open", lambda name, arguments, is_first: None)
+        monkeypatch.setattr("pixel_sail.commands.work.test._open", lambda name, arguments, is_first: None)
     if tool == "demo":
         monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(SystemExit, match="^error: .*model.safetensors is a git-LFS pointer") as stopped:

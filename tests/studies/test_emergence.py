@@ -227,16 +227,17 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
     """In this process, with a stand-in for tools/attend_segment.py that writes phrases; and one that fails."""
     write_pixmmvp(tmp_path / "data")
     tool = load_tool("grounding_emergence")
-    commands: list[list[str]] = []
+    work, commands = "pixel_sail.commands.work.grounding_emergence", []
 
     def run(command: list[str]) -> int:
-        commands.append(command[2:])
+        assert command[1:4] == ["-m", "pixel_sail", "attend-segment"]
+        commands.append(command[4:])
         (tmp_path / "out/attend").mkdir(parents=True)
         write(tmp_path / "out/attend", line(1))
         return 0
 
-    monkeypatch.setattr(tool, "run_tool", run)
-    monkeypatch.setattr(tool, "require_spacy_model", lambda: "a model")
+    monkeypatch.setattr(f"{work}.run_tool", run)
+    monkeypatch.setattr(f"{work}.require_spacy_model", lambda: "a model")
     options = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--family", "llava"]
     options += ["--segmenter", "sam:s", "--prompt", "What?", "--max-images", "2"]
     call_main(monkeypatch, tool, "m", *options)
@@ -251,7 +252,7 @@ def test_what_the_tool_calls_attend_and_segment_with(tmp_path: Path, monkeypatch
         "--max-images": "2",
         "--prompt": "What?",
     }
-    monkeypatch.setattr(tool, "run_tool", lambda command: 3)
+    monkeypatch.setattr(f"{work}.run_tool", lambda command: 3)
     with pytest.raises(SystemExit) as stopped:
         call_main(monkeypatch, tool, "m", *options)
     assert stopped.value.code == 3

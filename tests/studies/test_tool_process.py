@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from forked import fork
-from in_process import load_tool
 from test_ablate import PLAIN, UPSAMPLING, write
 
+from pixel_sail.commands.work.ablate import run_all
 from pixel_sail.errors import FileError
 from pixel_sail.studies.ablation import runs
 from pixel_sail.studies.ablation.plan import load_plan
@@ -44,8 +44,7 @@ def test_an_ablation_stops_with_the_message_of_its_tool(
     (tmp_path / "tools/train.py").write_text(TOOL)
     monkeypatch.setattr(runs, "REPOSITORY", tmp_path)
     path = write(tmp_path, tmp_path / "root", seeds=[0])
-    tool = load_tool("ablate")
-    started = fork(lambda: tool.run_all(load_plan(path), load_plan(path)), tmp_path / "log")
+    started = fork(lambda: run_all(load_plan(path), load_plan(path)), tmp_path / "log")
     started.wait_for((tmp_path / "tools/started").exists)
     started.signal_all(number)
     started.signal_all(number)

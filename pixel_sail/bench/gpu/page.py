@@ -23,7 +23,7 @@ def finish(folder: Path, elapsed_s: float) -> bool:
     checks, known = read_checks(folder), environment()
     texts = {check.check: check.value for check in checks if check.stage == "machine" and isinstance(check.value, str)}
     facts = {
-        "command": f"`{shlex.join([Path(sys.executable).name, *sys.argv])}`",
+        "command": f"`{_command(sys.argv)}`",
         "commit": f"{known['commit'] or 'unknown'}{', with changes' if known['modified_files'] else ''}",
         "machine": f"{texts.pop('GPU', 'unknown GPU')}; {known['machine']}",
         "versions": ", ".join(f"{name} {version}" for name, version in texts.items()),
@@ -32,6 +32,14 @@ def finish(folder: Path, elapsed_s: float) -> bool:
     write_text(folder / "gpu.md", page(checks, facts))
     print(f"\n{table(checks)}\n{folder / 'gpu.md'}", flush=True)
     return not any(check.result == "fail" for check in checks)
+
+
+def _command(argv: list[str]) -> str:
+    """As it was typed: python tools/gpu_check.py, or pixel-sail gpu-check."""
+    program, *arguments = argv
+    return shlex.join(
+        [*([Path(sys.executable).name, program] if program.endswith(".py") else program.split()), *arguments]
+    )
 
 
 def table(checks: Sequence[Check]) -> str:

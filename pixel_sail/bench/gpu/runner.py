@@ -15,22 +15,10 @@ from pathlib import Path
 
 from pixel_sail.bench.gpu.checks import FILE, Report
 from pixel_sail.bench.gpu.page import finish
+from pixel_sail.bench.gpu.stages import MINUTES, STAGES
 from pixel_sail.durable import whole_lines
 from pixel_sail.interrupts import how_far
 
-# Stage -> its seconds at most; in a run of more than MINUTES, in proportion. The last one may take all that the others
-# leave.
-STAGES = {
-    "machine": 40,
-    "kernels": 90,
-    "parity": 50,
-    "speed": 150,
-    "scenes": 60,
-    "training": 90,
-    "generation": 50,
-    "quickstart": 480,
-}
-MINUTES = 8.0
 CHILD = (sys.executable, "-m", "pixel_sail.bench.gpu.child")
 LEAST_S = 10.0  # imports alone take so long
 ENDING_S = 5.0  # between SIGTERM and SIGKILL

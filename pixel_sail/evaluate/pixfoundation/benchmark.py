@@ -16,6 +16,7 @@ from typing import Any
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.templates import HIDDEN_EXPRESSION
+from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.pixfoundation import pixcvbench, pixmmvp
@@ -168,10 +169,7 @@ DEFINITIONS = (
     ),
 )
 BENCHMARK = BenchmarkKind(
-    prefixes=KINDS,
-    form=f"{'|'.join(KINDS)}[:{OWN}]",
-    help=f"PixFoundation (docs/pixfoundation.md): answers and masks about the same objects; {OWN}: not in the "
-    "published wordings, but in three of ours",
+    names=kinds.PIXFOUNDATION,
     open=lambda root, name, options: PixBenchmark.read(root, name, options.judge),
     definitions=DEFINITIONS,
 )

@@ -1,0 +1,96 @@
+"""Draws the embedded dataset, and checks which datasets are under a data root.
+
+python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0
+python tools/prepare_data.py check --root data/coco
+"""
+
+import argparse
+from pathlib import Path
+
+from pixel_sail.command import importing, tool
+from pixel_sail.arguments import whole
+from pixel_sail.interrupts import how_far
+from pixel_sail.workers import MAX_WORKERS
+
+LONG_SIDES_PX, STYLES = (64, 4096), ("day", "night")  # of pixel_sail.scenes, whose import takes seconds
+
+
+def _add_scenes(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("scenes", help="draw the embedded dataset, in the formats of the real datasets")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--images", type=whole(1), required=True, help="number of images")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument(
+        "--long-side", type=whole(*LONG_SIDES_PX), default=192, help="longer side of the images in pixels"
+    )
+    parser.add_argument("--style", choices=STYLES, default="day", help="night: a second domain")
+    parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=None, help="processes; by default one a core")
+    parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
+    parser.set_defaults(run=_scenes)
+
+
+def _scenes(args: argparse.Namespace) -> None:
+    with importing():
+        from pixel_sail import scenes
+    drawn = scenes.generate(
+        args.out,
+        args.images,
+        args.seed,
+        args.long_side,
+        args.workers,
+        style=args.style,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    if not drawn:
+        print(f"{args.out} already holds exactly this; reused")
+        return
+    print(f"wrote {args.images} images to {args.out}")
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("check", help="list which datasets are under a data root and which are missing")
+    parser.add_argument("--root", type=Path, required=True, help="data root, as data.root of a config")
+    parser.add_argument(
+        "--source", action="append", metavar="NAME", help="only this one, named as in data/README.md; may be repeated"
+    )
+    parser.add_argument("--split", action="append", help="with --source: instead of its published splits")
+    parser.add_argument("--decode", type=whole(0), default=3, metavar="N", help="samples to decode per split")
+    parser.add_argument(
+        "--problems", type=whole(0), default=20, metavar="N", help="unusable annotations listed per split"
+    )
+    parser.set_defaults(run=_check, error=parser.error)
+
+
+def _check(args: argparse.Namespace) -> None:
+    with importing():
+        from pixel_sail.data import check
+    for name in args.source or ():
+        if name not in check.CHECKED:
+            args.error(f"argument --source: invalid choice: {name!r} (choose from {', '.join(check.CHECKED)})")
+    if not args.root.is_dir():
+        raise SystemExit(f"error: no folder {args.root}")
+    if args.split and not args.source:
+        raise SystemExit("error: --split needs --source")
+    broken = there = 0
+    done = 0
+    with how_far(lambda: f"{done} sources were checked; the same command checks all of them again"):
+        for finding in check.check_root(args.root, args.decode, args.source, args.split):
+            broken += bool(finding.errors)
+            there += not finding.missing
+            done += 1
+            print("\n".join(check.report(finding, args.problems)), flush=True)
+    if broken:
+        raise SystemExit(f"error: {broken} of them cannot be used as they are")
+    if args.source and not there:
+        raise SystemExit(f"error: nothing of {', '.join(args.source)} is under {args.root}")
+
+
+@tool
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_scenes(commands)
+    _add_check(commands)
+    args = parser.parse_args()
+    args.run(args)

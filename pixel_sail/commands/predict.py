@@ -1,0 +1,63 @@
+"""Segments what a text names in an image, or answers a question about the image and about regions drawn on it.
+
+    python tools/predict.py runs/quickstart/export --image photo.jpg --text "red cup" --text chairs --out out
+    python tools/predict.py runs/quickstart/export --image photo.jpg --box 10,20,80,90 --ask "What is it?" --out out
+    python tools/predict.py runs/quickstart/export --image photo.jpg --point 40,60 --mask cup.png \\
+        --ask "Is <Prompt0> larger than <Prompt1>?" --text "the object nearest to <Prompt0>" --out outputs/photo
+
+Regions (--box, --point, --scribble, --mask) are <Prompt0>, <Prompt1>, ... in the order of the command line. The tool
+writes an overlay with masks and regions, one PNG per mask, and a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pixel_sail.command import importing, tool
+from pixel_sail.tokens import MAX_PROMPTS
+
+
+@tool
+def main() -> None:
+    arguments = _parse()
+    with importing():
+        from pixel_sail.commands.work import predict as work
+    work.run(arguments)
+
+
+class _InOrder(argparse.Action):
+    """Collects regions of all kinds in one list, in the order of the command line."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.regions = [*namespace.regions, (self.dest, values)]
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="an export folder")
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--text", action="append", default=[], help="what to segment; may be repeated")
+    parser.add_argument(
+        "--ask", action="append", default=[], help="a question; each <region> in it stands for the next region"
+    )
+    parser.add_argument("--box", action=_InOrder, metavar="X0,Y0,X1,Y1", help="pixels; may be repeated, as the others")
+    parser.add_argument("--point", action=_InOrder, metavar="X,Y[,X,Y...]", help="one region of one or more points")
+    parser.add_argument("--scribble", action=_InOrder, metavar="X,Y,X,Y[,...]", help="a line through the points")
+    parser.add_argument(
+        "--mask",
+        action=_InOrder,
+        metavar="FILE",
+        help="an image: its pixels that are neither black nor transparent",
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.set_defaults(regions=[])
+    arguments = parser.parse_args()
+    if not arguments.text and not arguments.ask:
+        parser.error("say what to segment with --text, or ask something with --ask")
+    if len(arguments.regions) > MAX_PROMPTS:
+        parser.error(f"{len(arguments.regions)} regions; there can be at most {MAX_PROMPTS}")
+    return arguments

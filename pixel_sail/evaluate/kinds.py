@@ -1,0 +1,72 @@
+"""How the benchmarks of each kind are named, for help texts: without what scores them, whose import takes seconds.
+
+A kind's module has its BENCHMARK, which takes its names from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFER = ("refcoco", "refcoco+", "refcocog")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one kind of benchmark, and what it scores."""
+
+    prefixes: tuple[str, ...]  # what its names begin with, up to the first colon
+    form: str  # how its names are written: "gcg[:DATASET[:SPLIT]]"
+    help: str  # one line
+    tasks: tuple[str, ...] = ()  # the benchmarks that a bare kind stands for, where it is no benchmark itself
+
+
+REFERRING = Names(
+    (*REFER, "grefcoco"),
+    f"{'|'.join(REFER)}|grefcoco:SPLIT",
+    "referring segmentation: cIoU, gIoU, Pr@X; grefcoco: also N-acc and T-acc, as an expression may match nothing",
+)
+PERBENCH = Names(
+    ("perbench",),
+    "perbench[:caption|:mcq|:vtres]",
+    "PerBench: captions, multiple choice and masks about regions; without a task: all three and the overall score",
+    tasks=("perbench:caption", "perbench:mcq", "perbench:vtres"),
+)
+REGION = Names(
+    ("region_caption",),
+    "region_caption:DATASET[:SPLIT]",
+    f"descriptions of regions: METEOR, CIDEr; DATASET: {', '.join(REFER)}; SPLIT: val by default",
+)
+GCG = Names(
+    ("gcg",),
+    "gcg[:DATASET[:SPLIT]]",
+    "captions whose phrases have masks; DATASET: grand_f, open_psg, refcocog_gcg, flickr_gcg (default grand_f); SPLIT: "
+    "val by default",
+)
+REASON_SEG = Names(
+    ("reasonseg",),
+    "reasonseg[:SPLIT]",
+    "ReasonSeg: masks of what a sentence implies: gIoU, cIoU (also of short and long queries), Pr@X; SPLIT: val",
+)
+PIXFOUNDATION = Names(
+    ("pixmmvp", "pixcvbench"),
+    "pixmmvp|pixcvbench[:own]",
+    "PixFoundation (docs/pixfoundation.md): answers and masks about the same objects; own: not in the published "
+    "wordings, but in three of ours",
+)
+JSONL = Names(
+    ("jsonl",),
+    "jsonl:FILE",
+    "your own file (docs/jsonl.md): gIoU, cIoU, Pr@X of the questions whose answers have masks; FILE: a path, or one "
+    "below the data root",
+)
+KINDS = (REFERRING, PERBENCH, REGION, GCG, REASON_SEG, PIXFOUNDATION, JSONL)
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """The benchmarks that a name stands for: "perbench" for its three tasks, any other name for itself."""
+    return next((kind.tasks for kind in KINDS if kind.tasks and name in kind.prefixes), (name,))
+
+
+def benchmark_help() -> str:
+    """How the names of each kind are written, and what it scores; two lines a kind."""
+    return "\n".join(f"  {kind.form}\n      {kind.help}" for kind in KINDS)
