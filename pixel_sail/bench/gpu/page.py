@@ -37,9 +37,8 @@ def finish(folder: Path, elapsed_s: float) -> bool:
 def _command(argv: list[str]) -> str:
     """As it was typed: python tools/gpu_check.py, or pixel-sail gpu-check."""
     program, *arguments = argv
-    return shlex.join(
-        [*([Path(sys.executable).name, program] if program.endswith(".py") else program.split()), *arguments]
-    )
+    begun = [Path(sys.executable).name, program] if program.endswith(".py") else program.split()
+    return shlex.join([*begun, *arguments])
 
 
 def table(checks: Sequence[Check]) -> str:
