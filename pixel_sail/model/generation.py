@@ -48,12 +48,14 @@ class Sampling:
 class GenerationRequest:
     """One question: its tokens, its image, and the first tokens of its answer if they are fixed.
 
-    A [SEG] in `answer_ids` gets a mask, a [SEG] in `question_ids` does not.
+    A [SEG] in `answer_ids` gets a mask, a [SEG] in `question_ids` does not. `on_token` is called with each new token
+    of the answer as soon as it is chosen, without the stop token.
     """
 
     question_ids: list[int]
     image: int | None  # index of the sequence in the prefixes; None: no image
     answer_ids: tuple[int, ...] = ()
+    on_token: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def _answer(
             row.running = row.running and token not in stop_ids
             if row.running:
                 row.answer.append(token)
+                if row.request.on_token is not None:
+                    row.request.on_token(token)
                 row.running = is_complete is None or not is_complete(row.answer)
         last = step + 1 == sampling.max_new_tokens
         mask_pending = any(row.running and token == decoding.seg_id for row, token in zip(rows, tokens, strict=True))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
 from pixel_sail.weights.start import find_export
 
+if TYPE_CHECKING:
+    from transformers.generation import BaseStreamer
+
 MAX_ROWS = 32  # questions in one batch at most; more are answered in several batches
 MAX_IMAGE_TOKENS = 16_384  # of the images that are encoded in one forward pass; a larger image goes alone
 
@@ -45,12 +49,14 @@ class Chat:
     `image`: see `as_image`. `history`: the turns (question, answer) before, the same for each question. `regions`:
     masks (H, W) bool, boxes, points or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question
     names them `<Prompt0>`, ..., or has a `<region>` for each; if it does neither, their names are put in front of it.
+    `streamer` receives the only question and its answer, token by token; see `Predictor.chat`.
     """
 
     image: ImageInput | None
     questions: Sequence[str]
     regions: Regions = ()
     history: Sequence[tuple[str, str]] = ()
+    streamer: BaseStreamer | None = None
 
 
 class Predictor:
@@ -100,14 +106,24 @@ class Predictor:
         regions: Regions = (),
         sampling: Sampling | None = None,
         history: Sequence[tuple[str, str]] = (),
+        streamer: BaseStreamer | None = None,
     ) -> list[Answer]:
         """One answer to each question about one image, after the turns of `history`; see `Chat`.
 
         If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises UserError
         (or its subclasses BadSample and NotFinite) for an unreadable image, a bad region, or an empty question.
+
+        `streamer` follows the answer to one question while it is made, as those of transformers' `generate` do, for
+        example TextIteratorStreamer(predictor.encoder.tokenizer, skip_prompt=True): `put` receives the question's
+        tokens, then each token of the answer, as CPU tensors (N,) int64. `end` is called in any case, also before an
+        error is raised. The tokens of a stop string are streamed too.
         """
         questions = [questions] if isinstance(questions, str) else questions
-        return self.chat_many([Chat(image, questions, regions, history)], sampling)[0]
+        try:
+            return self.chat_many([Chat(image, questions, regions, history, streamer)], sampling)[0]
+        finally:
+            if streamer is not None:
+                streamer.end()
 
     def chat_many(self, chats: Sequence[Chat], sampling: Sampling | None = None) -> list[list[Answer]]:
         """The answers of several chats. Each image is encoded once with its regions; questions are batched."""
@@ -118,6 +134,8 @@ class Predictor:
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
             raise UserError("there is an empty question; ask something")
+        if chat.streamer is not None and len(chat.questions) > 1:
+            raise UserError(f"a streamer follows one answer, and there are {len(chat.questions)} questions; ask one")
         image = None if chat.image is None else as_image(chat.image)
         if image is None and len(chat.regions):
             raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no image")
@@ -127,7 +145,8 @@ class Predictor:
         history = [(name_regions(asked, drawn), answered) for asked, answered in chat.history]
         prefix = self.encoder.image_prefix(image, drawn, "the image")
         self.images_encoded += image is not None
-        return _Prepared(prefix, questions, history, [undrawn(text, drawn) for text in questions], size)
+        missing = [undrawn(text, drawn) for text in questions]
+        return _Prepared(prefix, questions, history, missing, size, chat.streamer)
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
@@ -141,10 +160,17 @@ class Predictor:
         requests, positions = [], []  # positions: (chat, question) of each request
         for i, chat in enumerate(chats):
             for j, text in enumerate(chat.questions):
-                if not chat.undrawn[j]:
-                    image = with_image.index(i) if i in with_image else None
-                    requests.append(GenerationRequest(self.encoder.question_ids(text, chat.history), image))
-                    positions.append((i, j))
+                question_ids = self.encoder.question_ids(text, chat.history)
+                if chat.streamer is not None:
+                    chat.streamer.put(torch.tensor(question_ids))
+                if chat.undrawn[j]:
+                    if chat.streamer is not None:
+                        said = self.encoder.chat.answer(_not_drawn(chat.undrawn[j]))
+                        chat.streamer.put(torch.tensor(self.encoder.text_ids(said)))
+                    continue
+                image = with_image.index(i) if i in with_image else None
+                requests.append(GenerationRequest(question_ids, image, on_token=_putting(chat.streamer)))
+                positions.append((i, j))
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
         stops = (self.encoder.end_ids[0],)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
@@ -184,6 +210,11 @@ class _Prepared:
     history: list[tuple[str, str]]
     undrawn: list[list[int]]  # for each question, the K of the regions that it names and that are not drawn
     size_hw: tuple[int, int]
+    streamer: BaseStreamer | None
+
+
+def _putting(streamer: BaseStreamer | None) -> Callable[[int], None] | None:
+    return None if streamer is None else lambda token: streamer.put(torch.tensor([token]))
 
 
 def _not_drawn(ks: list[int]) -> str:
