@@ -11,7 +11,8 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from pixel_sail.config import ConfigError, ExpertConfig
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.load import load_config, load_network, load_processor, local_folder
+from pixel_sail.folders.find import local_folder
+from pixel_sail.folders.load import load_config, load_network, load_processor
 
 FILES = "config.json, preprocessor_config.json (or processor_config.json) and *.safetensors"
 

@@ -1,5 +1,6 @@
 """Model folders that somebody else wrote: the only door to their configs, tokenizers, processors and weights.
 
+find.py          where a model is: a folder, a run's export, a hub repository
 files.py         which files a folder has, what may be in them, limits
 settings.py      the values of config.json
 weight_files.py  names, shapes and types of the weights from the headers of their files, tensors one at a time

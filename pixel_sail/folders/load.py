@@ -41,9 +41,6 @@ T = TypeVar("T")
 N = TypeVar("N", bound=torch.nn.Module)
 NetworkClass = type[PreTrainedModel] | type[_BaseAutoModelClass]
 
-# Of a hub repository: no pickles, no Python, no second copy of the weights in a subfolder.
-DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-NOT_DOWNLOADED = ("*/*", "consolidated*")
 # Nothing is fetched, nothing asked, no code of the folder run.
 _CLOSED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Texts that a tokenizer must get through at load: patterns that take for ever show themselves on long runs.
@@ -51,21 +48,6 @@ PROBES = ("a", "a" * 64 + "!", "1" * 64 + "a", " " * 64 + "a", "-" * 64 + "a", "
 MAX_CAUSE = 400  # characters of what a library says
 _SLACK = 2  # a model may have this many times the numbers of its weight files: tied and repeated weights, new heads
 _SLACK_NUMBERS = 100_000_000  # and this many more
-
-
-def local_folder(source: str | Path) -> Path:
-    """`source` itself if it is a folder, else the folder of a hub repository of that name, downloaded or in the cache.
-
-    Raises WeightsError if it is neither.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED))
-    except Exception as error:
-        raise WeightsError(f"{source} is no folder, and no hub gives it: {in_a_line(error)}") from error
 
 
 def load_config(folder: Path, gguf_file: str | None = None) -> PretrainedConfig:

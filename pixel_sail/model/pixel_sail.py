@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.find import find_export
 from pixel_sail.folders.load import in_a_line, on_meta
 from pixel_sail.folders.place import ON_CPU, Place, has_rounded_buffers, stored_dtype
 from pixel_sail.folders.values import read_values
@@ -173,9 +174,19 @@ class PixelSail(PreTrainedModel):
         return features, logits
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PixelSail:
-        """Load a folder that `save_pretrained` or tools/convert.py wrote, in eval mode; errors as `load`."""
-        return cls.load(Path(folder), Place(dtype=dtype))
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> PixelSail:
+        """Load a folder that `save_pretrained` or tools/convert.py wrote, or "org/name" of a hub, in eval mode.
+
+        `revision`, `local_files_only`: see `find_export`. Errors as `load`.
+        """
+        return cls.load(find_export(folder, revision, local_files_only), Place(dtype=dtype))
 
     @classmethod
     def load(cls, folder: Path, place: Place = ON_CPU) -> PixelSail:

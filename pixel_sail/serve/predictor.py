@@ -18,6 +18,7 @@ from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import UserError
+from pixel_sail.folders.find import find_export
 from pixel_sail.folders.place import Place
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
@@ -25,7 +26,6 @@ from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.images import ImageInput, as_image
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
-from pixel_sail.weights.start import find_export
 
 if TYPE_CHECKING:
     from transformers.generation import BaseStreamer
@@ -75,13 +75,22 @@ class Predictor:
         self.images_encoded = 0
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
-        """Loads an export folder, or that of a run. `device`: auto | cpu | cuda[:n]; `precision`: auto | bf16 | fp32.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Predictor:
+        """Loads an export folder, that of a run, or a hub repository "org/name" (docs/huggingface.md).
 
-        auto is bf16 on a GPU. Raises UserError for a device that is not there, before anything is loaded, and for a
-        folder that is damaged.
+        `device`: auto | cpu | cuda[:n]; `precision`: auto | bf16 | fp32; auto is bf16 on a GPU. Raises UserError for a
+        device that is not there, before anything is loaded, and for a folder that is damaged.
         """
-        place, folder = choose_device(device), find_export(Path(folder))
+        place = choose_device(device)
+        folder = find_export(folder, revision, local_files_only)
         dtype = choose_dtype(precision, place)
         tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
         return cls(PixelSail.load(folder, Place(place, dtype)), tokenizer)

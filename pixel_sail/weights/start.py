@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pixel_sail.architecture import Architecture
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.errors import WeightsError
+from pixel_sail.folders.find import own_folder
 from pixel_sail.folders.place import ON_CPU, Place
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
@@ -21,8 +22,10 @@ from pixel_sail.weights.run_folder import MODEL, STATE, DamagedCheckpoint, is_ch
 def find_model(path: Path) -> Path:
     """The export folder or checkpoint at `path`: itself, or of a run its export/, else its newest checkpoint.
 
-    Raises FileNotFoundError that says what was looked for, and DamagedCheckpoint if the newest checkpoint is none.
+    `path` may be a hub id (see `own_folder`). Raises FileNotFoundError that says what was looked for, and
+    DamagedCheckpoint if the newest checkpoint is none.
     """
+    path = own_folder(path)
     if is_checkpoint(path) or (path / "config.json").is_file():
         return path
     if (path / "export" / "config.json").is_file():
@@ -39,20 +42,6 @@ def find_model(path: Path) -> Path:
             f"{f'. {older} is whole: give that instead' if older else ', and no older one is whole'}"
         )
     return checkpoints[-1]
-
-
-def find_export(path: Path) -> Path:
-    """The export folder at `path`: of a run its export/, else `path` itself, whatever it is.
-
-    Raises WeightsError for a run that has no export yet.
-    """
-    if (path / "config.json").exists() or not (path / "checkpoints").is_dir():
-        return path
-    if (path / "export").is_dir():
-        return path / "export"
-    steps = saved_steps(path / "checkpoints")
-    advice = f": tools/export.py {steps[-1]} writes one" if steps else ""
-    raise WeightsError(f"{path} is a run that has not ended and has no export/{advice}")
 
 
 def model_folder(path: Path) -> Path:

@@ -22,7 +22,7 @@ from pixel_sail.serve.predictor import Predictor
 from pixel_sail.weights.convert.language_model import from_language_model
 
 OURS = {"Predictor", "PixelSail"}  # whose from_pretrained go through the door themselves
-DOOR = {"pixel_sail/folders/load.py", "pixel_sail/model/pixel_sail.py"}
+DOOR = {"pixel_sail/folders/load.py", "pixel_sail/folders/find.py", "pixel_sail/model/pixel_sail.py"}
 PARTS = Architecture(patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64)
 
 

@@ -21,7 +21,7 @@ from pixel_sail.evaluate.predictions import PredictionFiles, read_lines, rename_
 from pixel_sail.evaluate.report import Report
 from pixel_sail.locks import locked
 from pixel_sail.ranks import together
-from pixel_sail.weights.start import find_export
+from pixel_sail.folders.find import find_export
 from pixel_sail.writable import check_writable
 
 

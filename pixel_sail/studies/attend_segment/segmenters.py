@@ -17,7 +17,8 @@ from pixel_sail.data.regions import Points
 from pixel_sail.data.templates import question
 from pixel_sail.devices import choose_device
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.load import load_network, load_processor, local_folder
+from pixel_sail.folders.find import local_folder
+from pixel_sail.folders.load import load_network, load_processor
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.tokens import PROMPTS
 

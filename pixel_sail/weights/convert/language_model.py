@@ -14,13 +14,13 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.config import ModelSection
 from pixel_sail.errors import UserError, WeightsError
 from pixel_sail.folders.files import CONFIG
+from pixel_sail.folders.find import local_folder
 from pixel_sail.folders.load import (
     check_size,
     load_config,
     load_mapped,
     load_network,
     load_tokenizer,
-    local_folder,
     on_meta,
 )
 from pixel_sail.folders.place import ON_CPU, Place

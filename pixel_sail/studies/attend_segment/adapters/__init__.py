@@ -11,7 +11,8 @@ from pixel_sail.config import ConfigError
 from pixel_sail.data.chat_template import TemplateError, rendered
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.load import load_config, load_network, load_processor, local_folder
+from pixel_sail.folders.find import local_folder
+from pixel_sail.folders.load import load_config, load_network, load_processor
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.studies.attend_segment.adapters.gemma3 import Gemma3
 from pixel_sail.studies.attend_segment.adapters.hugging_face import HuggingFaceAdapter
