@@ -14,11 +14,11 @@ from types import MappingProxyType
 
 from pixel_sail.durable import file_sha256, write_json
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.files import CONFIG, VOCABULARIES, check_downloaded, read_settings
+from pixel_sail.folders.files import CONFIG, GENERATION_CONFIG, VOCABULARIES, check_downloaded, read_settings
 
 CHECKSUMS = "checksums.json"
 _COVERED = (CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES,
-            "merges.txt", "chat_template.jinja", "model.safetensors.index.json")  # fmt: skip
+            "merges.txt", "chat_template.jinja", "model.safetensors.index.json", GENERATION_CONFIG)  # fmt: skip
 _SUM = re.compile(r"[0-9a-f]{64}")
 
 

@@ -14,6 +14,7 @@ from pixel_sail.errors import WeightsError
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 
 MAX_CONFIG_BYTES = 16 * 2**20  # of a JSON file of settings; the index of a model of 1,000 files has less
@@ -31,7 +32,7 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-CONFIG_FILES = (CONFIG, "generation_config.json", "adapter_config.json")
+CONFIG_FILES = (CONFIG, GENERATION_CONFIG, "adapter_config.json")
 TOKENIZER_FILES = (
     CONFIG,
     TOKENIZER_CONFIG,

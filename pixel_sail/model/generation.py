@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from pixel_sail.errors import UserError
 from pixel_sail.model.attention import Prefix
@@ -27,14 +28,17 @@ class NotFinite(UserError):
 class Sampling:
     """Greedy decoding if `temperature` is 0, else sampling from softmax(logits / temperature) with `generator`.
 
-    An answer ends at its stop token, before the first of `stop_strings` in its text, or after `max_new_tokens`.
-    Raises ValueError for values out of range.
+    Sampled are the `top_k` likeliest tokens (0: all), and of these the fewest whose probabilities add up to `top_p`,
+    as transformers does. An answer ends at its stop token, before the first of `stop_strings` in its text, or after
+    `max_new_tokens`. Raises ValueError for values out of range.
     """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     generator: torch.Generator | None = None
     stop_strings: tuple[str, ...] = ()
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not self.temperature >= 0 or "" in self.stop_strings:
@@ -42,6 +46,8 @@ class Sampling:
                 "sampling needs max_new_tokens >= 1, temperature >= 0 and stop strings that are not empty, got "
                 f"{self.max_new_tokens}, {self.temperature}, {self.stop_strings}"
             )
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling needs top_k >= 0 and 0 < top_p <= 1, got {self.top_k} and {self.top_p}")
 
 
 @dataclass(frozen=True)
@@ -260,7 +266,12 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
     """
     scores = logits
     if sampling.temperature > 0:
-        probabilities = (logits / sampling.temperature).softmax(-1)
+        scaled = logits / sampling.temperature
+        if sampling.top_k:
+            scaled = TopKLogitsWarper(sampling.top_k)(None, scaled)
+        if sampling.top_p < 1:
+            scaled = TopPLogitsWarper(sampling.top_p)(None, scaled)
+        probabilities = scaled.softmax(-1)
         scores = probabilities / torch.empty_like(probabilities).exponential_(1, generator=sampling.generator)
     broken = ~(logits.amax(-1).abs() < math.inf)
     return scores.argmax(-1).masked_fill(broken, NOT_FINITE).tolist()

@@ -22,6 +22,7 @@ from pixel_sail.folders.find import find_export
 from pixel_sail.folders.place import Place
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
+from pixel_sail.model.generation_config import read_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.images import ImageInput, as_image
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
@@ -62,16 +63,26 @@ class Chat:
 class Predictor:
     """A model, its tokenizer and the encoding it was trained with. `images_encoded`: how many images it has encoded.
 
-    `autocast`: the model has float32 weights, and computes in bf16.
+    `autocast`: the model has float32 weights, and computes in bf16. `sampling`: where a call gives none.
+    `stop_ids`: tokens that end an answer besides that of the chat format.
     """
 
-    def __init__(self, model: PixelSail, tokenizer: PreTrainedTokenizerBase, autocast: bool = False):
+    def __init__(
+        self,
+        model: PixelSail,
+        tokenizer: PreTrainedTokenizerBase,
+        autocast: bool = False,
+        sampling: Sampling | None = None,
+        stop_ids: Sequence[int] = (),
+    ):
         self.model = model
         self.autocast = autocast
+        self.sampling = sampling or Sampling()
         config = model.config
         self.encoder = Encoder(
             tokenizer, config.architecture, config.chat_format, hide=config.hide, chat_pieces=config.chat_pieces
         )
+        self.stop_ids = tuple(dict.fromkeys([self.encoder.end_ids[0], *stop_ids]))
         self.images_encoded = 0
 
     @classmethod
@@ -87,13 +98,15 @@ class Predictor:
         """Loads an export folder, that of a run, or a hub repository "org/name" (docs/huggingface.md).
 
         `device`: auto | cpu | cuda[:n]; `precision`: auto | bf16 | fp32; auto is bf16 on a GPU. Raises UserError for a
-        device that is not there, before anything is loaded, and for a folder that is damaged.
+        device that is not there, before anything is loaded, and for a folder that is damaged. generation_config.json in
+        the folder says how answers are made where a call gives no `sampling` (pixel_sail/model/generation_config.py).
         """
         place = choose_device(device)
         folder = find_export(folder, revision, local_files_only)
         dtype = choose_dtype(precision, place)
         tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
-        return cls(PixelSail.load(folder, Place(place, dtype)), tokenizer)
+        sampling, stop_ids = read_generation_config(folder)
+        return cls(PixelSail.load(folder, Place(place, dtype)), tokenizer, sampling=sampling, stop_ids=stop_ids)
 
     def segment(self, image: ImageInput, expressions: str | list[str], regions: Regions = ()) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
@@ -159,7 +172,7 @@ class Predictor:
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
-        sampling, tokens = sampling or Sampling(), self.encoder.tokens
+        sampling, tokens = sampling or self.sampling, self.encoder.tokens
         with_image = [i for i, chat in enumerate(chats) if len(chat.prefix)]
         prefixes = None
         if with_image:
@@ -181,9 +194,8 @@ class Predictor:
                 requests.append(GenerationRequest(question_ids, image, on_token=_putting(chat.streamer)))
                 positions.append((i, j))
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
-        stops = (self.encoder.end_ids[0],)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
+            generated = generate(self.model, prefixes, requests, tokens.seg, self.stop_ids, sampling, ended, MAX_ROWS)
         by_position = dict(zip(positions, generated, strict=True))
         return [
             [
