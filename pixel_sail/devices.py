@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +38,28 @@ def choose_device(name: str = "auto") -> torch.device:
         names = ", ".join(f"cuda:{index}" for index in range(count))
         raise UserError(f"--device {name}: there is no such GPU; there are {names}")
     return device
+
+
+def device_of_map(device_map: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
+    """The device that transformers' `device_map` names; None is the CPU, "auto" the first GPU if there is one.
+
+    Raises UserError for more than one device: image, text and masks of a packed batch share tensors in every layer, and
+    a model of 7 billion parameters fits on one GPU in bf16.
+    """
+    if isinstance(device_map, Mapping):
+        devices = set(device_map.values())
+        if len(devices) != 1 or "disk" in devices:
+            raise UserError(
+                f"device_map names {len(devices)} places; the model runs on one device: give 'auto', 'cpu' or 'cuda:N'"
+            )
+        (device_map,) = devices
+    if device_map is None:
+        return torch.device("cpu")
+    if isinstance(device_map, int):
+        return choose_device(f"cuda:{device_map}")
+    if device_map in ("balanced", "balanced_low_0", "sequential"):
+        raise UserError(f"device_map={device_map!r} spreads layers; the model runs on one device: give 'auto'")
+    return choose_device(str(device_map))
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
     python tools/export.py runs/quickstart --out published/quickstart --metrics runs/quickstart/scores/metrics.json
     python tools/export.py runs/big/checkpoints/step_00000500 --out published/big-500 --dtype bf16 --shard-gb 2
+    python tools/export.py runs/quickstart --out published/quickstart --hub
 
 SOURCE: a run (its export/, else its newest checkpoint), an export folder, a folder of tools/convert.py, or a checkpoint
 step_* of any ZeRO stage and number of processes. The folder contains the weights in shards, config.json,
@@ -33,7 +34,7 @@ def main() -> None:
     folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
     print(f"from {folder}")
     dtype = DTYPES[a.dtype] and getattr(torch, DTYPES[a.dtype])
-    publish(open_model(folder), a.out, dtype, shard_bytes, a.name or a.out.name, metrics, a.license)
+    publish(open_model(folder), a.out, dtype, shard_bytes, a.name or a.out.name, metrics, a.license, a.hub)
     sizes = [file.stat().st_size for file in a.out.glob("*.safetensors")]
     print(f"{a.out}: {sum(sizes) / 1e9:.2f} GB of weights in {len(sizes)} files, model card in README.md")
 
@@ -47,6 +48,9 @@ def _parse() -> argparse.Namespace:
         "--license", help="a hub's name for it, for example apache-2.0; default: 'not stated' in the card"
     )
     parser.add_argument("--name", help="title of the model card; default: the name of --out")
+    parser.add_argument(
+        "--hub", action="store_true", help="with the Python files for transformers' AutoModel (docs/huggingface.md)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")
     parser.add_argument("--shard-gb", type=shard_gb, default=SHARD_GB, help="largest size of a file")
     return parser.parse_args()

@@ -74,8 +74,10 @@ def check_folder(folder: Path, names: Sequence[str]) -> None:
             )
         if path.name in _LARGE and path.suffix == ".json":
             _check_growth(path, _object(path))
-        elif path.suffix == ".json" and read_settings(path).get("auto_map"):
-            _note_code(path)
+        elif path.suffix == ".json":
+            settings = read_settings(path)
+            if settings.get("auto_map") and settings.get("model_type") != "pixel_sail":  # ours is what runs anyway
+                _note_code(path)
 
 
 def check_downloaded(path: Path, max_bytes: int = files.MAX_BYTES) -> int:

@@ -23,6 +23,8 @@ from pixel_sail.layout import Span, VarlenCall, varlen_calls, visible_keys
 from pixel_sail.model.flash import DTYPES, Flash, find_flash
 
 Kernel = Literal["sdpa", "flex", "flash"]
+# By transformers' names of attn_implementation.
+KERNEL_OF = {None: "auto", "sdpa": "sdpa", "flash_attention_2": "flash", "flex_attention": "flex"}
 
 NAME = "pixel_sail"  # the attention implementation that a decoder's config names
 TEXT_ROWS = 256  # rows of text queries in one SDPA call, so that its mask stays small
@@ -107,6 +109,17 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
     numbers = blocks.sum(1, dtype=torch.int32)
     columns = torch.argsort(blocks.to(torch.int8), dim=1, descending=True, stable=True).to(torch.int32)
     return numbers[None, None], columns[None, None]
+
+
+def kernel_of(attn_implementation: str | None) -> str:
+    """The kernel for a name of transformers' attn_implementation, None is auto. Raises UserError for another name."""
+    if attn_implementation in KERNEL_OF:
+        return KERNEL_OF[attn_implementation]
+    reason = "; attention weights are never built" if attn_implementation == "eager" else ""
+    raise UserError(
+        f"attn_implementation={attn_implementation!r}: no such kernel computes the mixed attention here{reason}; "
+        f"give {', '.join(name for name in KERNEL_OF if name)}, or leave it out"
+    )
 
 
 def choose_kernel(wanted: str, device: torch.device, dtype: torch.dtype) -> Kernel:

@@ -86,6 +86,7 @@ def load_own_config(folder: Path) -> PixelSailConfig:
         raise WeightsError(
             f"{folder} holds no model of pixel_sail: give it as model.base, or convert it first (tools/convert.py)"
         )
+    vars(config).pop("auto_map", None)  # code that lies in this folder, and not where the model is saved next
     check_decoder(config.text_config, path)
     vocabulary, ids = config.text_config.vocab_size, config.prompt_token_ids
     known = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocabulary for token in ids)

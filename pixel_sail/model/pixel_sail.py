@@ -10,6 +10,7 @@ import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pixel_sail.devices import device_of_map
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.find import find_export
@@ -17,7 +18,7 @@ from pixel_sail.folders.load import in_a_line, on_meta
 from pixel_sail.folders.place import ON_CPU, Place, has_rounded_buffers, stored_dtype
 from pixel_sail.folders.values import read_values
 from pixel_sail.folders.weight_files import MAX_LISTED, Shapes, WeightFiles, check_finite, check_shapes
-from pixel_sail.model.attention import AttentionLayout, choose_kernel
+from pixel_sail.model.attention import AttentionLayout, choose_kernel, kernel_of
 from pixel_sail.model.backbone import build_decoder, cache_argument
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.mask_head import MaskHead
@@ -181,12 +182,18 @@ class PixelSail(PreTrainedModel):
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         local_files_only: bool = False,
+        device_map: str | int | torch.device | dict[str, Any] | None = None,
+        attn_implementation: str | None = None,
     ) -> PixelSail:
         """Load a folder that `save_pretrained` or tools/convert.py wrote, or "org/name" of a hub, in eval mode.
 
-        `revision`, `local_files_only`: see `find_export`. Errors as `load`.
+        `revision`, `local_files_only`: see `find_export`. `device_map`: one device, or "auto" (devices.py).
+        `attn_implementation`: see `kernel_of`. Errors as `load`, and UserError for the last two.
         """
-        return cls.load(find_export(folder, revision, local_files_only), Place(dtype=dtype))
+        device, kernel = device_of_map(device_map), kernel_of(attn_implementation)
+        model = cls.load(find_export(folder, revision, local_files_only), Place(device, dtype))
+        model.attention_kernel = kernel
+        return model
 
     @classmethod
     def load(cls, folder: Path, place: Place = ON_CPU) -> PixelSail:

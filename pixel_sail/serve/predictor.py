@@ -82,7 +82,7 @@ class Predictor:
         self.encoder = Encoder(
             tokenizer, config.architecture, config.chat_format, hide=config.hide, chat_pieces=config.chat_pieces
         )
-        self.stop_ids = tuple(dict.fromkeys([self.encoder.end_ids[0], *stop_ids]))
+        self.stop_ids = tuple(stop_ids)
         self.images_encoded = 0
 
     @classmethod
@@ -193,9 +193,10 @@ class Predictor:
                 image = with_image.index(i) if i in with_image else None
                 requests.append(GenerationRequest(question_ids, image, on_token=_putting(chat.streamer)))
                 positions.append((i, j))
+        stops = (self.encoder.end_ids[0], *self.stop_ids)
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            generated = generate(self.model, prefixes, requests, tokens.seg, self.stop_ids, sampling, ended, MAX_ROWS)
+            generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
         by_position = dict(zip(positions, generated, strict=True))
         return [
             [

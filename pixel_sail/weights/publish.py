@@ -21,10 +21,13 @@ from pixel_sail.files import read_json
 from pixel_sail.folders.checksums import check_sums
 from pixel_sail.folders.weight_files import Shapes, WeightFiles
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
+from pixel_sail.model.generation import Sampling
+from pixel_sail.model.generation_config import write_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
 from pixel_sail.weights.files import check_new, check_weights, new_folder, write_shards
 from pixel_sail.weights.model_card import Provenance, chat_example, model_card, public, published
+from pixel_sail.weights.remote_code import AUTO_MAP, write_remote_code
 from pixel_sail.weights.run_folder import is_checkpoint
 
 _ADVICE = "move it away to publish without it"
@@ -77,13 +80,16 @@ def publish(
     name: str,
     metrics: dict[str, Any] | None,
     license_name: str | None,
+    remote_code: bool = False,
 ) -> None:
     """Write `out`, which appears only when it is complete. Raises UserError if it is not empty, or would not fit.
 
-    `dtype` None: each weight keeps its own.
+    `dtype` None: each weight keeps its own. `remote_code`: with the Python files for transformers' AutoModel.
     """
     config, dtypes = model.config, {key: dtype or stored for key, stored in model.dtypes.items()}
     config.architectures = [PixelSail.__name__]
+    if remote_code:
+        config.auto_map = {auto: code for auto, code in AUTO_MAP.items() if auto != "AutoProcessor"}
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
     run_config, environment = _read(model.run, "config.yaml"), _read(model.run, "environment.json")
     provenance = Provenance(run_config, environment, metrics, license_name)
@@ -93,6 +99,9 @@ def publish(
     with new_folder(out) as folder:
         write_shards(folder, model.shapes, dtypes, model.tensor, shard_bytes)
         config.save_pretrained(folder)
+        write_generation_config(folder, Sampling(), model.tokenizer(chat.end, add_special_tokens=False)["input_ids"][0])
+        if remote_code:
+            write_remote_code(folder)
         model.tokenizer.save_pretrained(folder)
         (folder / "chat_format.json").write_text(json.dumps(chat_example(chat), indent=1), encoding="utf-8")
         if run_config is not None:

@@ -36,19 +36,22 @@ def serve(folder: Path, name: str = "org/tiny", gated: str = "org/gated") -> Ite
                 hub.tokens.add(self.headers.get("Authorization"))
             if path.startswith(f"/api/models/{gated}/"):
                 return self._refuse(403, "GatedRepo")
-            api, files = f"/api/models/{name}/", f"/{name}/resolve/{COMMIT}/"
+            api, files = f"/api/models/{name}/", f"/{name}/resolve/"
             if path.startswith(f"{api}revision/"):
                 if path.removeprefix(f"{api}revision/") not in REVISIONS:
                     return self._refuse(404, "RevisionNotFound")
                 return self._send(json.dumps({"_id": "1", "id": name, "sha": COMMIT, "siblings": []}).encode())
-            if path.startswith(f"{api}tree/"):
+            if path.startswith(f"{api}tree/") and path.removeprefix(f"{api}tree/") in REVISIONS:
                 return self._send(json.dumps([_entry(file) for file in sorted(folder.iterdir())]).encode())
             if path.startswith(files):
-                file = folder / path.removeprefix(files)
+                revision, _, file_name = path.removeprefix(files).partition("/")
+                file = folder / file_name
+                if revision not in REVISIONS or not file.is_file():
+                    return self._refuse(404, "EntryNotFound")
                 if self.command == "GET":
                     hub.fetched.append(file.name)
                 return self._send(file.read_bytes(), _git_sha(file))
-            return self._refuse(404, "RepoNotFound")
+            return self._refuse(404, "EntryNotFound" if path.startswith(api) else "RepoNotFound")
 
         do_HEAD = do_GET
 
