@@ -3,6 +3,7 @@
     python tools/export.py runs/quickstart --out published/quickstart --metrics runs/quickstart/scores/metrics.json
     python tools/export.py runs/big/checkpoints/step_00000500 --out published/big-500 --dtype bf16 --shard-gb 2
     python tools/export.py runs/quickstart --out published/quickstart --hub
+    python tools/export.py runs/lora --out published/lora --adapter
 
 SOURCE: a run (its export/, else its newest checkpoint), an export folder, a folder of tools/convert.py, or a checkpoint
 step_* of any ZeRO stage and number of processes. The folder contains the weights in shards, config.json,
@@ -30,6 +31,11 @@ def main() -> None:
         from pixel_sail.weights.publish import open_model, publish, read_metrics
         from pixel_sail.weights.start import find_model
     check_new(a.out)
+    if a.adapter:
+        from pixel_sail.weights.adapter import write_adapter
+
+        print(f"from {write_adapter(a.source, a.out)}\n{a.out}: an adapter in PEFT's format; it needs its base model")
+        return
     metrics = None if a.metrics is None else read_metrics(a.metrics)
     folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
     print(f"from {folder}")
@@ -51,6 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--hub", action="store_true", help="with the Python files for transformers' AutoModel (docs/huggingface.md)"
     )
+    parser.add_argument("--adapter", action="store_true", help="only the adapters of a run with train.lora, unmerged")
     parser.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")
     parser.add_argument("--shard-gb", type=shard_gb, default=SHARD_GB, help="largest size of a file")
     return parser.parse_args()

@@ -15,6 +15,7 @@ from pixel_sail.errors import WeightsError
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 
 MAX_CONFIG_BYTES = 16 * 2**20  # of a JSON file of settings; the index of a model of 1,000 files has less
@@ -32,7 +33,7 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-CONFIG_FILES = (CONFIG, GENERATION_CONFIG, "adapter_config.json")
+CONFIG_FILES = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG)
 TOKENIZER_FILES = (
     CONFIG,
     TOKENIZER_CONFIG,
@@ -67,7 +68,7 @@ def check_folder(folder: Path, names: Sequence[str]) -> None:
         if not path.exists() and not path.is_symlink():  # a link to nowhere is a file that is missing
             continue
         check_downloaded(path, MAX_VOCABULARY_BYTES if path.name in _LARGE else MAX_CONFIG_BYTES)
-        if path.name == "adapter_config.json":  # transformers would load the model that it names, from anywhere
+        if path.name == ADAPTER_CONFIG:  # transformers would load the model that it names, from anywhere
             raise WeightsError(
                 f"{path}: this is an adapter, not a model. Merge it into its model with the program that wrote it, and "
                 "give the merged folder"

@@ -18,6 +18,7 @@ from pixel_sail.folders.load import in_a_line, on_meta
 from pixel_sail.folders.place import ON_CPU, Place, has_rounded_buffers, stored_dtype
 from pixel_sail.folders.values import read_values
 from pixel_sail.folders.weight_files import MAX_LISTED, Shapes, WeightFiles, check_finite, check_shapes
+from pixel_sail.model.adapter import merge_adapter, split_adapter
 from pixel_sail.model.attention import AttentionLayout, choose_kernel, kernel_of
 from pixel_sail.model.backbone import build_decoder, cache_argument
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config
@@ -184,14 +185,24 @@ class PixelSail(PreTrainedModel):
         local_files_only: bool = False,
         device_map: str | int | torch.device | dict[str, Any] | None = None,
         attn_implementation: str | None = None,
+        adapter: str | Path | None = None,
     ) -> PixelSail:
         """Load a folder that `save_pretrained` or tools/convert.py wrote, or "org/name" of a hub, in eval mode.
 
         `revision`, `local_files_only`: see `find_export`. `device_map`: one device, or "auto" (devices.py).
-        `attn_implementation`: see `kernel_of`. Errors as `load`, and UserError for the last two.
+        `attn_implementation`: see `kernel_of`. `adapter`: a folder (or hub id) in PEFT's format, merged into the model;
+        if `folder` is one itself, its model is the base that it names. Errors as `load`, and UserError.
         """
         device, kernel = device_of_map(device_map), kernel_of(attn_implementation)
-        model = cls.load(find_export(folder, revision, local_files_only), Place(device, dtype))
+        base, own = split_adapter(find_export(folder, revision, local_files_only))
+        if own is not None and adapter is not None:
+            raise WeightsError(
+                f"{folder} is an adapter itself; give its model and adapter={adapter}, or one of the two"
+            )
+        model = cls.load(base, Place(device, dtype))
+        for part in (own, adapter):
+            if part is not None:
+                merge_adapter(model, find_export(part))
         model.attention_kernel = kernel
         return model
 

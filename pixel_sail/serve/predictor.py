@@ -19,7 +19,7 @@ from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import UserError
 from pixel_sail.folders.find import find_export
-from pixel_sail.folders.place import Place
+from pixel_sail.model.adapter import split_adapter
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.generation_config import read_generation_config
@@ -94,19 +94,22 @@ class Predictor:
         *,
         revision: str | None = None,
         local_files_only: bool = False,
+        adapter: str | Path | None = None,
     ) -> Predictor:
         """Loads an export folder, that of a run, or a hub repository "org/name" (docs/huggingface.md).
 
         `device`: auto | cpu | cuda[:n]; `precision`: auto | bf16 | fp32; auto is bf16 on a GPU. Raises UserError for a
         device that is not there, before anything is loaded, and for a folder that is damaged. generation_config.json in
         the folder says how answers are made where a call gives no `sampling` (pixel_sail/model/generation_config.py).
+        An adapter folder of tools/export.py --adapter is taken too, or given as `adapter` beside its model.
         """
         place = choose_device(device)
         folder = find_export(folder, revision, local_files_only)
-        dtype = choose_dtype(precision, place)
-        tokenizer = load_own_tokenizer(folder, load_own_config(folder))  # before the weights, which take longest
-        sampling, stop_ids = read_generation_config(folder)
-        return cls(PixelSail.load(folder, Place(place, dtype)), tokenizer, sampling=sampling, stop_ids=stop_ids)
+        dtype, base = choose_dtype(precision, place), split_adapter(folder)[0]
+        tokenizer = load_own_tokenizer(base, load_own_config(base))  # before the weights, which take longest
+        sampling, stop_ids = read_generation_config(base)
+        model = PixelSail.from_pretrained(folder, dtype=dtype, device_map=place, adapter=adapter)
+        return cls(model, tokenizer, sampling=sampling, stop_ids=stop_ids)
 
     def segment(self, image: ImageInput, expressions: str | list[str], regions: Regions = ()) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from pixel_sail.config import ConfigError, build_config, upgraded
+from pixel_sail.config import Config, ConfigError, build_config, upgraded
 from pixel_sail.errors import UserError
 from pixel_sail.folders.weight_files import MAX_LISTED, is_finite
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
@@ -56,17 +57,35 @@ def _model(checkpoint: Path) -> tuple[PixelSail, PreTrainedTokenizerBase]:
 
 
 @torch.no_grad()
+def read_unmerged(checkpoint: Path) -> tuple[dict[str, Tensor], Config]:
+    """Float32 weights of a checkpoint under the names of training, with adapters beside them, and its run's config.
+
+    Raises DamagedCheckpoint if they are not whole or do not fit together.
+    """
+    state = check_whole(checkpoint)
+    return _guarded(lambda: _in_training(checkpoint, state), checkpoint), _config(checkpoint, state)
+
+
+@torch.no_grad()
 def read_weights(checkpoint: Path, state: TrainState) -> dict[str, Tensor]:
     """Float32 weights of the model under the names of an export; some may be read from the files as they are used.
 
     Raises DamagedCheckpoint if they do not fit together.
     """
+    lora = _config(checkpoint, state).train.lora
+    return _guarded(lambda: merged(_in_training(checkpoint, state), lora), checkpoint)
+
+
+def _config(checkpoint: Path, state: TrainState) -> Config:
     try:
-        lora = build_config(upgraded(state.config), where=str(checkpoint / STATE)).train.lora
+        return build_config(upgraded(state.config), where=str(checkpoint / STATE))
     except (TypeError, AttributeError, KeyError) as error:  # what `upgraded` meets in sections that are none
         raise DamagedCheckpoint(f"{checkpoint / STATE} is damaged: its config cannot be read ({error!r})") from None
+
+
+def _guarded(read: Callable[[], dict[str, Tensor]], checkpoint: Path) -> dict[str, Tensor]:
     try:
-        return merged(_in_training(checkpoint, state), lora)
+        return read()
     except UserError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:

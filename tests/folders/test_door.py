@@ -22,7 +22,9 @@ from pixel_sail.serve.predictor import Predictor
 from pixel_sail.weights.convert.language_model import from_language_model
 
 OURS = {"Predictor", "PixelSail"}  # whose from_pretrained go through the door themselves
-DOOR = {"pixel_sail/folders/load.py", "pixel_sail/folders/find.py", "pixel_sail/model/pixel_sail.py"}
+# The last is what transformers calls itself, for a user who trusts remote code.
+DOOR = {"pixel_sail/folders/load.py", "pixel_sail/folders/find.py", "pixel_sail/model/pixel_sail.py",
+        "pixel_sail/serve/remote.py"}  # fmt: skip
 PARTS = Architecture(patch_size=8, mask_stride=4, mask_dim=16, max_side_px=64)
 
 

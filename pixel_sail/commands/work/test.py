@@ -19,9 +19,9 @@ from pixel_sail.evaluate.pixfoundation.benchmark import PixBenchmark
 from pixel_sail.evaluate.pixfoundation.judge import Judge, Reply, endpoint, local_model
 from pixel_sail.evaluate.predictions import PredictionFiles, read_lines, rename_earlier
 from pixel_sail.evaluate.report import Report
+from pixel_sail.folders.find import find_export
 from pixel_sail.locks import locked
 from pixel_sail.ranks import together
-from pixel_sail.folders.find import find_export
 from pixel_sail.writable import check_writable
 
 
