@@ -12,6 +12,7 @@ import yaml
 
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.model.configuration import PixelSailConfig
+from pixel_sail.weights.card_data import front_matter
 
 CODE = "https://arxiv.org/abs/2504.10465"
 
@@ -24,17 +25,25 @@ class Provenance:
     environment: dict[str, Any] | None = None  # environment.json of the run: commit, packages, machine
     metrics: dict[str, Any] | None = None  # metrics.json of tools/test.py
     license: str | None = None
+    remote_code: bool = False  # whether the folder has the Python files for transformers' AutoModel
 
 
 def model_card(
     name: str, config: PixelSailConfig, chat: ChatFormat, parameters: int, dtype: str, provenance: Provenance
 ) -> str:
     """Markdown with the front matter that model hubs read. Nothing is guessed: the card says what is unknown."""
-    front = {"library_name": "pixel_sail", "pipeline_tag": "image-segmentation", "tags": ["pixel-grounding"]}
-    front |= {"license": provenance.license} if provenance.license else {}
+    metrics = provenance.metrics or {}
+    front = front_matter(
+        name,
+        provenance.training,
+        metrics.get("benchmarks"),
+        metrics.get("definitions"),
+        provenance.license,
+        provenance.remote_code,
+    )
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
-        _use(chat),
+        f"{front}\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
+        _use(chat, provenance.remote_code),
         _origin(config, provenance),
         _training(provenance),
         _scores(provenance.metrics),
@@ -75,7 +84,17 @@ def _summary(config: PixelSailConfig, parameters: int, dtype: str) -> str:
     )
 
 
-def _use(chat: ChatFormat) -> str:
+def _use(chat: ChatFormat, remote_code: bool) -> str:
+    transformers = """
+With transformers alone (and einops, pycocotools and pydantic), by the Python files of this folder:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("this folder", trust_remote_code=True)
+model.segment("photo.jpg", "the red mug")[0].masks
+```
+"""
     return f"""## Use
 
 ```python
@@ -85,7 +104,7 @@ predictor = Predictor.from_pretrained("this folder")
 answer = predictor.segment("photo.jpg", "the red mug")[0]
 answer.text, answer.masks
 ```
-
+{transformers if remote_code else ""}
 `PixelSail.from_pretrained("this folder")` gives the model alone. Chat format `{chat.name}` (chat_format.json):
 
 ```

@@ -92,7 +92,7 @@ def publish(
         config.auto_map = {auto: code for auto, code in AUTO_MAP.items() if auto != "AutoProcessor"}
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
     run_config, environment = _read(model.run, "config.yaml"), _read(model.run, "environment.json")
-    provenance = Provenance(run_config, environment, metrics, license_name)
+    provenance = Provenance(run_config, environment, metrics, license_name, remote_code)
     chat = ChatFormat.of(config.chat_format, model.tokenizer, config.chat_pieces)
     parameters = sum(torch.Size(shape).numel() for shape in model.shapes.values())
     check_new(out, sum(torch.Size(shape).numel() * dtypes[key].itemsize for key, shape in model.shapes.items()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_refer_dataset
+from huggingface_hub import ModelCard
 from tiny_run import run_cli, tiny_config, write_config
 
 from pixel_sail.config import REPOSITORY, ConfigError
@@ -85,6 +86,11 @@ def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path,
         "random weights",
     ):
         assert part in card, part
+    data = ModelCard(card).data  # huggingface_hub's own reading of it
+    (result,) = [result for result in data.eval_results if result.dataset_type == "refcoco"]
+    assert (result.dataset_name, result.dataset_split) == ("refcoco:val", "val")
+    assert (result.metric_type, result.metric_value, result.task_type) == ("ciou", 33.9123, data.pipeline_tag)
+    assert (data.model_name, data.license, data.library_name) == ("out", "apache-2.0", "pixel_sail")
     published_texts = (
         card,
         *(file.read_text() for file in out.glob("*.*ml")),

@@ -1,0 +1,91 @@
+"""What hubs read of a model card: the front matter of README.md, by huggingface_hub's own classes."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+TASK = "image-segmentation"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@.+)?")
+
+
+def front_matter(
+    name: str,
+    training: dict[str, Any] | None,
+    benchmarks: dict[str, dict[str, Any]] | None,
+    definitions: dict[str, Any] | None,
+    license_name: str | None,
+    remote_code: bool,
+) -> str:
+    """YAML between two lines of ---. Nothing is guessed: a key whose value is unknown is left out.
+
+    `base_model` and `datasets` are hub ids: a folder of the machine is no base for others. `model-index` has the
+    `benchmarks` of tools/test.py, a result for each score (those of `definitions`, where they are known).
+    """
+    data = ModelCardData(
+        base_model=_base(training or {}),
+        datasets=_datasets(training or {}) or None,
+        eval_results=_results(benchmarks or {}, definitions or {}) or None,
+        library_name="transformers" if remote_code else "pixel_sail",
+        license=license_name,
+        model_name=name,
+        pipeline_tag=TASK,
+        tags=["pixel-grounding", "pixel_sail", *(["custom_code"] if remote_code else [])],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _base(training: dict[str, Any]) -> str | None:
+    """The hub id that the run started from, without its revision."""
+    for section, key in (("train", "init_from"), ("model", "base")):
+        start = (training.get(section) or {}).get(key)
+        if start is not None:
+            return _hub_id(start)
+    return None
+
+
+def _datasets(training: dict[str, Any]) -> list[str]:
+    """Hub ids among the values of the sources that the run was trained on."""
+    mixture = (training.get("data") or {}).get("mixture")
+    values = [
+        value for source in (mixture if isinstance(mixture, list) else []) if isinstance(source, dict)
+        for key, value in source.items() if key in ("dataset", "repository", "path", "name")
+    ]  # fmt: skip
+    return sorted({hub_id for value in values if (hub_id := _hub_id(value))})
+
+
+def _hub_id(value: Any) -> str | None:
+    """`value` if it can be an id org/name of a hub, and is no path of this machine."""
+    text = str(value)
+    if not _HUB_ID.fullmatch(text) or Path(text).exists() or text.startswith((".", "runs/", "data/", "outputs/")):
+        return None
+    return text.partition("@")[0]
+
+
+def _results(benchmarks: dict[str, dict[str, Any]], definitions: dict[str, Any]) -> list[EvalResult]:
+    results = []
+    for benchmark, scores in benchmarks.items():
+        kind, _, split = benchmark.partition(":")
+        defined = definitions.get(benchmark)
+        for score, value in scores.items():
+            if type(value) is float or (type(value) is int and isinstance(defined, dict) and score in defined):
+                results.append(
+                    EvalResult(
+                        task_type=TASK,
+                        dataset_type=_words(kind),
+                        dataset_name=_words(benchmark),
+                        dataset_split=_words(split) or None,
+                        metric_type=_words(score),
+                        metric_value=round(value, 4),
+                    )
+                )
+    return results
+
+
+def _words(text: str) -> str:
+    """Without HTML of its own, whatever a file of scores holds."""
+    return html.escape(" ".join(text.split()), quote=False)
