@@ -49,18 +49,18 @@ def _base(training: dict[str, Any]) -> str | None:
 
 
 def _datasets(training: dict[str, Any]) -> list[str]:
-    """Hub ids among the values of the sources that the run was trained on."""
+    """Hub ids of the datasets of source hf that the run was trained on."""
     mixture = (training.get("data") or {}).get("mixture")
     values = [
-        value for source in (mixture if isinstance(mixture, list) else []) if isinstance(source, dict)
-        for key, value in source.items() if key in ("dataset", "repository", "path", "name")
+        source.get("path") for source in (mixture if isinstance(mixture, list) else [])
+        if isinstance(source, dict) and source.get("source") == "hf"
     ]  # fmt: skip
     return sorted({hub_id for value in values if (hub_id := _hub_id(value))})
 
 
 def _hub_id(value: Any) -> str | None:
     """`value` if it can be an id org/name of a hub, and is no path of this machine."""
-    text = str(value)
+    text = str(value or "")
     if not _HUB_ID.fullmatch(text) or Path(text).exists() or text.startswith((".", "runs/", "data/", "outputs/")):
         return None
     return text.partition("@")[0]

@@ -51,5 +51,9 @@ def test_a_base_is_a_hub_id_and_no_folder(training: dict, base: str | None, tmp_
 
 
 def test_datasets_are_hub_ids() -> None:
-    mixture = [{"source": "refcoco", "weight": 1.0}, {"source": "hf", "path": "org/set"}, {"source": "a", "path": "x"}]
+    mixture = [
+        {"source": "refcoco", "weight": 1.0},
+        {"source": "hf", "path": "org/set"},
+        {"source": "a", "path": "b/c"},
+    ]
     assert data_of({"data": {"mixture": mixture}}).datasets == ["org/set"]
