@@ -26,13 +26,14 @@ def front_matter(
     `base_model` and `datasets` are hub ids: a folder of the machine is no base for others. `model-index` has the
     `benchmarks` of tools/test.py, a result for each score (those of `definitions`, where they are known).
     """
+    results = _results(benchmarks or {}, definitions or {})
     data = ModelCardData(
         base_model=_base(training or {}),
         datasets=_datasets(training or {}) or None,
-        eval_results=_results(benchmarks or {}, definitions or {}) or None,
+        eval_results=results or None,
         library_name="transformers" if remote_code else "pixel_sail",
         license=license_name,
-        model_name=name,
+        model_name=name if results else None,  # it names the results
         pipeline_tag=TASK,
         tags=["pixel-grounding", "pixel_sail", *(["custom_code"] if remote_code else [])],
     )

@@ -58,6 +58,9 @@ def test_base_and_adapter_are_the_merged_export(runs: tuple[Path, Path, Path]) -
 
 def test_peft_reads_the_folder(runs: tuple[Path, Path, Path]) -> None:
     base, run, adapter = runs
+    settings = peft.LoraConfig.from_pretrained(adapter)
+    assert sorted(settings.modules_to_save) == ["fusion", "mask_head"] and settings.r == 4
+    assert len(settings.target_modules) == 14 and settings.base_model_name_or_path == str(base)
     model = peft.PeftModel.from_pretrained(PixelSail.from_pretrained(base), adapter)
     assert_close(model.merge_and_unload().state_dict(), PixelSail.from_pretrained(run).state_dict())
 
