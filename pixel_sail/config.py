@@ -92,11 +92,50 @@ class ModelSection(Section):
     chat_format: Literal["auto", "research", "inst", "template"] = "auto"
 
 
+class HfColumns(Section):
+    """What the columns of a dataset of source hf hold: a conversation, or question and answer, or expression and masks.
+
+    With none of these, the column conversations, messages or texts is the conversation.
+    """
+
+    image: Name | None = "image"  # the image; null: texts alone
+    conversation: Name | None = None  # messages of user and assistant in turn
+    question: Name | None = None  # a text, or a list of texts
+    answer: Name | None = None  # to each question
+    expression: Name | None = None  # what a mask shows: a text, or a list of texts
+    masks: Name | None = None  # one for each expression, or for each [SEG] of the answers
+
+    @model_validator(mode="after")
+    def _one_kind_of_text(self) -> HfColumns:
+        if (self.question is None) != (self.answer is None):
+            raise ValueError("question and answer belong together: name both columns")
+        if sum(name is not None for name in (self.conversation, self.question, self.expression)) > 1:
+            raise ValueError("name conversation, or question and answer, or expression, not several of these")
+        if self.expression and (self.masks is None or self.image is None):
+            raise ValueError("an expression needs masks and image")
+        return self
+
+    def used(self) -> set[str]:
+        """The names of all columns that are read."""
+        return {name for name in self.model_dump().values() if name is not None}
+
+
 class MixtureEntry(Section):
     source: str  # a name that pixel_sail.data.sources knows; data/README.md lists them
     split: Split = "train"  # of the source
     weight: float = Field(1.0, gt=0, le=1e12)  # share of the samples, relative to the other entries
     root: Path | None = None  # else data.root
+    path: Name | None = None  # source hf: a dataset of the Hugging Face hub (org/name), or a local folder; docs/hf.md
+    subset: Name | None = None  # source hf: the name of one of its configurations
+    files: Name | None = None  # source hf: read these of its files alone, for example data/train-0000*.parquet
+    columns: HfColumns | None = None  # source hf: which columns hold what
+
+    @model_validator(mode="after")
+    def _only_of_hf(self) -> MixtureEntry:
+        given = [name for name in ("path", "subset", "files", "columns") if getattr(self, name) is not None]
+        if given and self.source != "hf":
+            raise ValueError(f"{given[0]} is for source hf; the files of {self.source!r} are below its root")
+        return self
 
 
 class PromptConfig(Section):

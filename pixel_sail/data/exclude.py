@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pixel_sail.data.sources.hf import HfSource
 from pixel_sail.data.sources.record import Source
 from pixel_sail.types import Sample
 
@@ -43,7 +44,8 @@ class RemainingSource:
 
     def __init__(self, source: Source, held_out: frozenset[str]) -> None:
         """`held_out`: from `identities`."""
-        images = (source.image(index) for index in range(len(source)))
+        named = source.image_name if isinstance(source, HfSource) else source.image
+        images = (named(index) for index in range(len(source)))
         kept = [n for n, image in enumerate(images) if image is None or image_identity(image) not in held_out]
         self._source, self._kept = source, np.array(kept, dtype=np.int64)
         self.problems = source.problems
@@ -55,7 +57,7 @@ class RemainingSource:
     def key(self, index: int) -> str:
         return self._source.key(int(self._kept[index]))
 
-    def image(self, index: int) -> Path | None:
+    def image(self, index: int) -> Path | bytes | None:
         return self._source.image(int(self._kept[index]))
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:

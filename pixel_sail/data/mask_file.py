@@ -13,8 +13,8 @@ from pixel_sail.types import BadSample
 _LOSSY = ("JPEG", "MPO")
 
 
-def read_mask_file(path: Path, where: str, orient: bool = False) -> np.ndarray:
-    """The mask (H, W) bool of an image file: the pixels that are not black and not transparent.
+def read_mask_file(path: Path | bytes, where: str, orient: bool = False) -> np.ndarray:
+    """The mask (H, W) bool of an image file, or of its bytes: the pixels that are not black and not transparent.
 
     Any depth: a 16-bit or palette value of 1 counts as much as 255. If every visible pixel is black, the visible ones
     are the mask: some tools store it in the transparency alone. `orient` applies the EXIF rotation. Raises BadSample,
@@ -23,8 +23,9 @@ def read_mask_file(path: Path, where: str, orient: bool = False) -> np.ndarray:
     try:
         with opened_image(path, "mask file") as image:
             if image.format in _LOSSY:
+                name = "" if isinstance(path, bytes) else f" {path}"
                 raise BadSample(
-                    f"the mask file {path} is a {image.format}, which turns black into nearly black around the mask; "
+                    f"the mask file{name} is a {image.format}, which turns black into nearly black around the mask; "
                     "save masks as PNG"
                 )
             image.load()

@@ -15,6 +15,7 @@ from pixel_sail.data.sources import (
     coco_panoptic,
     gcg,
     grefer,
+    hf,
     jsonl,
     label_maps,
     llava,
@@ -61,6 +62,7 @@ RECORDS: tuple[SourceRecord, ...] = (
     *label_maps.RECORDS,
     *parts.RECORDS,
     *jsonl.RECORDS,
+    *hf.RECORDS,
 )
 
 
@@ -82,6 +84,8 @@ def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
     if record.train_only and entry.split != "train":
         raise ConfigError(f"source {record.name!r} has only the split 'train', got {entry.split!r}")
     with _without_collecting(), _saying(f"opening {record.name} ({entry.split})"):
+        if record.name == hf.NAME:
+            return hf.open_hf(entry, data)
         return record.open(entry.root or data.root, entry.split, data)
 
 

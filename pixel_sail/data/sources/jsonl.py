@@ -70,7 +70,7 @@ class JsonlEntry:
     def target(self, number: int, size_hw: tuple[int, int]) -> RLE:
         """A mask. Raises BadSample if it is malformed, empty, or of another size."""
         where = f"{self.where}: mask {number}"
-        mask = _mask(self.masks[number], size_hw, where)
+        mask = decode_shape(self.masks[number], size_hw, where)
         if area_px(mask) == 0:
             raise BadSample(f"{where} has no pixel")
         return mask
@@ -129,7 +129,7 @@ def _parse(row: str, where: str, file: Path) -> JsonlEntry:
     if not isinstance(values, dict):
         raise BadSample(f"{where}: {reprlib.repr(values)} is no object {{...}}; one line is one image")
     turns = tuple(
-        _turn(talk, f"{where}: conversation {number}")
+        read_turn(talk, f"{where}: conversation {number}")
         for number, talk in enumerate(_few(member(values, "conversations", list, where), where))
     )
     if not turns:
@@ -139,9 +139,9 @@ def _parse(row: str, where: str, file: Path) -> JsonlEntry:
         raise BadSample(f"{where}: its 'masks' are {reprlib.repr(masks)}; expected a list, one for each {SEG}")
     if not isinstance(regions, dict):
         raise BadSample(f"{where}: its 'regions' are {reprlib.repr(regions)}; expected {{\"K\": region of <PromptK>}}")
-    _check_masks(turns, masks, where)
+    check_masks(turns, masks, where)
     numbered = _numbered(regions, where)
-    _check_regions(turns, numbered, where)
+    check_regions(turns, numbered, where)
     if "image" not in values:
         raise BadSample(f"{where}: it has no 'image'; write null for a conversation without one")
     if values["image"] is None and (masks or regions):
@@ -161,7 +161,8 @@ def _few(talks: list[Any], where: str) -> list[Any]:
     return talks
 
 
-def _turn(talk: Any, where: str) -> Turn:
+def read_turn(talk: Any, where: str) -> Turn:
+    """Of {"question": ..., "answer": ...}. Raises BadSample, beginning with `where`."""
     question, answer = (member(talk, name, str, where).strip() for name in ("question", "answer"))
     if not question or not answer:
         raise BadSample(f"{where}: its {'answer' if question else 'question'} is empty")
@@ -173,7 +174,8 @@ def _turn(talk: Any, where: str) -> Turn:
     return Turn(question, answer)
 
 
-def _check_masks(turns: tuple[Turn, ...], masks: list[Any], where: str) -> None:
+def check_masks(turns: tuple[Turn, ...], masks: list[Any], where: str) -> None:
+    """Raises BadSample unless there is a mask for each [SEG] of the answers."""
     places = sum(turn.answer.count(SEG) for turn in turns)
     if places != len(masks):
         raise BadSample(f"{where}: its answers have {places} {SEG}, but 'masks' has {len(masks)}; each needs its own")
@@ -189,7 +191,8 @@ def _numbered(regions: dict[str, Any], where: str) -> dict[int, Any]:
     return {int(name): region for name, region in regions.items()}
 
 
-def _check_regions(turns: tuple[Turn, ...], regions: dict[int, Any], where: str) -> None:
+def check_regions(turns: tuple[Turn, ...], regions: dict[int, Any], where: str) -> None:
+    """Raises BadSample unless the regions are those that the turns name."""
     named = {k for turn in turns for k in prompt_names(turn.question + " " + turn.answer)}
     if missing := sorted(named - set(regions)):
         raise BadSample(f"{where}: <Prompt{missing[0]}> is named, but 'regions' has no \"{missing[0]}\"")
@@ -210,11 +213,13 @@ def _find(folder: Path, places: tuple[str, ...], name: str, what: str) -> Path:
     return path
 
 
-def _mask(shape: Shape, size_hw: tuple[int, int], where: str) -> RLE:
-    if isinstance(shape, Path):
+def decode_shape(shape: Shape | bytes, size_hw: tuple[int, int], where: str) -> RLE:
+    """A mask of polygons, RLE or a mask file (its path or its bytes). Raises BadSample, beginning with `where`."""
+    if isinstance(shape, Path | bytes):
         mask = read_mask_file(shape, where)
         if mask.shape != size_hw:
-            raise BadSample(f"{where}: {shape} is {_by(mask.shape)} pixels, the image {_by(size_hw)} (width x height)")
+            name = "the mask file" if isinstance(shape, bytes) else shape
+            raise BadSample(f"{where}: {name} is {_by(mask.shape)} pixels, the image {_by(size_hw)} (width x height)")
         return encode_mask(mask)
     if isinstance(shape, list) and shape and all(_is_number(value) for value in shape):
         raise BadSample(f"{where}: {reprlib.repr(shape)} is one polygon; write a list of polygons, [[x, y, x, y, ...]]")
@@ -235,7 +240,7 @@ def _region(shape: Shape, size_hw: tuple[int, int], where: str, name: str) -> RL
             f"{where}: {reprlib.repr(shape)} has {len(shape)} numbers; a box has 4 (x, y, width, height), a point 2 "
             "(x, y), and polygons are a list of lists, [[x, y, x, y, ...]]"
         )
-    mask = _mask(shape, size_hw, where)
+    mask = decode_shape(shape, size_hw, where)
     if area_px(mask) == 0:
         raise BadSample(f"{where} has no pixel")
     return mask

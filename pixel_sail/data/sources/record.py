@@ -29,8 +29,8 @@ class Source(Protocol):
         """The key that `sample(index, ...)` will carry, without reading it."""
         ...
 
-    def image(self, index: int) -> Path | None:
-        """The image file that `sample(index, ...)` will carry, without reading it. None for a text alone."""
+    def image(self, index: int) -> Path | bytes | None:
+        """The image file that `sample(index, ...)` will carry, without decoding it. None for a text alone."""
         ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
