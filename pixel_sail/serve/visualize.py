@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
 from pixel_sail.durable import replaced_file
@@ -18,7 +18,7 @@ MAX_CHARACTERS = 2_000  # of a text that is drawn; the rest is left out
 MAX_LINES = 40
 MAX_WORD = 100  # characters of a word without a break
 MAX_TALL = 4  # times its width: a taller image is shown smaller
-_FILL = 0.45  # opacity of a mask
+OPACITY = 0.45  # of a mask
 _PAPER, _INK, _PALE, _MARK = (255, 255, 255), (34, 34, 34), (120, 120, 120), (235, 0, 90)
 _GOLDEN = 0.61803398875  # step of the hue by which neighbouring colours differ most
 
@@ -29,7 +29,9 @@ def colour(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def paint(image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0) -> Image.Image:
+def paint(
+    image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0, opacity: float = OPACITY
+) -> Image.Image:
     """The image with each mask (H, W) bool in its translucent colour, with a contour; same size, RGB."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     width_px = max(1, round(max(image.size) / 320))
@@ -37,7 +39,7 @@ def paint(image: Image.Image, masks: Sequence[np.ndarray], first_colour: int = 0
         if mask.shape != pixels.shape[:2]:
             raise ValueError(f"mask {i} is {mask.shape}, the image {pixels.shape[:2]} (height, width)")
         tint = np.array(colour(first_colour + i), dtype=np.float32)
-        pixels[mask] = (1 - _FILL) * pixels[mask] + _FILL * tint
+        pixels[mask] = (1 - opacity) * pixels[mask] + opacity * tint
         inside = _erode(mask, width_px)
         pixels[mask & ~inside] = tint
         white_line = inside & ~_erode(inside, max(1, width_px // 2))  # keeps the contour visible on its own hue
@@ -67,10 +69,13 @@ def overlay(image: Image.Image, masks: Sequence[np.ndarray], labels: Sequence[st
     return page
 
 
-def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image.Image:
+def mark_regions(
+    image: Image.Image, regions: Mapping[int, np.ndarray], names: str = "", colours: Sequence[str] = ()
+) -> Image.Image:
     """The image with the outline of each prompted region (H, W) bool and its number; same size, RGB.
 
-    A region of a few pixels, such as a point, gets a ring around it, so that it is visible.
+    `names` and `colours`: a letter, at the region's upper left corner, and a colour for each number instead. A region
+    of a few pixels, such as a point, gets a ring around it, so that it is visible.
     """
     marked = image.convert("RGB")
     draw, line_px = ImageDraw.Draw(marked), max(1, round(max(image.size) / 200))
@@ -78,17 +83,18 @@ def mark_regions(image: Image.Image, regions: Mapping[int, np.ndarray]) -> Image
     for k, region in sorted(regions.items()):
         if region.shape != (image.height, image.width):
             raise ValueError(f"region {k} is {region.shape}, the image {(image.height, image.width)}")
+        name, mark = names[k] if names else str(k), ImageColor.getrgb(colours[k]) if colours else _MARK
         edge = region & ~_erode(region, line_px)
-        marked.paste(_MARK, mask=Image.fromarray(edge.astype(np.uint8) * 255))
+        marked.paste(mark, mask=Image.fromarray(edge.astype(np.uint8) * 255))
         ys, xs = np.nonzero(region)
-        x, y = int(xs.mean()), int(ys.mean())
+        x, y = (int(xs.min()), int(ys.min())) if names else (int(xs.mean()), int(ys.mean()))
         if region.sum() <= (3 * line_px) ** 2:
             ring = 4 * line_px
-            draw.ellipse((x - ring, y - ring, x + ring, y + ring), outline=_MARK, width=line_px)
+            draw.ellipse((x - ring, y - ring, x + ring, y + ring), outline=mark, width=line_px)
             x, y = x + ring, y - ring
-        left, top, right, bottom = draw.textbbox((x, y), str(k), font=font, anchor="mm")
-        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=_MARK)
-        draw.text((x, y), str(k), fill=_PAPER, font=font, anchor="mm")
+        left, top, right, bottom = draw.textbbox((x, y), name, font=font, anchor="mm")
+        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=mark)
+        draw.text((x, y), name, fill=_PAPER, font=font, anchor="mm")
     return marked
 
 
