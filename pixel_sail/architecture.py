@@ -51,6 +51,8 @@ class Architecture(Section):
     mask_dim: Width = 256  # S, width of the mask features
     # widths before, between and after the upsampling blocks; None: those of `channels`
     mask_channels: list[Width] | None = None
+    # a score for each mask (its expected IoU) and the presence of what is asked for (model/score_head.py)
+    mask_scores: bool = False
     vision_experts: bool = False  # a twin of every linear and norm for visual tokens, as in EVEv2
     small_images: SmallImages | None = None
 

@@ -183,6 +183,7 @@ class LossConfig(Section):
     bce: Weight = 2.0  # weight of the binary cross entropy of masks
     dice: Weight = 0.5  # weight of the Dice loss of masks
     points: int = Field(12_544, ge=1, le=2**24)  # supervised points of each mask
+    score: Weight = 0.1  # weight of the losses of the score head (architecture.mask_scores), which change nothing else
 
 
 class ExpertConfig(Section):

@@ -19,25 +19,33 @@ LOSS_COUNTS = {
     "dice": "mask",
 }  # loss -> its denominator in Batch.counts(); losses of every run
 
+SCORE_COUNTS = {"score": "mask", "presence": "answer"}  # and of a model with a score head
+
 # PointRend (arXiv 1912.08193): three candidates per point; three quarters of the points are the most uncertain ones.
 OVERSAMPLE, IMPORTANT_SHARE = 3, 0.75
 
 
 def loss_counts(config: Config) -> dict[str, str]:
     """The denominator of every loss of a run, a key of Batch.counts(). distill_<expert> is a mean over images."""
-    return LOSS_COUNTS | {f"distill_{expert.name}": "image" for expert in config.experts}
+    scores = SCORE_COUNTS if config.architecture.mask_scores else {}
+    return LOSS_COUNTS | {f"distill_{expert.name}": "image" for expert in config.experts} | scores
 
 
 def loss_weights(config: Config) -> dict[str, float]:
     """The weight of every loss of a run, in the order of `loss_counts`."""
     weights = {name: getattr(config.loss, name) for name in LOSS_COUNTS}
-    return weights | {f"distill_{expert.name}": expert.weight for expert in config.experts}
+    weights |= {f"distill_{expert.name}": expert.weight for expert in config.experts}
+    return weights | (dict.fromkeys(SCORE_COUNTS, config.loss.score) if config.architecture.mask_scores else {})
 
 
 def compute_losses(output: Output, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
-    """Unweighted sums {"lm", "bce", "dice"}, float32 scalars; divide them by the counts that LOSS_COUNTS names."""
+    """Unweighted sums {"lm", "bce", "dice"}, float32 scalars; divide them by the counts that LOSS_COUNTS names.
+
+    And {"score", "presence"}, with SCORE_COUNTS, of a model with a score head.
+    """
     bce, dice = mask_losses(output, batch, config)
-    return {"lm": next_token_loss(output.logits, batch.labels, batch.label_weights), "bce": bce, "dice": dice}
+    sums = {"lm": next_token_loss(output.logits, batch.labels, batch.label_weights), "bce": bce, "dice": dice}
+    return sums if output.score_logits is None else sums | score_losses(output, batch)
 
 
 def next_token_loss(logits: Tensor | DeferredLogits, labels: Tensor, weights: Tensor) -> Tensor:
@@ -77,6 +85,34 @@ def mask_losses(output: Output, batch: Batch, config: LossConfig) -> tuple[Tenso
         bce = bce + F.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(1).sum()
         dice = dice + dice_loss(at_points, truth).sum()
     return bce, dice
+
+
+def score_losses(output: Output, batch: Batch) -> dict[str, Tensor]:
+    """Sums of binary cross entropies: of the score of each mask with its IoU, and of presence in each question."""
+    ious: list[Tensor] = [output.score_logits.new_empty(0)] * len(batch.masks)
+    for group in _same_size(output.mask_logits, batch.masks):
+        logits = torch.cat([output.mask_logits[i] for i in group]).detach()
+        of_group = mask_ious(logits, torch.cat([batch.masks[i].pixels().mT for i in group]).mT)
+        for i, part in zip(group, of_group.split([len(batch.masks[i]) for i in group]), strict=True):
+            ious[i] = part
+    sums = ((output.score_logits, torch.cat(ious)), (output.presence_logits, batch.with_mask))
+    return {
+        name: F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+        for name, (logits, target) in zip(SCORE_COUNTS, sums, strict=True)
+    }
+
+
+def mask_ious(logits: Tensor, truth: Tensor) -> Tensor:
+    """(K,) float32: the IoU of the masks logits > 0 (K, h', w'), each logit as a square of pixels, with the truth.
+
+    `truth`: (K, H, W) in {0, 1}, H and W multiples of h' and w'. Two empty masks have the IoU 1.
+    """
+    (height, width), drawn = logits.shape[1:], (logits > 0).float()
+    square = (truth.shape[2] // width, truth.shape[1] // height)
+    cells = F.avg_pool2d(truth.mT.float(), square).mT  # shares of the truth; columns are contiguous
+    both = (drawn * cells).sum((1, 2))
+    union = drawn.sum((1, 2)) + cells.sum((1, 2)) - both
+    return torch.where(union > 0, both / union.clamp(min=1e-6), 1.0)
 
 
 def dice_loss(logits: Tensor, targets: Tensor, eps: float = 1.0) -> Tensor:

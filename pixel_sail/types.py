@@ -135,6 +135,10 @@ class Batch:
     label_weights: Tensor  # (M,) float32
     seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s with a mask, in sequence order
     masks: tuple[Masks, ...]  # one per sequence, K of size (h P, w P)
+    # of each answer, in sequence order: the position of the last token before it, (A,) int64, and whether it has a
+    # mask, (A,) float32
+    asked_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    with_mask: Tensor = field(default_factory=lambda: torch.empty(0))
     varlen: tuple[VarlenCall, ...] = ()  # what flash attention reads; empty: made from `spans` where it is needed
     dropped_turns: int = 0
     # expert -> one tensor per sequence, (0,) without an image
@@ -173,6 +177,7 @@ class Batch:
         return {
             "lm": float(self.labels.numel()),
             "mask": float(sum(self.masks_per_sequence)),
+            "answer": float(self.asked_index.numel()),
             "image": float(sum(h * w > 0 for h, w in self.grids_hw)),
         }
 
@@ -210,3 +215,6 @@ class Output:
     hidden: Tensor  # (L, D) after the final norm
     mask_features: Sequence[Tensor]  # one per sequence with an image: (S, h', w') with h' = h * 2**blocks
     mask_logits: Sequence[Tensor]  # one per sequence: (K, h', w'); (0, h', w') without masks
+    # of a model with a score head, else None; float32, in sequence order
+    score_logits: Tensor | None = None  # (sum K,), of the IoU of each mask
+    presence_logits: Tensor | None = None  # (A,), of each answer: that it has a mask

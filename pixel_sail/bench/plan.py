@@ -83,7 +83,9 @@ def _model_config(config: Config) -> tuple[PixelSailConfig, list[str]]:
     """The model's config, and the assumptions in it."""
     section = config.model
     if config.train.init_from is not None:
-        return load_own_config(model_folder(config.train.init_from)), []
+        start = load_own_config(model_folder(config.train.init_from))
+        start.architecture = config.architecture  # as in build_model
+        return start, []
     if section.scratch is not None:
         text_config = scratch_decoder(section.scratch, _bytes_tokenizer())
         text_config.vocab_size = section.scratch.vocab_size + ADDED_TOKENS
@@ -136,7 +138,8 @@ def _part(name: str, is_embedding: bool) -> str:
         return "token embeddings and head"
     if name.startswith(DECODER_PREFIX):
         return "LoRA adapters" if "lora_" in name else "decoder layers"
-    return {"fusion": "patches and prompts", "mask_head": "mask head"}.get(name.split(".")[0], "distillation adapters")
+    parts = {"fusion": "patches and prompts", "mask_head": "mask head", "score_head": "score head"}
+    return parts.get(name.split(".")[0], "distillation adapters")
 
 
 def _parameter_lines(planned: PlannedModel) -> list[str]:

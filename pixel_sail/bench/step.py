@@ -22,7 +22,7 @@ from pixel_sail.config import LossConfig
 from pixel_sail.data.encode import image_positions
 from pixel_sail.data.pack import pack
 from pixel_sail.data.runs import join_masks
-from pixel_sail.losses import LOSS_COUNTS, compute_losses
+from pixel_sail.losses import LOSS_COUNTS, SCORE_COUNTS, compute_losses
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
@@ -117,8 +117,9 @@ def our_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
     """The weighted loss of `batch`, as training computes it."""
     losses = compute_losses(model(batch), batch, config)
     counts = batch.counts()
-    weights = {"lm": config.lm, "bce": config.bce, "dice": config.dice}
-    return sum(weights[name] * losses[name] / counts[LOSS_COUNTS[name]] for name in losses)
+    weights = {"lm": config.lm, "bce": config.bce, "dice": config.dice} | dict.fromkeys(SCORE_COUNTS, config.score)
+    denominators = LOSS_COUNTS | SCORE_COUNTS
+    return sum(weights[name] * losses[name] / counts[denominators[name]] for name in losses)
 
 
 Losses = Callable[[PixelSail, Batch, LossConfig], Tensor]

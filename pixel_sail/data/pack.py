@@ -20,6 +20,7 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
     input_ids = torch.cat([s.input_ids for s in sequences])
     labels = torch.cat([s.labels for s in sequences])
     labelled = (labels != IGNORE_LABEL).nonzero()[:, 0]
+    asked, seg_index = _before_answers(labels), _positions_of(labels == seg_id)
     weights = torch.cat([torch.full((len(s),), s.lm_weight) for s in sequences])
     prompt_ids = torch.cat([s.prompt_ids for s in sequences])
     spans = tuple(
@@ -41,8 +42,10 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
         predict_index=labelled - 1,
         labels=labels[labelled],
         label_weights=weights[labelled],
-        seg_index=_positions_of(labels == seg_id),
+        seg_index=seg_index,
         masks=tuple(s.masks for s in sequences),
+        asked_index=asked,
+        with_mask=_holds_any(asked, seg_index),
         varlen=varlen_calls(spans),
         dropped_turns=sum(s.dropped_turns for s in sequences),
         expert_features={
@@ -64,6 +67,18 @@ def consecutive_groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
             groups.append([i])
             used = size
     return groups
+
+
+def _before_answers(labels: Tensor) -> Tensor:
+    """The position of the last token before each answer, whose state predicts the first token of it."""
+    labelled = labels != IGNORE_LABEL
+    return _positions_of(labelled[1:] & ~labelled[:-1])
+
+
+def _holds_any(asked: Tensor, seg_index: Tensor) -> Tensor:
+    """(A,) float32: 1 for an answer that has a [SEG], else 0. `asked`: see `_before_answers`."""
+    answer = torch.searchsorted(asked, seg_index) - 1
+    return torch.zeros(len(asked)).index_fill_(0, answer, 1.0)
 
 
 def _positions_of(chosen: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
+from pixel_sail.evaluate.scored import score_fields
 from pixel_sail.evaluate.topics import topic
 from pixel_sail.metrics import THRESHOLDS, ReferringScore
 from pixel_sail.model.generation import Sampling
@@ -105,6 +106,7 @@ class JsonlBenchmark:
                 question=case.question,
                 text=answer.text,
                 segmentation=union_mask(answer.masks, case.size_hw),
+                **score_fields(answer),
             )
             for case, answer in zip(cases, answers, strict=True)
         ]

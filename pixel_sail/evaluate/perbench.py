@@ -21,6 +21,7 @@ from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.paper_meteor import paper_meteor
 from pixel_sail.evaluate.referring import check_mask, union_mask
 from pixel_sail.evaluate.region import ask_about_regions
+from pixel_sail.evaluate.scored import score_fields
 from pixel_sail.evaluate.topics import topic
 from pixel_sail.metrics import ReferringScore, overlap
 from pixel_sail.serve.predictor import Predictor
@@ -69,6 +70,7 @@ class PerbenchTask:
             if self.task == "vtres":
                 line["segmentation"] = union_mask(answer.masks, case.size_hw)
                 line["segmentations"] = [encode_mask(mask) for mask in answer.masks]
+                line |= score_fields(answer)
             lines.append(line)
         return lines
 

@@ -18,6 +18,7 @@ from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
+from pixel_sail.evaluate.scored import score_fields
 from pixel_sail.metrics import THRESHOLDS, ReferringScore
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.types import RLE, BadSample
@@ -75,7 +76,8 @@ class ReasonSegBenchmark:
             else:
                 (answer,) = predictor.segment(image, [case.sentence])
             mask = union_mask(answer.masks, case.size_hw)
-            lines.append(Line(id=case.id, sentence=case.sentence, text=answer.text, segmentation=mask))
+            line = Line(id=case.id, sentence=case.sentence, text=answer.text, segmentation=mask)
+            lines.append(line | score_fields(answer))
         return lines
 
     def check(self, line: Line, case: ReasonCase, where: str) -> None:

@@ -17,6 +17,7 @@ from pixel_sail.data.sources.cases import Case, read_benchmark
 from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
 from pixel_sail.evaluate.case_result import CaseResult, mask_result
+from pixel_sail.evaluate.scored import score_fields
 from pixel_sail.evaluate.topics import expression_kinds, topic
 from pixel_sail.metrics import THRESHOLDS, DetailScore, GeneralizedScore, ReferringScore, counts_as_empty
 from pixel_sail.serve.predictor import Predictor
@@ -54,6 +55,7 @@ class ReferringBenchmark:
                 sentence=case.sentence,
                 text=answer.text,
                 segmentation=union_mask(answer.masks, case.size_hw),
+                **score_fields(answer),
             )
             for case, answer in zip(cases, answers, strict=True)
         ]

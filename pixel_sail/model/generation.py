@@ -15,6 +15,7 @@ from pixel_sail.errors import UserError
 from pixel_sail.model.attention import Prefix
 from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.model.score_head import ScoreHead
 from pixel_sail.types import Batch
 
 NOT_FINITE = -1  # in place of a token
@@ -66,10 +67,16 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer: its tokens without the stop token, and a mask for each [SEG]."""
+    """One answer: its tokens without the stop token, and a mask for each [SEG].
+
+    Of a model with a score head: the presence of what is asked for, and the expected IoU of each mask with the truth.
+    A mask of what is not there has the IoU 0, so that a score is the presence times the IoU if it is there.
+    """
 
     token_ids: list[int]
     mask_logits: Tensor  # (K, h', w') float
+    scores: list[float] | None = None  # of each mask, 0..1
+    presence: float | None = None  # 0..1
 
 
 @torch.inference_mode()
@@ -94,7 +101,8 @@ def generate(
     for first in range(0, len(rows), max_rows):
         _answer(_Decoding(model, rows[first : first + max_rows], seg_id), stop_ids, sampling, is_complete)
     masks = _masks(model, images, rows)
-    return [Generated(row.answer, mask) for row, mask in zip(rows, masks, strict=True)]
+    scores = [(None, None)] * len(rows) if model.score_head is None else _scores(model.score_head, rows, masks)
+    return [Generated(row.answer, mask, *of_row) for row, mask, of_row in zip(rows, masks, scores, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +124,7 @@ class _Row:
     next_position: int
     answer: list[int]
     seg_states: list[Tensor] = field(default_factory=list)  # (D,) of each [SEG] of the answer
+    asked_state: Tensor | None = None  # (D,) of the last token of the question
     running: bool = True
 
     @classmethod
@@ -208,6 +217,7 @@ class _Decoding:
             row.next_position += len(text)
             answer = range(len(row.request.question_ids), len(text))
             row.seg_states = [states[i] for i in answer if text[i] == self.seg_id]
+            row.asked_state = states[answer.start - 1]
         ends = torch.tensor([len(text) - 1 for text in texts], device=device)
         return self._logits(hidden[torch.arange(len(rows), device=device), ends])
 
@@ -291,3 +301,17 @@ def _masks(model: PixelSail, images: list[_Image], rows: list[_Row]) -> list[Ten
             pieces = image_logits.float().split([len(row.seg_states) for row in of_image])
             masks |= {id(row): piece for row, piece in zip(of_image, pieces, strict=True)}
     return [masks[id(row)] for row in rows]
+
+
+def _scores(head: ScoreHead, rows: list[_Row], masks: list[Tensor]) -> list[tuple[list[float], float]]:
+    """The scores and the presence of each row. The host waits once."""
+    asked = torch.stack([row.asked_state for row in rows])
+    of_masks = [state for row, mask in zip(rows, masks, strict=True) if len(mask) for state in row.seg_states]
+    seg_states = torch.stack(of_masks) if of_masks else asked[:0]
+    score_logits, presence_logits = head(masks, seg_states, asked)
+    of_row = torch.repeat_interleave(torch.tensor([len(mask) for mask in masks]))  # the row of each mask
+    presence = presence_logits.sigmoid()
+    scores = score_logits.sigmoid() * presence[of_row.to(presence.device)]
+    values = iter(torch.cat([scores, presence]).tolist())
+    by_row = [[next(values) for _ in range(len(mask))] for mask in masks]
+    return list(zip(by_row, values, strict=True))

@@ -25,6 +25,7 @@ from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.modality_experts import Modality
 from pixel_sail.model.region_pooling import add_at_names, pool_regions
+from pixel_sail.model.score_head import ScoreHead
 from pixel_sail.model.visual_prompt import PatchFusion
 from pixel_sail.types import LOGITS_AT_ONCE, Batch, DeferredLogits, Output
 
@@ -52,6 +53,7 @@ class PixelSail(PreTrainedModel):
         self.language_model = build_decoder(config.text_config, config.architecture)
         self.fusion = PatchFusion(config.architecture, hidden)
         self.mask_head = MaskHead(config.architecture, hidden)
+        self.score_head = ScoreHead(hidden) if config.architecture.mask_scores else None
         self.filler_side = 1  # patches of the image that stands in for those of a batch without
         self.attention_kernel = "auto"  # auto | sdpa | flex | flash
         self._prompt_ids: Tensor | None = None
@@ -69,7 +71,13 @@ class PixelSail(PreTrainedModel):
         hidden = self.decode(embeds, batch.position_ids, self.layout(batch, embeds.dtype))
         logits = self._logits(hidden.index_select(0, batch.predict_index))
         mask_features, mask_logits = self._masks(batch, hidden, with_features)
-        return Output(logits=logits, hidden=hidden, mask_features=mask_features, mask_logits=mask_logits)
+        scores = self._scores(batch, hidden, mask_logits)
+        return Output(logits, hidden, mask_features, mask_logits, *scores)
+
+    def add_score_head(self) -> None:
+        """Give a model that has none a score head with initial weights, in the model's dtype, on its device."""
+        head = ScoreHead(self.config.text_config.hidden_size)
+        self.score_head = head.to(self.device, self.mask_head.seg_projector[0].weight.dtype).train(self.training)
 
     def compile_layers(self, **options: Any) -> None:
         """Compile each decoder layer and the mask blocks, for inputs of any size; `options` are torch.compile's.
@@ -174,6 +182,14 @@ class PixelSail(PreTrainedModel):
         for i, logit, feature in zip(used, *masks, strict=True):
             logits[i], features[i] = logit, feature
         return features, logits
+
+    def _scores(self, batch: Batch, hidden: Tensor, mask_logits: list[Tensor]) -> tuple[Tensor, Tensor] | tuple[()]:
+        """Logits of the scores and of presence, from which no gradient flows back; () without a score head."""
+        if self.score_head is None:
+            return ()
+        states = hidden.detach()
+        segs, asked = states.index_select(0, batch.seg_index), states.index_select(0, batch.asked_index)
+        return self.score_head([logits.detach() for logits in mask_logits], segs, asked)
 
     @classmethod
     def from_pretrained(

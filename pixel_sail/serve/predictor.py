@@ -37,10 +37,20 @@ MAX_IMAGE_TOKENS = 16_384  # of the images that are encoded in one forward pass;
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the model: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the image's size."""
+    """An answer of the model: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the image's size.
+
+    `scores`, of each mask: the IoU with the truth to expect of it, 0..1; the IoU is 0 where nothing is there.
+    `presence`: the probability that the question is to be answered with a mask: that what is to be segmented is there.
+    Both are None for a model without a score head (architecture.mask_scores), and where the model was not asked because
+    a region is not drawn. `probabilities`, of each mask: that of
+    each pixel, (H, W) float32; None unless they were asked for.
+    """
 
     text: str
     masks: list[np.ndarray]
+    scores: list[float] | None = None
+    presence: float | None = None
+    probabilities: list[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +121,12 @@ class Predictor:
         model = PixelSail.from_pretrained(folder, dtype=dtype, device_map=place, adapter=adapter)
         return cls(model, tokenizer, sampling=sampling, stop_ids=stop_ids)
 
-    def segment(self, image: ImageInput, expressions: str | list[str], regions: Regions = ()) -> list[Answer]:
+    def segment(
+        self, image: ImageInput, expressions: str | list[str], regions: Regions = (), soft: bool = False
+    ) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
 
-        An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`.
+        An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`. `soft`: with probabilities.
         """
         expressions = [expressions] if isinstance(expressions, str) else expressions
         for expression in expressions:
@@ -122,7 +134,8 @@ class Predictor:
                 raise UserError("the expression is empty; say what to segment")
         hidden = self.model.config.hide == "text"
         shown = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
-        return self.chat(image, [question(expression, self.model.config.question) for expression in shown], regions)
+        questions = [question(expression, self.model.config.question) for expression in shown]
+        return self.chat(image, questions, regions, soft=soft)
 
     def chat(
         self,
@@ -132,8 +145,9 @@ class Predictor:
         sampling: Sampling | None = None,
         history: Sequence[tuple[str, str]] = (),
         streamer: BaseStreamer | None = None,
+        soft: bool = False,
     ) -> list[Answer]:
-        """One answer to each question about one image, after the turns of `history`; see `Chat`.
+        """One answer to each question about one image, after the turns of `history`; see `Chat`. `soft`: see `Answer`.
 
         If a question names a `<PromptK>` that is not drawn, the answer says so, without the model. Raises UserError
         (or its subclasses BadSample and NotFinite) for an unreadable image, a bad region, or an empty question.
@@ -145,16 +159,18 @@ class Predictor:
         """
         questions = [questions] if isinstance(questions, str) else questions
         try:
-            return self.chat_many([Chat(image, questions, regions, history, streamer)], sampling)[0]
+            return self.chat_many([Chat(image, questions, regions, history, streamer)], sampling, soft)[0]
         finally:
             if streamer is not None:
                 streamer.end()
 
-    def chat_many(self, chats: Sequence[Chat], sampling: Sampling | None = None) -> list[list[Answer]]:
+    def chat_many(
+        self, chats: Sequence[Chat], sampling: Sampling | None = None, soft: bool = False
+    ) -> list[list[Answer]]:
         """The answers of several chats. Each image is encoded once with its regions; questions are batched."""
         prepared = [self._prepare(chat) for chat in chats]
         groups = consecutive_groups([len(chat.prefix) for chat in prepared], MAX_IMAGE_TOKENS)
-        return [answers for group in groups for answers in self._answer([prepared[i] for i in group], sampling)]
+        return [answers for group in groups for answers in self._answer([prepared[i] for i in group], sampling, soft)]
 
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
@@ -173,7 +189,7 @@ class Predictor:
         missing = [undrawn(text, drawn) for text in questions]
         return _Prepared(prefix, questions, history, missing, size, chat.streamer)
 
-    def _answer(self, chats: list[_Prepared], sampling: Sampling | None) -> list[list[Answer]]:
+    def _answer(self, chats: list[_Prepared], sampling: Sampling | None, soft: bool) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
         sampling, tokens = sampling or self.sampling, self.encoder.tokens
         with_image = [i for i, chat in enumerate(chats) if len(chat.prefix)]
@@ -205,7 +221,7 @@ class Predictor:
             [
                 Answer(_not_drawn(chat.undrawn[j]), [])
                 if chat.undrawn[j]
-                else self._read(by_position[i, j], chat.size_hw, sampling.stop_strings)
+                else self._read(by_position[i, j], chat.size_hw, sampling.stop_strings, soft)
                 for j in range(len(chat.questions))
             ]
             for i, chat in enumerate(chats)
@@ -215,15 +231,19 @@ class Predictor:
         tokenizer = self.encoder.tokenizer
         return lambda token_ids: any(stop in tokenizer.decode(token_ids) for stop in stop_strings)
 
-    def _read(self, generated: Generated, size_hw: tuple[int, int], stop_strings: tuple[str, ...]) -> Answer:
+    def _read(
+        self, generated: Generated, size_hw: tuple[int, int], stop_strings: tuple[str, ...], soft: bool
+    ) -> Answer:
         text = self.encoder.answer_text(generated.token_ids)
         for stop in stop_strings:
             text = text.partition(stop)[0]
         logits = generated.mask_logits[: text.count(SEG)]
+        scores = None if generated.scores is None else generated.scores[: len(logits)]
         if not len(logits):
-            return Answer(text, [])
+            return Answer(text, [], scores, generated.presence, [] if soft else None)
         full = F.interpolate(logits[None], size=size_hw, mode="bilinear", align_corners=False)[0]
-        return Answer(text, list((full > 0).cpu().numpy()))
+        probabilities = list(full.sigmoid().cpu().numpy()) if soft else None
+        return Answer(text, list((full > 0).cpu().numpy()), scores, generated.presence, probabilities)
 
 
 @dataclass(frozen=True)

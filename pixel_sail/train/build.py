@@ -43,6 +43,8 @@ def build_model(
     question = Templates.of(config.data).questions[0]
     if config.train.init_from is not None:
         model, tokenizer = load_start(config.train.init_from, place)
+        if config.architecture.mask_scores and model.score_head is None:
+            model.add_score_head()
     elif config.model.base is not None:
         model, tokenizer = from_language_model(config.model, config.architecture, question, config.data.hide, place)
     else:
@@ -52,7 +54,7 @@ def build_model(
     if not place.later:
         place.put(model)
     model.attention_kernel = config.model.attention
-    model.config.architecture = config.architecture  # its max_side_px may differ from train.init_from
+    model.config.architecture = config.architecture  # of train.init_from two keys may differ, see with_start
     model.config.hide = config.data.hide
     return model, tokenizer
 

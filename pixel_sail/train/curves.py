@@ -10,11 +10,11 @@ from typing import Any
 
 from pixel_sail.durable import PARTIAL, read_json_lines, replaced_file
 from pixel_sail.interrupts import finish_first
-from pixel_sail.losses import LOSS_COUNTS
+from pixel_sail.losses import LOSS_COUNTS, SCORE_COUNTS
 
 CURVES = "curves.png"
 LOG, VALIDATION = "log.jsonl", "validation.jsonl"
-_DRAWN = ("loss", *LOSS_COUNTS, "grad_norm", "lr")  # and the losses of experts
+_DRAWN = ("loss", *LOSS_COUNTS, *SCORE_COUNTS, "grad_norm", "lr")  # and the losses of experts
 MIN_LINES = 10  # of the log; fewer points are no curve
 _SMOOTHED_LINES = 9  # of the log, in the mean over which a curve is drawn strongly
 _PANEL_INCHES = (5.0, 3.0)

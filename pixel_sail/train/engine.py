@@ -14,7 +14,7 @@ from pixel_sail.losses import compute_losses, distillation_losses, loss_counts
 from pixel_sail.train import distributed
 from pixel_sail.train.copies import Copies
 from pixel_sail.train.distillation import Distillation, build_adapters, needs_mask_features, student_features
-from pixel_sail.train.optim import build_optimizer, parameter_groups, set_lr
+from pixel_sail.train.optim import build_optimizer, parameter_groups, scoring_parameters, set_lr
 from pixel_sail.train.zero3 import partition, wrap_leaves
 from pixel_sail.types import Batch
 from pixel_sail.weights.merge import dequantized, merged
@@ -102,12 +102,16 @@ class Engine:
     def clip(self) -> Tensor | None:
         """At stage 0: clip the gradients and return their norm before that, () on the device. Nobody waits for it.
 
-        From stage 1 on None: DeepSpeed clips in `step`. At stage 0 it would not return the norm.
+        From stage 1 on None: DeepSpeed clips in `step`, and the score head counts in the norm. At stage 0 it would not
+        return the norm.
         """
         if self.stage > 0:
             return None
         norm_limit = self.clip_norm if self.clip_norm > 0 else float("inf")
-        return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), norm_limit)
+        scoring = scoring_parameters(self.model)  # clipped by themselves: they change nothing else
+        nn.utils.clip_grad_norm_(scoring.values(), norm_limit)
+        rest = [p for p in self.deepspeed.module.parameters() if id(p) not in scoring]
+        return nn.utils.clip_grad_norm_(rest, norm_limit)
 
     def step(self, lr: float) -> float | Tensor | None:
         """Update the weights with learning rate `lr` and clear the gradients, which `clip` has seen.

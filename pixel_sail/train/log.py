@@ -15,7 +15,7 @@ from pixel_sail.config import Config
 from pixel_sail.durable import append_json_line, read_json_lines, write_json_lines
 from pixel_sail.errors import UserError, message_of
 from pixel_sail.interrupts import finish_first
-from pixel_sail.losses import LOSS_COUNTS
+from pixel_sail.losses import LOSS_COUNTS, SCORE_COUNTS
 from pixel_sail.train import distributed
 from pixel_sail.train.curves import draw_curves
 from pixel_sail.train.flops import Flops
@@ -142,7 +142,7 @@ class RunLog:
 
 def console_line(values: dict[str, Any], clock: dict[str, float], steps: int) -> str:
     """The console line of one logged step."""
-    losses = [name for name in values if name in LOSS_COUNTS or name.startswith("distill_")]
+    losses = [name for name in values if name in LOSS_COUNTS | SCORE_COUNTS or name.startswith("distill_")]
     terms = "  ".join(f"{name} {values[name]:.4f}" for name in losses)
     eta_s = (steps - values["step"]) * clock["step_ms"] / 1e3
     parts = [

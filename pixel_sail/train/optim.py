@@ -32,7 +32,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
     Matrices and convolution kernels decay; biases, norms and embeddings do not. `lr_scale` multiplies `lr_at`; `muon`
     says whether Muon updates the group.
     """
-    rates = _embedding_rates(model, train)
+    rates, scoring = _embedding_rates(model, train), scoring_parameters(model)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -40,12 +40,19 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict]:
         decays = parameter.ndim >= 2 and id(parameter) not in rates
         lr_scale = 1.0 if name.startswith(DECODER_PREFIX) else train.new_parts_lr_scale
         lr_scale = rates.get(id(parameter), lr_scale)
-        muon = train.muon is not None and decays and is_matrix(parameter)
+        # Muon would update a matrix of the score head together with those of its shape, whose last bits could change.
+        muon = train.muon is not None and decays and is_matrix(parameter) and id(parameter) not in scoring
         groups.setdefault((train.weight_decay if decays else 0.0, lr_scale, muon), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale, "muon": muon, "lr": 0.0}
         for (weight_decay, lr_scale, muon), parameters in groups.items()
     ]
+
+
+def scoring_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
+    """The parameters of the score head by their id; empty without one. Nothing else depends on them."""
+    head = getattr(model, "score_head", None)
+    return {} if head is None else {id(parameter): parameter for parameter in head.parameters()}
 
 
 def _embedding_rates(model: nn.Module, train: TrainConfig) -> dict[int, float]:

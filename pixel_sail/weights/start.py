@@ -53,7 +53,8 @@ def model_folder(path: Path) -> Path:
 def with_start(config: Config) -> Config:
     """The config with its section `architecture` taken from train.init_from; unchanged without train.init_from.
 
-    `architecture.max_side_px`, on which no weight depends, may be given: a model can continue at another resolution.
+    Two keys of it may be given. `max_side_px`, on which no weight depends: a model can continue at another resolution.
+    And `mask_scores: true`: a model without a score head gets one, on which nothing else depends.
     `model.base` and `model.scratch` are ignored. Raises FileNotFoundError if there is no model, and ConfigError that
     lists the given keys of `architecture` (and `model.chat_format`) that contradict the checkpoint.
     """
@@ -61,7 +62,9 @@ def with_start(config: Config) -> Config:
         return config
     start = _model_config(model_folder(config.train.init_from))
     requested = config.architecture.model_dump(exclude_unset=True)
-    size = {"max_side_px": requested.pop("max_side_px", start.architecture.max_side_px)}
+    given = {"max_side_px": requested.pop("max_side_px", start.architecture.max_side_px)}
+    if requested.get("mask_scores"):
+        given["mask_scores"] = requested.pop("mask_scores")
     contradictions = _contradictions(requested, start.architecture.model_dump(), "architecture")
     if config.model.chat_format not in ("auto", start.chat_format):
         contradictions.append(f"model.chat_format: config {config.model.chat_format}, checkpoint {start.chat_format}")
@@ -70,7 +73,7 @@ def with_start(config: Config) -> Config:
             f"train.init_from={config.train.init_from} does not fit the config: {'; '.join(contradictions)}. "
             "Leave these keys out: they come from the checkpoint"
         )
-    architecture = Architecture.model_validate(start.architecture.model_dump() | size)
+    architecture = Architecture.model_validate(start.architecture.model_dump() | given)
     return config.model_copy(update={"architecture": architecture})
 
 

@@ -27,6 +27,8 @@ MADE_WITH = {"checkpoint": "a"}
 class Answer:
     text: str
     masks: list[np.ndarray]
+    scores: list[float] | None = None
+    presence: float | None = None
 
 
 class Colours:

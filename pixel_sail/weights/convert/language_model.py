@@ -80,7 +80,7 @@ def assemble(
 def _around(language_model: PreTrainedModel, config: PixelSailConfig) -> PixelSail:
     """The model whose decoder is `language_model` itself, which changes: its weights are held once. New other parts."""
     model = on_meta(lambda: PixelSail(config), Path(CONFIG))
-    for part in (model.fusion, model.mask_head):
+    for part in filter(None, (model.fusion, model.mask_head, model.score_head)):
         initialized(part)
     if config.architecture.vision_experts:
         raise UserError("architecture.vision_experts needs a base that has them: convert one with tools/convert.py")

@@ -95,14 +95,14 @@ def model_config(
 
 
 def new_parts(config: PixelSailConfig) -> dict[str, DerivedWeight]:
-    """Initial weights of patch embedding, prompt fusion and mask head. Seed torch before the call.
+    """Initial weights of patch embedding, prompt fusion, mask head and score head. Seed torch before the call.
 
     A prompt starts as the embedding of its name, unscaled: the patches of a trained base have about the same norm as
     its token embeddings.
     """
     model = on_meta(lambda: PixelSail(config), Path(CONFIG))
     weights = {}
-    for part in ("fusion", "mask_head"):
+    for part in ("fusion", "mask_head", *(["score_head"] if config.architecture.mask_scores else [])):
         module = initialized(getattr(model, part))
         for name, tensor in module.state_dict().items():
             weights[f"{part}.{name}"] = DerivedWeight((), lambda tensor=tensor: tensor)

@@ -1,0 +1,97 @@
+"""What scores are worth: each number against brute force or scipy, and the command on files that say what is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_refer_dataset
+from scipy import stats
+from warm import run_tool
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate.runner import open_benchmark
+from pixel_sail.studies.mask_scores import BINS, Scored, auroc, bins, calibration_error, spearman, table
+
+RNG = np.random.default_rng(0)
+
+
+def test_auroc_counts_pairs() -> None:
+    scores, positive = RNG.integers(0, 6, 40) / 5, RNG.random(40) < 0.3  # with many ties
+    pairs = list(itertools.product(scores[positive], scores[~positive]))
+    assert auroc(scores, positive) == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a, b in pairs]))
+    assert auroc(np.full(40, 0.3), positive) == 0.5
+    assert auroc(positive.astype(float), positive) == 1
+    assert auroc(scores, np.ones(40, dtype=bool)) is None
+
+
+def test_spearman_is_that_of_scipy() -> None:
+    a, b = RNG.integers(0, 5, 50).astype(float), RNG.random(50).round(1)
+    assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert spearman(np.exp(b), b) == pytest.approx(1) and spearman(np.ones(50), b) is None
+
+
+def test_calibration_error_by_hand() -> None:
+    """20 cases, two in each bin: 18 are as often right as they say, one bin of two says 0.95 and is never right."""
+    scores = np.repeat(np.arange(10) / 10 + 0.05, 2)
+    outcomes = scores.copy()
+    outcomes[-2:] = 0
+    order = RNG.permutation(20)
+    assert calibration_error(scores[order], outcomes[order]) == pytest.approx(0.95 / BINS)
+    assert bins(scores, outcomes)[:, 2].tolist() == [2] * 10
+    assert calibration_error(outcomes, outcomes) == pytest.approx(0)
+    assert calibration_error(np.full(20, outcomes.mean()), outcomes) == pytest.approx(0)  # a constant is one bin
+    assert bins(np.array([0.1] * 15 + [0.5] * 5), outcomes)[:, 2].tolist() == [15, 5]
+    assert calibration_error(np.array([]), np.array([])) is None and len(bins(scores[:3], outcomes[:3])) == 3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_refer_dataset(tmp_path_factory.mktemp("data") / "root")
+
+
+def write_lines(path: Path, root: Path, presence, score) -> Path:
+    """Lines of grefcoco:val whose masks are right where something is there; elsewhere there is one of another case."""
+    benchmark = open_benchmark("grefcoco:val", root)
+    some = next(case.mask for case in benchmark.cases if case.mask is not None)
+    lines = [
+        {"ref_id": c.ref_id, "sent_id": c.sent_id, "text": "[SEG]", "segmentation": c.mask or some}
+        | ({} if presence is None else {"presence": presence(c), "score": score(c)})
+        for c in benchmark.cases
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_the_command_tells_knowledge_from_none(root: Path, tmp_path: Path) -> None:
+    known = write_lines(tmp_path / "known.jsonl", root, lambda c: c.mask is not None, lambda c: 0.9)
+    with pytest.raises(DatasetError, match="presence is True, expected a number from 0 to 1"):
+        benchmark = open_benchmark("grefcoco:val", root)
+        Scored.of(benchmark, [json.loads(line) for line in known.read_text().splitlines()], "a file")
+    known = write_lines(
+        tmp_path / "known.jsonl", root, lambda c: 0.8 if c.mask else 0.1, lambda c: 0.9 if c.mask else 0.2
+    )
+    options = ("--benchmark", "grefcoco:val", "--data-root", root)
+    status, printed = run_tool("tools/mask_scores.py", known, *options, "--out", tmp_path / "out")
+    assert status == 0, printed
+    row = next(line for line in printed.splitlines() if line.startswith("| grefcoco:val"))
+    assert "| 100.0 (50) |" in row and "| 1.000 (0) |" in row
+    values = json.loads((tmp_path / "out/mask_scores.json").read_text())["grefcoco:val"]
+    share = values["absent"] / values["cases"]
+    assert 0 < share < 1 and values["presence_mse"] == pytest.approx(0.04 * (1 - share) + 0.01 * share)
+    assert values["presence_mse_constant"] == pytest.approx(share * (1 - share))
+    assert values["score_mse"] == pytest.approx(0.01 * (1 - share) + 0.04 * share)
+    assert (tmp_path / "out/reliability.png").stat().st_size > 10_000
+    blind = write_lines(tmp_path / "blind.jsonl", root, None, None)
+    status, printed = run_tool("tools/mask_scores.py", blind, *options)
+    assert status == 1 and "a line has no presence: its model has no score head" in printed
+
+
+def test_a_table_has_a_dash_where_nothing_is_defined() -> None:
+    part = Scored(np.array([0.7]), np.array([True]), np.array([]), np.array([]))
+    row = table({"refcoco:val": part.result()}).splitlines()[-1]
+    assert row.startswith("| refcoco:val | 1 | 0 | - (50) |") and row.endswith("| - (0) | - (50) | - | - (-) |")
+    assert Scored.joined([part, part]).result()["cases"] == 2
