@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "attend-segment": "masks from the attention of any multimodal model",
     "grounding-emergence": "when grounding emerges in an answer",
     "mask-errors": "why cIoU is low: lost pixels by cause",
+    "mask-scores": "what scores of masks and presence are worth",
 }
 
 

@@ -6,7 +6,8 @@
         --ask "Is <Prompt0> larger than <Prompt1>?" --text "the object nearest to <Prompt0>" --out outputs/photo
 
 Regions (--box, --point, --scribble, --mask) are <Prompt0>, <Prompt1>, ... in the order of the command line. The tool
-writes an overlay with masks and regions, one PNG per mask, and a JSON file.
+writes an overlay with masks and regions, one PNG per mask, and a JSON file, which also has the scores of the masks if
+the model gives any.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def _parse() -> argparse.Namespace:
         help="an image: its pixels that are neither black nor transparent",
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--soft", action="store_true", help="also a gray PNG of the probabilities of each mask")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.set_defaults(regions=[])

@@ -101,7 +101,8 @@ def generate(
     for first in range(0, len(rows), max_rows):
         _answer(_Decoding(model, rows[first : first + max_rows], seg_id), stop_ids, sampling, is_complete)
     masks = _masks(model, images, rows)
-    scores = [(None, None)] * len(rows) if model.score_head is None else _scores(model.score_head, rows, masks)
+    scored = model.score_head is not None and rows
+    scores = _scores(model.score_head, rows, masks) if scored else [(None, None)] * len(rows)
     return [Generated(row.answer, mask, *of_row) for row, mask, of_row in zip(rows, masks, scores, strict=True)]
 
 

@@ -113,26 +113,21 @@ def calibration_error(scores: np.ndarray, outcomes: np.ndarray) -> float | None:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table with a line for each benchmark. Percentages, except of Spearman and MSE."""
-    heads = (
-        *("benchmark", "cases", "absent", "presence: AUROC of absent (constant)", "ECE", "Brier (constant)"),
-        *("masks", "score: Spearman with IoU (constant)", f"AUROC of IoU > {RIGHT_IOU} (constant)", "ECE"),
-        "MSE (constant)",
-    )
-    rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for name, values in results.items():
-        cells = [
-            *(name, f"{values['cases']:,}", f"{values['absent']:,}"),
-            f"{_shown(values['presence_auroc'], 100)} (50)",
-            _shown(values["presence_ece"], 100),
-            f"{_shown(values['presence_mse'])} ({_shown(values['presence_mse_constant'])})",
-            f"{values['masks']:,}",
-            f"{_shown(values['score_spearman'])} (0)",
-            f"{_shown(values['score_auroc'], 100)} (50)",
-            _shown(values["score_ece"], 100),
-            f"{_shown(values['score_mse'])} ({_shown(values['score_mse_constant'])})",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
+    """A Markdown table with a line for each number and a column for each benchmark; in brackets: the best constant."""
+    rows = [f"| in brackets: a constant | {' | '.join(results)} |", "|" + " --- |" * (1 + len(results))]
+    for text, cell in (
+        ("cases", lambda v: f"{v['cases']:,}"),
+        ("with nothing there", lambda v: f"{v['absent']:,}"),
+        ("presence: AUROC of nothing there", lambda v: f"{_shown(v['presence_auroc'], 100)} (50)"),
+        ("presence: ECE, %", lambda v: f"{_shown(v['presence_ece'], 100)} (0)"),
+        ("presence: MSE", lambda v: f"{_shown(v['presence_mse'])} ({_shown(v['presence_mse_constant'])})"),
+        ("cases answered with a mask", lambda v: f"{v['masks']:,}"),
+        ("score: Spearman with IoU", lambda v: f"{_shown(v['score_spearman'])} (0)"),
+        (f"score: AUROC of IoU > {RIGHT_IOU}", lambda v: f"{_shown(v['score_auroc'], 100)} (50)"),
+        ("score: ECE, %", lambda v: f"{_shown(v['score_ece'], 100)} (0)"),
+        ("score: MSE", lambda v: f"{_shown(v['score_mse'])} ({_shown(v['score_mse_constant'])})"),
+    ):
+        rows.append(f"| {text} | {' | '.join(map(cell, results.values()))} |")
     return "\n".join(rows)
 
 

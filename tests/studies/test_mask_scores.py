@@ -13,6 +13,7 @@ from scipy import stats
 from warm import run_tool
 
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.evaluate.runner import open_benchmark
 from pixel_sail.studies.mask_scores import BINS, Scored, auroc, bins, calibration_error, spearman, table
 
@@ -45,7 +46,8 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(outcomes, outcomes) == pytest.approx(0)
     assert calibration_error(np.full(20, outcomes.mean()), outcomes) == pytest.approx(0)  # a constant is one bin
     assert bins(np.array([0.1] * 15 + [0.5] * 5), outcomes)[:, 2].tolist() == [15, 5]
-    assert calibration_error(np.array([]), np.array([])) is None and len(bins(scores[:3], outcomes[:3])) == 3
+    assert calibration_error(np.array([]), np.array([])) is None
+    assert len(bins(outcomes[:0], outcomes[:0])) == 0 and bins(scores[:4], scores[:4])[:, 2].tolist() == [2, 2]
 
 
 @pytest.fixture(scope="module")
@@ -67,31 +69,32 @@ def write_lines(path: Path, root: Path, presence, score) -> Path:
 
 
 def test_the_command_tells_knowledge_from_none(root: Path, tmp_path: Path) -> None:
-    known = write_lines(tmp_path / "known.jsonl", root, lambda c: c.mask is not None, lambda c: 0.9)
-    with pytest.raises(DatasetError, match="presence is True, expected a number from 0 to 1"):
-        benchmark = open_benchmark("grefcoco:val", root)
-        Scored.of(benchmark, [json.loads(line) for line in known.read_text().splitlines()], "a file")
     known = write_lines(
         tmp_path / "known.jsonl", root, lambda c: 0.8 if c.mask else 0.1, lambda c: 0.9 if c.mask else 0.2
     )
     options = ("--benchmark", "grefcoco:val", "--data-root", root)
     status, printed = run_tool("tools/mask_scores.py", known, *options, "--out", tmp_path / "out")
     assert status == 0, printed
-    row = next(line for line in printed.splitlines() if line.startswith("| grefcoco:val"))
-    assert "| 100.0 (50) |" in row and "| 1.000 (0) |" in row
+    rows = dict(line[2:-2].split(" | ") for line in printed.splitlines() if line.startswith("| ") and "---" not in line)
+    assert rows["presence: AUROC of nothing there"] == "100.0 (50)" and rows["score: Spearman with IoU"] == "1.000 (0)"
     values = json.loads((tmp_path / "out/mask_scores.json").read_text())["grefcoco:val"]
     share = values["absent"] / values["cases"]
     assert 0 < share < 1 and values["presence_mse"] == pytest.approx(0.04 * (1 - share) + 0.01 * share)
     assert values["presence_mse_constant"] == pytest.approx(share * (1 - share))
     assert values["score_mse"] == pytest.approx(0.01 * (1 - share) + 0.04 * share)
     assert (tmp_path / "out/reliability.png").stat().st_size > 10_000
-    blind = write_lines(tmp_path / "blind.jsonl", root, None, None)
-    status, printed = run_tool("tools/mask_scores.py", blind, *options)
-    assert status == 1 and "a line has no presence: its model has no score head" in printed
+
+
+def test_lines_without_scores_are_refused(root: Path, tmp_path: Path) -> None:
+    benchmark = open_benchmark("grefcoco:val", root)
+    for presence, message in ((None, "a line has no presence: its model has no score head"), (2, "presence is 2, exp")):
+        path = write_lines(tmp_path / "a.jsonl", root, presence and (lambda c: 2), lambda c: 0.9)
+        with pytest.raises(DatasetError, match=message):
+            Scored.of(benchmark, read_lines(path, benchmark), "a.jsonl")
 
 
 def test_a_table_has_a_dash_where_nothing_is_defined() -> None:
     part = Scored(np.array([0.7]), np.array([True]), np.array([]), np.array([]))
-    row = table({"refcoco:val": part.result()}).splitlines()[-1]
-    assert row.startswith("| refcoco:val | 1 | 0 | - (50) |") and row.endswith("| - (0) | - (50) | - | - (-) |")
+    lines = table({"refcoco:val": part.result()}).splitlines()
+    assert "| presence: AUROC of nothing there | - (50) |" in lines and "| score: MSE | - (-) |" in lines
     assert Scored.joined([part, part]).result()["cases"] == 2

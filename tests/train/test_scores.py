@@ -97,3 +97,12 @@ def test_a_model_without_a_head_may_get_one(plain: Path, root: Path, tmp_path: P
     assert with_start(tiny_config(tmp_path, root, *from_head, "architecture={}")).architecture.mask_scores  # it stays
     with pytest.raises(ConfigError, match="architecture.mask_scores: config False, checkpoint True"):
         with_start(tiny_config(tmp_path, root, *from_head, "architecture={mask_scores: false}"))
+
+
+def test_the_head_can_be_trained_alone(plain: Path, root: Path, tmp_path: Path) -> None:
+    frozen = "train.freeze=['language_model.*','fusion.*','mask_head.*']"
+    start = f"train.init_from={plain / 'export'}"
+    train(tiny_config(tmp_path, root, start, "model={}", "architecture={}", HEAD, frozen))
+    before, after = weights(plain), weights(tmp_path / "run")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert all(weight.abs().max() > 0 for weight in of_head(tmp_path / "run").values())

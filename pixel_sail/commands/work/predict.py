@@ -28,13 +28,22 @@ def run(arguments: argparse.Namespace) -> None:
     regions = [_region(kind, text) for kind, text in arguments.regions]
     drawn = draw_regions(regions, (image.height, image.width))
     predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-    answers = predictor.segment(image, arguments.text, regions) if arguments.text else []
-    answers += predictor.chat(image, arguments.ask, regions) if arguments.ask else []
+    soft = arguments.soft
+    answers = predictor.segment(image, arguments.text, regions, soft=soft) if arguments.text else []
+    answers += predictor.chat(image, arguments.ask, regions, soft=soft) if arguments.ask else []
     texts = [*arguments.text, *arguments.ask]
     for path in write(arguments.out, arguments.image, image, texts, answers, list(drawn.values())):
         print(path)
     for text, answer in zip(texts, answers, strict=True):
-        print(f"{text}  ->  {answer.text}")
+        print(f"{text}  ->  {answer.text}{_scores(answer)}")
+
+
+def _scores(answer: Answer) -> str:
+    """What is known of an answer, for the console; nothing without a score head."""
+    if answer.presence is None:
+        return ""
+    scores = "".join(f", score {score:.2f}" for score in answer.scores or ())
+    return f"  (presence {answer.presence:.2f}{scores})"
 
 
 def _region(kind: str, text: str) -> Region:
@@ -57,7 +66,10 @@ def _region(kind: str, text: str) -> Region:
 def write(
     out: Path, source: Path, image: Image.Image, texts: list[str], answers: list[Answer], regions: list[RLE]
 ) -> list[Path]:
-    """Writes `<stem>_overlay.png`, `<stem>_<answer>_<mask>.png` (0 and 255) and `<stem>.json`; returns their paths."""
+    """Writes `<stem>_overlay.png`, `<stem>_<answer>_<mask>.png` (0 and 255) and `<stem>.json`; returns their paths.
+
+    And `<stem>_<answer>_<mask>_soft.png`, the probabilities 0..1 as 0..255, if the answers have them.
+    """
     out.mkdir(parents=True, exist_ok=True)
     written, records = [out / f"{source.stem}_overlay.png"], []
     for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
@@ -66,7 +78,13 @@ def write(
             save_png(Image.fromarray(mask.astype(np.uint8) * 255), file)
         segmentations = [encode_mask(mask) for mask in answer.masks]
         names = [file.name for file in files]
-        records.append({"asked": text, "text": answer.text, "masks": names, "segmentations": segmentations})
+        record = {"asked": text, "text": answer.text, "masks": names, "segmentations": segmentations}
+        if answer.presence is not None:
+            record |= {"presence": answer.presence, "scores": answer.scores}
+        for j, probabilities in enumerate(answer.probabilities or ()):
+            files.append(out / f"{source.stem}_{i}_{j}_soft.png")
+            save_png(Image.fromarray((probabilities * 255).round().astype(np.uint8)), files[-1])
+        records.append(record)
         written += files
     captions = [f"{text}: {answer.text}" for text, answer in zip(texts, answers, strict=True)]
     outlined = {k: decode_mask(region) for k, region in enumerate(regions)}
