@@ -63,6 +63,8 @@ def stopping(max_new_tokens: int, stop: str, temperature: float = 0.0) -> Sampli
         ({}, Sampling(1024)),
         ({"max_new_tokens": 16, "temperature": 0, "top_p": 0.9, "num_beams": 1, "until": [".."]}, stopping(16, "..")),
         ({"temperature": 0.7, "top_p": 1.0, "top_k": None}, Sampling(1024, 0.7)),
+        ({"temperature": 0.7, "top_p": 0.9, "top_k": 4}, Sampling(1024, 0.7, top_k=4, top_p=0.9)),
+        ({"do_sample": True, "top_k": -1}, Sampling(1024, 1.0)),
         ({"temperature": 0.7, "do_sample": False, "top_k": 5}, Sampling(1024)),
         ({"do_sample": True, "temperature": 0, "until": "."}, stopping(1024, ".", 1.0)),
         ({"until": None, "image_aspect_ratio": "original"}, Sampling(1024)),
@@ -72,11 +74,9 @@ def test_sampling_of_a_task(kwargs: dict[str, Any], sampling: Sampling) -> None:
     assert sampling_of(kwargs, 1024) == sampling
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"num_beams": 3}, {"temperature": 1, "top_p": 0.5}, {"do_sample": True, "top_k": 4}]
-)
+@pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"temperature": 1, "top_p": 1.5}])
 def test_what_would_change_the_answers_is_refused(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="use --gen_kwargs (num_beams=1|top_p=1.0|top_k=0)"):
+    with pytest.raises(UserError, match="use --gen_kwargs num_beams=1|sampling needs top_k >= 0 and 0 < top_p <= 1"):
         sampling_of(kwargs, 8)
 
 

@@ -18,20 +18,26 @@ def sampling_of(kwargs: Mapping[str, Any], max_new_tokens: int) -> Sampling:
     """How to decode, from the generation_kwargs of a task or of --gen_kwargs.
 
     `max_new_tokens` is for tasks that set none. Keys that are meant for other models are ignored, as in every model of
-    lmms-eval. Raises UserError for what would change the answers and is not there: beams and truncated sampling.
+    lmms-eval. Raises UserError for beams, which are not there and would change the answers, and values out of range.
     """
     sampled = kwargs.get("do_sample", True)
     temperature = float(kwargs.get("temperature") or (1.0 if kwargs.get("do_sample") else 0.0)) if sampled else 0.0
     if (kwargs.get("num_beams") or 1) != 1:
         raise UserError(f"num_beams={kwargs['num_beams']}: there is no beam search; use --gen_kwargs num_beams=1")
-    for key, off in {"top_p": 1.0, "top_k": 0}.items():
-        value = kwargs.get(key)
-        if temperature > 0 and value is not None and value not in (off, -1):
-            raise UserError(f"{key}={value}: sampling is from all tokens; use --gen_kwargs {key}={off}")
     until = kwargs.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(until)
     limit = int(kwargs.get("max_new_tokens") or max_new_tokens)
-    return Sampling(limit, temperature, stop_strings=tuple(stop for stop in stops if stop))
+    top_k, top_p = (kwargs.get("top_k"), kwargs.get("top_p")) if temperature > 0 else (None, None)
+    try:
+        return Sampling(
+            limit,
+            temperature,
+            stop_strings=tuple(stop for stop in stops if stop),
+            top_k=max(0, top_k or 0),  # -1: all, as in other libraries
+            top_p=1.0 if top_p is None else top_p,
+        )
+    except ValueError as error:
+        raise UserError(f"--gen_kwargs: {error}") from None
 
 
 def one_image(visuals: Sequence[Any] | None, join: bool) -> Image.Image | None:
