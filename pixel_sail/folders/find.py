@@ -38,11 +38,11 @@ def find_export(source: str | Path, revision: str | None = None, local_files_onl
 def own_folder(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
     """The folder of a model of ours: `source`, or that of a hub repository if nothing is there and it has such a name.
 
-    A path that can be no id is given back as it is, for messages that know what is expected there. Raises WeightsError
-    as `local_folder`.
+    A path that can be no id, or lies in a folder that is here ("runs/mistyped"), is given back as it is, for messages
+    that know what is expected there. Raises WeightsError as `local_folder`.
     """
     path = Path(source)
-    if path.exists() or not _OWN_ID.fullmatch(str(source)):
+    if path.exists() or path.parent.is_dir() or not _OWN_ID.fullmatch(str(source)):
         _refuse_revision(source, revision)
         return path
     return local_folder(source, revision, local_files_only)

@@ -92,6 +92,8 @@ def test_paths_ask_no_hub(hub: FakeHub, tmp_path: Path, export: Path, monkeypatc
         own_folder("org/tiny", revision="v1")
     with pytest.raises(WeightsError, match="no pixel_sail checkpoint at runs/a/export"):
         Predictor.from_pretrained("runs/a/export", "cpu")
+    with pytest.raises(WeightsError, match="no pixel_sail checkpoint at org/mistyped"):
+        Predictor.from_pretrained("org/mistyped", "cpu")
     with pytest.raises(WeightsError, match="no pixel_sail checkpoint at nowhere"):
         PixelSail.from_pretrained("nowhere")
     assert hub.fetched == [] and not hub.tokens
