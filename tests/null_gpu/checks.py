@@ -122,6 +122,7 @@ asked_for_flash_in_float32 = check(weights=torch.float32, kernel="flash")
 checkpointing = check(checkpointing=True)
 only_texts = check(images_hw=())
 pooled = check(architecture={"region_embedding": "pooled"})
+score_head = check(architecture={"mask_scores": True})
 modality_experts = check(architecture={"vision_experts": True})
 stem = check(
     architecture={
@@ -180,6 +181,8 @@ RUNS = {
     "stage 0, fp32": ["train.precision=fp32"],
     "stage 0, expert": ["experts"],
     "stage 0, two workers": ["data.workers=2"],
+    "stage 0, score head": ["architecture.mask_scores=true"],
+    "stage 3, score head": ["train.zero_stage=3", "architecture.mask_scores=true"],
     "stage 0, scored": [*SCORED],
     "stage 0, fp32, scored": ["train.precision=fp32", *SCORED],
     "stage 1, scored": ["train.zero_stage=1", *SCORED],

@@ -19,6 +19,7 @@ GIB = 2**30
 MICRO_BATCHES = {
     "fused": "flash",
     "pooled": "flash",
+    "score_head": "flash",
     "modality_experts": "flash",
     "stem": "flash",
     "only_texts": "flash",
@@ -166,10 +167,12 @@ RUNS = {
     "stage 0, fp32": (0, 1),
     "stage 0, expert": (0, 1),
     "stage 0, two workers": (0, 1),
+    "stage 0, score head": (0, 1),
     "stage 1": (0, 5),
     "stage 2": (1, 12),
     "stage 2, lora": (1, 12),
     "stage 3": (2, 11),
+    "stage 3, score head": (2, 11),
 }
 
 

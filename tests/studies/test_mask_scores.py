@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_refer_dataset
+from PIL import Image
 from scipy import stats
 from warm import run_tool
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.evaluate.predictions import read_lines
 from pixel_sail.evaluate.runner import open_benchmark
+from pixel_sail.evaluate.scored import score_fields
+from pixel_sail.serve.predictor import Answer
 from pixel_sail.studies.mask_scores import BINS, Scored, auroc, bins, calibration_error, spearman, table
 
 RNG = np.random.default_rng(0)
@@ -91,6 +94,22 @@ def test_lines_without_scores_are_refused(root: Path, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", root, presence and (lambda c: 2), lambda c: 0.9)
         with pytest.raises(DatasetError, match=message):
             Scored.of(benchmark, read_lines(path, benchmark), "a.jsonl")
+
+
+class Sure:
+    """Answers each expression with two masks of everything."""
+
+    def segment(self, image: Image.Image, expressions: list[str]) -> list[Answer]:
+        mask = np.ones((image.height, image.width), dtype=bool)
+        return [Answer("[SEG] [SEG]", [mask, mask], [0.25, 0.35], 0.75) for _ in expressions]
+
+
+def test_prediction_lines_carry_the_scores(root: Path) -> None:
+    benchmark = open_benchmark("grefcoco:val", root)
+    (line, *_) = benchmark.predict(Sure(), [benchmark.cases[0]])
+    assert (line["presence"], line["score"]) == (0.75, 0.3)
+    assert score_fields(Answer("No.", [], [], 0.1)) == {"presence": 0.1, "score": None}
+    assert score_fields(Answer("No.", [])) == {}
 
 
 def test_a_table_has_a_dash_where_nothing_is_defined() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from PIL import Image
 from test_predictor import force_answer
 from tiny_predictor import tiny_predictor
 
+from pixel_sail.commands.work.predict import write
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
@@ -81,3 +85,13 @@ def test_a_model_without_a_head_answers_as_before(image: Image.Image, monkeypatc
         answers.append(predictor.segment(image, ["mug"], soft=True)[0])
     assert (answers[0].scores, answers[0].presence) == (None, None) and answers[1].scores
     assert np.array_equal(answers[0].probabilities[0], answers[1].probabilities[0])
+
+
+def test_predict_writes_scores_and_gray_images(predictor: Predictor, image: Image.Image, tmp_path, monkeypatch) -> None:
+    force_answer([predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+    (answer,) = predictor.segment(image, "mug", soft=True)
+    write(tmp_path, Path("a.jpg"), image, ["mug"], [answer], [])
+    (record,) = json.loads((tmp_path / "a.json").read_text())["answers"]
+    assert (record["presence"], record["scores"], record["masks"]) == (answer.presence, answer.scores, ["a_0_0.png"])
+    gray = np.asarray(Image.open(tmp_path / "a_0_0_soft.png")) / 255
+    np.testing.assert_allclose(gray, answer.probabilities[0], atol=0.51 / 255)
