@@ -42,8 +42,7 @@ class Answer:
     `scores`, of each mask: the IoU with the truth to expect of it, 0..1; the IoU is 0 where nothing is there.
     `presence`: the probability that the question is to be answered with a mask: that what is to be segmented is there.
     Both are None for a model without a score head (architecture.mask_scores), and where the model was not asked because
-    a region is not drawn. `probabilities`, of each mask: that of
-    each pixel, (H, W) float32; None unless they were asked for.
+    a region is not drawn. `probabilities`, of each mask: those of its pixels, (H, W) float32; None unless asked for.
     """
 
     text: str

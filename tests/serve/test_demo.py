@@ -238,7 +238,7 @@ def findings() -> list[Finding]:
         Finding(f"the {HTML} mug", (encode_mask(A), encode_mask(B)), "[SEG][SEG]"),
         Finding("the lamp", (), f"There is no {HTML} lamp."),
         Finding("the ball", (encode_mask(rectangle(slice(0, 0), slice(0, 0))),), "It is [SEG]."),
-        Finding("the dot", (encode_mask(rectangle(slice(0, 1), slice(0, 1))),), "[SEG]"),
+        Finding("the dot", (encode_mask(rectangle(slice(0, 1), slice(0, 1))),), "[SEG]", (0.875,)),
     ]
 
 
@@ -248,6 +248,7 @@ def test_the_legend_says_in_words_what_was_found() -> None:
     assert "20.8 % of the image, 2 masks" in rows[0] and "the &lt;img src=x onerror=alert(1)&gt; mug" in rows[0]
     assert "nothing found: “There is no &lt;img" in rows[1]
     assert rows[2].rstrip("|").endswith("nothing found")  # an empty mask
+    assert "score" not in rows[0] and rows[3].rstrip("|").endswith(", score 0.88")
     assert "0.0 %" not in rows[3] and "answered in 1.2 s" in rows[4] and legend([], SIZE_WH, 0.0) == ""
     assert [f"rgb{colour(i)}".replace(" ", "") in shown for i in range(4)] == [True, False, False, True]
     assert HTML not in shown
@@ -274,6 +275,7 @@ def test_the_json_is_read_by_cocos_own_code(tmp_path: Path) -> None:
     assert [entry["category_id"] for entry in entries] == [1, 1, 4, 2]  # an empty mask is no annotation
     assert (coco.annToMask(entries[1]) == B).all() and entries[1]["area"] == B.sum()
     assert entries[0]["bbox"] == [10, 5, 20, 15]
+    assert [entry.get("score") for entry in entries] == [None, None, 0.875, None]
 
 
 def test_the_zip_has_a_png_for_each_mask() -> None:

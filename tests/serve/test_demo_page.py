@@ -26,7 +26,7 @@ from pixel_sail.data.masks import decode_mask
 from pixel_sail.serve.demo.examples import FILE, Example, box
 from pixel_sail.serve.predictor import Answer, Predictor
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 240_000  # of a machine that trains a model meanwhile
 QUESTION = "#ps-question textarea, #ps-question input"
 
 

@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,7 @@ class Finding:
     phrase: str
     masks: tuple[RLE, ...]
     words: str = ""  # of the model
+    scores: tuple[float, ...] = ()  # of the masks, 0..1; none of a model without a score head
 
     @property
     def area_px(self) -> int:
@@ -94,15 +96,24 @@ def _found(finding: Finding, size_wh: tuple[int, int]) -> str:
     if area:
         share = 100 * area / (size_wh[0] * size_wh[1])
         several = f", {len(finding.masks)} masks" if len(finding.masks) > 1 else ""
-        return f"{share:.1f} % of the image{several}" if share >= 0.05 else f"{area} pixels{several}"
+        scored = ", score " + " and ".join(f"{score:.2f}" for score in finding.scores) if finding.scores else ""
+        return (f"{share:.1f} % of the image" if share >= 0.05 else f"{area} pixels") + several + scored
     said = "" if SEG in finding.words else page_words(finding.words).strip()  # a mask may be empty
     return "nothing found" + (f": “{html.escape(said)}”" if said else "")
 
 
 def coco_json(findings: Sequence[Finding], name: str, size_wh: tuple[int, int]) -> bytes:
-    """COCO's instances: phrases are categories; masks are RLE, areas in pixels, boxes x, y, width, height."""
+    """COCO's instances: phrases are categories; masks are RLE, areas in pixels, boxes x, y, width, height.
+
+    With a score head each has its `score`, as in COCO's format of results.
+    """
     phrases = list(dict.fromkeys(finding.phrase for finding in findings))
-    pairs = [(finding.phrase, rle) for finding in findings for rle in finding.masks if area_px(rle)]
+    found = [
+        (finding.phrase, rle, {"score": score} if finding.scores else {})
+        for finding in findings
+        for rle, score in zip_longest(finding.masks, finding.scores)
+        if area_px(rle)
+    ]
     annotations = [
         {
             "id": number,
@@ -112,8 +123,9 @@ def coco_json(findings: Sequence[Finding], name: str, size_wh: tuple[int, int]) 
             "area": area_px(rle),
             "bbox": coco_mask.toBbox({**rle, "counts": rle["counts"].encode()}).tolist(),
             "iscrowd": 0,
+            **score,
         }
-        for number, (phrase, rle) in enumerate(pairs, 1)
+        for number, (phrase, rle, score) in enumerate(found, 1)
     ]
     image = {"id": 1, "file_name": name, "width": size_wh[0], "height": size_wh[1]}
     categories = [{"id": number, "name": phrase} for number, phrase in enumerate(phrases, 1)]
