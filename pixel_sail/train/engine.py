@@ -109,9 +109,9 @@ class Engine:
             return None
         norm_limit = self.clip_norm if self.clip_norm > 0 else float("inf")
         scoring = scoring_parameters(self.model)  # clipped by themselves: they change nothing else
-        nn.utils.clip_grad_norm_(scoring.values(), norm_limit)
-        rest = [p for p in self.deepspeed.module.parameters() if id(p) not in scoring]
-        return nn.utils.clip_grad_norm_(rest, norm_limit)
+        of_head = nn.utils.clip_grad_norm_(scoring.values(), norm_limit)
+        rest = [p for p in self.deepspeed.module.parameters() if p.grad is not None and id(p) not in scoring]
+        return nn.utils.clip_grad_norm_(rest, norm_limit) if rest else of_head
 
     def step(self, lr: float) -> float | Tensor | None:
         """Update the weights with learning rate `lr` and clear the gradients, which `clip` has seen.

@@ -103,6 +103,7 @@ def test_the_head_can_be_trained_alone(plain: Path, root: Path, tmp_path: Path) 
     frozen = "train.freeze=['language_model.*','fusion.*','mask_head.*']"
     start = f"train.init_from={plain / 'export'}"
     train(tiny_config(tmp_path, root, start, "model={}", "architecture={}", HEAD, frozen))
+    assert all(line["grad_norm"] > 0 for line in log_lines(tmp_path / "run"))  # that of the head
     before, after = weights(plain), weights(tmp_path / "run")
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert all(weight.abs().max() > 0 for weight in of_head(tmp_path / "run").values())
