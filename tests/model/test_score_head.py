@@ -70,12 +70,16 @@ def test_nothing_flows_back_and_nothing_else_changes() -> None:
     output, plain = model(batch), bare(batch)
     assert torch.equal(output.mask_logits[1], plain.mask_logits[1]) and plain.score_logits is None
     assert (output.score_logits.shape, output.presence_logits.shape) == ((4,), (3,))
-    losses = compute_losses(output, batch, LossConfig(points=8))
-    assert compute_losses(plain, batch, LossConfig(points=8)).keys() == {"lm", "bce", "dice"}
+    config = LossConfig(points=8)
+    assert compute_losses(plain, batch, config).keys() == {"lm", "bce", "dice"}
+    undecided = compute_losses(output, batch, config)["presence"]
+    assert undecided.item() == pytest.approx(3 * math.log(2))  # it starts so
+    for parameter in model.score_head.parameters():
+        torch.nn.init.normal_(parameter)
+    losses = compute_losses(model(batch), batch, config)
     (losses["score"] + losses["presence"]).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
-    assert reached and all(name.startswith("score_head.") for name in reached)
-    assert losses["presence"].item() == pytest.approx(3 * math.log(2))  # it starts undecided
+    assert len(reached) == 8 and all(name.startswith("score_head.") for name in reached)
 
 
 def test_scores_do_not_depend_on_packing() -> None:
