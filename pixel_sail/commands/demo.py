@@ -72,9 +72,9 @@ def _given_examples(arguments: argparse.Namespace) -> list[Example]:
 
 def _other_examples(model: Path) -> list[Example]:
     with importing():
+        from pixel_sail.folders.find import find_export
         from pixel_sail.scenes.demo_examples import drawn_examples
         from pixel_sail.serve.demo.examples import FILE, read_examples
-        from pixel_sail.weights.start import find_export
     beside = find_export(model) / "examples"
     return read_examples(beside) if (beside / FILE).exists() else drawn_examples()
 

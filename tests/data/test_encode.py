@@ -117,12 +117,14 @@ def test_a_seg_in_a_question_owns_no_mask(encoder: Encoder) -> None:
 
 def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
     text_only = Sample("test/text", None, (Turn("Segment?", "no"),))
-    encoded = [encoder.encode(s) for s in (sample(2), text_only, sample(1, (16, 64)), sample(3))]
+    samples = [sample(2), text_only, sample(1, (16, 64)), sample(3)]
+    encoded = [encoder.encode(s) for s in samples]
     batch = pack(encoded, encoder.tokens.seg, encoder.tokens.vision_patch)
     assert batch.tokens == sum(map(len, encoded)) and batch.masks_per_sequence == (2, 0, 1, 3)
     assert batch.counts() == {
         "lm": float(sum((e.labels != IGNORE_LABEL).sum() for e in encoded)),
         "mask": 6.0,
+        "answer": float(sum(len(s.turns) for s in samples)),
         "image": 3.0,
     }
     for e, (start, image_start, image_stop, stop) in zip(encoded, batch.spans, strict=True):

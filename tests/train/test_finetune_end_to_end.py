@@ -20,7 +20,7 @@ from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.loop import train
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
-NOT_DRAWN = {"refcoco+", "refcoco+_captions", "shards", "jsonl"}  # what `scenes` has no files of
+NOT_DRAWN = {"refcoco+", "refcoco+_captions", "shards", "jsonl", "hf"}  # what `scenes` has no files of
 NOT_DRAWN |= {"llava_mix665k", "refcocog_mdetr_captions", "reason_seg_explained"}
 NOT_DRAWN |= {"ade20k", "coco_stuff", "mapillary", "paco_lvis", "pascal_part"}
 LORA = "train.lora={rank: 4}"

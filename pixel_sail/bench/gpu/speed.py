@@ -86,6 +86,7 @@ def _config(report: Report, compiled: bool) -> Config:
     tokens = max(random_tokens(sizes) for sizes in BATCHES.values())
     overrides = [f"run.dir={report.work}", "experts=[]", f"train.zero_stage={STAGE}", "train.batch_size=1000"]
     overrides += [f"train.micro_batch_tokens={tokens}", "train.activation_checkpointing=off"]
+    overrides += ["architecture.mask_scores=false"]  # the preset's model has no score head
     overrides += [f"train.compile={'on' if compiled else 'off'}"]
     return load_config(REPOSITORY / "configs" / "pixel_sail_0p5b.yaml", overrides)
 
