@@ -151,7 +151,8 @@ def test_the_evaluator_gets_the_answers_of_the_predictor(tmp_path: Path) -> None
     options = ("--batch_size", "2", "--output_path", "out", "--log_samples")
     printed = run_lmms_eval(model, tmp_path / "tasks", "drawn", *options)
 
-    (results,) = tmp_path.glob("out/**/*_results.json")
+    results = next(tmp_path.glob("out/**/*_results.json"), None)
+    assert results is not None, printed
     (samples,) = tmp_path.glob("out/**/*_samples_drawn.jsonl")
     lines = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
     assert [line["filtered_resps"] for line in lines] == expected, printed
