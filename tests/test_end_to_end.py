@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_score_and_score_again_from_the_file(finished: Path) -> None:
     run("tools/test.py", *files, *common, "--out", finished / "again")
     again = json.loads((finished / "again/metrics.json").read_text())
     assert again["benchmarks"] == metrics["benchmarks"] and again["checkpoint"] is None
+
+
+def test_scores_do_not_depend_on_the_generation_config(finished: Path, tmp_path: Path) -> None:
+    """It is how the folder answers where nobody says otherwise; scores are of greedy answers of the usual length."""
+    plain, changed = tmp_path / "plain", tmp_path / "changed"
+    for folder in (plain, changed):
+        shutil.copytree(finished / "run/export", folder)
+        (folder / "checksums.json").unlink(missing_ok=True)
+    (plain / "generation_config.json").unlink(missing_ok=True)
+    (changed / "generation_config.json").write_text('{"max_new_tokens": 1, "do_sample": true, "temperature": 50.0}')
+    written = []
+    for folder in (plain, changed):
+        out = tmp_path / f"{folder.name}_out"
+        run("tools/test.py", folder, "--data-root", finished / "data", "--benchmark", "refcoco:val", "--out", out)
+        written.append((out / "predictions/refcoco_val.jsonl").read_text())
+    assert written[0] == written[1]
 
 
 def test_predict(finished: Path) -> None:

@@ -41,11 +41,16 @@ def own_folder(source: str | Path, revision: str | None = None, local_files_only
     A path that can be no id, or lies in a folder that is here ("runs/mistyped"), is given back as it is, for messages
     that know what is expected there. Raises WeightsError as `local_folder`.
     """
-    path = Path(source)
-    if path.exists() or path.parent.is_dir() or not _OWN_ID.fullmatch(str(source)):
+    if not may_be_id(source):
         _refuse_revision(source, revision)
-        return path
+        return Path(source)
     return local_folder(source, revision, local_files_only)
+
+
+def may_be_id(source: str | Path) -> bool:
+    """Whether `source` may name a model of ours on a hub: org/name or org/name@revision, and no path that is here."""
+    path = Path(source)
+    return not (path.exists() or path.parent.is_dir()) and _OWN_ID.fullmatch(str(source)) is not None
 
 
 def local_folder(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:

@@ -83,9 +83,11 @@ class PixelSailModel(PixelSail):
             self._predictor = Predictor(self, tokenizer, sampling=sampling, stop_ids=stop_ids)
         return self._predictor
 
-    def segment(self, image: ImageInput, expressions: str | list[str], regions: Regions = ()) -> list[Answer]:
+    def segment(
+        self, image: ImageInput, expressions: str | list[str], regions: Regions = (), soft: bool = False
+    ) -> list[Answer]:
         """As `Predictor.segment`."""
-        return self.predictor().segment(image, expressions, regions)
+        return self.predictor().segment(image, expressions, regions, soft)
 
     def chat(
         self,
@@ -95,9 +97,10 @@ class PixelSailModel(PixelSail):
         sampling: Sampling | None = None,
         history: Sequence[tuple[str, str]] = (),
         streamer: Any = None,
+        soft: bool = False,
     ) -> list[Answer]:
         """As `Predictor.chat`."""
-        return self.predictor().chat(image, questions, regions, sampling, history, streamer)
+        return self.predictor().chat(image, questions, regions, sampling, history, streamer, soft)
 
     def predict_forward(
         self,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import re
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from pixel_sail.folders.find import may_be_id
+
 TASK = "image-segmentation"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@.+)?")
 
 
 def front_matter(
@@ -62,7 +61,7 @@ def _datasets(training: dict[str, Any]) -> list[str]:
 def _hub_id(value: Any) -> str | None:
     """`value` if it can be an id org/name of a hub, and is no path of this machine."""
     text = str(value or "")
-    if not _HUB_ID.fullmatch(text) or Path(text).exists() or text.startswith((".", "runs/", "data/", "outputs/")):
+    if not may_be_id(text) or text.startswith((".", "runs/", "data/", "outputs/")):
         return None
     return text.partition("@")[0]
 

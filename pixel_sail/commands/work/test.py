@@ -21,6 +21,7 @@ from pixel_sail.evaluate.predictions import PredictionFiles, read_lines, rename_
 from pixel_sail.evaluate.report import Report
 from pixel_sail.folders.find import find_export
 from pixel_sail.locks import locked
+from pixel_sail.model.generation import Sampling
 from pixel_sail.ranks import together
 from pixel_sail.writable import check_writable
 
@@ -78,6 +79,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         on_rank_0(stack.enter_context, _held(arguments.out, arguments.gallery))
         benchmarks = together(lambda: [_open(name, arguments, is_first) for name in arguments.benchmark])
         predictor = together(lambda: Predictor.from_pretrained(arguments.checkpoint, device, arguments.precision))
+        predictor.sampling = Sampling()  # scores are of greedy answers, whatever generation_config.json says
         if arguments.hide is not None:
             predictor.encoder.hide = arguments.hide
         model = predictor.model

@@ -19,6 +19,7 @@ from pixel_sail.devices import choose_device
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.find import local_folder
 from pixel_sail.folders.load import load_network, load_processor
+from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.tokens import PROMPTS
 
@@ -88,7 +89,7 @@ class PixelSailSegmenter:
         """See `Segmenter`. Each point is drawn on the image, so the image is read once for each point."""
         request = question(PROMPTS[0], self.predictor.model.config.question)
         chats = [Chat(image, [request], [Points((point,))]) for point in points_xy]
-        answers = [answer for (answer,) in self.predictor.chat_many(chats)]
+        answers = [answer for (answer,) in self.predictor.chat_many(chats, Sampling())]
         return [PointMasks(answer.masks, [1.0] * len(answer.masks)) for answer in answers]
 
 
