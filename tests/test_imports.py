@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,30 @@ def test_readers_of_annotations_know_no_tokenizer() -> None:
 def test_everything_above_is_seen() -> None:
     rooms = {name.partition(".")[0] for name in imported_modules(PACKAGE / "train" / "build.py")}
     assert rooms >= {"config", "weights", "data", "model"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_is_imported_is_there(path: Path) -> None:
+    """Also inside functions, whose imports no other test may ever run."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == PACKAGE.name:
+            module = PACKAGE.parent / node.module.replace(".", "/")
+            names = {alias.name for alias in node.names}
+            files = {name for name in names if (module / name).is_dir() or (module / f"{name}.py").exists()}
+            missing = names - files - names_in(module)
+            assert not missing, f"{node.module} has no {', '.join(sorted(missing))}"
+
+
+@cache
+def names_in(module: Path) -> frozenset[str]:
+    """What a module defines or imports anywhere: more than its top level, but a name that is gone is in none of it."""
+    path = module.with_suffix(".py") if module.with_suffix(".py").exists() else module / "__init__.py"
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return frozenset(names)

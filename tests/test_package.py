@@ -55,3 +55,9 @@ def test_one_version() -> None:
 def test_type_checkers_find_the_types() -> None:
     assert (REPOSITORY / "pixel_sail" / "py.typed").is_file()
     assert 'package_data={"pixel_sail": ["py.typed"]}' in (REPOSITORY / "setup.py").read_text()
+
+
+def test_a_wheel_has_every_module() -> None:
+    """A folder without __init__.py works in a clone, and is missing from what is built from it."""
+    folders = {path.parent for path in (REPOSITORY / "pixel_sail").rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []

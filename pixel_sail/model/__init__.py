@@ -1,0 +1,1 @@
+"""The network: any Hugging Face decoder, mixed attention, fusion of patches and prompts, mask head, generation."""
