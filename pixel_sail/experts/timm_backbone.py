@@ -18,9 +18,10 @@ from pixel_sail.experts.expert import Expert
 from pixel_sail.experts.folder import cannot_load
 from pixel_sail.folders.files import CONFIG, check_downloaded, check_folder, read_settings
 from pixel_sail.folders.find import local_folder
+from pixel_sail.folders.listing import SINGLE
 from pixel_sail.folders.load import check_numbers, in_a_line
 from pixel_sail.folders.settings import check_settings
-from pixel_sail.folders.weight_files import SINGLE, WeightFiles, check_finite
+from pixel_sail.folders.weight_files import WeightFiles, check_finite
 
 FILES = "config.json and model.safetensors, as in timm's hub repositories or as timm.models.save_for_hf writes them"
 

@@ -33,6 +33,7 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 CONFIG_FILES = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG)
 TOKENIZER_FILES = (
     CONFIG,

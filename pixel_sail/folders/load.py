@@ -7,6 +7,7 @@ so each call is wrapped; its files have been looked at before, so that the usual
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,15 +28,17 @@ from pixel_sail.folders.files import (
     CONFIG,
     CONFIG_FILES,
     PROCESSOR_FILES,
+    SENTENCEPIECE,
     TOKENIZER_FILES,
     VOCABULARIES,
     check_folder,
     read_settings,
 )
+from pixel_sail.folders.listing import MAX_LISTED
 from pixel_sail.folders.place import has_rounded_buffers, stored_dtype
 from pixel_sail.folders.settings import check_settings
 from pixel_sail.folders.values import read_values
-from pixel_sail.folders.weight_files import MAX_LISTED, WeightFiles, check_finite
+from pixel_sail.folders.weight_files import WeightFiles, check_finite
 
 T = TypeVar("T")
 N = TypeVar("N", bound=torch.nn.Module)
@@ -45,6 +48,7 @@ NetworkClass = type[PreTrainedModel] | type[_BaseAutoModelClass]
 _CLOSED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Texts that a tokenizer must get through at load: patterns that take for ever show themselves on long runs.
 PROBES = ("a", "a" * 64 + "!", "1" * 64 + "a", " " * 64 + "a", "-" * 64 + "a", "Aé1 " * 16)
+_READERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # package: what it is imported as
 MAX_CAUSE = 400  # characters of what a library says
 _SLACK = 2  # a model may have this many times the numbers of its weight files: tied and repeated weights, new heads
 _SLACK_NUMBERS = 100_000_000  # and this many more
@@ -75,6 +79,7 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
                 f"{folder} has no tokenizer: it needs tokenizer.json or tokenizer.model (or another of "
                 f"{', '.join(VOCABULARIES[2:])}); download it too"
             )
+        _check_sentencepiece(folder)
     tokenizer = _called(AutoTokenizer.from_pretrained, folder, "tokenizer", **_CLOSED, **_gguf(gguf_file))
     rows = _called(lambda _: tokenizer(list(PROBES), add_special_tokens=False)["input_ids"], folder, "tokenizer")
     if not all(rows) or len(tokenizer) <= len(tokenizer.get_added_vocab()):
@@ -168,11 +173,14 @@ def in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:MAX_CAUSE]}{'...' * (len(text) > MAX_CAUSE)}"
 
 
-def check_size(kind: NetworkClass, config: PretrainedConfig, folder: Path) -> None:
-    """Compare a network with the headers of its weights, before it is allocated. Raises WeightsError."""
+def check_size(kind: NetworkClass, config: PretrainedConfig, folder: Path, pickled: bool = False) -> None:
+    """Compare a network with the headers of its weights, before it is allocated. Raises WeightsError.
+
+    `pickled`: they may be in *.bin.
+    """
     if getattr(config, "quantization_config", None) is not None:
         return  # its weights are packed; their shapes say nothing
-    stored = WeightFiles(folder, buffers=True).shapes
+    stored = WeightFiles(folder, buffers=True, pickled=pickled).shapes
     if issubclass(kind, _BaseAutoModelClass):
         network = on_meta(lambda: kind.from_config(config, trust_remote_code=False), folder / CONFIG)
     else:
@@ -195,6 +203,29 @@ def check_numbers(described: int, held: int, folder: Path, differing: Sequence[s
             f"{folder / CONFIG} describes a model of {described:,} numbers, its weight files hold {held:,}. "
             f"{'; '.join(differing[:MAX_LISTED]) or 'They do not belong together, or files are missing'}"
         )
+
+
+def _check_sentencepiece(folder: Path) -> None:
+    """Raise WeightsError for a SentencePiece model alone where the packages that read it are not installed.
+
+    transformers would take it for something else, and say that another package is missing.
+    """
+    model = next((folder / name for name in SENTENCEPIECE if (folder / name).exists()), None)
+    if model is None or any((folder / name).exists() for name in VOCABULARIES if name not in SENTENCEPIECE):
+        return
+    missing = [name for name, module in _READERS.items() if not _is_installed(module)]
+    if missing:
+        raise WeightsError(
+            f"{model} is a SentencePiece model, and to read it {' and '.join(missing)} must be installed: "
+            "`pip install 'pixel_sail[sentencepiece]'`. What is converted needs it no more: it has a tokenizer.json"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def _gguf(gguf_file: str | None) -> dict[str, str]:

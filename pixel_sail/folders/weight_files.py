@@ -1,23 +1,23 @@
-"""Safetensors files of a folder: names, shapes and types from their headers, tensors one at a time, finite or not."""
+"""The weights of a folder: names, shapes and types from the headers of its files, tensors one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.files import INDEX, check_downloaded, read_settings
+from pixel_sail.folders.files import check_downloaded
+from pixel_sail.folders.listing import CHECKPOINT, MAX_LISTED, SAFE, weight_files
+from pixel_sail.folders.pickled_weights import read_pickled
 
-SINGLE = "model.safetensors"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 OTHERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
           "BOOL": torch.bool}  # fmt: skip
 MAX_FILE_BYTES = 2**40  # of one weight file
-MAX_LISTED = 20  # names shown of a long list
 
 Shapes = dict[str, tuple[int, ...]]  # by the name of the weight
 
@@ -25,21 +25,21 @@ Shapes = dict[str, tuple[int, ...]]  # by the name of the weight
 class WeightFiles:
     """The weights of a folder: names, shapes and dtypes from the headers of its files, tensors one at a time.
 
-    The files: model.safetensors, else those that the index names, else all *.safetensors. Raises WeightsError for a
-    missing or damaged file, a name that occurs twice, and quantized weights. `buffers`: integers are accepted too, as
-    models of others keep them.
+    Which files: `weight_files` (listing.py). Raises WeightsError for a missing or damaged file, a name that occurs
+    twice, and quantized weights. `buffers`: integers are accepted too, as models of others keep them. `pickled`: *.bin
+    and *.pth are read, too, and `source` may be such a file; `folder` is then the folder that it is in.
     """
 
-    def __init__(self, folder: Path, buffers: bool = False):
-        self.folder = folder
+    def __init__(self, source: Path, buffers: bool = False, pickled: bool = False):
+        self.folder = folder_of(source)
         self.shapes: Shapes = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self._known = FLOATS | OTHERS if buffers else FLOATS
         self._files: dict[str, Path] = {}
-        for file in _weight_files(folder):
+        for file in weight_files(source, pickled):
             self._read_header(file)
         if not self.shapes:
-            raise WeightsError(f"the *.safetensors of {folder} hold no weights; download them again")
+            raise WeightsError(f"the weight files of {source} hold no weights; download them again")
 
     @property
     def paths(self) -> list[Path]:
@@ -48,7 +48,10 @@ class WeightFiles:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor. Its file is opened for this tensor alone: pages of an open file count as memory."""
-        with safe_open(self._files[name], "pt") as opened:
+        file = self._files[name]
+        if file.suffix != SAFE:
+            return read_pickled(file)[name]
+        with safe_open(file, "pt") as opened:
             return opened.get_tensor(name)
 
     def finite_tensor(self, name: str) -> Tensor:
@@ -57,20 +60,49 @@ class WeightFiles:
         check_finite({name: tensor}, self._files[name])
         return tensor
 
+    def drop_copies(self, tied: Mapping[str, str]) -> None:
+        """Forget tied weights that some programs write twice. `tied`: name -> the weight that it shares.
+
+        Raises WeightsError if the two differ: only one of them would be used.
+        """
+        for copy, original in tied.items():
+            if copy not in self.shapes or original not in self.shapes:
+                continue
+            if not torch.equal(self.tensor(copy), self.tensor(original)):
+                raise WeightsError(
+                    f"{self.folder}: {copy} and {original} differ, but config.json ties them (tie_word_embeddings)"
+                )
+            del self.shapes[copy], self.dtypes[copy], self._files[copy]
+
     def _read_header(self, file: Path) -> None:
         check_downloaded(file, MAX_FILE_BYTES)
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (safe_open returns no dict)
-                    if name in self._files:
-                        raise WeightsError(f"{name} is in {file} and in {self._files[name]}: keep one of them")
-                    header = opened.get_slice(name)
-                    if header.get_dtype() not in self._known:
-                        raise WeightsError(f"{file}: {name} is {header.get_dtype()}; give unquantized weights")
-                    self._files[name], self.dtypes[name] = file, self._known[header.get_dtype()]
-                    self.shapes[name] = tuple(header.get_shape())
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{file} is damaged or not complete: {error}; download it again") from None
+        known = {str(dtype): dtype for dtype in self._known.values()} | self._known
+        for name, dtype, shape in _header(file):
+            if name in self._files:
+                raise WeightsError(f"{name} is in {file} and in {self._files[name]}: keep one of them")
+            if dtype not in known:
+                raise WeightsError(f"{file}: {name} is {dtype}; give unquantized weights")
+            self._files[name], self.dtypes[name], self.shapes[name] = file, known[dtype], shape
+
+
+def folder_of(source: Path) -> Path:
+    """The folder of a model: `source`, or where it is if it is a file of weights or a checkpoint *.pth."""
+    return source.parent if source.is_file() or source.suffix == CHECKPOINT else source
+
+
+def _header(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype as it is written in the file, shape) of each weight; no value is read."""
+    if file.suffix != SAFE:
+        for name, tensor in read_pickled(file).items():
+            yield name, str(tensor.dtype), tuple(tensor.shape)
+        return
+    try:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (safe_open returns no dict)
+                header = opened.get_slice(name)
+                yield name, header.get_dtype(), tuple(header.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is damaged or not complete: {error}; download it again") from None
 
 
 def check_shapes(expected: Shapes, actual: Shapes, folder: Path) -> None:
@@ -108,33 +140,3 @@ def check_finite(tensors: dict[str, Tensor], where: Path | str) -> None:
             f"{where}: NaN or infinite values in {', '.join(wrong[:MAX_LISTED])}{more}. Such a model answers nothing: "
             "its training diverged, or the file is damaged; take an earlier checkpoint, or download it again"
         )
-
-
-def _weight_files(folder: Path) -> Sequence[Path]:
-    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
-        return [folder / SINGLE]
-    if (folder / INDEX).exists():
-        return _named_by_index(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise WeightsError(
-            f"{folder} needs at least one *.safetensors (and config.json and the tokenizer's files). If the checkpoint "
-            "has *.bin files, load it once with the program that wrote it and save it as safetensors"
-        )
-    return files
-
-
-def _named_by_index(folder: Path) -> list[Path]:
-    weight_map = read_settings(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError(f"{folder / INDEX} has no weight_map, which says in which file each weight is")
-    names = set(weight_map.values()) if all(isinstance(name, str) for name in weight_map.values()) else {""}
-    wrong = sorted(name for name in names if not name.endswith(".safetensors") or PurePath(name).name != name)
-    if wrong:
-        raise WeightsError(
-            f"{folder / INDEX} names {wrong[0]!r}: a file name that ends in .safetensors, without a folder, is expected"
-        )
-    missing = sorted(name for name in names if not (folder / name).exists())
-    if missing:
-        raise WeightsError(f"{folder} lacks {', '.join(missing[:MAX_LISTED])}, which {INDEX} names: download them too")
-    return [folder / name for name in sorted(names)]

@@ -14,10 +14,11 @@ from pixel_sail.devices import device_of_map
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.find import find_export
+from pixel_sail.folders.listing import MAX_LISTED
 from pixel_sail.folders.load import in_a_line, on_meta
 from pixel_sail.folders.place import ON_CPU, Place, has_rounded_buffers, stored_dtype
 from pixel_sail.folders.values import read_values
-from pixel_sail.folders.weight_files import MAX_LISTED, Shapes, WeightFiles, check_finite, check_shapes
+from pixel_sail.folders.weight_files import Shapes, WeightFiles, check_finite, check_shapes
 from pixel_sail.model.adapter import merge_adapter, split_adapter
 from pixel_sail.model.attention import AttentionLayout, choose_kernel, kernel_of
 from pixel_sail.model.backbone import build_decoder, cache_argument
@@ -232,7 +233,8 @@ class PixelSail(PreTrainedModel):
         """
         config, files = load_own_config(folder), WeightFiles(folder)
         network = on_meta(lambda: cls(config), folder / CONFIG)
-        check_shapes(expected_shapes(network), _without_copies(files, network.all_tied_weights_keys), folder)
+        files.drop_copies(network.all_tied_weights_keys)
+        check_shapes(expected_shapes(network), files.shapes, folder)
         values = read_values(files)
         model = cls._mapped(folder, config, stored_dtype(files.dtypes))
         if has_rounded_buffers(model):
@@ -265,17 +267,3 @@ def expected_shapes(model: PixelSail) -> Shapes:
     """Names and shapes of a model's weights. Tied weights appear once."""
     tied = model.all_tied_weights_keys
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-
-
-def _without_copies(files: WeightFiles, tied: dict[str, str]) -> Shapes:
-    """The shapes of the files without tied weights that some programs write twice.
-
-    `tied`: name -> the weight that it shares. Raises WeightsError if the two differ: only one of them would be used.
-    """
-    for copy, original in tied.items():
-        both = copy in files.shapes and original in files.shapes
-        if both and not torch.equal(files.tensor(copy), files.tensor(original)):
-            raise WeightsError(
-                f"{files.folder}: {copy} and {original} differ, but config.json ties them (tie_word_embeddings)"
-            )
-    return {name: shape for name, shape in files.shapes.items() if name not in tied or tied[name] not in files.shapes}

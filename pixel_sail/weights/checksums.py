@@ -15,7 +15,8 @@ from typing import Any
 
 from pixel_sail.durable import file_sha256, write_json
 from pixel_sail.files import check_regular, read_json
-from pixel_sail.weights.engine_files import MAX_FILE_BYTES, check_crc, check_engine_files, present_files
+from pixel_sail.folders.torch_files import MAX_FILE_BYTES
+from pixel_sail.weights.engine_files import check_crc, check_engine_files, present_files
 from pixel_sail.weights.run_folder import ENGINE, STATE, DamagedCheckpoint, TrainState, read_state, saved_steps, step_of
 
 CHECKSUMS = "checksums.json"

@@ -14,7 +14,8 @@ from transformers.initialization import no_init_weights
 
 from pixel_sail.config import Config, ConfigError, build_config, upgraded
 from pixel_sail.errors import UserError
-from pixel_sail.folders.weight_files import MAX_LISTED, is_finite
+from pixel_sail.folders.listing import MAX_LISTED
+from pixel_sail.folders.weight_files import is_finite
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.checksums import check_whole, newest_whole_before

@@ -10,18 +10,15 @@ The names of optim_states begin with bf16_ if the weights are bfloat16.
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pixel_sail.files import check_regular
+from pixel_sail.folders.torch_files import check_zip, read_torch_file
 from pixel_sail.weights.run_folder import ENGINE, DamagedCheckpoint, TrainState
 
-MAX_FILE_BYTES = 2**44  # 16 TiB, of one file
 STEP_KEY = "step"  # of the state that AdamW keeps of a parameter
 # By ZeRO stage: where a shard has the float32 weights, as flat vectors, and where the state of the optimizer.
 _UP_TO_STAGE_2 = ("single_partition_of_fp32_groups", "base_optimizer_state")
@@ -74,14 +71,7 @@ def read_engine_file(file: Path, map_location: Any = "cpu", mmap: bool = False) 
 
     Raises DamagedCheckpoint for what is no such file, is damaged, or would run code.
     """
-    _check_zip(file)
-    try:
-        with torch.serialization.safe_globals(_harmless_classes()):
-            values = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
-    except MemoryError:
-        raise
-    except Exception as error:  # on damaged bytes the unpickler raises whatever the pickle leads to
-        raise DamagedCheckpoint(f"{file} {_reason(error)}") from None
+    values = read_torch_file(file, _harmless_classes(), map_location, mmap, DamagedCheckpoint)
     if not isinstance(values, dict):
         raise DamagedCheckpoint(f"{file} holds no dict, but a {type(values).__name__}")
     return values
@@ -89,7 +79,7 @@ def read_engine_file(file: Path, map_location: Any = "cpu", mmap: bool = False) 
 
 def check_crc(file: Path) -> None:
     """Raise DamagedCheckpoint if bytes of a file have changed since torch wrote it. Reads the whole file."""
-    _check_zip(file)
+    check_zip(file, DamagedCheckpoint)
     with zipfile.ZipFile(file) as archive:
         try:
             part = archive.testzip()
@@ -109,28 +99,6 @@ def _harmless_classes() -> list[type]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     return [LossScaler, ZeroStageEnum, fragment_address]
-
-
-def _check_zip(file: Path) -> None:
-    """A zip whose parts are stored as they are: packed ones could claim any size."""
-    size = check_regular(file, MAX_FILE_BYTES, DamagedCheckpoint)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise DamagedCheckpoint(f"{file} is damaged or not complete: {error}") from None
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
-        raise DamagedCheckpoint(f"{file} was not written by torch.save: its parts are packed, or overlap")
-
-
-def _reason(error: Exception) -> str:
-    """In our words: those of torch advise to load the file without protection."""
-    text = str(error)
-    if match := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"asks for {match[1]}, which could run code; only tensors and plain values are read. Nothing was run"
-    if "weights_only" in text or "Weights only" in text:
-        return "holds more than tensors and plain values, which could run code. Nothing was run"
-    return f"is damaged: {type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
 
 
 def _problem_of_weights(values: dict[str, Any], state: TrainState) -> str | None:

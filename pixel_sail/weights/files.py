@@ -17,8 +17,9 @@ from pixel_sail.durable import replaced_folder, rust_errors
 from pixel_sail.errors import FileError, WeightsError
 from pixel_sail.folders.checksums import write_sums
 from pixel_sail.folders.files import CONFIG, INDEX
+from pixel_sail.folders.listing import SINGLE
 from pixel_sail.folders.load import on_meta
-from pixel_sail.folders.weight_files import SINGLE, Shapes, WeightFiles, check_shapes, is_finite
+from pixel_sail.folders.weight_files import Shapes, WeightFiles, check_shapes, is_finite
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail, expected_shapes
 from pixel_sail.writable import check_writable

@@ -63,7 +63,7 @@ DIFFERENCES = (
 
 def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
     """Raises WeightsError for missing files, and for weights that are not EVEv2's."""
-    settings, files = read_settings(folder), WeightFiles(folder)
+    settings, files = read_settings(folder), WeightFiles(folder, pickled=True)
     tokenizer, new_ids = read_tokenizer(folder)
     text_config = decoder_config(Qwen2Config, files, settings, tokenizer)
     width, _, sub_patch_size, _ = shape(files, CONV1)

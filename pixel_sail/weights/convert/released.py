@@ -43,6 +43,14 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, new_ids: list[int], names
         raise WeightsError(f"the tokenizer lacks {', '.join(lacking)}: it does not belong to {family} weights")
 
 
+def name_ends(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> None:
+    """Give the tokenizer the bos and eos tokens of config.json where it has none: a tokenizer.json alone says none."""
+    for end in ("bos_token", "eos_token"):
+        number = settings.get(f"{end}_id")
+        if getattr(tokenizer, end) is None and type(number) is int and 0 <= number < len(tokenizer):
+            setattr(tokenizer, end, tokenizer.convert_ids_to_tokens(number))
+
+
 def renamed(names: Sequence[str], patterns: Sequence[tuple[str, str]], family: str) -> dict[str, str]:
     """Map our names to `names`; the first of `patterns` (theirs, ours) that matches a whole name translates it.
 
@@ -71,6 +79,8 @@ def decoder_config(
 
     Raises WeightsError for values that no decoder has.
     """
+    if settings.get("tie_word_embeddings"):
+        files.drop_copies({HEAD: EMBED})
     vocabulary, hidden = shape(files, EMBED)
     layers = {int(match[1]) for key in files.shapes if (match := re.match(r"model\.layers\.(\d+)\.", key))}
     values = dict(

@@ -11,15 +11,26 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 from pixel_sail.architecture import MAX_MASK_CHANNELS, Architecture
 from pixel_sail.errors import WeightsError
-from pixel_sail.folders.weight_files import WeightFiles
+from pixel_sail.folders.listing import SAFE
+from pixel_sail.folders.weight_files import WeightFiles, folder_of
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
+from pixel_sail.tokens import GROUNDING_TOKENS
 from pixel_sail.weights.convert.new_parts import model_config
-from pixel_sail.weights.convert.released import built_decoder, read_settings, read_tokenizer, renamed, setting
+from pixel_sail.weights.convert.released import (
+    EMBED,
+    HEAD,
+    built_decoder,
+    read_settings,
+    read_tokenizer,
+    renamed,
+    setting,
+)
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied, load
 
 QUESTION = "Please segment {expression} in this image."  # of the research code
 
+_DECODER = "single_transformer."
 # Patterns of research keys -> ours. The first pattern that matches gives the name.
 _RENAMES = [
     (r"single_transformer\.model\.vis_embed\.weight", "fusion.patch_linear.weight"),
@@ -34,22 +45,28 @@ _RENAMES = [
 ]
 
 
-def from_research(folder: Path, question: str = QUESTION) -> tuple[PixelSail, PreTrainedTokenizerBase]:
+def from_research(source: Path, question: str = QUESTION) -> tuple[PixelSail, PreTrainedTokenizerBase]:
     """The model in memory, float32, and its tokenizer. Errors as in `plan_research`."""
-    plan = plan_research(folder, question)
+    plan = plan_research(source, question)
     return load(plan), plan.tokenizer
 
 
-def plan_research(folder: Path, question: str = QUESTION) -> Conversion:
-    """The conversion of `folder` (config.json, *.safetensors, tokenizer/ or its files).
+def plan_research(source: Path, question: str = QUESTION) -> Conversion:
+    """The conversion of a folder with config.json, *.safetensors or iter_N.pth, and tokenizer/ or its files.
 
-    Raises WeightsError for missing files, and for unknown keys, with a list of them.
+    `source` may be one of several iter_N.pth. Beside it may be the tokenizer of the base that the run started from: the
+    research code adds its tokens to that, in our order, whenever it starts. Raises WeightsError for missing files, and
+    for unknown keys, with a list of them.
     """
-    settings, files = read_settings(folder), WeightFiles(folder)
+    folder = folder_of(source)
+    settings, files = read_settings(folder), WeightFiles(source, pickled=True)
+    if settings.get("tie_word_embeddings"):
+        files.drop_copies({f"{_DECODER}{HEAD}": f"{_DECODER}{EMBED}"})
     names = renamed(list(files.shapes), _RENAMES, "research Pixel-SAIL")
     tokenizer_folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     tokenizer, new_ids = read_tokenizer(tokenizer_folder)
-    if new_ids:
+    from_base = files.paths[0].suffix != SAFE and tokenizer.convert_ids_to_tokens(new_ids) == list(GROUNDING_TOKENS)
+    if new_ids and not from_base:
         raise WeightsError(
             f"the tokenizer in {tokenizer_folder} lacks special tokens; it does not belong to these weights"
         )
