@@ -6,6 +6,7 @@ the answer with the token that ends it (labels).
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from pixel_sail.data.chat_template import DATE_FUNCTION, OTHER_DATE, TemplateErr
 from pixel_sail.tokens import GROUNDING_TOKENS
 
 FORMATS = ("research", "inst", "template")
+_THOUGHT = re.compile(r"<think>\s*</think>\s*")  # an empty one
 
 
 @dataclass(frozen=True)
@@ -94,31 +96,50 @@ def _from_pieces(pieces: Any) -> Parts:
 
 
 def _from_template(tokenizer: PreTrainedTokenizerBase) -> Parts:
-    """Takes a chat template apart by applying it to two turns of marked text."""
+    """Takes a chat template apart by applying it to two turns of marked text, and to the question of each.
+
+    The text between a question and its answer is the one that the template asks with, in every turn. Some templates
+    leave an empty thought out of it once the answer has been given, and would train the answers of one conversation
+    behind different texts, of which only one is ever asked.
+    """
     marks = ["QUESTION-ONE", "ANSWER-ONE", "QUESTION-TWO", "ANSWER-TWO"]
     roles = ["user", "assistant"] * 2
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     if not tokenizer.chat_template:
         raise TemplateError("the tokenizer has no chat template; use chat_format research or inst")
-    chats = [(messages[:1], True), (messages, False)]
-    asked, whole = texts = applied(tokenizer, chats)
+    chats = [(messages[:1], True), (messages[:3], True), (messages, False)]
+    texts = applied(tokenizer, chats)
     if DATE_FUNCTION in tokenizer.get_chat_template() and texts != applied(tokenizer, chats, OTHER_DATE):
         print("note: the chat template writes the date of the day; a fixed date is written instead", file=sys.stderr)
-    pieces, rest = [], whole
-    for mark in marks:
-        piece, separator, rest = rest.partition(mark)
-        if not separator:
-            raise TemplateError(f"the tokenizer's chat template changes the text of the message {mark!r}")
-        pieces.append(piece)
-    end = rest.rstrip("\n")
+    start, asked = _cut(texts[0], marks[:1])
+    asked_again = _cut(texts[1], marks[:3])[-1]
+    pieces = _cut(texts[2], marks)
+    end = pieces.pop().rstrip("\n")
     if not end:
         raise TemplateError(
             "the tokenizer's chat template writes nothing that ends an answer; use chat_format research or inst"
         )
-    first = (pieces[0], asked.partition(marks[0])[2])
-    lead = pieces[1].removeprefix(first[1])
-    if first[1] + lead != pieces[1] or lead.strip() or not pieces[2].startswith(end) or not pieces[3].endswith(lead):
+    if asked_again != asked:
+        raise TemplateError(
+            f"the tokenizer's chat template asks the first question with {asked!r:.100} before the answer and the next "
+            f"with {asked_again!r:.100}; one text in every turn is expected: use chat_format research or inst"
+        )
+    lead = pieces[3].removeprefix(asked)
+    known = (asked + lead, _THOUGHT.sub("", asked + lead))
+    whole = start == pieces[0] and asked + lead == pieces[3] and pieces[1] in known
+    if not whole or lead.strip() or not pieces[2].startswith(end):
         raise TemplateError(
             "the tokenizer's chat template cannot be continued turn by turn; use chat_format research or inst"
         )
-    return end, first, (pieces[2][len(end) :], pieces[3].removesuffix(lead)), lead
+    return end, (start, asked), (pieces[2][len(end) :], asked), lead
+
+
+def _cut(text: str, marks: list[str]) -> list[str]:
+    """The texts before, between and after `marks`. Raises TemplateError if one is missing."""
+    pieces = []
+    for mark in marks:
+        piece, separator, text = text.partition(mark)
+        if not separator:
+            raise TemplateError(f"the tokenizer's chat template changes the text of the message {mark!r}")
+        pieces.append(piece)
+    return [*pieces, text]

@@ -2,7 +2,8 @@
 
 jinja's sandbox bounds neither time nor memory: a template runs in a process of its own (render_template.py), a tenth of
 a second. Some templates write the date of today, which would change what a model is asked from one day to the next:
-here every day is FIXED_DATE.
+here every day is FIXED_DATE. Templates of models that can think before they answer (Qwen3's) are asked for an answer
+without: no data of ours has thoughts.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def rendered(
     """As `applied`, for a template from elsewhere."""
     if not isinstance(template, str):
         raise TemplateError(f"the tokenizer's chat template is a {type(template).__name__}, not a text")
-    constant = {"tools": None, "documents": None, **special_tokens}
+    constant = {"tools": None, "documents": None, "enable_thinking": False, **special_tokens}
     calls = [constant | {"messages": messages, "add_generation_prompt": begun} for messages, begun in chats]
     return list(_rendered(template, json.dumps(calls, default=str), date))
 

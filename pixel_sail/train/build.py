@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from pixel_sail.data.pack import pack
 from pixel_sail.data.sources import Source, open_source
 from pixel_sail.data.templates import Templates
 from pixel_sail.experts.features import FeatureProvider
+from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.place import ON_CPU, Place
+from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.train import distributed
 from pixel_sail.train.engine import has_bf16_weights
@@ -67,6 +70,19 @@ def place_of_training(train: TrainConfig) -> Place:
         return Place(dtype=torch.bfloat16, later=True) if bf16 else ON_CPU
     in_4_bits = train.lora is not None and train.lora.quantize != "none"
     return Place(distributed.device(), torch.bfloat16 if bf16 else torch.float32, later=in_4_bits)
+
+
+def keep_chat_format(config: PixelSailConfig, folder: Path) -> list[str]:
+    """Give a run that goes on the chat format that it began with, from its checkpoint's `folder` of the model.
+
+    The base was read anew, and its chat template may write other text by now. Returns a line for the user if it does.
+    """
+    kept = load_own_config(folder) if (folder / CONFIG).exists() else config  # older checkpoints have none
+    before, now = (kept.chat_format, kept.chat_pieces), (config.chat_format, config.chat_pieces)
+    if before == now or (kept.chat_format == "template" and kept.chat_pieces is None):  # older ones have no pieces
+        return []
+    config.chat_format, config.chat_pieces = before
+    return ["the chat template of the base has changed since the run began, which goes on with the text of then"]
 
 
 def build_encoder(

@@ -28,7 +28,13 @@ from pixel_sail.ranks import together
 from pixel_sail.train import checkpoint as checkpoints
 from pixel_sail.train import distributed
 from pixel_sail.train.banner import banner
-from pixel_sail.train.build import build_encoder, build_model, build_step_dataset, place_of_training
+from pixel_sail.train.build import (
+    build_encoder,
+    build_model,
+    build_step_dataset,
+    keep_chat_format,
+    place_of_training,
+)
 from pixel_sail.train.compiling import compile_layers
 from pixel_sail.train.curves import draw_if_behind
 from pixel_sail.train.distillation import open_distillation
@@ -39,7 +45,7 @@ from pixel_sail.train.log import RunLog, forget_after
 from pixel_sail.train.memory import decide_checkpointing
 from pixel_sail.train.optim import parameter_groups
 from pixel_sail.train.validate import is_due, open_benchmarks, validated_steps
-from pixel_sail.weights.run_folder import TrainState
+from pixel_sail.weights.run_folder import MODEL, TrainState
 from pixel_sail.weights.start import with_start
 
 
@@ -79,13 +85,14 @@ def set_up(config: Config) -> Run | None:
         checkpoints.check_files(checkpoint)
     distributed.on_rank_0(lambda: prepare_folder(config, state))
     model, tokenizer = together(lambda: build_model(config, mixture.sources, place_of_training(config.train)))
+    chat = [] if checkpoint is None else together(lambda: keep_chat_format(model.config, checkpoint / MODEL))
     flops = Flops.of(model)
     log = RunLog(config, distributed.rank() == 0, flops, distributed.world_size(), state.step)
     log.say(f"{config.run.dir}: {'starting' if checkpoint is None else f'going on from {checkpoint.name}'}")
     for source in mixture.sources:
         for problem in source.problems:
             log.say(f"left out on reading: {problem}")
-    for line in [*exclusion_lines(config, mixture), *prepare_finetuning(model, tokenizer, config)]:
+    for line in [*chat, *exclusion_lines(config, mixture), *prepare_finetuning(model, tokenizer, config)]:
         log.say(line)
     for line in [*_prepare_layers(config, model), *banner(config, model, mixture)]:
         log.say(line)

@@ -31,6 +31,24 @@ LLAMA = """{{- bos_token }}
 {%- endif %}
 """
 QWEN = """{%- if tools %}no{% endif %}{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""  # noqa: E501
+# As Qwen3's: only the last answer keeps its thought, and a question that wants none asks behind an empty one.
+QWEN3 = """
+{%- set ns = namespace(last=0) %}
+{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and loop.index0 > ns.last %}
+        {{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' + message.content + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
 CLEVER = """{% set ns = namespace(count=0) %}{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}{% set ns.count = ns.count + 1 %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% else %}{{ {'n': ns.count, 'é': 1} | tojson }}{{ m.content }}{% endif %}{% endfor %}{{ dict(a=1).a }}"""  # noqa: E501
 CHATS = [
     ([{"role": "user", "content": "What is it?"}], True),
@@ -90,6 +108,12 @@ def test_the_date_is_fixed(tokenizer: PreTrainedTokenizerBase, capsys) -> None:
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}<e>", "cannot be continued turn by turn"),
         ("{% for m in messages %}{{ m.content[:3] }}{% endfor %}", "changes the text of the message 'QUESTION-ONE'"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes nothing that ends an answer"),
+        (
+            QWEN + "{% if messages|length > 1 and add_generation_prompt %}!{% endif %}",
+            "one text in every turn is expected",
+        ),
+        (QWEN + "{% if add_generation_prompt %}<think>\n{% endif %}", "cannot be continued turn by turn"),
+        (QWEN.replace("{{'<|im_start|>' + m", "{{'<|im_start|>' + ('' if loop.last else 'old ') + m"), "turn by turn"),
     ],
 )
 def test_templates_that_are_refused(tokenizer: PreTrainedTokenizerBase, template: str, message: str) -> None:
@@ -98,6 +122,19 @@ def test_templates_that_are_refused(tokenizer: PreTrainedTokenizerBase, template
     with pytest.raises(TemplateError, match=message):
         ChatFormat.of("template", tokenizer)
     assert time.monotonic() - start < 30
+
+
+def test_a_model_that_can_think_is_asked_for_the_answer_in_every_turn(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = QWEN3
+    chat = ChatFormat.of("template", tokenizer)
+    asked = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert chat.before(0, "a") == f"<|im_start|>user\na{asked}"
+    assert chat.before(1, "b") == f"\n<|im_start|>user\nb{asked}" and chat.end == "<|im_end|>"
+    one = [{"role": "user", "content": "a"}]
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    assert chat.before(0, "a") == tokenizer.apply_chat_template(one, **options)
+    answered = tokenizer.apply_chat_template([*one, {"role": "assistant", "content": "x"}], tokenize=False)
+    assert chat.before(0, "a") + chat.answer("x") + chat.end == answered.rstrip("\n")
 
 
 def test_the_pieces_are_kept_and_the_template_is_not_run_again(tmp_path, monkeypatch) -> None:

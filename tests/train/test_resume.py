@@ -14,6 +14,7 @@ from pixel_sail.config import ConfigError, load_config
 from pixel_sail.durable import append_json_line, publish_folder
 from pixel_sail.train.checkpoint import FREE_KEYS
 from pixel_sail.train.loop import train
+from pixel_sail.weights.convert import scratch
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,22 @@ def test_export_is_made_up_for(tmp_path: Path, finished: Path, root: Path) -> No
     shutil.rmtree(run / "export")
     train(tiny_config(tmp_path / "copy", root))
     assert_same_bits(run, finished / "run")
+
+
+def test_the_text_around_questions_is_that_of_the_beginning(
+    tmp_path: Path, finished: Path, root: Path, monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A chat template of the base that has changed since, as with a new version of it."""
+    run = shutil.copytree(finished, tmp_path / "copy") / "run"
+    forget_second_half(run)
+    monkeypatch.setattr(scratch, "CHAT_TEMPLATE", scratch.CHAT_TEMPLATE.replace("<|im_start|> ", "<|im_start|>user "))
+    train(tiny_config(tmp_path / "copy", root, "train.save_every=2"))
+    assert "the chat template of the base has changed since the run began" in capsys.readouterr().out
+    assert_same_bits(run, finished / "run")
+    kept = [
+        json.loads((folder / "export" / "config.json").read_text())["chat_pieces"] for folder in (run, finished / "run")
+    ]
+    assert kept[0] == kept[1]
 
 
 def test_log_lines_of_lost_steps_go(tmp_path: Path, finished: Path, root: Path) -> None:
