@@ -221,6 +221,40 @@ def test_what_is_wrong_with_a_bin(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists() and not (tmp_path / "ours").exists()
 
 
+def test_weights_that_share_memory(tmp_path: Path) -> None:
+    """Views of one storage, and a transposed one, as some programs save them: each is copied for itself."""
+    weights = sail_files(tmp_path / "sail")
+    names = [f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in (0, 1) for part in "kv"]
+    shared = torch.stack([weights[name] for name in names])
+    turned = "model.layers.0.self_attn.q_proj.weight"
+    views = dict(zip(names, shared, strict=True)) | {turned: weights[turned].T.contiguous().T}
+    torch.save(weights | views, tmp_path / "sail" / "pytorch_model.bin")
+    write(plan_sail(tmp_path / "sail", PARTS), tmp_path / "ours")
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    assert all(torch.equal(ours[f"language_model.{name}"], weights[name]) for name in [*names, turned])
+
+
+@pytest.mark.parametrize("cut", ["end", "middle"])
+def test_half_a_checkpoint(cut: str, golden: Path, tmp_path: Path) -> None:
+    """Layers that are missing at the end are no smaller model."""
+    weights = sail_files(tmp_path / "sail")
+    settings = json.loads((tmp_path / "sail" / "config.json").read_text())
+    if cut == "end":
+        (tmp_path / "sail" / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 2}))
+    kept = {name: tensor for name, tensor in weights.items() if f"layers.{1 if cut == 'end' else 0}." not in name}
+    torch.save(kept, tmp_path / "sail" / "pytorch_model.bin")
+    missing = 1 if cut == "end" else 0
+    message = f"num_hidden_layers 2, the weights have 1 layers; the first that is missing is layer {missing}"
+    with pytest.raises(WeightsError, match=message):
+        plan_sail(tmp_path / "sail", PARTS)
+    research = load_file(golden / "tiny" / "model.safetensors")
+    shutil.copytree(golden / "tiny" / "tokenizer", tmp_path / "run" / "tokenizer")
+    shutil.copy(golden / "tiny" / "config.json", tmp_path / "run")
+    torch.save({name: research[name] for name in research if "layers.0." not in name}, tmp_path / "run" / "iter_1.pth")
+    with pytest.raises(WeightsError, match="num_hidden_layers 2, the weights have 1 layers; .*layer 0"):
+        plan_research(tmp_path / "run")
+
+
 @pytest.fixture
 def buffer_class(monkeypatch) -> type:
     """mmengine's HistoryBuffer as it pickles itself: arrays, and functions by the name of their class."""

@@ -82,12 +82,12 @@ def decoder_config(
     if settings.get("tie_word_embeddings"):
         files.drop_copies({HEAD: EMBED})
     vocabulary, hidden = shape(files, EMBED)
-    layers = {int(match[1]) for key in files.shapes if (match := re.match(r"model\.layers\.(\d+)\.", key))}
+    layers = count_layers(files, r"model\.layers\.(\d+)\.", settings)
     values = dict(
         vocab_size=max(vocabulary, len(tokenizer)),
         hidden_size=hidden,
         intermediate_size=shape(files, "model.layers.0.mlp.gate_proj.weight")[0],
-        num_hidden_layers=len(layers),
+        num_hidden_layers=layers,
         num_attention_heads=setting(settings, files.folder, "num_attention_heads"),
         num_key_value_heads=setting(settings, files.folder, "num_key_value_heads"),
         rms_norm_eps=setting(settings, files.folder, "rms_norm_eps"),
@@ -99,6 +99,23 @@ def decoder_config(
         **extra,
     )
     return built_decoder(kind, values, files.folder)
+
+
+def count_layers(files: WeightFiles, pattern: str, settings: dict[str, Any]) -> int:
+    """The number of layers of the files; `pattern` finds one in a name.
+
+    Raises WeightsError if one is missing, also at the end: config.json says how many there are.
+    """
+    present = {int(match[1]) for name in files.shapes if (match := re.match(pattern, name))}
+    count = settings.get("num_hidden_layers", max(present, default=-1) + 1)
+    if present != set(range(count if type(count) is int else 0)):
+        missing = sorted(set(range(count)) - present) if type(count) is int else []
+        raise WeightsError(
+            f"{files.folder}: config.json says num_hidden_layers {count}, the weights have {len(present)} layers"
+            f"{f'; the first that is missing is layer {missing[0]}' if missing else ''}: a part of the checkpoint is "
+            "missing, or they do not belong together"
+        )
+    return len(present)
 
 
 def built_decoder(kind: type[PretrainedConfig], values: dict[str, Any], folder: Path) -> PretrainedConfig:

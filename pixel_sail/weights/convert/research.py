@@ -21,6 +21,7 @@ from pixel_sail.weights.convert.released import (
     EMBED,
     HEAD,
     built_decoder,
+    count_layers,
     read_settings,
     read_tokenizer,
     renamed,
@@ -90,13 +91,13 @@ def _config(
     """Sizes come from the weights; config.json is read only for what the weights do not show."""
     folder = files.folder
     vocabulary, hidden = _shape(files, names, "language_model.model.embed_tokens.weight")
-    layers = {int(match[1]) for key in names if (match := re.match(r"language_model\.model\.layers\.(\d+)\.", key))}
+    layers = count_layers(files, r"single_transformer\.model\.layers\.(\d+)\.", settings)
     blocks = {int(match[1]) for key in names if (match := re.match(r"mask_head\.blocks\.(\d+)\.", key))}
     values = dict(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=_shape(files, names, "language_model.model.layers.0.mlp.gate_proj.weight")[0],
-        num_hidden_layers=len(layers),
+        num_hidden_layers=layers,
         num_attention_heads=setting(settings, folder, "heads", "num_attention_heads"),
         num_key_value_heads=setting(settings, folder, "kv_heads", "num_key_value_heads"),
         rms_norm_eps=setting(settings, folder, "rms_norm_eps"),
