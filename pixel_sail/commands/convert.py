@@ -10,7 +10,8 @@
 The folder is what train.init_from, tools/test.py, tools/predict.py and PixelSail.from_pretrained take. A CHECKPOINT is
 a downloaded folder with config.json, *.safetensors or *.bin, and the tokenizer's files; of the research code it may be
 an iter_N.pth with these beside it. It is converted shard by shard, and the peak memory is printed. docs/released.md
-says what to download of each base. Parts that a base lacks start from random weights and must be trained: docs/convert.md.
+says what to download of each base. Parts that a base lacks start from random weights and must be trained:
+docs/convert.md.
 """
 
 from __future__ import annotations
