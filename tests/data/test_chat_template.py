@@ -49,6 +49,7 @@ QWEN3 = """
     {%- endif %}
 {%- endif %}
 """
+PAST = "('it' if message['role'] == 'assistant' and not loop.last else message['role']) +"
 CLEVER = """{% set ns = namespace(count=0) %}{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}{% set ns.count = ns.count + 1 %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% else %}{{ {'n': ns.count, 'é': 1} | tojson }}{{ m.content }}{% endif %}{% endfor %}{{ dict(a=1).a }}"""  # noqa: E501
 CHATS = [
     ([{"role": "user", "content": "What is it?"}], True),
@@ -113,7 +114,7 @@ def test_the_date_is_fixed(tokenizer: PreTrainedTokenizerBase, capsys) -> None:
             "one text in every turn is expected",
         ),
         (QWEN + "{% if add_generation_prompt %}<think>\n{% endif %}", "cannot be continued turn by turn"),
-        (QWEN.replace("{{'<|im_start|>' + m", "{{'<|im_start|>' + ('' if loop.last else 'old ') + m"), "turn by turn"),
+        (QWEN.replace("message['role'] +", PAST), "turn by turn"),
     ],
 )
 def test_templates_that_are_refused(tokenizer: PreTrainedTokenizerBase, template: str, message: str) -> None:

@@ -222,16 +222,18 @@ def test_what_is_wrong_with_a_bin(kind: str, tmp_path: Path) -> None:
 
 
 def test_weights_that_share_memory(tmp_path: Path) -> None:
-    """Views of one storage, and a transposed one, as some programs save them: each is copied for itself."""
+    """The same tensor under two names, views of one storage, a transposed one: each is written for itself."""
     weights = sail_files(tmp_path / "sail")
-    names = [f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in (0, 1) for part in "kv"]
-    shared = torch.stack([weights[name] for name in names])
-    turned = "model.layers.0.self_attn.q_proj.weight"
-    views = dict(zip(names, shared, strict=True)) | {turned: weights[turned].T.contiguous().T}
-    torch.save(weights | views, tmp_path / "sail" / "pytorch_model.bin")
+    layers = [f"model.layers.{layer}.self_attn." for layer in (0, 1)]
+    weights |= {f"{at}k_proj.weight": weights[f"{layers[0]}k_proj.weight"] for at in layers}
+    shared = torch.stack([weights[f"{at}v_proj.weight"] for at in layers])
+    views = {f"{at}v_proj.weight": view for at, view in zip(layers, shared, strict=True)}
+    turned = {f"{at}q_proj.weight": weights[f"{at}q_proj.weight"].T.contiguous().T for at in layers}
+    torch.save(weights | views | turned, tmp_path / "sail" / "pytorch_model.bin")
     write(plan_sail(tmp_path / "sail", PARTS), tmp_path / "ours")
     ours = load_file(tmp_path / "ours" / "model.safetensors")
-    assert all(torch.equal(ours[f"language_model.{name}"], weights[name]) for name in [*names, turned])
+    for name in [f"{at}{part}_proj.weight" for at in layers for part in "qkv"]:
+        assert torch.equal(ours[f"language_model.{name}"], weights[name]), name
 
 
 @pytest.mark.parametrize("cut", ["end", "middle"])
