@@ -31,19 +31,20 @@ class Inert:
     def __setstate__(self, state: Any) -> None: ...
 
 
-# mmengine's log of the run, in each of its checkpoints: arrays in a class that names its methods by getattr.
-_LOG = (
+_ARRAYS = [f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")]
+# What may be named beside the weights, and becomes an Inert: mmengine's log, which is in each of its checkpoints, with
+# its arrays and with methods that it names by getattr; and what DeepSpeed keeps of its settings.
+_BESIDE = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
     "_codecs.encode",
     "numpy.ndarray",
     "numpy.dtype",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32")),
-    *(
-        f"{package}.multiarray.{name}"
-        for package in ("numpy.core", "numpy._core")
-        for name in ("_reconstruct", "scalar")
-    ),
+    *_ARRAYS,
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
 )
 
 
@@ -52,7 +53,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
 
     Raises WeightsError for what is no such file, is damaged, would run code, or holds other things than plain tensors.
     """
-    values = read_torch_file(file, [(Inert, name) for name in _LOG])
+    values = read_torch_file(file, [(Inert, name) for name in _BESIDE])
     section = next((name for name in SECTIONS if isinstance(values, dict) and isinstance(values.get(name), dict)), None)
     weights = values[section] if section else values
     if not isinstance(weights, dict) or not weights:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from released_files import IMAGE_TOKENS, eve_files, sail_files, sentencepiece_model, solo_files
 from safetensors.torch import load_file, save_file
 from tiny_base import save_base
@@ -319,7 +320,8 @@ def test_a_research_run_of_deepspeed_is_a_folder(golden: Path, tmp_path: Path) -
     for source in (tmp_path, run):
         with pytest.raises(WeightsError, match="iter_500.pth is a folder without mp_rank_00_model_states.pt"):
             plan_research(source)
-    torch.save({"module": weights, "optimizer": None}, run / "mp_rank_00_model_states.pt")
+    saved = {"module": weights, "optimizer": None, "ds_config": {"stage": ZeroStageEnum(2)}, "lr": np.float64(1)}
+    torch.save(saved, run / "mp_rank_00_model_states.pt")
     for source in (tmp_path, run):
         plan = plan_research(source)
         assert torch.equal(plan.tensor(EMBED), weights["single_transformer.model.embed_tokens.weight"])
