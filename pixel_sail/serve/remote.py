@@ -21,8 +21,8 @@ from pixel_sail.data.regions import Regions, draw_regions, name_regions
 from pixel_sail.devices import device_of_map
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.find import find_export
-from pixel_sail.folders.place import Place, has_rounded_buffers
 from pixel_sail.folders.listing import MAX_LISTED
+from pixel_sail.folders.place import Place, has_rounded_buffers
 from pixel_sail.model.attention import kernel_of
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Sampling
