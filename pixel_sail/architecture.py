@@ -46,7 +46,18 @@ class Architecture(Section):
     sub_patch_width: Width = 64  # channels of each embedded square
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
-    max_side_px: Width = 1024  # largest longer side of a resized image
+    prompt_linear: bool = True  # a fused prompt goes through a linear; false: its name's embedding itself is added
+    max_side_px: Width = 1024  # largest longer side of a resized image; with `area` the root of its width x height
+    # longer_side: as in Pixel-SAIL, smaller images keep their size; area: every image gets about the same number of
+    # pixels, as in EVEv2 (data/image.py)
+    resize_by: Literal["longer_side", "area"] = "longer_side"
+    resize_filter: Literal["bilinear", "bicubic"] = "bilinear"
+    pixel_statistics: Literal["imagenet", "clip"] = "imagenet"  # mean and deviation that normalize pixels
+    row_ends: bool = False  # </vision> ends every row of patches, as in EVEv2, and not only the last
+    # grid: (row, column), as in Pixel-SAIL; sequence: one after the other, like text, as in EVEv2
+    image_positions: Literal["grid", "sequence"] = "grid"
+    # two_way: the tokens of an image see each other, as in Pixel-SAIL; causal: those before them, as in EVEv2
+    image_attention: Literal["two_way", "causal"] = "two_way"
     mask_stride: Width = 4  # pixels per mask logit: patch_size divided by a power of two
     mask_dim: Width = 256  # S, width of the mask features
     # widths before, between and after the upsampling blocks; None: those of `channels`
@@ -60,6 +71,16 @@ class Architecture(Section):
     def small(self) -> SmallImages:
         """The section `small_images`, or its defaults (everything off) if it is absent."""
         return self.small_images or SmallImages()
+
+    @property
+    def size_rule(self) -> str:
+        """How large images are, in words."""
+        side = f"{self.max_side_px}"
+        return f"of about {side} x {side} px" if self.resize_by == "area" else f"up to {side} px on the longer side"
+
+    def image_tokens(self, h: int, w: int) -> int:
+        """Tokens of the block of an image of h x w patches: <vision>, the patches, and the </vision>s."""
+        return 1 + h * w + (h if self.row_ends else 1)
 
     @property
     def upsample_blocks(self) -> int:

@@ -3,7 +3,8 @@
 In a sequence, all tokens from `<vision>` to `</vision>` see each other. Every other token sees itself and the tokens
 before it. Sequences of one packed batch never see each other. The text follows the image block, so a few kernel calls
 are enough: image rows x all keys up to the end of the image (full), text rows x all keys (causal, aligned at the
-bottom right), and the rows of tokens before the image, if there are any (causal).
+bottom right), and the rows of tokens before the image, if there are any (causal). Where images are causal
+(architecture.image_attention), no run of tokens sees itself both ways, as in a sequence of text alone.
 
 The tensors are built where a batch is packed, in a worker of the loader, and travel with it: built on the way through
 the model, each would make the GPU wait for the host.

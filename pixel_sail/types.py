@@ -104,8 +104,9 @@ class Encoded:
     patches: Tensor  # (N, 3 P P) uint8, each (channel, row, column); float32 zeros, normalized, with data.hide=image
     prompt_ids: Tensor  # (N,) int64; K of the <PromptK> whose region covers the patch, or UNPROMPTED
     grid_hw: tuple[int, int]  # (h, w); (0, 0) without an image
-    image_span: tuple[int, int]  # tokens [<vision>, one past </vision>); (0, 0) without an image
+    image_span: tuple[int, int]  # tokens [<vision>, one past the last </vision>); (0, 0) without an image
     masks: Masks  # of size (h P, w P); one per [SEG] with a label, in order
+    causal: bool = False  # the tokens of the image, too, see only those before them
     lm_weight: float = 1.0  # weight of this sequence's language loss
     dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
     # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
@@ -114,6 +115,11 @@ class Encoded:
     def __len__(self) -> int:
         return self.input_ids.numel()
 
+    @property
+    def two_way_span(self) -> tuple[int, int]:
+        """The tokens that see each other both ways: those of the image, or none."""
+        return (0, 0) if self.causal else self.image_span
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -121,7 +127,7 @@ class Batch:
 
     keys: tuple[str, ...]
     seeds: tuple[int, ...]  # one per sequence
-    spans: tuple[Span, ...]  # one per sequence, host integers
+    spans: tuple[Span, ...]  # one per sequence, host integers: which tokens see each other
     grids_hw: tuple[tuple[int, int], ...]  # one per sequence, (0, 0) without an image
     masks_per_sequence: tuple[int, ...]
     input_ids: Tensor  # (L,) int64
@@ -139,6 +145,8 @@ class Batch:
     # mask, (A,) float32
     asked_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     with_mask: Tensor = field(default_factory=lambda: torch.empty(0))
+    # one per sequence, host integers: which tokens are those of its image; empty: as in `spans`
+    image_spans: tuple[Span, ...] = ()
     varlen: tuple[VarlenCall, ...] = ()  # what flash attention reads; empty: made from `spans` where it is needed
     dropped_turns: int = 0
     # expert -> one tensor per sequence, (0,) without an image

@@ -43,7 +43,7 @@ def _parse() -> argparse.Namespace:
     language.add_argument("--in-memory", action="store_true", help="let transformers load a local folder into memory")
     bases = [families.add_parser(name, help=f"a released {name} checkpoint") for name in BASES]
     for family in (language, *bases):
-        family.add_argument("--max-side-px", type=int, help="default: the largest multiple of the patch up to 1024")
+        family.add_argument("--max-side-px", type=int, help="default: the multiple of the patch up to 1024; evev2: 800")
         family.add_argument("--mask-stride", type=int, help="pixels per mask logit; default: 4, or 7 for patches of 14")
         family.add_argument("--mask-dim", type=int, default=256)
     for family in (research, language, *bases):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pixel_sail.data.image import image_size, resized_size
+from pixel_sail.architecture import Architecture
+from pixel_sail.data.image import image_size, seen_size
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.pack import consecutive_groups
 from pixel_sail.layout import attended_pairs
@@ -24,13 +25,12 @@ class Costs:
     """What samples cost, in FLOPs."""
 
     flops: Callable[[int, int], float]  # of (tokens, attended pairs)
-    patch_size: int
-    max_side_px: int
+    architecture: Architecture
     max_length: int
 
-    def of(self, tokens: int, image_tokens: int) -> float:
-        """Of a sequence; `image_tokens` of its tokens are the image block."""
-        return self.flops(tokens, attended_pairs(tokens, image_tokens))
+    def of(self, tokens: int, two_way_tokens: int) -> float:
+        """Of a sequence; `two_way_tokens` of its tokens, most often the image block, see each other."""
+        return self.flops(tokens, attended_pairs(tokens, two_way_tokens))
 
     def predicted(self, mixture: Mixture, position: int) -> float:
         """Of the sample at a stream position, without decoding its image. Raises BadSample if that has no size."""
@@ -40,9 +40,11 @@ class Costs:
             characters = sum(len(turn.question) + len(turn.answer) for turn in turns)
             return self.of(min(1 + characters // CHARACTERS, self.max_length), 0)
         height, width = image_size(image, mixture.key(position))
-        width, height = resized_size((width, height), self.patch_size, self.max_side_px)
-        image_tokens = (width // self.patch_size) * (height // self.patch_size) + 2
-        return self.of(image_tokens + TEXT_TOKENS, image_tokens)
+        width, height = seen_size((width, height), self.architecture)
+        patch = self.architecture.patch_size
+        image_tokens = self.architecture.image_tokens(height // patch, width // patch)
+        two_way = self.architecture.image_attention == "two_way"
+        return self.of(image_tokens + TEXT_TOKENS, image_tokens if two_way else 0)
 
 
 def dealing_ranks(world_size: int) -> list[range]:

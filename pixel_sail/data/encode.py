@@ -50,7 +50,7 @@ class Encoder:
         self.tokens = SpecialTokens.of(tokenizer)
         self.chat = ChatFormat.of(chat_format, tokenizer, chat_pieces)
         self.end_ids = self.text_ids(self.chat.end)
-        self.patch_size, self.max_side_px = architecture.patch_size, architecture.max_side_px
+        self.architecture, self.patch_size = architecture, architecture.patch_size
         self.max_length = max_length
         self.lm_weight_with_masks = lm_weight_with_masks
         self.hide = hide  # data.hide: image and prompts are blanked here, the text in data/templates.py
@@ -86,6 +86,7 @@ class Encoder:
             prompt_ids=prefix.prompt_ids,
             grid_hw=prefix.grid_hw,
             image_span=prefix.image_span,
+            causal=prefix.causal,
             masks=join_masks(masks[:kept], size_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
@@ -95,29 +96,38 @@ class Encoder:
         )
 
     def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:
-        """The image block `<vision>` patches `</vision>` alone. Without an image, an empty sequence."""
+        """The image block alone, from `<vision>` to `</vision>`. Without an image, an empty sequence."""
         if image is None:
             if prompts:
                 raise BadSample(f"{key}: prompts {sorted(prompts)} are drawn, but there is no image")
             return _empty(key, 3 * self.patch_size**2)
-        patches, (h, w) = to_patches(image, self.patch_size, self.max_side_px)
+        patches, (h, w) = to_patches(image, self.architecture)
         drawn = torch.full((h * w,), UNPROMPTED)
         if prompts and self.hide != "prompts":
             drawn = prompt_ids(prompts, (image.height, image.width), (h, w), key)
-        tokens = self.tokens
-        ids = [tokens.vision_start, *[tokens.vision_patch] * (h * w), tokens.vision_end]
+        ids, positions = self._image_ids(h, w), image_positions(1, h, w, 1, self.architecture.row_ends)
+        if self.architecture.image_positions == "sequence":
+            positions = torch.arange(len(ids)).expand(3, -1)
         return Encoded(
             key=key,
             seed=0,
             input_ids=torch.tensor(ids),
             labels=torch.full((len(ids),), IGNORE_LABEL),
-            position_ids=image_positions(1, h, w, 1),
+            position_ids=positions,
             patches=torch.zeros(patches.shape) if self.hide == "image" else patches,
             prompt_ids=drawn,
             grid_hw=(h, w),
             image_span=(0, len(ids)),
             masks=join_masks([], (0, 0)),
+            causal=self.architecture.image_attention == "causal",
         )
+
+    def _image_ids(self, h: int, w: int) -> list[int]:
+        """Tokens of the image block of h x w patches."""
+        tokens = self.tokens
+        row, end = [tokens.vision_patch] * w, [tokens.vision_end]
+        rows = (row + end) * h if self.architecture.row_ends else row * h + end
+        return [tokens.vision_start, *rows]
 
     def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Tokens that ask `question` after the turns (question, answer) of `history`, up to the answer.
@@ -179,13 +189,16 @@ class Encoder:
                 raise BadSample(f"{sample.key}: <Prompt{beyond[0]}> is named; prompts go from 0 to {MAX_PROMPTS - 1}")
 
 
-def image_positions(before: int, h: int, w: int, after: int) -> Tensor:
-    """(3, before + h w + after) positions t, h, w of an image among text (docs/model.md)."""
-    head = torch.arange(before).expand(3, -1)
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    patches = before + torch.stack([torch.zeros(h * w, dtype=torch.int64), rows.flatten(), columns.flatten()])
-    tail = before + max(h, w) + torch.arange(after)
-    return torch.cat([head, patches, tail.expand(3, -1)], dim=1)
+def image_positions(before: int, h: int, w: int, after: int, row_ends: bool = False) -> Tensor:
+    """(3, before + h w + after) positions t, h, w of an image among text (docs/model.md).
+
+    `row_ends`: a token follows each row but the last, in a column of its own.
+    """
+    head, width = torch.arange(before).expand(3, -1), w + row_ends
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(width), indexing="ij")
+    patches = before + torch.stack([torch.zeros(h * width, dtype=torch.int64), rows.flatten(), columns.flatten()])
+    tail = before + max(h, width) + torch.arange(after)
+    return torch.cat([head, patches[:, : h * width - row_ends], tail.expand(3, -1)], dim=1)
 
 
 def _load(sample: Sample) -> Image.Image:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.data.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from pixel_sail.errors import UserError
 from pixel_sail.files import check_regular
@@ -30,6 +31,7 @@ _FORMATS = (
     *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF"),
     *("TGA", "SGI", "PCX", "ICO", "QOI"),
 )
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION, _SIDES_SWAPPED = 0x0112, (5, 6, 7, 8)  # the EXIF tag; its values for a turn by 90 degrees
 
 
@@ -110,8 +112,25 @@ def upright(path: Path) -> Path | bytes:
     return turned.getvalue()
 
 
+def seen_size(size_wh: tuple[int, int], architecture: Architecture) -> tuple[int, int]:
+    """Image (width, height) -> size in pixels that a model of `architecture` sees."""
+    resized = resized_by_area if architecture.resize_by == "area" else resized_size
+    return resized(size_wh, architecture.patch_size, architecture.max_side_px)
+
+
+def resized_by_area(size_wh: tuple[int, int], patch: int, side: int) -> tuple[int, int]:
+    """(width, height) with the area `side` squared, each then rounded up to a multiple of `patch`: EVEv2's rule.
+
+    An image so narrow that its shorter side would be less than `patch` is cut no longer than the area allows.
+    """
+    scale = math.sqrt(size_wh[0] * size_wh[1]) / side
+    longest = side * side // patch
+    width, height = (math.ceil(min(length / scale, longest) / patch) * patch for length in size_wh)
+    return width, height
+
+
 def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[int, int]:
-    """Image (width, height) -> size in pixels that the model sees: multiples of `patch`, at most `max_side`."""
+    """Image (width, height) -> multiples of `patch`, at most `max_side`: the rule of Pixel-SAIL."""
     if max_side % patch:
         raise ValueError(f"max_side {max_side} is not a multiple of the patch side {patch}")
     long, short = max(size_wh), min(size_wh)
@@ -120,13 +139,13 @@ def resized_size(size_wh: tuple[int, int], patch: int, max_side: int) -> tuple[i
     return (new_long, new_short) if size_wh[0] >= size_wh[1] else (new_short, new_long)
 
 
-def to_patches(image: Image.Image, patch: int, max_side: int) -> tuple[torch.Tensor, tuple[int, int]]:
+def to_patches(image: Image.Image, architecture: Architecture) -> tuple[torch.Tensor, tuple[int, int]]:
     """RGB image -> patches (N, 3 P P) uint8, row-major, each (channel, row, column), and the grid (h, w).
 
     The model normalizes them (model/pixels.py): as bytes they are a quarter on their way to it.
     """
-    width, height = resized_size(image.size, patch, max_side)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    patch, (width, height) = architecture.patch_size, seen_size(image.size, architecture)
+    resized = image.resize((width, height), _FILTERS[architecture.resize_filter])
     h, w = height // patch, width // patch
     blocks = np.asarray(resized).reshape(h, patch, w, patch, 3).transpose(0, 2, 4, 1, 3)  # (h, w, 3, P, P)
     return torch.from_numpy(np.ascontiguousarray(blocks).reshape(h * w, 3 * patch * patch)), (h, w)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pixel_sail.layout import varlen_calls
+from pixel_sail.layout import Span, varlen_calls
 from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
 
 
@@ -23,10 +23,7 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
     asked, seg_index = _before_answers(labels), _positions_of(labels == seg_id)
     weights = torch.cat([torch.full((len(s),), s.lm_weight) for s in sequences])
     prompt_ids = torch.cat([s.prompt_ids for s in sequences])
-    spans = tuple(
-        (start, start + s.image_span[0], start + s.image_span[1], stop)
-        for s, start, stop in zip(sequences, starts, starts[1:], strict=False)
-    )
+    spans = _spans([s.two_way_span for s in sequences], starts)
     return Batch(
         keys=tuple(s.key for s in sequences),
         seeds=tuple(s.seed for s in sequences),
@@ -46,6 +43,7 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
         masks=tuple(s.masks for s in sequences),
         asked_index=asked,
         with_mask=_holds_any(asked, seg_index),
+        image_spans=_spans([s.image_span for s in sequences], starts),
         varlen=varlen_calls(spans),
         dropped_turns=sum(s.dropped_turns for s in sequences),
         expert_features={
@@ -67,6 +65,12 @@ def consecutive_groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
             groups.append([i])
             used = size
     return groups
+
+
+def _spans(runs: Sequence[tuple[int, int]], starts: Sequence[int]) -> tuple[Span, ...]:
+    """The run of each sequence, which counts from its start, among the packed tokens."""
+    packed = zip(runs, starts, starts[1:], strict=False)
+    return tuple((start, start + first, start + end, stop) for (first, end), start, stop in packed)
 
 
 def _before_answers(labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.config import ConfigError, ExpertConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import check_regular, read_bytes, read_json
-from pixel_sail.data.image import resized_size
+from pixel_sail.data.image import seen_size
 from pixel_sail.durable import PARTIAL, differences, file_sha256, replaced_file, sync_descriptor
 from pixel_sail.locks import Busy, locked
 from pixel_sail.types import BadSample
@@ -54,14 +54,15 @@ def image_digest(image: Path | bytes) -> str:
 
 def student_grid(size_wh: tuple[int, int], expert: ExpertConfig, architecture: Architecture) -> tuple[int, int]:
     """(h, w) of the student's features that are compared with the expert's, for an image of `size_wh` pixels."""
-    width, height = resized_size(size_wh, architecture.patch_size, architecture.max_side_px)
+    width, height = seen_size(size_wh, architecture)
     cell_px = architecture.mask_stride if expert.at == "mask_features" else architecture.patch_size
     return height // cell_px, width // cell_px
 
 
 def made_with(expert: ExpertConfig, architecture: Architecture) -> dict[str, Any]:
     """The settings, apart from the expert's weights, that determine the stored features of an image."""
-    return {
+    by_area = {"resize_by": "area"} if architecture.resize_by == "area" else {}  # older caches have no such key
+    return by_area | {
         "kind": expert.kind,
         "at": expert.at,
         "size_px": expert.size_px,

@@ -44,6 +44,7 @@ class AttentionLayout:
     device: torch.device
     varlen: Sequence[VarlenCall] = ()  # on `device`; empty: made from `spans` if the kernel needs them
     flash: Flash | None = None
+    image_spans: tuple[Span, ...] = ()  # the tokens of images, for their twins; empty: as in `spans`
     block_mask: Any = None
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 

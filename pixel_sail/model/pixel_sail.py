@@ -101,7 +101,7 @@ class PixelSail(PreTrainedModel):
         if torch.is_autocast_enabled(kind):  # then queries, keys and values come out of its matmuls
             dtype = torch.get_autocast_dtype(kind)
         kernel = choose_kernel(self.attention_kernel, self.device, dtype)
-        return AttentionLayout(batch.spans, kernel, self.device, batch.varlen)
+        return AttentionLayout(batch.spans, kernel, self.device, batch.varlen, image_spans=batch.image_spans)
 
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings (L, D): tokens, patches and visual prompts fused."""
@@ -134,13 +134,13 @@ class PixelSail(PreTrainedModel):
 
     def decode(self, embeds: Tensor, position_ids: Tensor, layout: AttentionLayout, cache: Any | None = None) -> Tensor:
         """States (L, D) after the final norm, from embeddings (L, D) and positions (3, L). Fills `cache` if given."""
-        decoder = self.language_model.get_decoder()
+        decoder, images = self.language_model.get_decoder(), layout.image_spans or layout.spans
         output = decoder(
             inputs_embeds=embeds[None].clone(),  # a view would need a compiled graph of its own in the first layer
             position_ids=position_ids[:, None],
             use_cache=cache is not None,
             layout=layout,
-            modality=Modality.of(layout.spans, layout.device) if self.config.architecture.vision_experts else None,
+            modality=Modality.of(images, layout.device) if self.config.architecture.vision_experts else None,
             **{cache_argument(decoder): cache},
         )
         return output.last_hidden_state[0]

@@ -20,6 +20,7 @@ from pixel_sail.types import Batch
 class PatchFusion(nn.Module):
     """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), linears without bias (arXiv 2504.10465).
 
+    `architecture.prompt_linear` off: embed(<PromptK>) itself is added, as in the authors' 7B.
     `sub_patch_size`: a patch is embedded in two steps, as in EVEv2. Each of its squares of that side goes through a
     linear and GELU, and `patch_linear` takes all squares together.
     `stem_widths`: the output of convolutions around a patch (ConvStem) is embedded together with its pixels. A model
@@ -42,12 +43,13 @@ class PatchFusion(nn.Module):
         if self.sub_patch_size is not None:
             self.sub_patch_linear = nn.Linear(3 * self.sub_patch_size**2, architecture.sub_patch_width)
             values = architecture.sub_patch_width * (patch_size // self.sub_patch_size) ** 2
-        self.patch_positions = small.patch_positions
+        self.statistics, self.patch_positions = architecture.pixel_statistics, small.patch_positions
         if self.patch_positions:
             values += POSITION_VALUES
         self.patch_linear = nn.Linear(values, hidden_size, bias=False)
-        pooled = architecture.region_embedding == "pooled"
-        self.prompt_linear = None if pooled else nn.Linear(hidden_size, hidden_size, bias=False)
+        self.pooled, self.prompt_linear = architecture.region_embedding == "pooled", None
+        if not self.pooled and architecture.prompt_linear:
+            self.prompt_linear = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, prompt_token_ids: Tensor, batch: Batch) -> Tensor:
         """(L, D) from the token embeddings (L, D) and those of the prompt tokens (15, D), whose ids are (15,).
@@ -56,16 +58,17 @@ class PatchFusion(nn.Module):
         """
         visual = self.embed_patches(batch)
         embeds = text_embeds.index_add(0, batch.patch_index, visual.to(text_embeds.dtype))
-        if self.prompt_linear is None:
+        if self.pooled:
             regions = pool_regions(visual, batch)
             return add_at_names(embeds, batch.input_ids, prompt_token_ids, regions, sequence_of_tokens(batch))
-        table = self.prompt_linear(prompt_embeds)  # runs always: every rank of ZeRO-3 must gather the same weights
+        # runs always: every rank of ZeRO-3 must gather the same weights
+        table = prompt_embeds if self.prompt_linear is None else self.prompt_linear(prompt_embeds)
         addition = F.embedding(batch.prompt_ids[batch.prompted], table).to(embeds.dtype)
         return embeds.index_add(0, batch.patch_index[batch.prompted], addition)
 
     def embed_patches(self, batch: Batch) -> Tensor:
         """Embedded patches (sum N, D), before any prompt is added."""
-        patches = normalize(batch.patches).to(self.patch_linear.weight.dtype)
+        patches = normalize(batch.patches, self.statistics).to(self.patch_linear.weight.dtype)
         values = self._patch_values(patches, batch.grids_hw)
         if self.patch_positions:
             values = torch.cat([values, position_values(batch.grids_hw, like=values)], dim=1)

@@ -23,7 +23,7 @@ def _of_model(model: PixelSail) -> str:
     shape = model.config.architecture
     return (
         f"model: {_millions(parameters)} parameters, {_millions(trained)} trained; patches of {shape.patch_size} px, "
-        f"images up to {shape.max_side_px} px, masks at stride {shape.mask_stride}"
+        f"images {shape.size_rule}, masks at stride {shape.mask_stride}"
     )
 
 

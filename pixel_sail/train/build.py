@@ -103,7 +103,7 @@ def build_encoder(
 
 def build_step_dataset(config: Config, mixture: Mixture, encoder: Encoder, flops: Flops) -> StepDataset:
     """The share of this rank in every optimizer step."""
-    costs = Costs(flops.of_step, encoder.patch_size, encoder.max_side_px, encoder.max_length)
+    costs = Costs(flops.of_step, encoder.architecture, encoder.max_length)
     return StepDataset(
         mixture,
         encoder.encode,

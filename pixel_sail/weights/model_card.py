@@ -79,8 +79,7 @@ def _summary(config: PixelSailConfig, parameters: int, dtype: str) -> str:
         f"`[SEG]`, with a mask, in the manner of Pixel-SAIL ({CODE}).\n\n"
         f"{parameters / 1e6:.1f} million parameters in {dtype}; a {text.model_type} decoder of "
         f"{text.num_hidden_layers} layers, width {text.hidden_size}; patches of {architecture.patch_size} pixels, "
-        f"images resized to at most {architecture.max_side_px} pixels on the longer side, one mask logit per "
-        f"{architecture.mask_stride} pixels."
+        f"images {architecture.size_rule}, one mask logit per {architecture.mask_stride} pixels."
     )
 
 

@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from test_mixture import FakeSource, encode, pack_text
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.data.deal import GROUP, Costs, cut, deal, dealing_ranks
 from pixel_sail.data.image import to_patches
 from pixel_sail.data.loader import StepData, StepDataset, load_steps
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.types import BadSample, Encoded, Sample, Turn
 
-COSTS = Costs(lambda tokens, attended: 1000 * tokens + attended, patch_size=16, max_side_px=1024, max_length=8192)
+COSTS = Costs(lambda tokens, attended: 1000 * tokens + attended, Architecture(), max_length=8192)
 SIDES = (30, 333, 640, 1024, 2250)
 
 
@@ -158,11 +159,20 @@ def test_the_cost_is_that_of_the_encoded_image(mixture: Mixture) -> None:
         _, index, _ = mixture.locate(position)
         if index % 7:
             size = mixture.sources[0].size_wh(index)
-            patches, _ = to_patches(Image.new("RGB", size), 16, 1024)
+            patches, _ = to_patches(Image.new("RGB", size), Architecture())
             assert COSTS.predicted(mixture, position) == COSTS.of(len(patches) + 202, len(patches) + 2)
         else:
             tokens = 1 + (4 + 10 * index) // 4
             assert COSTS.predicted(mixture, position) == 1000 * tokens + tokens * (tokens + 1) // 2
+
+
+def test_the_cost_with_row_ends_and_causal_attention(mixture: Mixture) -> None:
+    evev2 = Architecture(patch_size=32, max_side_px=800, resize_by="area", row_ends=True, image_attention="causal")
+    position = next(p for p in range(24) if mixture.locate(p)[1] % 7)
+    patches, (h, w) = to_patches(Image.new("RGB", mixture.sources[0].size_wh(mixture.locate(position)[1])), evev2)
+    assert len(patches) == h * w and evev2.image_tokens(h, w) == h * w + h + 1
+    tokens = h * w + h + 1 + 200
+    assert replace(COSTS, architecture=evev2).predicted(mixture, position) == 1000 * tokens + tokens * (tokens + 1) // 2
 
 
 @pytest.mark.parametrize("world", [2, 3, 8, 11])

@@ -70,6 +70,33 @@ def test_labels_are_the_answers_and_their_end(encoder: Encoder) -> None:
     assert masks.shape == (3, 32, 48) and [int(m.sum()) for m in masks] == [32 * 8] * 3
 
 
+@pytest.mark.parametrize("positions", ["grid", "sequence"])
+def test_rows_that_end_with_a_token(tokenizer: PreTrainedTokenizerBase, positions: str) -> None:
+    """Of 2 x 3 patches: each row ends in a column of its own; the last row is ended by what ends the image."""
+    parts = Architecture(patch_size=8, max_side_px=64, row_ends=True, image_positions=positions)
+    encoded = Encoder(tokenizer, parts, "research").encode(sample(1, size_wh=(24, 16)))
+    tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids[:10].tolist())
+    assert tokens[:9] == ["<vision>", *["<vpatch>"] * 3, "</vision>", *["<vpatch>"] * 3, "</vision>"]
+    assert encoded.image_span == (0, 9) == (0, parts.image_tokens(2, 3)) and encoded.grid_hw == (2, 3)
+    rows, columns = encoded.position_ids[1:, :10].tolist()
+    if positions == "sequence":
+        assert rows == columns == list(range(10))
+    else:
+        assert rows == [0, 1, 1, 1, 1, 2, 2, 2, 5, 6]
+        assert columns == [0, 1, 2, 3, 4, 1, 2, 3, 5, 6]
+
+
+def test_a_causal_image_among_others(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
+    parts = Architecture(patch_size=8, max_side_px=64, image_attention="causal")
+    causal = Encoder(tokenizer, parts, "research").encode(sample())
+    assert causal.image_span == (0, 26) and causal.two_way_span == (0, 0)
+    length, batch = len(causal), pack([causal, causal], encoder.tokens.seg, encoder.tokens.vision_patch)
+    assert batch.spans == ((0, 0, 0, length), (length, length, length, 2 * length))
+    assert batch.image_spans == ((0, 0, 26, length), (length, length, length + 26, 2 * length))
+    assert batch.attended == length * (length + 1)
+    assert torch.equal(causal.input_ids, encoder.encode(sample()).input_ids)
+
+
 def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
     whole = encoder.encode(sample())
     lengths = [len(encoder.encode(sample(turns))) for turns in (1, 2, 3)]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.data import image
-from pixel_sail.data.image import image_size, load_image, resized_size, to_patches
-from pixel_sail.model.pixels import MEAN, STD, normalize
+from pixel_sail.data.image import image_size, load_image, resized_size, seen_size, to_patches
+from pixel_sail.model.pixels import STATISTICS, normalize
 from pixel_sail.types import BadSample
 
 
@@ -20,7 +21,7 @@ def test_sizes_are_those_of_the_research_code(golden):
 
 def _assert_patches(path, image, recorded, patch):
     values = np.load(path)
-    patches, grid = to_patches(Image.fromarray(values[image]), patch, 1024)
+    patches, grid = to_patches(Image.fromarray(values[image]), Architecture(patch_size=patch, mask_stride=patch))
     expected = values[recorded]  # (h, w, 3, P, P)
     assert grid == expected.shape[:2] and patches.dtype == torch.uint8
     np.testing.assert_allclose(normalize(patches).numpy().reshape(expected.shape), expected, atol=1e-6)
@@ -44,16 +45,40 @@ def test_size_rule_in_closed_form():
         resized_size((300, 20), 16, 100)
 
 
+def test_size_by_area():
+    """Worked out by hand: the sides times 800 / sqrt(width x height), rounded up to multiples of 32."""
+    evev2 = Architecture(patch_size=32, max_side_px=800, resize_by="area")
+    for size, seen in {
+        (640, 480): (928, 704),  # 923.8 x 692.8
+        (480, 640): (704, 928),
+        (4000, 3000): (928, 704),
+        (100, 100): (800, 800),  # also enlarged
+        (1600, 400): (1600, 416),  # 1600 x 400
+        (3000, 1): (20000, 32),  # not 43818: no side is longer than the area in one row of patches
+        (1, 1): (800, 800),
+    }.items():
+        assert seen_size(size, evev2) == seen, size
+
+
+def test_filters_of_resizing():
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    for name, method in {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}.items():
+        patches, (h, w) = to_patches(pixels, Architecture(patch_size=8, max_side_px=64, resize_filter=name))
+        resized = np.asarray(pixels.resize((8 * w, 8 * h), method))
+        np.testing.assert_array_equal(patches[0].reshape(3, 8, 8).numpy(), resized[:8, :8].transpose(2, 0, 1))
+
+
 def test_patches_are_rows_of_the_grid_and_channel_row_column_inside():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    patches, grid = to_patches(Image.fromarray(pixels), 8, 64)  # already a multiple of 8: not resized
+    # already a multiple of 8: not resized
+    patches, grid = to_patches(Image.fromarray(pixels), Architecture(patch_size=8, max_side_px=64))
     assert grid == (2, 3) and patches.shape == (6, 192)
     block = patches[4].reshape(3, 8, 8).numpy()  # row 1, column 1
     np.testing.assert_array_equal(block, pixels[8:16, 8:16].transpose(2, 0, 1))
 
 
 def test_an_image_one_pixel_high_has_one_row_of_patches():
-    patches, grid = to_patches(Image.new("RGB", (200, 1), (255, 0, 0)), 16, 128)
+    patches, grid = to_patches(Image.new("RGB", (200, 1), (255, 0, 0)), Architecture(max_side_px=128))
     assert grid == (1, 8) and patches.shape == (8, 768)
     assert patches[:, [0, 256, 512]].unique(dim=0).tolist() == [[255, 0, 0]]
 
@@ -136,14 +161,15 @@ def test_an_image_above_the_limit_is_named_with_what_to_do(tmp_path, monkeypatch
             read(path)
 
 
-def test_patches_are_normalized_to_the_bit_as_whole_images_are():
-    mean, std = (np.array(values, dtype=np.float32) for values in (MEAN, STD))
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_patches_are_normalized_to_the_bit_as_whole_images_are(statistics):
+    mean, std = (np.array(values, dtype=np.float32) for values in STATISTICS[statistics])
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
     pixels[:16, :16, :] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)  # every value of every channel
-    patches, (h, w) = to_patches(Image.fromarray(pixels), 32, 96)
+    patches, (h, w) = to_patches(Image.fromarray(pixels), Architecture(patch_size=32, max_side_px=96))
     whole = (pixels.astype(np.float32) / 255 - mean) / std
     blocks = whole.reshape(h, 32, w, 32, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
-    normalized = normalize(patches)
+    normalized = normalize(patches, statistics)
     assert normalized.dtype == torch.float32 and torch.equal(normalized, torch.from_numpy(blocks))
     assert normalize(normalized) is normalized  # float patches are normalized

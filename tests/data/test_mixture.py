@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.config import REPOSITORY, DataConfig, MixtureEntry, PromptConfig, load_config
 from pixel_sail.data.deal import Costs
 from pixel_sail.data.errors import DatasetError
@@ -26,7 +27,7 @@ from pixel_sail.data.runs import join_masks
 from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Encoded, NoPixels, Sample, Turn
 
-COSTS = Costs(lambda tokens, attended: tokens, patch_size=16, max_side_px=64, max_length=512)
+COSTS = Costs(lambda tokens, attended: tokens, Architecture(patch_size=16, max_side_px=64), max_length=512)
 
 
 @dataclass

@@ -14,17 +14,21 @@ import tiny_run  # (chooses the CPU)
 import torch
 from tiny_base import save_base
 from tiny_expert import expert_values, save_expert
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2Config
 
 from pixel_sail.architecture import Architecture
-from pixel_sail.config import REPOSITORY, ModelSection, build_config, load_config, read_values, save_config
+from pixel_sail.bench.plan import plan
+from pixel_sail.config import REPOSITORY, ConfigError, ModelSection, build_config, load_config, read_values, save_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
 from pixel_sail.train.engine import deepspeed_config
 from pixel_sail.train.loop import train
 from pixel_sail.train.optim import lr_at
+from pixel_sail.weights.convert.evev2 import SIDE_PX, WAYS
 from pixel_sail.weights.convert.language_model import from_language_model, read_base
 from pixel_sail.weights.convert.new_parts import bare_config
+from pixel_sail.weights.convert.scratch import train_tokenizer
+from pixel_sail.weights.start import with_start
 
 OTHER_KINDS = {"ablation.yaml", "pixel_cost.yaml", "expert_scenes.yaml"}  # of other tools, read by the tests of these
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.name not in OTHER_KINDS)
@@ -75,8 +79,38 @@ def test_the_mixture_of_the_paper(name: str, absent: set, passes: dict, steps: i
     assert config.architecture.mask_dim == (256 if name == "7b_evev2" else 512)
     drawn = config.data.prompts
     assert (drawn.mask, drawn.box, drawn.point, drawn.scribble, drawn.absent) == (0.4, 0.3, 0.3, 0, 0.05)
-    assert (config.train.lr, config.data.max_length, config.data.expressions_per_image) == (4e-5, 8192, 5)
-    assert {expert.weight for expert in config.experts} == {0.5}
+    assert (config.train.lr, config.data.expressions_per_image) == (4e-5, 5)
+    assert config.data.max_length == (4096 if name == "7b_evev2" else 8192)
+    assert [expert.weight for expert in config.experts] == ([] if name == "7b_evev2" else [0.5, 0.5])
+
+
+def test_the_7b_starts_from_what_the_converter_writes(tmp_path: Path) -> None:
+    """At another size: its `architecture` asks for EVEv2's ways, and refuses a base that was converted without them."""
+    config = load_config(REPOSITORY / "configs" / "pixel_sail_7b_evev2.yaml")
+    ways = {key: value for key, value in config.architecture.model_dump().items() if key in WAYS}
+    assert ways == WAYS and config.architecture.max_side_px == SIDE_PX
+    config = load_config(REPOSITORY / "configs" / "pixel_sail_7b_evev2.yaml", [f"train.init_from={tmp_path}"])
+    save_stand_in(tmp_path, config.architecture)
+    assert with_start(config).architecture == config.architecture
+    report = plan(config, gpus=8)
+    assert "patches and prompts" in report and '"stage": 3' in report
+    save_stand_in(tmp_path, config.architecture.model_copy(update={"image_attention": "two_way"}))
+    with pytest.raises(ConfigError, match="architecture.image_attention: config causal, checkpoint two_way"):
+        with_start(config)
+
+
+def save_stand_in(folder: Path, architecture: Architecture) -> None:
+    """config.json and tokenizer of a converted base with narrow layers, without its weights."""
+    tokenizer = train_tokenizer(["the red mug"], 0)
+    add_special_tokens(tokenizer)
+    text = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    config = bare_config(text, architecture)
+    config.prompt_token_ids = list(SpecialTokens.of(tokenizer).prompts)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.mark.parametrize(

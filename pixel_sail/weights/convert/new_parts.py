@@ -33,7 +33,7 @@ SMALLEST_STRIDE = 4  # pixels of the image per mask logit, as in the paper
 class NewParts:
     """A user's choices for a model that starts from a released base with a patch embedding of its own."""
 
-    max_side_px: int | None = None  # None: the largest multiple of the patch side up to 1024
+    max_side_px: int | None = None  # None: the base's own, or the largest multiple of the patch side up to 1024
     mask_stride: int | None = None  # None: the patch side halved as often as it stays whole and at least 4
     mask_dim: int = 256
     question: str = QUESTIONS[0]
