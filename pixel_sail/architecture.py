@@ -44,6 +44,8 @@ class Architecture(Section):
     # side in pixels of the squares into which a patch is cut before embedding, as in EVEv2; None: it is embedded whole
     sub_patch_size: Width | None = None
     sub_patch_width: Width = 64  # channels of each embedded square
+    # base of the frequencies by which an embedded square turns with its row and column, as in NEO; None: it does not
+    sub_patch_theta: float | None = Field(None, gt=0)
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
     prompt_linear: bool = True  # a fused prompt goes through a linear; false: its name's embedding itself is added
@@ -51,13 +53,18 @@ class Architecture(Section):
     # longer_side: as in Pixel-SAIL, smaller images keep their size; area: every image gets about the same number of
     # pixels, as in EVEv2 (data/image.py)
     resize_by: Literal["longer_side", "area"] = "longer_side"
-    resize_filter: Literal["bilinear", "bicubic"] = "bilinear"
+    resize_filter: Literal["bilinear", "bicubic"] = "bilinear"  # of Pillow, with antialiasing
     pixel_statistics: Literal["imagenet", "clip"] = "imagenet"  # mean and deviation that normalize pixels
     row_ends: bool = False  # </vision> ends every row of patches, as in EVEv2, and not only the last
-    # grid: (row, column), as in Pixel-SAIL; sequence: one after the other, like text, as in EVEv2
-    image_positions: Literal["grid", "sequence"] = "grid"
-    # two_way: the tokens of an image see each other, as in Pixel-SAIL; causal: those before them, as in EVEv2
-    image_attention: Literal["two_way", "causal"] = "two_way"
+    # grid: (row, column), as in Pixel-SAIL; one_step: the same, but the text goes on as after one token, as in NEO;
+    # sequence: one after the other, like text, as in EVEv2
+    image_positions: Literal["grid", "one_step", "sequence"] = "grid"
+    # two_way: the tokens of an image see each other, as in Pixel-SAIL; patches: without <vision> and </vision>, as in
+    # NEO; causal: they see those before them, as in EVEv2
+    image_attention: Literal["two_way", "patches", "causal"] = "two_way"
+    # base of the rotary frequencies of rows and columns, which then have queries and keys of their own in every layer,
+    # as in NEO (model/axis_attention.py); None: they share those of the text
+    axis_theta: float | None = Field(None, gt=0)
     mask_stride: Width = 4  # pixels per mask logit: patch_size divided by a power of two
     mask_dim: Width = 256  # S, width of the mask features
     # widths before, between and after the upsampling blocks; None: those of `channels`
@@ -100,6 +107,10 @@ class Architecture(Section):
             raise ValueError(f"max_side_px {self.max_side_px} must be a multiple of patch_size {self.patch_size}")
         if self.sub_patch_size is not None and self.patch_size % self.sub_patch_size:
             raise ValueError(f"sub_patch_size {self.sub_patch_size} does not divide patch_size {self.patch_size}")
+        if self.sub_patch_theta is not None and (self.sub_patch_size is None or self.sub_patch_width % 4):
+            raise ValueError(
+                "sub_patch_theta turns embedded squares: it needs sub_patch_size, and a sub_patch_width of 4 k"
+            )
         if self.sub_patch_size is not None and self.small.stem_widths is not None:
             raise ValueError("give sub_patch_size or small_images.stem_widths: a patch is embedded through one of them")
         if self.patch_size % 2 ** len(self.small.stem_widths or ()):

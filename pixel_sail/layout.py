@@ -30,6 +30,14 @@ def attended_pairs(tokens: int, image_tokens: int) -> int:
     return tokens * (tokens + 1) // 2 + image_tokens * (image_tokens - 1) // 2
 
 
+def two_way_run(image: tuple[int, int], attention: str) -> tuple[int, int]:
+    """Of the run of tokens that is an image, those that see each other, by architecture.image_attention."""
+    start, stop = image
+    if attention == "causal" or start == stop:
+        return start, start
+    return (start + 1, stop - 1) if attention == "patches" else image
+
+
 @dataclass(frozen=True)
 class Rows:
     """Query rows of one kernel call: a run of queries, and the run of keys that the last query sees."""

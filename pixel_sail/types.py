@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.errors import UserError
-from pixel_sail.layout import Span, VarlenCall, attended
+from pixel_sail.layout import Span, VarlenCall, attended, two_way_run
 
 IGNORE_LABEL = -100
 UNPROMPTED = -1
@@ -106,7 +106,7 @@ class Encoded:
     grid_hw: tuple[int, int]  # (h, w); (0, 0) without an image
     image_span: tuple[int, int]  # tokens [<vision>, one past the last </vision>); (0, 0) without an image
     masks: Masks  # of size (h P, w P); one per [SEG] with a label, in order
-    causal: bool = False  # the tokens of the image, too, see only those before them
+    image_attention: str = "two_way"  # that of the architecture: which of the image's tokens see each other
     lm_weight: float = 1.0  # weight of this sequence's language loss
     dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
     # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
@@ -117,8 +117,8 @@ class Encoded:
 
     @property
     def two_way_span(self) -> tuple[int, int]:
-        """The tokens that see each other both ways: those of the image, or none."""
-        return (0, 0) if self.causal else self.image_span
+        """The tokens that see each other both ways."""
+        return two_way_run(self.image_span, self.image_attention)
 
 
 @dataclass(frozen=True)

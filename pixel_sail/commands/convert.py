@@ -4,6 +4,7 @@
     python tools/convert.py solo CHECKPOINT --out models/solo              SOLO-7B
     python tools/convert.py sail CHECKPOINT --out models/sail              SAIL-7B
     python tools/convert.py evev2 CHECKPOINT --out models/evev2            EVE-7B-HD-v2.0
+    python tools/convert.py neo CHECKPOINT --out models/neo                NEO 2B and 9B
     python tools/convert.py language-model Qwen/Qwen2.5-0.5B-Instruct --out models/new_base
     python tools/convert.py language-model smollm2-135m --out models/smollm2 --max-side-px 256
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from pixel_sail.command import importing, tool
 from pixel_sail.arguments import SHARD_GB, shard_gb
 
-BASES = ("solo", "sail", "evev2")
+BASES = ("solo", "sail", "evev2", "neo")
 DTYPES = ("same", "bf16", "fp32")
 
 

@@ -13,7 +13,7 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.data.image import image_size, seen_size
 from pixel_sail.data.mixture import Mixture
 from pixel_sail.data.pack import consecutive_groups
-from pixel_sail.layout import attended_pairs
+from pixel_sail.layout import attended_pairs, two_way_run
 
 GROUP = 8  # neighbouring ranks, most often of one machine, that deal among themselves: each reads the headers of all
 TEXT_TOKENS = 200  # predicted beside an image
@@ -43,8 +43,8 @@ class Costs:
         width, height = seen_size((width, height), self.architecture)
         patch = self.architecture.patch_size
         image_tokens = self.architecture.image_tokens(height // patch, width // patch)
-        two_way = self.architecture.image_attention == "two_way"
-        return self.of(image_tokens + TEXT_TOKENS, image_tokens if two_way else 0)
+        first, end = two_way_run((0, image_tokens), self.architecture.image_attention)
+        return self.of(image_tokens + TEXT_TOKENS, end - first)
 
 
 def dealing_ranks(world_size: int) -> list[range]:

@@ -74,7 +74,7 @@ class Encoder:
         masks = masks if lost == 0 else _resized_masks(sample, size_hw)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
         kept = sum(turn.answer.count(SEG) for turn in sample.turns[:turns])  # masks
-        text_start = int(prefix.position_ids.max()) + 1 if len(prefix) else 0
+        text_start = int(prefix.position_ids[0, -1]) + 1 if len(prefix) else 0
         text_positions = torch.arange(text_start, text_start + len(ids)).expand(3, -1)
         return Encoded(
             key=sample.key,
@@ -86,7 +86,7 @@ class Encoder:
             prompt_ids=prefix.prompt_ids,
             grid_hw=prefix.grid_hw,
             image_span=prefix.image_span,
-            causal=prefix.causal,
+            image_attention=prefix.image_attention,
             masks=join_masks(masks[:kept], size_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
@@ -105,8 +105,9 @@ class Encoder:
         drawn = torch.full((h * w,), UNPROMPTED)
         if prompts and self.hide != "prompts":
             drawn = prompt_ids(prompts, (image.height, image.width), (h, w), key)
-        ids, positions = self._image_ids(h, w), image_positions(1, h, w, 1, self.architecture.row_ends)
-        if self.architecture.image_positions == "sequence":
+        ids, shape = self._image_ids(h, w), self.architecture
+        positions = image_positions(1, h, w, 1, shape.row_ends, one_step=shape.image_positions == "one_step")
+        if shape.image_positions == "sequence":
             positions = torch.arange(len(ids)).expand(3, -1)
         return Encoded(
             key=key,
@@ -119,7 +120,7 @@ class Encoder:
             grid_hw=(h, w),
             image_span=(0, len(ids)),
             masks=join_masks([], (0, 0)),
-            causal=self.architecture.image_attention == "causal",
+            image_attention=self.architecture.image_attention,
         )
 
     def _image_ids(self, h: int, w: int) -> list[int]:
@@ -189,15 +190,16 @@ class Encoder:
                 raise BadSample(f"{sample.key}: <Prompt{beyond[0]}> is named; prompts go from 0 to {MAX_PROMPTS - 1}")
 
 
-def image_positions(before: int, h: int, w: int, after: int, row_ends: bool = False) -> Tensor:
+def image_positions(before: int, h: int, w: int, after: int, row_ends: bool = False, one_step: bool = False) -> Tensor:
     """(3, before + h w + after) positions t, h, w of an image among text (docs/model.md).
 
-    `row_ends`: a token follows each row but the last, in a column of its own.
+    `row_ends`: a token follows each row but the last, in a column of its own. `one_step`: what follows goes on as after
+    one token, however large the image is.
     """
     head, width = torch.arange(before).expand(3, -1), w + row_ends
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(width), indexing="ij")
     patches = before + torch.stack([torch.zeros(h * width, dtype=torch.int64), rows.flatten(), columns.flatten()])
-    tail = before + max(h, width) + torch.arange(after)
+    tail = before + (1 if one_step else max(h, width)) + torch.arange(after)
     return torch.cat([head, patches[:, : h * width - row_ends], tail.expand(3, -1)], dim=1)
 
 

@@ -144,7 +144,7 @@ def mixed_attention(
     module: nn.Module,
     query: Tensor,  # (B, heads, queries, d)
     key: Tensor,  # (B, kv heads, keys, d)
-    value: Tensor,
+    value: Tensor,  # (B, kv heads, keys, d), or narrower
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -205,7 +205,7 @@ def _continue(
     The queries of all rows of a prefix are multiplied with its keys at once.
     """
     _, heads, queries, d = q.shape
-    kv_heads, out = k.shape[1], torch.empty_like(q)
+    kv_heads, out = k.shape[1], q.new_empty(*q.shape[:3], v.shape[3])
     for prefix in prefixes:
         keys, values = (x[0].float() for x in prefix.layers[layer])  # (kv heads, tokens, d)
         tokens = keys.shape[1]
@@ -218,7 +218,7 @@ def _continue(
             weights = torch.cat([to_prefix, after], dim=-1).softmax(-1)
             of_prefix = weights[..., :tokens].transpose(0, 1).flatten(1, 2) @ values
             result = of_prefix.unflatten(1, (len(rows), -1)).transpose(0, 1) + weights[..., tokens:] @ v[rows]
-            out[rows] = result.reshape(len(rows), heads, queries, d)
+            out[rows] = result.reshape(len(rows), heads, queries, -1)
     return out.transpose(1, 2)
 
 
@@ -272,13 +272,15 @@ def _packed_flash(
 ) -> Tensor:
     if dropout:
         raise UserError("attention dropout is not supported by the flash kernel; set attention_dropout to 0")
+    width = value.shape[3]
+    value = F.pad(value, (0, key.shape[3] - width))  # the kernels want one width; without a difference it is `value`
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, d)
     out = torch.empty_like(q)
     for call in layout.varlen:
         keys, values = k.index_select(0, call.key_index), v.index_select(0, call.key_index)
         result = layout.flash(q.index_select(0, call.query_index), keys, values, call, scaling)
         out = out.index_copy(0, call.query_index, result)
-    return out[None]
+    return out[None, :, :, :width]
 
 
 @lru_cache(1)

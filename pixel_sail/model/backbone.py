@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from pixel_sail.architecture import Architecture
 from pixel_sail.errors import UserError
 from pixel_sail.model.attention import NAME
+from pixel_sail.model.axis_attention import AxisRope, add_axis_attention
 from pixel_sail.model.modality_experts import add_vision_experts
 
 # These change their frequencies with the length of the input, which has no meaning for 2-D image positions.
@@ -58,16 +59,21 @@ def build_decoder(text_config: PretrainedConfig, architecture: Architecture) -> 
     language_model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     if architecture.vision_experts:
         add_vision_experts(language_model)
+    if architecture.axis_theta is not None:
+        add_axis_attention(language_model)
     return adapt_decoder(language_model, architecture)
 
 
 def adapt_decoder(language_model: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """Gives a causal language model mixed attention and multimodal RoPE, in place. Raises UserError without RoPE."""
+    """Gives a causal language model mixed attention and 2-D positions, in place. Raises UserError without RoPE."""
     decoder = language_model.get_decoder()
     if not hasattr(decoder, "rotary_emb"):
         raise UserError(f"{type(decoder).__name__} has no rotary_emb: pixel_sail needs a decoder with rotary positions")
     language_model.set_attn_implementation(NAME)
-    decoder.rotary_emb = MultimodalRope(decoder.rotary_emb, architecture.small.rope_layout)
+    if architecture.axis_theta is None:
+        decoder.rotary_emb = MultimodalRope(decoder.rotary_emb, architecture.small.rope_layout)
+    else:
+        decoder.rotary_emb = AxisRope(decoder.rotary_emb, architecture.axis_theta)
     return language_model
 
 

@@ -14,6 +14,7 @@ from pixel_sail.model.patch_positions import POSITION_VALUES, position_values
 from pixel_sail.model.pixels import normalize
 from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
 from pixel_sail.model.stem import ConvStem
+from pixel_sail.model.sub_patch_rope import turned_by_place
 from pixel_sail.types import Batch
 
 
@@ -22,7 +23,8 @@ class PatchFusion(nn.Module):
 
     `architecture.prompt_linear` off: embed(<PromptK>) itself is added, as in the authors' 7B.
     `sub_patch_size`: a patch is embedded in two steps, as in EVEv2. Each of its squares of that side goes through a
-    linear and GELU, and `patch_linear` takes all squares together.
+    linear and GELU, and `patch_linear` takes all squares together. `sub_patch_theta`: between the two, a square turns
+    with its place in the image, as in NEO.
     `stem_widths`: the output of convolutions around a patch (ConvStem) is embedded together with its pixels. A model
     from random weights then learns shapes sooner, and colours, which are linear in the pixels, no later.
     `patch_positions`: the position of a patch in its image (position_values) is embedded too. Rotary attention alone
@@ -40,6 +42,7 @@ class PatchFusion(nn.Module):
         if self.stem is not None:
             values += self.stem.values
         self.sub_patch_size, self.sub_patch_linear = architecture.sub_patch_size, None
+        self.sub_patch_theta = architecture.sub_patch_theta
         if self.sub_patch_size is not None:
             self.sub_patch_linear = nn.Linear(3 * self.sub_patch_size**2, architecture.sub_patch_width)
             values = architecture.sub_patch_width * (patch_size // self.sub_patch_size) ** 2
@@ -83,4 +86,7 @@ class PatchFusion(nn.Module):
         size = self.sub_patch_size
         grid = round((patches.shape[1] / 3) ** 0.5) // size
         parts = rearrange(patches, "n (c i y j x) -> n (i j) (c y x)", c=3, i=grid, y=size, j=grid, x=size)
-        return F.gelu(self.sub_patch_linear(parts)).flatten(1)
+        squares = F.gelu(self.sub_patch_linear(parts))
+        if self.sub_patch_theta is not None:
+            squares = turned_by_place(squares, grids_hw, self.sub_patch_theta)
+        return squares.flatten(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pixel_sail.model.axis_attention import key_width
 from pixel_sail.model.pixel_sail import PixelSail
 
 
@@ -30,7 +31,8 @@ class Flops:
         decoder, text = model.language_model, model.config.text_config
         passed = sum(p.numel() for p in decoder.parameters()) - decoder.get_input_embeddings().weight.numel()
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return cls(6 * passed, 12 * text.num_hidden_layers * text.num_attention_heads * width)
+        of_pair = width + key_width(width, model.config.architecture)  # 2 d
+        return cls(6 * passed, 6 * text.num_hidden_layers * text.num_attention_heads * of_pair)
 
     def of_step(self, tokens: float, attended: float) -> float:
         return self.per_token * tokens + self.per_pair * attended

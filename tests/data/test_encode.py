@@ -97,6 +97,16 @@ def test_a_causal_image_among_others(tokenizer: PreTrainedTokenizerBase, encoder
     assert torch.equal(causal.input_ids, encoder.encode(sample()).input_ids)
 
 
+def test_an_image_that_is_one_step_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Its patches see each other, and <vision> and </vision> are as text."""
+    parts = Architecture(patch_size=8, max_side_px=64, image_attention="patches", image_positions="one_step")
+    encoded = Encoder(tokenizer, parts, "research").encode(sample(1, size_wh=(24, 16)))
+    assert encoded.image_span == (0, 8) and encoded.two_way_span == (1, 7)
+    time, rows, columns = encoded.position_ids[:, :10].tolist()
+    assert time == [0, 1, 1, 1, 1, 1, 1, 2, 3, 4]
+    assert rows == [0, 1, 1, 1, 2, 2, 2, 2, 3, 4] and columns == [0, 1, 2, 3, 1, 2, 3, 2, 3, 4]
+
+
 def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
     whole = encoder.encode(sample())
     lengths = [len(encoder.encode(sample(turns))) for turns in (1, 2, 3)]

@@ -87,10 +87,10 @@ def plain_forward(converted: Converted, ids: list[int]) -> tuple[Tensor, Tensor]
     return forward(EVEV2, converted.base | head, embeds, positions, may_see, index < VISUAL)
 
 
-def plain_masks(converted: Converted, states: Tensor, seg: Tensor) -> Tensor:
-    """Mask logits (24, 32) of the states of an image's tokens (VISUAL, D) and of a [SEG] (D,)."""
-    w = {name.removeprefix("mask_head."): x for name, x in converted.files.items() if name.startswith("mask_head.")}
-    x = states[1:].view(ROWS, COLUMNS + 1, -1)[:, :COLUMNS].permute(2, 0, 1)[None]  # without class and split tokens
+def plain_masks(files: dict[str, Tensor], patches: Tensor, seg: Tensor) -> Tensor:
+    """Mask logits (8 h, 8 w) of the states of patches (h, w, D) and of a [SEG] (D,), by the mask head in `files`."""
+    w = {name.removeprefix("mask_head."): x for name, x in files.items() if name.startswith("mask_head.")}
+    x = patches.permute(2, 0, 1)[None]
     for b in range(3):
         x = F.gelu(F.conv_transpose2d(x, w[f"blocks.{b}.up.weight"], w[f"blocks.{b}.up.bias"], stride=2))
         kernel, bias = w[f"blocks.{b}.depthwise.weight"], w[f"blocks.{b}.depthwise.bias"]
@@ -131,7 +131,8 @@ def test_image_prompt_text_and_mask(converted: Converted) -> None:
     seg = one.labels.tolist().index(tokens.seg)
     masks = [masks for masks in output.mask_logits if len(masks)]
     assert len(masks) == 1 and masks[0].shape == (1, 24, 32)
-    close(masks[0][0], plain_masks(converted, hidden[:VISUAL], hidden[seg]))
+    patches = hidden[1:VISUAL].view(ROWS, COLUMNS + 1, -1)[:, :COLUMNS]  # without class and split tokens
+    close(masks[0][0], plain_masks(converted.files, patches, hidden[seg]))
     assert batch.attended == sum(n * (n + 1) // 2 for n in map(len, (text, one, text)))
     assert [call.causal for call in batch.varlen] == [True]
 

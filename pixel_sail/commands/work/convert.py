@@ -14,6 +14,7 @@ from pixel_sail.durable import rust_errors
 from pixel_sail.folders.weight_files import check_finite
 from pixel_sail.weights.convert.evev2 import plan_evev2
 from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
+from pixel_sail.weights.convert.neo import plan_neo
 from pixel_sail.weights.convert.new_parts import NewParts
 from pixel_sail.weights.convert.research import plan_research
 from pixel_sail.weights.convert.sail import plan_sail
@@ -21,7 +22,7 @@ from pixel_sail.weights.convert.solo import plan_solo
 from pixel_sail.weights.convert.streaming import Conversion, write
 from pixel_sail.weights.files import check_new, new_folder, peak_bytes
 
-BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2}
+BASES = {"solo": plan_solo, "sail": plan_sail, "evev2": plan_evev2, "neo": plan_neo}
 
 
 DTYPES = {"same": None, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -85,6 +85,8 @@ def _around(language_model: PreTrainedModel, config: PixelSailConfig) -> PixelSa
         initialized(part)
     if config.architecture.vision_experts:
         raise UserError("architecture.vision_experts needs a base that has them: convert one with tools/convert.py")
+    if config.architecture.axis_theta is not None:
+        raise UserError("architecture.axis_theta needs a base that has such layers: convert NEO with tools/convert.py")
     model.language_model = adapt_decoder(language_model, config.architecture)
     return model.train()
 

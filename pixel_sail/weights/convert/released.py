@@ -37,8 +37,9 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, new_ids: list[int], names: Sequence[str], family: str) -> None:
-    """Raise WeightsError if one of `names`, tokens that the base was trained with, had to be added."""
-    lacking = [name for name in names if tokenizer.convert_tokens_to_ids(name) in new_ids]
+    """Raise WeightsError if one of `names`, tokens that the base was trained with, is missing or had to be added."""
+    known = tokenizer.get_vocab()
+    lacking = [name for name in names if name not in known or known[name] in new_ids]
     if lacking:
         raise WeightsError(f"the tokenizer lacks {', '.join(lacking)}: it does not belong to {family} weights")
 
@@ -73,6 +74,7 @@ def decoder_config(
     files: WeightFiles,
     settings: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
+    prefix: str = "",  # of the decoder's weights in the files
     **extra: Any,  # settings of this kind alone, named as in its config class
 ) -> PretrainedConfig:
     """The decoder's config: sizes from the weights, and from config.json only what the weights do not show.
@@ -80,20 +82,19 @@ def decoder_config(
     Raises WeightsError for values that no decoder has.
     """
     if settings.get("tie_word_embeddings"):
-        files.drop_copies({HEAD: EMBED})
-    vocabulary, hidden = shape(files, EMBED)
-    layers = count_layers(files, r"model\.layers\.(\d+)\.", settings)
+        files.drop_copies({prefix + HEAD: prefix + EMBED})
+    vocabulary, hidden = shape(files, prefix + EMBED)
     values = dict(
         vocab_size=max(vocabulary, len(tokenizer)),
         hidden_size=hidden,
-        intermediate_size=shape(files, "model.layers.0.mlp.gate_proj.weight")[0],
-        num_hidden_layers=layers,
+        intermediate_size=shape(files, f"{prefix}model.layers.0.mlp.gate_proj.weight")[0],
+        num_hidden_layers=count_layers(files, re.escape(prefix) + r"model\.layers\.(\d+)\.", settings),
         num_attention_heads=setting(settings, files.folder, "num_attention_heads"),
         num_key_value_heads=setting(settings, files.folder, "num_key_value_heads"),
         rms_norm_eps=setting(settings, files.folder, "rms_norm_eps"),
         rope_parameters={"rope_type": "default", "rope_theta": _rope_theta(settings, files.folder)},
         max_position_embeddings=setting(settings, files.folder, "max_position_embeddings"),
-        tie_word_embeddings=HEAD not in files.shapes,
+        tie_word_embeddings=prefix + HEAD not in files.shapes,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         **extra,
