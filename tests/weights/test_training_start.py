@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ import torch
 os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
 
 from conftest import write_refer_dataset  # noqa: E402
-from reference_bases import EVEV2, SAIL, Base, write_base  # noqa: E402
+from reference_bases import EVEV2, SAIL, write_base  # noqa: E402
+from test_neo import SQUARE_WIDTH, write_neo  # noqa: E402
 
 from pixel_sail.config import build_config  # noqa: E402
 from pixel_sail.model.pixel_sail import PixelSail  # noqa: E402
 from pixel_sail.train.loop import train  # noqa: E402
 from pixel_sail.weights.convert.evev2 import plan_evev2  # noqa: E402
+from pixel_sail.weights.convert.neo import plan_neo  # noqa: E402
 from pixel_sail.weights.convert.new_parts import NewParts  # noqa: E402
 from pixel_sail.weights.convert.sail import plan_sail  # noqa: E402
 from pixel_sail.weights.convert.streaming import write  # noqa: E402
@@ -24,15 +27,17 @@ from pixel_sail.weights.convert.streaming import write  # noqa: E402
 SECTIONS = {
     "evev2": {"patch_size": 32, "sub_patch_size": 16, "sub_patch_width": 20, "mask_stride": 4, "max_side_px": 64},
     "sail": {"patch_size": 14, "mask_stride": 7, "max_side_px": 56},
+    "neo": {"patch_size": 32, "sub_patch_width": SQUARE_WIDTH, "mask_stride": 4, "max_side_px": 64},
 }
+PLANS = {"evev2": plan_evev2, "sail": plan_sail, "neo": plan_neo}
+WRITERS = {"evev2": partial(write_base, EVEV2), "sail": partial(write_base, SAIL), "neo": write_neo}
 
 
-@pytest.mark.parametrize("base, stage", [(EVEV2, 0), (EVEV2, 3), (SAIL, 2)], ids=lambda x: getattr(x, "name", x))
-def test_two_steps(base: Base, stage: int, tmp_path: Path) -> None:
-    section = SECTIONS[base.name] | {"mask_dim": 16}
-    plan = {"evev2": plan_evev2, "sail": plan_sail}[base.name]
+@pytest.mark.parametrize(("base", "stage"), [("evev2", 0), ("evev2", 3), ("sail", 2), ("neo", 0), ("neo", 3)])
+def test_two_steps(base: str, stage: int, tmp_path: Path) -> None:
+    section = SECTIONS[base] | {"mask_dim": 16}
     parts = NewParts(section["max_side_px"], None, mask_dim=16)
-    write(plan(write_base(base, tmp_path / "base"), parts), tmp_path / "start")
+    write(PLANS[base](WRITERS[base](tmp_path / "base"), parts), tmp_path / "start")
     root = write_refer_dataset(tmp_path / "data")
     values = {
         "run": {"dir": str(tmp_path / "run"), "log_every": 1},
