@@ -49,10 +49,11 @@ class Architecture(Section):
     # fused: a visual prompt is added to its patches (the paper); pooled: their mean is added to its name <PromptK>
     region_embedding: Literal["fused", "pooled"] = "fused"
     prompt_linear: bool = True  # a fused prompt goes through a linear; false: its name's embedding itself is added
-    max_side_px: Width = 1024  # largest longer side of a resized image; with `area` the root of its width x height
+    max_side_px: Width = 1024  # largest longer side of a resized image; otherwise the root of its width x height
     # longer_side: as in Pixel-SAIL, smaller images keep their size; area: every image gets about the same number of
-    # pixels, as in EVEv2 (data/image.py)
-    resize_by: Literal["longer_side", "area"] = "longer_side"
+    # pixels, as in EVEv2; nearest: smaller images keep theirs, rounded to the nearest multiples, as in NEO
+    # (data/image.py)
+    resize_by: Literal["longer_side", "area", "nearest"] = "longer_side"
     resize_filter: Literal["bilinear", "bicubic"] = "bilinear"  # of Pillow, with antialiasing
     pixel_statistics: Literal["imagenet", "clip"] = "imagenet"  # mean and deviation that normalize pixels
     row_ends: bool = False  # </vision> ends every row of patches, as in EVEv2, and not only the last
@@ -82,8 +83,12 @@ class Architecture(Section):
     @property
     def size_rule(self) -> str:
         """How large images are, in words."""
-        side = f"{self.max_side_px}"
-        return f"of about {side} x {side} px" if self.resize_by == "area" else f"up to {side} px on the longer side"
+        side = self.max_side_px
+        return {
+            "longer_side": f"up to {side} px on the longer side",
+            "area": f"of about {side} x {side} px",
+            "nearest": f"up to {side} x {side} px in area",
+        }[self.resize_by]
 
     def image_tokens(self, h: int, w: int) -> int:
         """Tokens of the block of an image of h x w patches: <vision>, the patches, and the </vision>s."""

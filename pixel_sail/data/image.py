@@ -31,6 +31,7 @@ _FORMATS = (
     *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF"),
     *("TGA", "SGI", "PCX", "ICO", "QOI"),
 )
+NEO_LEAST_SIDE = 256  # pixels, the root of the smallest area
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION, _SIDES_SWAPPED = 0x0112, (5, 6, 7, 8)  # the EXIF tag; its values for a turn by 90 degrees
 
@@ -114,8 +115,25 @@ def upright(path: Path) -> Path | bytes:
 
 def seen_size(size_wh: tuple[int, int], architecture: Architecture) -> tuple[int, int]:
     """Image (width, height) -> size in pixels that a model of `architecture` sees."""
-    resized = resized_by_area if architecture.resize_by == "area" else resized_size
-    return resized(size_wh, architecture.patch_size, architecture.max_side_px)
+    rules = {"longer_side": resized_size, "area": resized_by_area, "nearest": resized_to_nearest}
+    return rules[architecture.resize_by](size_wh, architecture.patch_size, architecture.max_side_px)
+
+
+def resized_to_nearest(size_wh: tuple[int, int], patch: int, side: int) -> tuple[int, int]:
+    """The nearest multiples of `patch`, with an area of at most `side` squared and 256 squared or more, if it can be.
+
+    NEO's rule, which is Qwen2-VL's: sides of a larger image are multiplied to that area and rounded down, those of a
+    smaller one rounded up. An image so narrow that its shorter side would be less than `patch` is cut as by area.
+    """
+    width, height = (max(patch, round(length / patch) * patch) for length in size_wh)
+    scale = math.sqrt(size_wh[0] * size_wh[1])
+    if width * height > side**2:
+        longest = side**2 // patch
+        return tuple(max(patch, int(min(length / scale * side, longest) / patch) * patch) for length in size_wh)
+    least = min(side, NEO_LEAST_SIDE)
+    if width * height < least**2:
+        return tuple(math.ceil(min(length / scale * least, least**2 / patch) / patch) * patch for length in size_wh)
+    return width, height
 
 
 def resized_by_area(size_wh: tuple[int, int], patch: int, side: int) -> tuple[int, int]:

@@ -61,8 +61,9 @@ def student_grid(size_wh: tuple[int, int], expert: ExpertConfig, architecture: A
 
 def made_with(expert: ExpertConfig, architecture: Architecture) -> dict[str, Any]:
     """The settings, apart from the expert's weights, that determine the stored features of an image."""
-    by_area = {"resize_by": "area"} if architecture.resize_by == "area" else {}  # older caches have no such key
-    return by_area | {
+    resize_by = architecture.resize_by  # older caches have no such key
+    other_rule = {} if resize_by == "longer_side" else {"resize_by": resize_by}
+    return other_rule | {
         "kind": expert.kind,
         "at": expert.at,
         "size_px": expert.size_px,

@@ -60,6 +60,23 @@ def test_size_by_area():
         assert seen_size(size, evev2) == seen, size
 
 
+def test_size_to_the_nearest_multiples():
+    """Worked out by hand."""
+    neo = Architecture(patch_size=32, max_side_px=1024, resize_by="nearest")
+    for size, seen in {
+        (640, 480): (640, 480),
+        (500, 335): (512, 320),  # 15.6 and 10.5 patches; Python rounds a half to the even number
+        (1920, 1080): (1344, 768),  # 1920 / sqrt(1920 x 1080) x 1024 is 1365.3, rounded down
+        (100, 50): (384, 192),  # enlarged to 256 x 256: 362.04 x 181.02, rounded up
+        (100, 100): (256, 256),
+        (100_000, 1): (32768, 32),  # not 323,817: no side is longer than the area in one row of patches
+        (1, 3000): (32, 3008),
+        (1, 300): (32, 2048),
+    }.items():
+        assert seen_size(size, neo) == seen, size
+    assert seen_size((10, 10), Architecture(patch_size=8, max_side_px=64, resize_by="nearest")) == (64, 64)
+
+
 def test_filters_of_resizing():
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     for name, method in {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}.items():

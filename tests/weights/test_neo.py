@@ -37,7 +37,7 @@ LAYERS, HEADS, KV_HEADS, WIDTH, HIDDEN, MLP, VOCABULARY = 3, 4, 2, 16, 40, 56, 3
 SQUARE_WIDTH, EPS, THETA, THETA_HW, THETA_VISION = 24, 1e-6, 1_000_000.0, 500.0, 300.0
 LLM = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": WIDTH, "rms_norm_eps": EPS}
 LLM |= {"rope_theta": THETA, "rope_theta_hw": THETA_HW, "max_position_embeddings": 512, "model_type": "qwen3"}
-SIZE_WH, SEEN_WH, ROWS, COLUMNS = (70, 45), (96, 64), 2, 3  # int(96 * 45 / 70) is 61
+SIZE_WH, SEEN_WH, ROWS, COLUMNS = (70, 45), (128, 96), 3, 4  # enlarged to 96 x 96: 119.7 x 77.0, rounded up
 VISUAL = 1 + ROWS * COLUMNS + 1
 VISION, DECODER = "vision_model.embeddings.", "language_model.model."
 
@@ -140,7 +140,7 @@ class Converted:
             (self.base[f"{VISION}{name}_embedding.weight"], self.base[f"{VISION}{name}_embedding.bias"])
             for name in ("patch", "dense")
         )
-        squares = F.gelu(F.conv2d(x.permute(2, 0, 1)[None], *first, stride=16))[0].clone()  # (m, 4, 6)
+        squares = F.gelu(F.conv2d(x.permute(2, 0, 1)[None], *first, stride=16))[0].clone()  # (m, 6, 8)
         for row in range(2 * ROWS):
             for column in range(2 * COLUMNS):
                 squares[:, row, column] = turned_square(squares[:, row, column], row, column)
@@ -205,7 +205,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 def sample(converted: Converted) -> Sample:
     region, mask = np.zeros(SIZE_WH[::-1], bool), np.zeros(SIZE_WH[::-1], bool)
-    region[:, :7], mask[10:30, 20:50] = True, True  # columns of patches are 23.3 pixels wide
+    region[:, :7], mask[10:30, 20:50] = True, True  # columns of patches are 17.5 pixels wide
     turns = (Turn("Segment the mug <Prompt3>.", "It is [SEG]."),)
     return Sample("image", converted.image, turns, masks=(encode_mask(mask),), prompts={3: encode_mask(region)})
 

@@ -31,7 +31,12 @@ from pixel_sail.weights.convert.released import (
 )
 from pixel_sail.weights.convert.streaming import Conversion, DerivedWeight, copied
 
-WAYS = {"image_attention": "patches", "image_positions": "one_step", "resize_filter": "bicubic"}
+WAYS = {
+    "image_attention": "patches",
+    "image_positions": "one_step",
+    "resize_by": "nearest",
+    "resize_filter": "bicubic",
+}
 IMAGE_TOKENS = ("<img>", "</img>")
 
 DECODER, VISION = "language_model.", "vision_model.embeddings."
@@ -40,8 +45,7 @@ CONV2, BIAS2 = f"{VISION}dense_embedding.weight", f"{VISION}dense_embedding.bias
 PATTERNS = [(r"(language_model\.(model\.(embed_tokens|norm|layers\.\d+)\..*|lm_head\.weight))", r"\1")]
 
 DIFFERENCES = (
-    "sides of an image were rounded to the nearest multiple of 32, and small images enlarged to 65,536 pixels; now "
-    "they are rounded up, up to `max_side_px`",
+    "images had up to 2048 x 2048 pixels; now up to `max_side_px` squared",
     "an image stood in the first question; now it comes first, and questions are written in `chat_format`",
 )
 
