@@ -113,9 +113,7 @@ class Architecture(Section):
         if self.sub_patch_size is not None and self.patch_size % self.sub_patch_size:
             raise ValueError(f"sub_patch_size {self.sub_patch_size} does not divide patch_size {self.patch_size}")
         if self.sub_patch_theta is not None and (self.sub_patch_size is None or self.sub_patch_width % 4):
-            raise ValueError(
-                "sub_patch_theta turns embedded squares: it needs sub_patch_size, and a sub_patch_width of 4 k"
-            )
+            raise ValueError("sub_patch_theta needs sub_patch_size, and a sub_patch_width that is a multiple of 4")
         if self.sub_patch_size is not None and self.small.stem_widths is not None:
             raise ValueError("give sub_patch_size or small_images.stem_widths: a patch is embedded through one of them")
         if self.patch_size % 2 ** len(self.small.stem_widths or ()):
