@@ -150,7 +150,10 @@ def test_the_tool_and_the_dtypes(tmp_path: Path, monkeypatch, capsys) -> None:
     convert("evev2", folder, "--out", tmp_path / "ours", "--dtype", "bf16", "--shard-gb", "0.0001")
     printed = capsys.readouterr().out
     assert re.search(r"0\.\d million parameters, \d\.\d GB of memory at most", printed)
-    assert "differs from the base: positions were 1-D; now patches have (row, column)" in printed
+    assert (
+        "differs from the base: an image stood in the first question, after a system message; now it comes first"
+        in printed
+    )
     files = WeightFiles(tmp_path / "ours")
     assert set(files.dtypes.values()) == {torch.bfloat16}
     assert json.loads((tmp_path / "ours/config.json").read_text())["dtype"] == "bfloat16"
