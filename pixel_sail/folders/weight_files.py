@@ -36,6 +36,7 @@ class WeightFiles:
         self.dtypes: dict[str, torch.dtype] = {}
         self._known = FLOATS | OTHERS if buffers else FLOATS
         self._files: dict[str, Path] = {}
+        self._stored: dict[str, str] = {}  # the name in the file, where it is another
         for file in weight_files(source, pickled):
             self._read_header(file)
         if not self.shapes:
@@ -48,17 +49,25 @@ class WeightFiles:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor. Its file is opened for this tensor alone: pages of an open file count as memory."""
-        file = self._files[name]
+        file, stored = self._files[name], self._stored.get(name, name)
         if file.suffix != SAFE:
-            return read_pickled(file)[name]
+            return read_pickled(file)[stored]
         with safe_open(file, "pt") as opened:
-            return opened.get_tensor(name)
+            return opened.get_tensor(stored)
 
     def finite_tensor(self, name: str) -> Tensor:
         """As `tensor`. Raises WeightsError if a value is NaN or infinite."""
         tensor = self.tensor(name)
         check_finite({name: tensor}, self._files[name])
         return tensor
+
+    def strip(self, prefix: str) -> None:
+        """Call the weights whose names begin with `prefix` by the rest of their names."""
+        for name in [name for name in self.shapes if name.startswith(prefix)]:
+            rest = name.removeprefix(prefix)
+            for by_name in (self.shapes, self.dtypes, self._files):
+                by_name[rest] = by_name.pop(name)
+            self._stored[rest] = name
 
     def drop_copies(self, tied: Mapping[str, str]) -> None:
         """Forget tied weights that some programs write twice. `tied`: name -> the weight that it shares.

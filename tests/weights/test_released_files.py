@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from reference_bases import EVEV2, weights_of
 from released_files import IMAGE_TOKENS, eve_files, sail_files, sentencepiece_model, solo_files
 from safetensors.torch import load_file, save_file
 from tiny_base import save_base
@@ -26,7 +27,7 @@ from pixel_sail.config import ModelSection
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders import load as folders_load
 from pixel_sail.folders.weight_files import WeightFiles
-from pixel_sail.tokens import GROUNDING_TOKENS
+from pixel_sail.tokens import GROUNDING_TOKENS, SpecialTokens
 from pixel_sail.weights.convert.evev2 import plan_evev2
 from pixel_sail.weights.convert.language_model import from_language_model, plan_language_model
 from pixel_sail.weights.convert.new_parts import NewParts
@@ -347,6 +348,59 @@ def test_the_tokenizer_of_a_runs_base(golden: Path, tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="lacks special tokens; it does not belong to these weights"):
         plan_research(tmp_path)
+
+
+def seven_b() -> dict[str, Tensor]:
+    """The names of the research code's 7B: EVEv2's, and a mask head of two blocks."""
+    generator = torch.Generator().manual_seed(7)
+    width, mask_dim = EVEV2.hidden, 16
+    shapes = {}
+    for block in range(2):
+        at = f"upsample_blocks.{block}."
+        shapes |= {f"{at}0.weight": (width, width, 2, 2), f"{at}0.bias": (width,), f"{at}3.ln.weight": (width,)}
+        shapes |= {f"{at}2.depthwise.weight": (width, 1, 3, 3), f"{at}2.depthwise.bias": (width,)}
+        shapes |= {f"{at}2.pointwise.weight": (width, width, 1, 1), f"{at}2.pointwise.bias": (width,)}
+        shapes |= {f"{at}3.ln.bias": (width,)}
+    for name in ("image_feature_projector", "seg_token_projector"):
+        shapes |= {f"{name}.0.weight": (width, width), f"{name}.0.bias": (width,)}
+        shapes |= {f"{name}.2.weight": (mask_dim, width), f"{name}.2.bias": (mask_dim,)}
+    head = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    return {f"single_transformer.{name}": tensor for name, tensor in weights_of(EVEV2).items()} | head
+
+
+def test_the_7b_of_the_research_code(tmp_path: Path) -> None:
+    """EVEv2 with its ways, and a trained mask head; the tokenizer is that of EVEv2, as the run found it."""
+    weights, run = seven_b(), tmp_path / "run"
+    eve_files(tmp_path / "eve")
+    run.mkdir()
+    for file in (tmp_path / "eve").iterdir():
+        if file.suffix != ".safetensors" and "index" not in file.name:
+            shutil.copy(file, run)
+    torch.save(checkpoint(weights, None), run / "iter_9.pth")
+    plan, eve = plan_research(run), plan_evev2(tmp_path / "eve", PARTS)
+    architecture, ways = plan.config.architecture, eve.config.architecture
+    assert architecture.mask_stride == 8 and architecture.mask_dim == 16
+    same = {"mask_stride", "mask_channels"}
+    assert architecture.model_dump(exclude=same) == ways.model_dump(exclude=same)
+    tokens, words = (SpecialTokens.of(each.tokenizer) for each in (plan, eve))
+    base = len(AutoTokenizer.from_pretrained(run))
+    assert tokens.seg == base and tokens.vision_start == base + len(GROUNDING_TOKENS)  # in the order of the run
+    model, expected = load(plan), load(eve).state_dict()
+    for name, tensor in model.state_dict().items():
+        if "embed_tokens" in name or "lm_head" in name:
+            old = weights[name.replace("language_model", "single_transformer")]
+            assert torch.equal(tensor[: tokens.vision_start], old[: tokens.vision_start]), "trained rows of the run"
+        elif not name.startswith("mask_head"):
+            assert torch.equal(tensor, expected[name]), name
+    table = model.state_dict()[EMBED]
+    assert torch.equal(table[tokens.vision_start], expected[EMBED][words.vision_start])
+    assert torch.equal(table[tokens.vision_end], weights["single_transformer.model.vision_tower.split_embedding"])
+    head = model.mask_head.state_dict()
+    assert torch.equal(head["blocks.1.pointwise.weight"], weights["upsample_blocks.1.2.pointwise.weight"][:, :, 0, 0])
+    assert torch.equal(head["seg_projector.2.weight"], weights["seg_token_projector.2.weight"])
+    torch.save({"state_dict": weights | {"image_pooler.weight": torch.ones(2)}}, run / "iter_9.pth")
+    with pytest.raises(WeightsError, match=r"keys that no research checkpoint has: \['image_pooler.weight'\]"):
+        plan_research(run)
 
 
 def test_a_tied_research_run_stays_tied(golden: Path, tmp_path: Path) -> None:

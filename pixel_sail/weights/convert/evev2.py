@@ -8,13 +8,17 @@ every patch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2Config
+from transformers import PreTrainedTokenizerBase, Qwen2Config
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.folders.weight_files import WeightFiles
 from pixel_sail.tokens import SpecialTokens
 from pixel_sail.weights.convert.new_parts import NewParts, grown, model_config, new_parts
@@ -70,22 +74,41 @@ def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
     """Raises WeightsError for missing files, and for weights that are not EVEv2's."""
     settings, files = read_settings(folder), WeightFiles(folder, pickled=True)
     tokenizer, new_ids = read_tokenizer(folder)
+    parts = replace(parts, max_side_px=SIDE_PX) if parts.max_side_px is None else parts
+    architecture = partial(parts.architecture, **WAYS)
+    names = {"chat_format": "auto", "question": parts.question}
+    names |= {"converted_from": "evev2", "differences": list(DIFFERENCES)}
+    return evev2_conversion(files, settings, (tokenizer, new_ids), architecture, {}, names)
+
+
+def evev2_conversion(
+    files: WeightFiles,
+    settings: dict[str, Any],
+    words: tuple[PreTrainedTokenizerBase, list[int]],
+    architecture: Callable[..., Architecture],
+    trained: dict[str, DerivedWeight],
+    names: dict[str, Any],
+) -> Conversion:
+    """The conversion of weights with the names of EVEv2, and of others beside them.
+
+    `words`: the tokenizer with our special tokens, and the ids of those that are new; `architecture(patch_size, ...)`
+    makes it; `trained`: what the files have of the parts that EVEv2 lacks; `names`: of the config (`model_config`).
+    Raises WeightsError as `plan_evev2`.
+    """
+    tokenizer, new_ids = words
     text_config = decoder_config(Qwen2Config, files, settings, tokenizer)
     width, _, sub_patch_size, _ = shape(files, CONV1)
     patch_size = sub_patch_size * shape(files, CONV2)[-1]
-    parts = replace(parts, max_side_px=SIDE_PX) if parts.max_side_px is None else parts
-    architecture = parts.architecture(patch_size, sub_patch_size=sub_patch_size, sub_patch_width=width, **WAYS)
     config = model_config(
         text_config,
-        architecture,
+        architecture(patch_size, sub_patch_size=sub_patch_size, sub_patch_width=width),
         tokenizer,
-        "auto",
-        parts.question,
-        converted_from="evev2",
-        differences=list(DIFFERENCES),
+        **names,
     )
+    beside = {source for weight in trained.values() for source in weight.sources}
     opening_key = START if START in files.shapes else CLASS
-    decoder = [key for key in files.shapes if key not in (CONV1, BIAS1, CONV2, BIAS2, opening_key, SPLIT)]
+    beside |= {CONV1, BIAS1, CONV2, BIAS2, opening_key, SPLIT}
+    decoder = [key for key in files.shapes if key not in beside]
     derived = copied(renamed(decoder, PATTERNS, "EVEv2")) | _fusion()
     tokens, rows = SpecialTokens.of(tokenizer), text_config.vocab_size
 
@@ -99,7 +122,7 @@ def plan_evev2(folder: Path, parts: NewParts) -> Conversion:
     derived[f"language_model.{EMBED}"] = DerivedWeight((EMBED, opening_key, BIAS2, SPLIT), table)
     if HEAD in files.shapes:
         derived[f"language_model.{HEAD}"] = DerivedWeight((HEAD,), lambda old: grown(old, rows, new_ids))
-    return Conversion(files, config, tokenizer, new_parts(config) | derived)
+    return Conversion(files, config, tokenizer, new_parts(config) | trained | derived)
 
 
 def _fusion() -> dict[str, DerivedWeight]:

@@ -52,7 +52,7 @@ DIFFERENCES = (
 
 def plan_neo(folder: Path, parts: NewParts) -> Conversion:
     """Raises WeightsError for missing files, and for weights, a tokenizer or a config that are not NEO's."""
-    settings, files = read_settings(folder), WeightFiles(folder)
+    settings, files = read_settings(folder), WeightFiles(folder, pickled=True)
     decoder, vision = (_section(settings, folder, key) for key in ("llm_config", "vision_config"))
     tokenizer, new_ids = read_tokenizer(folder)
     require_tokens(tokenizer, new_ids, IMAGE_TOKENS, "NEO")

@@ -84,11 +84,12 @@ def decoder_config(
     if settings.get("tie_word_embeddings"):
         files.drop_copies({prefix + HEAD: prefix + EMBED})
     vocabulary, hidden = shape(files, prefix + EMBED)
+    layers = count_layers(files, re.escape(prefix) + r"model\.layers\.(\d+)\.", settings)
     values = dict(
         vocab_size=max(vocabulary, len(tokenizer)),
         hidden_size=hidden,
         intermediate_size=shape(files, f"{prefix}model.layers.0.mlp.gate_proj.weight")[0],
-        num_hidden_layers=count_layers(files, re.escape(prefix) + r"model\.layers\.(\d+)\.", settings),
+        num_hidden_layers=layers,
         num_attention_heads=setting(settings, files.folder, "num_attention_heads"),
         num_key_value_heads=setting(settings, files.folder, "num_key_value_heads"),
         rms_norm_eps=setting(settings, files.folder, "rms_norm_eps"),
@@ -109,6 +110,8 @@ def count_layers(files: WeightFiles, pattern: str, settings: dict[str, Any]) -> 
     """
     present = {int(match[1]) for name in files.shapes if (match := re.match(pattern, name))}
     count = settings.get("num_hidden_layers", max(present, default=-1) + 1)
+    if type(count) is int and type(settings.get("extra_num_layers")) is int and len(present) > count:
+        count += settings["extra_num_layers"]  # of NEO, whose configs count its first layers with the others or apart
     if present != set(range(count if type(count) is int else 0)):
         missing = sorted(set(range(count)) - present) if type(count) is int else []
         raise WeightsError(
