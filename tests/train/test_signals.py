@@ -109,7 +109,7 @@ def test_a_killed_worker_is_one_message(tmp_path: Path, config: Path, processes:
     ends, output = statuses(run)
     assert ends == [1] * processes
     assert output.count("was killed: SIGKILL. Most often memory is used up") == 1 and "/dev/shm" in output, output
-    assert "Traceback" not in output and ("error: rank 1: a data worker" in output) == (processes == 2)
+    assert "Traceback" not in output and ("error: rank 1: a data worker" in output) == (processes == 2), output
 
 
 @pytest.mark.parametrize("lost", [0, 1])
