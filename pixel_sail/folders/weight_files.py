@@ -62,9 +62,11 @@ class WeightFiles:
         return tensor
 
     def strip(self, prefix: str) -> None:
-        """Call the weights whose names begin with `prefix` by the rest of their names."""
+        """Call the weights whose names begin with `prefix` by the rest of their names. WeightsError if one is taken."""
         for name in [name for name in self.shapes if name.startswith(prefix)]:
             rest = name.removeprefix(prefix)
+            if rest in self.shapes:
+                raise WeightsError(f"{self.folder} has both {name} and {rest}: keep one of them")
             for by_name in (self.shapes, self.dtypes, self._files):
                 by_name[rest] = by_name.pop(name)
             self._stored[rest] = name

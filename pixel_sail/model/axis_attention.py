@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
@@ -24,9 +24,10 @@ from pixel_sail.architecture import Architecture
 from pixel_sail.errors import UserError
 
 
-def key_width(head_width: int, architecture: Architecture) -> int:
-    """Width of a head's queries and keys, whose values are `head_width` wide."""
-    return head_width if architecture.axis_theta is None else 2 * head_width
+def head_widths(text: PretrainedConfig, architecture: Architecture) -> tuple[int, int]:
+    """The width of a head's queries and keys, and that of its values. `text`: the config of the decoder."""
+    values = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return values if architecture.axis_theta is None else 2 * values, values
 
 
 class AxisRope(nn.Module):

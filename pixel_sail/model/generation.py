@@ -13,7 +13,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 
 from pixel_sail.errors import UserError
 from pixel_sail.model.attention import Prefix
-from pixel_sail.model.axis_attention import key_width
+from pixel_sail.model.axis_attention import head_widths
 from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.model.score_head import ScoreHead
@@ -256,10 +256,9 @@ class _Decoding:
 def _no_tokens(model: PixelSail) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of a prefix that is empty."""
     text = model.config.text_config
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     keys, values = (
-        torch.empty(1, text.num_key_value_heads, 0, size, device=model.device)
-        for size in (key_width(width, model.config.architecture), width)
+        torch.empty(1, text.num_key_value_heads, 0, width, device=model.device)
+        for width in head_widths(text, model.config.architecture)
     )
     return [(keys, values)] * text.num_hidden_layers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixel_sail.model.axis_attention import key_width
+from pixel_sail.model.axis_attention import head_widths
 from pixel_sail.model.pixel_sail import PixelSail
 
 
@@ -30,8 +30,7 @@ class Flops:
     def of(cls, model: PixelSail) -> Flops:
         decoder, text = model.language_model, model.config.text_config
         passed = sum(p.numel() for p in decoder.parameters()) - decoder.get_input_embeddings().weight.numel()
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        of_pair = width + key_width(width, model.config.architecture)  # 2 d
+        of_pair = sum(head_widths(text, model.config.architecture))  # 2 d
         return cls(6 * passed, 6 * text.num_hidden_layers * text.num_attention_heads * of_pair)
 
     def of_step(self, tokens: float, attended: float) -> float:

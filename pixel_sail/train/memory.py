@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 
 from pixel_sail.config import Config, ExpertConfig, TrainConfig
+from pixel_sail.model.axis_attention import head_widths
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.patch_positions import POSITION_VALUES
 from pixel_sail.model.pixel_sail import PixelSail
@@ -138,7 +139,8 @@ def activation_bytes(
     layers = config.text_config.num_hidden_layers
     residual = 2 if mode == "bf16" else 4
     inputs = layers * residual * config.text_config.hidden_size * tokens.all
-    positions = 2 * residual * _head_width(config) * tokens.all  # cos and sin, the same for all layers
+    of_keys, _ = head_widths(config.text_config, config.architecture)
+    positions = 2 * residual * of_keys * tokens.all  # cos and sin, the same for all layers
     return {
         "decoder layers": positions + (inputs + layer if checkpointing else layers * layer),
         "patch embedding": _patch_bytes(config, mode) * tokens.patches,
@@ -156,24 +158,20 @@ def _norm_bytes(mode: Mode) -> int:
     return 4 + (2 if mode == "bf16" else 4)
 
 
-def _head_width(config: PixelSailConfig) -> int:
-    text = config.text_config
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
 def _layer_bytes(config: PixelSailConfig, mode: Mode) -> int:
     """Per token, in one layer."""
     text = config.text_config
     hidden, mlp, a = text.hidden_size, text.intermediate_size, _element(mode)
-    head = _head_width(config)
-    queries, keys = head * text.num_attention_heads, head * (text.num_key_value_heads or text.num_attention_heads)
+    of_keys, of_values = head_widths(text, config.architecture)
+    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads or text.num_attention_heads
     # The output of a norm is the input of several linears. It is kept once, but autocast casts it for each of them, and
     # modality twins gather it for each of q, k and v.
     to_qkv = 3 if mode == "autocast" or config.architecture.vision_experts else 1
     to_mlp = 2 if mode == "autocast" else 1
     norms = 2 * _norm_bytes(mode) * hidden + (to_qkv + to_mlp) * a * hidden
     # q, k, v after rotation, the result of the kernel and its reordered copy; gate, silu(gate), up, product
-    return norms + a * (3 * queries + 2 * keys) + 4 * text.num_attention_heads + 4 * a * mlp
+    attention = heads * (of_keys + 2 * of_values) + kv_heads * (of_keys + of_values)
+    return norms + a * attention + 4 * heads + 4 * a * mlp
 
 
 def _patch_bytes(config: PixelSailConfig, mode: Mode) -> int:

@@ -425,3 +425,10 @@ def test_a_bin_is_mapped(tmp_path: Path) -> None:
     assert files.shapes["a1"] == (1000, 1000, 1000)
     assert files.tensor("a1")[5, 5, 5] == 0 and files.finite_tensor("b").shape == (3,)
     assert peak_bytes() - before < 100_000_000
+
+
+def test_a_prefix_is_not_taken_off_to_a_name_that_is_there(tmp_path: Path) -> None:
+    """Else one of the two weights would be lost without a word."""
+    save_file({name: torch.zeros(2) for name in ("a.x", "a.y", "y")}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"has both a\.y and y: keep one of them"):
+        WeightFiles(tmp_path).strip("a.")
