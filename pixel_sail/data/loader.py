@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
+import sys
 import time
 import traceback
 import zlib
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -287,6 +290,18 @@ def _refuse_killed(workers: list[BaseProcess], may_end: bool) -> None:
 def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
     begin_worker()
+    sys.excepthook = functools.partial(_report_unless_reader_is_gone, sys.excepthook)
+
+
+def _report_unless_reader_is_gone(
+    report: Callable[..., object], kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The excepthook of a worker, called by the thread that hands over tensors.
+
+    A run that ends while it takes one says why in its own message; the worker's half of it would be a second one.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        report(kind, error, trace)
 
 
 def _unchanged(item: StepData) -> StepData:
