@@ -2,7 +2,7 @@
 
     from pixel_sail import Predictor
 
-    predictor = Predictor.from_pretrained("runs/quickstart/export")
+    predictor = Predictor.from_pretrained("data/models/tiny")
 
 The two names below are imported at first use, so that `import pixel_sail` loads neither torch nor transformers.
 """

@@ -160,7 +160,8 @@ def test_python_examples_run(path: Path, export: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(generation, "_choose", seg_first)
     blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    code = "\n".join(blocks).replace("runs/quickstart/export", str(export))
+    code = "\n".join(blocks).replace("data/models/tiny", str(export))
+    code = re.sub(r'"data/scenes_day/\S+"', '"photo.jpg"', code)
     names: dict[str, Any] = {}
     exec(compile(code, str(path), "exec"), names)
     assert names["answers"][0].masks[0].shape == (120, 160)

@@ -45,7 +45,7 @@ def finished(tmp_path_factory) -> Path:
     """data/ and run/ of a three-step training on fifteen images."""
     folder = tmp_path_factory.mktemp("e2e")
     launch("tools/prepare_data.py", "scenes", "--out", folder / "data", "--images", 15, "--seed", 3, "--long-side", 96)
-    launch("tools/train.py", "configs/quickstart.yaml", f"run.dir={folder}/run", f"data.root={folder}/data", *TINY)
+    launch("tools/train.py", "configs/scratch.yaml", f"run.dir={folder}/run", f"data.root={folder}/data", *TINY)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
     for name in ("config.yaml", "environment.json", "checkpoints/step_00000003/state.json", "export/model.safetensors"):
         assert (finished / "run" / name).is_file(), name
     assert "is finished" in run(
-        "tools/train.py", "configs/quickstart.yaml", f"run.dir={finished}/run", f"data.root={finished}/data", *TINY
+        "tools/train.py", "configs/scratch.yaml", f"run.dir={finished}/run", f"data.root={finished}/data", *TINY
     )
 
 
@@ -105,6 +105,32 @@ def test_predict(finished: Path) -> None:
         assert np.asarray(Image.open(mask)).shape == size[::-1]
 
 
+def test_predict_on_a_folder(finished: Path, tmp_path: Path) -> None:
+    """Each image is answered as alone; one that cannot be read is named, and does not stop the others."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    first, second = sorted((finished / "data/images/train2014").glob("*.jpg"))[:2]
+    Image.open(first).save(photos / "a.png")
+    Image.open(second).save(photos / "a.webp", lossless=True)
+    (photos / "b.JPG").write_bytes(b"no image")
+    (photos / "notes.txt").write_text("not an image either")
+    ask = ["--text", "the red one", "--ask", "Is it red?", "--out"]
+    call = ["tools/predict.py", finished / "run/export", "--image"]
+    output = run(*call, photos, *ask, tmp_path / "out", ok=False)
+    assert "not read: " in output and "error: 1 of 3 images could not be read; the others are in" in output
+    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"a.png.json", "a.webp.json"}
+    for name in ("a.png", "a.webp"):
+        run(*call, photos / name, *ask, tmp_path / name)
+        alone = json.loads((tmp_path / name / "a.json").read_text())["answers"]
+        together = json.loads((tmp_path / "out" / f"{name}.json").read_text())["answers"]
+        kept = ("asked", "text", "segmentations")
+        assert [{key: answer[key] for key in kept} for answer in together] == [
+            {key: answer[key] for key in kept} for answer in alone
+        ]
+    both = [*call, photos / "a.png", "--image", first, "--box", "1,2,9,9", *ask, tmp_path / "regions"]
+    assert "regions are drawn on one image, and there are 2" in run(*both, ok=False)
+
+
 def test_predict_with_regions(finished: Path) -> None:
     image = next((finished / "data/images/train2014").glob("*.jpg"))
     width, height = Image.open(image).size
@@ -145,7 +171,7 @@ def test_score_perbench(finished: Path) -> None:
 
 def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
     image = next((finished / "data/images/train2014").glob("*.jpg"))
-    train, nowhere, out = ["tools/train.py", "configs/quickstart.yaml"], finished / "nowhere", ["--out", finished / "x"]
+    train, nowhere, out = ["tools/train.py", "configs/scratch.yaml"], finished / "nowhere", ["--out", finished / "x"]
     ask = ["tools/predict.py", finished / "run/export", "--image", image, "--ask", "?", *out]
     for command, message in (
         ([*train, "trian.lr=1"], "did you mean 'train'?"),

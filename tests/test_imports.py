@@ -39,7 +39,7 @@ LAYERS = (
     ("train",),
     ("bench",),
     ("scenes", "studies"),  # which never import each other; only commands import them
-    ("arguments", "command"),  # what commands are made of
+    ("arguments", "command", "released"),  # what commands are made of
     ("commands",),  # the command line; nothing imports it but the next line and tools/
     ("__main__",),
 )

@@ -2,7 +2,7 @@
 
     python tools/attend_segment.py /models/llava-1.5-7b-hf --segmenter sam:/models/sam-vit-huge \\
         --benchmark pixmmvp --data-root data --out outputs/attend
-    python tools/attend_segment.py runs/quickstart/export --segmenter pixel_sail:runs/quickstart/export \\
+    python tools/attend_segment.py data/models/tiny --segmenter pixel_sail:data/models/tiny \\
         --benchmark pixmmvp --data-root data/scenes --out outputs/attend
     python tools/test.py --predictions outputs/attend/predictions/oracle.jsonl --benchmark pixmmvp --data-root data
 

@@ -2,11 +2,11 @@
 
 python tools/bench.py step --preset research-512 --mask-stride 4 --reference
 python tools/bench.py blocks --device cuda --dtype bfloat16
-python tools/bench.py data configs/quickstart.yaml
-python tools/bench.py data configs/quickstart.yaml --shards data/scenes_shards
+python tools/bench.py data configs/scratch.yaml
+python tools/bench.py data configs/scratch.yaml --shards data/scenes_shards
 python tools/bench.py start /tmp/annotations --scale 0.1
 python tools/bench.py distill configs/a_config_with_experts.yaml --steps 8
-python tools/bench.py score runs/quickstart/export --data-root data/scenes
+python tools/bench.py score data/models/tiny --data-root data/scenes
 """
 
 from __future__ import annotations

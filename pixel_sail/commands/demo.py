@@ -1,7 +1,8 @@
 """A page in the browser: segment what phrases name, draw regions and ask about them, in a conversation.
 
     pip install -e '.[demo]'
-    python tools/demo.py runs/quickstart --example photo.jpg
+    python tools/demo.py                                  # the small model of a clone
+    python tools/demo.py runs/scratch --example photo.jpg
     python tools/demo.py MODEL --examples FOLDER --share
 
 Without --example and --examples the page offers those of MODEL/examples, or else drawn scenes. FOLDER/examples.json is
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pixel_sail.command import importing, tool
 from pixel_sail.errors import UserError
+from pixel_sail.released import MODEL_HELP, RELEASED
 
 if TYPE_CHECKING:
     from pixel_sail.serve.demo.examples import Example
@@ -46,7 +48,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="an export folder, or that of a run")
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=RELEASED, help=MODEL_HELP)
     parser.add_argument(
         "--example", action="append", default=[], type=Path, help="an image that the page offers; may be repeated"
     )

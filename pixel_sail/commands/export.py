@@ -1,8 +1,8 @@
 """Publish a model: a self-contained folder that PixelSail.from_pretrained and Predictor.from_pretrained take.
 
-    python tools/export.py runs/quickstart --out published/quickstart --metrics runs/quickstart/scores/metrics.json
+    python tools/export.py runs/scratch --out published/scratch --metrics runs/scratch/scores/metrics.json
     python tools/export.py runs/big/checkpoints/step_00000500 --out published/big-500 --dtype bf16 --shard-gb 2
-    python tools/export.py runs/quickstart --out published/quickstart --hub
+    python tools/export.py runs/scratch --out published/scratch --hub
     python tools/export.py runs/lora --out published/lora --adapter
 
 SOURCE: a run (its export/, else its newest checkpoint), an export folder, a folder of tools/convert.py, or a checkpoint

@@ -1,6 +1,6 @@
 """When does grounding emerge in an answer? Histograms of the place and the concept of the best phrase, and examples.
 
-    python tools/grounding_emergence.py runs/quickstart/export --data-root data/scenes --out outputs/emergence
+    python tools/grounding_emergence.py data/models/tiny --data-root data/scenes --out outputs/emergence
     python tools/grounding_emergence.py llava-1.5-7b-hf --segmenter sam:sam-vit-huge --data-root data --out out
     python tools/grounding_emergence.py --phrases outputs/attend/phrases.jsonl --data-root data --out out
 

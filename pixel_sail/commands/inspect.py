@@ -1,6 +1,6 @@
 """Turns the model's input back into images and text: decoded tokens, patches, masks and prompted regions.
 
-    python tools/inspect_data.py configs/quickstart.yaml --out outputs/inspect
+    python tools/inspect_data.py configs/scratch.yaml --out outputs/inspect
     python tools/inspect_data.py --source muse --root data/scenes --out outputs/inspect --count 8
 
 With a config: the first samples of its stream, encoded with its settings (it loads the tokenizer, but no weights).

@@ -1,6 +1,6 @@
 """Why is cIoU low? The loss of referring masks by cause: another object, edges, neighbours, background, holes.
 
-    python tools/mask_errors.py runs/quickstart/scores/predictions/refcoco_val.jsonl --benchmark refcoco:val
+    python tools/mask_errors.py runs/scratch/scores/predictions/refcoco_val.jsonl --benchmark refcoco:val
 
 Takes a predictions file of tools/test.py, or of any model in that format. Prints a table; for the embedded dataset also
 by kind of expression. pixel_sail/studies/mask_errors.py explains the columns.

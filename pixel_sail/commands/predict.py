@@ -1,13 +1,17 @@
-"""Segments what a text names in an image, or answers a question about the image and about regions drawn on it.
+"""Segments what a text names in images, or answers questions about them and about regions drawn on an image.
 
-    python tools/predict.py runs/quickstart/export --image photo.jpg --text "red cup" --text chairs --out out
-    python tools/predict.py runs/quickstart/export --image photo.jpg --box 10,20,80,90 --ask "What is it?" --out out
-    python tools/predict.py runs/quickstart/export --image photo.jpg --point 40,60 --mask cup.png \\
+    pixel-sail predict --image photo.jpg --text "red cup" --out out           # with the small model of a clone
+    python tools/predict.py MODEL --image photo.jpg --text "red cup" --text chairs --out out
+    python tools/predict.py MODEL --image photo.jpg --box 10,20,80,90 --ask "What is it?" --out out
+    python tools/predict.py MODEL --image photo.jpg --point 40,60 --mask cup.png \\
         --ask "Is <Prompt0> larger than <Prompt1>?" --text "the object nearest to <Prompt0>" --out outputs/photo
 
-Regions (--box, --point, --scribble, --mask) are <Prompt0>, <Prompt1>, ... in the order of the command line. The tool
-writes an overlay with masks and regions, one PNG per mask, and a JSON file, which also has the scores of the masks if
-the model gives any.
+    python tools/predict.py MODEL --image photos/ --text "red cup" --out out  # all images of a folder
+
+Regions (--box, --point, --scribble, --mask) are <Prompt0>, <Prompt1>, ... in the order of the command line. For each
+image the tool writes an overlay with masks and regions, one PNG per mask, and a JSON file, which also has the scores of
+the masks if the model gives any. An image that cannot be read is named; the others are answered, and the exit status
+is 1.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.command import importing, tool
+from pixel_sail.released import MODEL_HELP, RELEASED
 from pixel_sail.tokens import MAX_PROMPTS
 
 
@@ -37,8 +42,10 @@ class _InOrder(argparse.Action):
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="an export folder")
-    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=RELEASED, help=MODEL_HELP)
+    parser.add_argument(
+        "--image", type=Path, action="append", required=True, help="a file, or a folder of images; may be repeated"
+    )
     parser.add_argument("--text", action="append", default=[], help="what to segment; may be repeated")
     parser.add_argument(
         "--ask", action="append", default=[], help="a question; each <region> in it stands for the next region"

@@ -1,6 +1,6 @@
 """Draws the mixture of a config into webdataset shards, or verifies the checksums of shards.
 
-python tools/make_shards.py configs/quickstart.yaml --out data/scenes_shards --samples 20000
+python tools/make_shards.py configs/scratch.yaml --out data/scenes_shards --samples 20000
 python tools/make_shards.py --out data/scenes_shards --verify
 """
 

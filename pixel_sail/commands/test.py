@@ -1,8 +1,8 @@
 """Scores a checkpoint, or a file of predictions, on benchmarks.
 
-    python tools/test.py runs/quickstart/export --benchmark refcoco:val --benchmark grefcoco:val --out outputs/scores
-    python tools/test.py runs/quickstart/export --benchmark perbench --benchmark region_caption:refcocog --out out
-    deepspeed --num_accelerators 2 tools/test.py runs/quickstart/export --benchmark refcoco:val --out outputs/scores
+    python tools/test.py data/models/tiny --benchmark refcoco:val --benchmark grefcoco:val --out outputs/scores
+    python tools/test.py data/models/tiny --benchmark perbench --benchmark region_caption:refcocog --out out
+    deepspeed --num_accelerators 2 tools/test.py data/models/tiny --benchmark refcoco:val --out outputs/scores
     python tools/test.py --predictions refcoco_val.jsonl --benchmark refcoco:val --data-root data/coco
 
 Repeat an interrupted command to continue it where it stopped. Caption scores need Java, PerBench's METEOR needs

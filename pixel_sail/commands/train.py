@@ -31,7 +31,7 @@ def main() -> None:
         print_keys(arguments.keys)
         return
     if arguments.config is None:
-        parser.error("give a config, for example configs/quickstart.yaml")
+        parser.error("give a config, for example configs/scratch.yaml")
     if arguments.plan:
         with importing():
             from pixel_sail.bench.plan import plan

@@ -128,13 +128,16 @@ class Predictor:
         An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`. `soft`: with probabilities.
         """
         expressions = [expressions] if isinstance(expressions, str) else expressions
+        return self.chat(image, self.segment_questions(expressions), regions, soft=soft)
+
+    def segment_questions(self, expressions: Sequence[str]) -> list[str]:
+        """The question by which the model segments each expression, for `Chat`. Raises UserError for an empty one."""
         for expression in expressions:
             if not expression.strip():
                 raise UserError("the expression is empty; say what to segment")
         hidden = self.model.config.hide == "text"
         shown = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
-        questions = [question(expression, self.model.config.question) for expression in shown]
-        return self.chat(image, questions, regions, soft=soft)
+        return [question(expression, self.model.config.question) for expression in shown]
 
     def chat(
         self,

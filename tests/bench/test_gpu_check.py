@@ -16,7 +16,7 @@ from forked import fork
 from warm import run_tool
 
 from pixel_sail import losses
-from pixel_sail.bench.gpu import kernels, parity, quickstart, runner, training
+from pixel_sail.bench.gpu import kernels, parity, runner, scratch, training
 from pixel_sail.bench.gpu.checks import Check, Report, read_checks
 from pixel_sail.bench.gpu.clock import idle_share
 from pixel_sail.bench.gpu.page import WIDTH, page, table
@@ -119,14 +119,14 @@ def test_a_number_keeps_its_bounds_or_fails(tmp_path: Path) -> None:
 
 def test_the_table_fits_100_columns_and_the_page_has_every_check() -> None:
     checks = [
-        Check("quickstart", "cIoU of refcoco:val after 2000 steps on the GPU, long", 35.25, "", ">= -3, <= 3", "fail"),
+        Check("scratch", "cIoU of refcoco:val after 2000 steps on the GPU, long", 35.25, "", ">= -3, <= 3", "fail"),
         Check("speed", "8 x 1024 px, eager: kernel 1", "12 % void cutlass::Kernel<" + "x" * 99, "", "", "measured"),
         Check("speed", "tokens", 123456.0, "/s", "", "measured"),
         Check("parity", "the stage", None, "", "", "fail", "killed by SIGKILL; a | b " + "long reason " * 30),
     ]  # fmt: skip
     lines = table(checks).splitlines()
     assert max(map(len, lines)) <= WIDTH == 100
-    assert lines[1].startswith("quickstart cIoU") and "35.25" in lines[1] and "123456.0 /s" in lines[3]
+    assert lines[1].startswith("scratch cIoU") and "35.25" in lines[1] and "123456.0 /s" in lines[3]
     assert lines[-1] == "4 checks: 2 fail, 2 measured"
     text = page(checks, {"command": "`x`"})
     assert text.count("| parity |") == 1 and "a \\| b" in text and max(map(len, text.splitlines())) < 400
@@ -179,8 +179,8 @@ def test_configs_of_the_stages_that_train(tmp_path: Path) -> None:
     assert [training.config_of(report, stage).train.zero_stage for stage in training.STAGES] == [0, 1, 2, 3]
     config = training.config_of(report, 0)
     assert config.train.muon is None and config.data.root == tmp_path / "images"
-    whole = load_config(REPOSITORY / "configs" / "quickstart.yaml", [])
-    assert quickstart.config_of(whole.run.dir, [], quickstart.STEPS).train.steps == whole.train.steps
+    whole = load_config(REPOSITORY / "configs" / "scratch.yaml", [])
+    assert scratch.config_of(whole.run.dir, [], scratch.STEPS).train.steps == whole.train.steps
 
 
 def test_idle_share() -> None:

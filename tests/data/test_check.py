@@ -132,11 +132,11 @@ def test_a_source_is_drawn_back(drawn, tmp_path, monkeypatch):
 
 def test_a_config_is_drawn_back(drawn, tmp_path, monkeypatch):
     config, mixture = (
-        REPOSITORY / "configs/quickstart.yaml",
+        REPOSITORY / "configs/scratch.yaml",
         "data.mixture=[{source: refcoco}, {source: perbench_mcq}, {source: llava}]",
     )
     _tool(monkeypatch, "inspect_data.py", config, f"data.root={drawn}", mixture, "--out", tmp_path, "--count", 12)
-    text = (tmp_path / "quickstart.txt").read_text()
+    text = (tmp_path / "scratch.txt").read_text()
     assert text.count(" tokens, patches (") == 12 and "perbench_train/mcq" in text and "<Prompt0>" in text
 
 

@@ -314,7 +314,7 @@ def test_processes_of_a_machine_begin_with_different_sources(tmp_path: Path, mon
         return FakeSource(entry.source, 5)
 
     monkeypatch.setattr("pixel_sail.data.mixture.open_source", open_source)
-    config = load_config(REPOSITORY / "configs/quickstart.yaml", [f"data.root={tmp_path}", f"run.dir={tmp_path}"])
+    config = load_config(REPOSITORY / "configs/scratch.yaml", [f"data.root={tmp_path}", f"run.dir={tmp_path}"])
     mixture = [MixtureEntry(source=name) for name in "abcd"]
     config = config.model_copy(update={"data": config.data.model_copy(update={"mixture": mixture, "exclude": []})})
     for rank, order in ((None, "abcd"), (0, "abcd"), (1, "bcda"), (2, "cdab"), (3, "dabc")):

@@ -70,15 +70,15 @@ def run_stage(arguments: list[str]) -> None:
 def shorten() -> None:
     """Models and batches as they are, but few steps, tokens and images: the host alone takes seconds for a step.
 
-    The quickstart takes its way for too little time, with a reference on the CPU, which has all the other's steps.
+    The scratch run takes its way for too little time, with a reference on the CPU, which has all the other's steps.
     """
-    from pixel_sail.bench.gpu import generation, quickstart, scenes, speed, training
+    from pixel_sail.bench.gpu import generation, scenes, scratch, speed, training
 
     speed.WARM_UP, speed.TIMED, speed.PROFILED = 2, 2, 1
     generation.FEW, generation.MANY, generation.REPEATS = 2, 6, 1
     scenes.IMAGES = 80
-    quickstart.PILOT_STEPS, quickstart.SHORT_STEPS, quickstart.WORKERS = 4, 4, 1
-    quickstart.SCORING_S = 1e6
+    scratch.PILOT_STEPS, scratch.SHORT_STEPS, scratch.WORKERS = 4, 4, 1
+    scratch.SCORING_S = 1e6
     training.STEPS = 4
     training.OVERRIDES += ("train.steps=4", "train.save_every=2", "evaluate.max_images=2")
 

@@ -25,7 +25,7 @@ VARIANTS = [
 
 def write(folder: Path, **changes) -> Path:
     values = {
-        "base": str(REPOSITORY / "configs/quickstart.yaml"),
+        "base": str(REPOSITORY / "configs/scratch.yaml"),
         "dir": str(folder / "runs"),
         "seeds": [0, 1, 2],
         "benchmarks": ["refcoco:val", "perbench:mcq"],

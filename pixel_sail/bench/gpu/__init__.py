@@ -7,6 +7,6 @@ child.py       that process: imports one stage and runs it
 checks.py      what a stage says: a JSON line for each check, written at once
 page.py        the table at the end, and the Markdown page with the numbers
 
-The stages, in their order: machine, kernels, parity, speed, scenes, training, generation, quickstart. Each is a file
+The stages, in their order: machine, kernels, parity, speed, scenes, training, generation, scratch. Each is a file
 with a function `run`. They may take half a minute of imports, so that what they import is a matter of the stage alone.
 """

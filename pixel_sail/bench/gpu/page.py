@@ -77,7 +77,7 @@ def page(checks: Sequence[Check], facts: dict[str, Any]) -> str:
 
 LIMITS = (
     "* Several GPUs: one was used, so that no gradient and no weight ever crossed between two.",
-    "* Learning at size: the 0.5B model has random weights and random images; only the quickstart is trained.",
+    "* Learning at size: the 0.5B model has random weights and random images; only the scratch run is trained.",
     "* Data at size: images are drawn, and small. Reading and encoding photographs is `tools/bench.py data`.",
     "* Idle shares are those under the profiler, which slows the host.",
     "* One run of each number, no spread.",

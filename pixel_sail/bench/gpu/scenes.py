@@ -1,4 +1,4 @@
-"""Draws the images that the next stages train on: those of the quickstart."""
+"""Draws the images that the next stages train on: those of the scratch run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from pixel_sail.bench.gpu.checks import Report
 from pixel_sail.config import REPOSITORY
 
-IMAGES = 8000  # as `make quickstart`
+IMAGES = 8000  # as `make scratch`
 
 
 def run(report: Report) -> None:

@@ -10,6 +10,6 @@ STAGES = {
     "scenes": 60,
     "training": 90,
     "generation": 50,
-    "quickstart": 480,
+    "scratch": 480,
 }
 MINUTES = 8.0

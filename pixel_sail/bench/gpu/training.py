@@ -49,10 +49,10 @@ def run(report: Report) -> None:
 
 
 def config_of(report: Report, stage: int) -> Config:
-    """A short run of the quickstart at a ZeRO stage."""
+    """A short run of configs/scratch.yaml at a ZeRO stage."""
     places = (f"run.dir={report.work / f'zero_{stage}'}", f"data.root={folder(report)}")
     values = [*OVERRIDES, *places, f"train.zero_stage={stage}"]
-    return load_config(REPOSITORY / "configs" / "quickstart.yaml", values)
+    return load_config(REPOSITORY / "configs" / "scratch.yaml", values)
 
 
 def _losses(config: Config) -> list[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +17,47 @@ from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
 from pixel_sail.devices import choose_device
 from pixel_sail.durable import write_json
 from pixel_sail.errors import UserError
-from pixel_sail.serve.predictor import Answer, Predictor
+from pixel_sail.serve.predictor import Answer, Chat, Predictor
 from pixel_sail.serve.visualize import draw_answers, save_png
-from pixel_sail.types import RLE
+from pixel_sail.types import RLE, BadSample
 from pixel_sail.writable import check_writable
+
+IMAGES_AT_ONCE = 8
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def run(arguments: argparse.Namespace) -> None:
     choose_device(arguments.device)
     check_writable(arguments.out)
-    image = load_image(arguments.image, orient=True)  # a user's photo is turned as its EXIF orientation says
+    files = image_files(arguments.image)
+    if arguments.regions and len(files) > 1:
+        raise UserError(f"regions are drawn on one image, and there are {len(files)}: ask about each in a call")
     regions = [_region(kind, text) for kind, text in arguments.regions]
-    drawn = draw_regions(regions, (image.height, image.width))
+    names = _names(files)
+    if len(files) == 1:
+        _open(files[0])  # before the model, which takes longer
     predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-    soft = arguments.soft
-    answers = predictor.segment(image, arguments.text, regions, soft=soft) if arguments.text else []
-    answers += predictor.chat(image, arguments.ask, regions, soft=soft) if arguments.ask else []
-    texts = [*arguments.text, *arguments.ask]
-    for path in write(arguments.out, arguments.image, image, texts, answers, list(drawn.values())):
-        print(path)
-    for text, answer in zip(texts, answers, strict=True):
-        print(f"{text}  ->  {answer.text}{_scores(answer)}")
+    questions = [*predictor.segment_questions(arguments.text), *arguments.ask]
+    texts, unread = [*arguments.text, *arguments.ask], []
+    for start in range(0, len(files), IMAGES_AT_ONCE):
+        opened = {}
+        for file in files[start : start + IMAGES_AT_ONCE]:
+            try:
+                opened[file] = _open(file)
+            except BadSample as error:
+                if len(files) == 1:
+                    raise
+                unread.append(file)
+                print(f"not read: {error}", file=sys.stderr)
+        chats = [Chat(image, questions, regions) for image in opened.values()]
+        for (file, image), answers in zip(opened.items(), predictor.chat_many(chats, soft=arguments.soft), strict=True):
+            drawn = list(draw_regions(regions, (image.height, image.width)).values())
+            for path in write(arguments.out, names[file], file, image, texts, answers, drawn):
+                print(path)
+            for text, answer in zip(texts, answers, strict=True):
+                print(f"{text}  ->  {answer.text}{_scores(answer)}")
+    if unread:
+        raise UserError(f"{len(unread)} of {len(files)} images could not be read; the others are in {arguments.out}")
 
 
 def _scores(answer: Answer) -> str:
@@ -44,6 +66,34 @@ def _scores(answer: Answer) -> str:
         return ""
     scores = "".join(f", score {score:.2f}" for score in answer.scores or ())
     return f"  (presence {answer.presence:.2f}{scores})"
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files at `paths`, each once; of a folder those that are named as images, sorted. Raises UserError."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not inside:
+                raise UserError(f"{path} has no images: no file of it ends in .jpg, .png or another image suffix")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def _open(file: Path) -> Image.Image:
+    return load_image(file, orient=True)  # a user's photo is turned as its EXIF orientation says
+
+
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """What the output of each file is called: its name without suffix, or with it if two would be called the same."""
+    if len({file.stem for file in files}) == len(files):
+        return {file: file.stem for file in files}
+    names = [file.name for file in files]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated:
+        raise UserError(f"two images are called {repeated}: give each a call and an --out of its own")
+    return dict(zip(files, names, strict=True))
 
 
 def _region(kind: str, text: str) -> Region:
@@ -64,16 +114,22 @@ def _region(kind: str, text: str) -> Region:
 
 
 def write(
-    out: Path, source: Path, image: Image.Image, texts: list[str], answers: list[Answer], regions: list[RLE]
+    out: Path,
+    name: str,
+    source: Path,
+    image: Image.Image,
+    texts: list[str],
+    answers: list[Answer],
+    regions: list[RLE],
 ) -> list[Path]:
-    """Writes `<stem>_overlay.png`, `<stem>_<answer>_<mask>.png` (0 and 255) and `<stem>.json`; returns their paths.
+    """Writes `<name>_overlay.png`, `<name>_<answer>_<mask>.png` (0 and 255) and `<name>.json`; returns their paths.
 
-    And `<stem>_<answer>_<mask>_soft.png`, the probabilities 0..1 as 0..255, if the answers have them.
+    And `<name>_<answer>_<mask>_soft.png`, the probabilities 0..1 as 0..255, if the answers have them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    written, records = [out / f"{source.stem}_overlay.png"], []
+    written, records = [out / f"{name}_overlay.png"], []
     for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
-        files = [out / f"{source.stem}_{i}_{j}.png" for j in range(len(answer.masks))]
+        files = [out / f"{name}_{i}_{j}.png" for j in range(len(answer.masks))]
         for file, mask in zip(files, answer.masks, strict=True):
             save_png(Image.fromarray(mask.astype(np.uint8) * 255), file)
         segmentations = [encode_mask(mask) for mask in answer.masks]
@@ -82,14 +138,14 @@ def write(
         if answer.presence is not None:
             record |= {"presence": answer.presence, "scores": answer.scores}
         for j, probabilities in enumerate(answer.probabilities or ()):
-            files.append(out / f"{source.stem}_{i}_{j}_soft.png")
+            files.append(out / f"{name}_{i}_{j}_soft.png")
             save_png(Image.fromarray((probabilities * 255).round().astype(np.uint8)), files[-1])
         records.append(record)
         written += files
     captions = [f"{text}: {answer.text}" for text, answer in zip(texts, answers, strict=True)]
     outlined = {k: decode_mask(region) for k, region in enumerate(regions)}
     save_png(draw_answers(image, outlined, captions, [answer.masks for answer in answers]), written[0])
-    path = out / f"{source.stem}.json"
+    path = out / f"{name}.json"
     record = {"image": str(source), "size_hw": [image.height, image.width], "regions": regions, "answers": records}
     write_json(path, record, indent=2)
     return [*written, path]
