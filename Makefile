@@ -51,9 +51,13 @@ tiny: $(STAMP)
 	$(LAUNCH) tools/train.py configs/tiny_words.yaml
 	$(LAUNCH) tools/train.py configs/tiny_masks.yaml
 	$(LAUNCH) tools/train.py configs/tiny.yaml
-	$(LAUNCH) tools/test.py runs/tiny/export --data-root data/scenes_40k --out runs/tiny/scores --benchmark refcoco:val \
+	test -d runs/tiny/float16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/float16 --dtype fp16
+	$(LAUNCH) tools/test.py runs/tiny/float16 --data-root data/scenes_40k --out runs/tiny/scores --benchmark refcoco:val \
 		--benchmark refcoco:testA --benchmark refcoco:testB --benchmark grefcoco:val --benchmark perbench
-	@echo "model:  runs/tiny/export"
+	rm -rf runs/tiny/release
+	$(BIN)/python tools/export.py runs/tiny --out runs/tiny/release --dtype fp16 --metrics runs/tiny/scores/metrics.json \
+		--name "pixel_sail tiny" --license apache-2.0
+	@echo "model:  runs/tiny/release (what data/models/tiny has)"
 	@echo "report: runs/tiny/scores/report.html (open it in a browser)"
 
 # A page in the browser with the released model: say what to segment, or draw a region and ask.

@@ -42,7 +42,8 @@ def main() -> None:
     dtype = DTYPES[a.dtype] and getattr(torch, DTYPES[a.dtype])
     publish(open_model(folder), a.out, dtype, shard_bytes, a.name or a.out.name, metrics, a.license, a.hub)
     sizes = [file.stat().st_size for file in a.out.glob("*.safetensors")]
-    print(f"{a.out}: {sum(sizes) / 1e9:.2f} GB of weights in {len(sizes)} files, model card in README.md")
+    size = f"{sum(sizes) / 1e9:.2f} GB" if sum(sizes) > 1e8 else f"{sum(sizes) / 1e6:.1f} MB"
+    print(f"{a.out}: {size} of weights in {len(sizes)} files, model card in README.md")
 
 
 def _parse() -> argparse.Namespace:
