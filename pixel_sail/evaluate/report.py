@@ -11,14 +11,22 @@ from pixel_sail.config import code_version
 from pixel_sail.durable import differences, few
 from pixel_sail.errors import UserError
 from pixel_sail.evaluate import perbench, runner
+from pixel_sail.evaluate.topics import is_drawn
 from pixel_sail.weights.publish import read_metrics
+
+DRAWN = "drawn scenes"  # the embedded dataset has the files of RefCOCO and others, and other images
 
 
 class Report:
     """The scores in `<out>/metrics.json`. What is there already stays, if it was made with the same."""
 
     def __init__(
-        self, out: Path | None, checkpoint: Path | None, made_with: dict[str, Any], names: Collection[str]
+        self,
+        out: Path | None,
+        checkpoint: Path | None,
+        made_with: dict[str, Any],
+        names: Collection[str],
+        data_root: Path,
     ) -> None:
         """`out`: None keeps the scores in memory. `made_with`: what they depend on, as plain JSON values.
 
@@ -29,7 +37,8 @@ class Report:
         self._checkpoint = checkpoint
         self._made_with = {name: value for name, value in made_with.items() if name != "checkpoint"}
         self.scores: dict[str, dict[str, Any]] = {}
-        self.runs: dict[str, dict[str, Any]] = {}  # benchmark -> when and by which code it was scored
+        self.runs: dict[str, dict[str, Any]] = {}  # benchmark -> when, by which code and on which data it was scored
+        self._data = {"data": DRAWN} if is_drawn(data_root) else {}
         if self.path is None or not self.path.exists():
             return
         earlier = read_metrics(self.path)
@@ -52,7 +61,7 @@ class Report:
         if overall is not None:
             self.scores[perbench.KIND] = overall
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        self.runs = {**self.runs, name: {"date": now, "commit": code_version()}}
+        self.runs = {**self.runs, name: {"date": now, "commit": code_version(), **self._data}}
         if self.path is not None:
             folder = self.path.parent
             runner.write_metrics(folder, self._checkpoint, self.scores, made_with=self._made_with, runs=self.runs)
@@ -63,6 +72,7 @@ class Report:
         return {
             "scored": run["date"],
             "commit": (run["commit"] or "")[:10],
+            **({"data": run["data"]} if "data" in run else {}),
             "first images": self._made_with.get("max_images"),
             **{name: value for name, value in settings.items() if value != "none"},
         }

@@ -199,8 +199,8 @@ def write_metrics(
     """`metrics.json`: {"checkpoint": path or null, "benchmarks": {name: scores}, "definitions": {name: {score: text}}}.
 
     `checkpoint`: None for a scored file. `defined`: the definitions, if the names in `results` are no benchmarks.
-    `made_with`: what the scores depend on besides, as plain JSON values. `runs`: benchmark -> when and by which code it
-    was scored.
+    `made_with`: what the scores depend on besides, as plain JSON values. `runs`: benchmark -> when, by which code
+    and on which data it was scored.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / METRICS

@@ -29,6 +29,11 @@ _TOPICS = tuple(
 OTHER = "other"
 
 
+def is_drawn(root: Path) -> bool:
+    """Whether the data at `root` is the embedded dataset."""
+    return (root / SCENES).is_file()
+
+
 def topic(text: str) -> str:
     """What a text is about, by its words; only the first line counts, because options follow it."""
     first = text.split("\n", 1)[0]

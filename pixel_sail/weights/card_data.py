@@ -15,17 +15,17 @@ TASK = "image-segmentation"
 def front_matter(
     name: str,
     training: dict[str, Any] | None,
-    benchmarks: dict[str, dict[str, Any]] | None,
-    definitions: dict[str, Any] | None,
+    metrics: dict[str, Any],
     license_name: str | None,
     remote_code: bool,
 ) -> str:
     """YAML between two lines of ---. Nothing is guessed: a key whose value is unknown is left out.
 
     `base_model` and `datasets` are hub ids: a folder of the machine is no base for others. `model-index` has the
-    `benchmarks` of tools/test.py, a result for each score (those of `definitions`, where they are known).
+    benchmarks of `metrics`, metrics.json of tools/test.py, with a result for each score (where there are definitions,
+    those that are defined).
     """
-    results = _results(benchmarks or {}, definitions or {})
+    results = _results(metrics)
     data = ModelCardData(
         base_model=_base(training or {}),
         datasets=_datasets(training or {}) or None,
@@ -66,18 +66,25 @@ def _hub_id(value: Any) -> str | None:
     return text.partition("@")[0]
 
 
-def _results(benchmarks: dict[str, dict[str, Any]], definitions: dict[str, Any]) -> list[EvalResult]:
+def dataset_name(benchmark: str, metrics: dict[str, Any]) -> str:
+    """The benchmark, and on which data it was scored if not on its own."""
+    data = metrics.get("runs", {}).get(benchmark, {}).get("data")
+    return f"{benchmark} of {data}" if data else benchmark
+
+
+def _results(metrics: dict[str, Any]) -> list[EvalResult]:
     results = []
-    for benchmark, scores in benchmarks.items():
+    for benchmark, scores in metrics.get("benchmarks", {}).items():
         kind, _, split = benchmark.partition(":")
-        defined = definitions.get(benchmark)
+        defined = metrics.get("definitions", {}).get(benchmark)
         for score, value in scores.items():
-            if type(value) is float or (type(value) is int and isinstance(defined, dict) and score in defined):
+            wanted = score in defined if isinstance(defined, dict) else type(value) is float
+            if wanted and type(value) in (float, int):
                 results.append(
                     EvalResult(
                         task_type=TASK,
                         dataset_type=_words(kind),
-                        dataset_name=_words(benchmark),
+                        dataset_name=_words(dataset_name(benchmark, metrics)),
                         dataset_split=_words(split) or None,
                         metric_type=_words(score),
                         metric_value=round(value, 4),

@@ -12,7 +12,7 @@ import yaml
 
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.model.configuration import PixelSailConfig
-from pixel_sail.weights.card_data import front_matter
+from pixel_sail.weights.card_data import dataset_name, front_matter
 
 CODE = "https://arxiv.org/abs/2504.10465"
 
@@ -33,14 +33,7 @@ def model_card(
 ) -> str:
     """Markdown with the front matter that model hubs read. Nothing is guessed: the card says what is unknown."""
     metrics = provenance.metrics or {}
-    front = front_matter(
-        name,
-        provenance.training,
-        metrics.get("benchmarks"),
-        metrics.get("definitions"),
-        provenance.license,
-        provenance.remote_code,
-    )
+    front = front_matter(name, provenance.training, metrics, provenance.license, provenance.remote_code)
     sections = [
         f"{front}\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
         _use(chat, provenance.remote_code),
@@ -161,7 +154,8 @@ def _scores(metrics: dict[str, Any] | None) -> str:
     if not metrics:
         return "## Scores\n\nNone were given."
     rows = [
-        f"| {_text(name)} | {', '.join(f'{_text(key)} {_number(value)}' for key, value in scores.items())} |"
+        f"| {_text(dataset_name(name, metrics))} | "
+        f"{', '.join(f'{_text(key)} {_number(value)}' for key, value in scores.items())} |"
         for name, scores in published(metrics["benchmarks"]).items()
     ]
     return "## Scores\n\n| benchmark | scores |\n| --- | --- |\n" + "\n".join(rows)

@@ -109,7 +109,7 @@ def publish(
             (folder / "training_config.yaml").write_text(text, encoding="utf-8")
         if metrics is not None:
             kept = {"benchmarks": published(metrics["benchmarks"])}
-            kept |= {"definitions": metrics["definitions"]} if "definitions" in metrics else {}
+            kept |= {key: metrics[key] for key in ("definitions", "runs") if key in metrics}
             (folder / "metrics.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
         card = model_card(name, config, chat, parameters, str(config.dtype).removeprefix("torch."), provenance)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -123,6 +123,10 @@ def read_metrics(file: Path) -> dict[str, Any]:
     benchmarks = metrics.get("benchmarks") if isinstance(metrics, dict) else None
     if not isinstance(benchmarks, dict) or not all(isinstance(scores, dict) for scores in benchmarks.values()):
         raise FileError(f"{file} is no metrics.json of tools/test.py (it has no benchmarks); move it away")
+    for key in ("runs", "definitions"):
+        parts = metrics.get(key, {})
+        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+            raise FileError(f"{file}: {key} is not an object of objects; score it again")
     for name, scores in benchmarks.items():
         for score, value in scores.items():
             if not _is_score(value):

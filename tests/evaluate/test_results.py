@@ -25,6 +25,9 @@ from pixel_sail.evaluate.file_names import MAX_CHARACTERS, earlier_file_name, fi
 from pixel_sail.evaluate.report import Report
 from pixel_sail.interrupts import SIGNALS, Stopped, on_signal
 from pixel_sail.types import BadSample
+from pixel_sail.weights.card_data import dataset_name, front_matter
+from pixel_sail.weights.model_card import _scores
+from pixel_sail.weights.publish import read_metrics
 
 NAMES = [f"{name}:{split}" for name in ("refcoco", "refcoco+", "refcocog", "grefcoco") for split in ("val", "testA")]
 NAMES += [*perbench.TASKS, "region_caption:refcocog", "region_caption:refcocog:val", "gcg:open_psg:val", "pixmmvp:own"]
@@ -193,7 +196,7 @@ def test_a_signal_finishes_the_image_and_says_how_far_it_came(dataset: Path, tmp
 
 
 def _report(out: Path, hide: str | None, *names: str) -> Report:
-    return Report(out, Path("a"), {"settings": {"hide": hide}}, names)
+    return Report(out, Path("a"), {"settings": {"hide": hide}}, names, out)
 
 
 def _scored(out: Path) -> dict:
@@ -218,6 +221,24 @@ def test_scores_of_several_calls_stand_side_by_side(tmp_path: Path) -> None:
     assert _scored(tmp_path)[perbench.KIND]["overall"] == 5.0
 
 
+def test_scores_on_drawn_images_say_so(tmp_path: Path) -> None:
+    """They have the names of others, and are not theirs: "refcoco:val" alone would claim RefCOCO."""
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    (drawn / "scenes.json").write_text("{}")
+    for root, data in ((drawn, "drawn scenes"), (tmp_path, None)):
+        report = Report(tmp_path / f"out_{data}", Path("a"), {}, ["refcoco:val"], root)
+        report.add("refcoco:val", {"ciou": 1.0, "small_below": 2.0})
+        assert report.facts("refcoco:val").get("data") == data
+        metrics = read_metrics(report.path)
+        name = "refcoco:val of drawn scenes" if data else "refcoco:val"
+        assert dataset_name("refcoco:val", metrics) == name
+        front = front_matter("m", None, metrics, None, False)
+        assert f"name: {name}\n" in front and "type: ciou" in front and "small_below" not in front
+        card = _scores(metrics)
+        assert f"| {name} | ciou 1, small_below 2 |" in card
+
+
 def test_scores_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     report = _report(tmp_path, None, "refcoco:val", "grefcoco:val")
     report.add("refcoco:val", {"ciou": 1.0})
@@ -236,6 +257,7 @@ def test_scores_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"{", b"[]", b'{"benchmarks": [1]}', b'{"benchmarks": {"a": 1}}', b"\xff", b"[" * 10**5]
+    + [b'{"benchmarks": {}, "runs": {"a": 1}}', b'{"benchmarks": {}, "definitions": []}']
     + [f'{{"benchmarks": {{"a": {{"images": {value}}}}}}}'.encode() for value in ('"inf"', "NaN", "Infinity", "true")],
 )
 def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: bytes) -> None:

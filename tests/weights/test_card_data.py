@@ -13,11 +13,11 @@ BENCHMARKS = {
     "refcoco:val": {"ciou": 76.41234, "cases": 12, "n_acc": 70, "per_size": {"small": 1.0}, "meteor": None},
     "<b>x</b>": {"acc": 0.5},
 }
-DEFINITIONS = {"refcoco:val": {"ciou": "...", "n_acc": "..."}}
+METRICS = {"benchmarks": BENCHMARKS, "definitions": {"refcoco:val": {"ciou": "...", "n_acc": "..."}}}
 
 
 def data_of(training: dict | None = None, remote_code: bool = False) -> ModelCardData:
-    text = front_matter("a model", training, BENCHMARKS, DEFINITIONS, "apache-2.0", remote_code)
+    text = front_matter("a model", training, METRICS, "apache-2.0", remote_code)
     return ModelCard(f"{text}\n\n# a model\n").data
 
 
@@ -30,7 +30,7 @@ def test_scores_are_results_of_the_model_index() -> None:
     ]
     assert data_of().model_name == "a model" and data_of().base_model is None and data_of().datasets is None
     assert data_of(remote_code=True).library_name == "transformers" and "custom_code" in data_of(remote_code=True).tags
-    assert ModelCard(front_matter("m", None, None, None, None, False)).data.eval_results is None
+    assert ModelCard(front_matter("m", None, {}, None, False)).data.eval_results is None
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _score_files(arguments: argparse.Namespace) -> Report:
     made_with = {"max_images": arguments.max_images}
     with _held(arguments.out):
-        report = Report(arguments.out, None, made_with, arguments.benchmark)
+        report = Report(arguments.out, None, made_with, arguments.benchmark, arguments.data_root)
         for file, name in zip(arguments.predictions, arguments.benchmark, strict=True):
             options = _options(arguments, file)
             benchmark = runner.open_benchmark(name, arguments.data_root, arguments.max_images, options)
@@ -88,7 +88,8 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         )
         settings = made_with | {"max_images": arguments.max_images}
         arguments.benchmark = [benchmark.name for benchmark in benchmarks]  # "gcg" is gcg:grand_f:val
-        report = on_rank_0(Report, arguments.out, arguments.checkpoint, settings, arguments.benchmark)
+        of_report = (arguments.out, arguments.checkpoint, settings, arguments.benchmark, arguments.data_root)
+        report = on_rank_0(Report, *of_report)
         for benchmark in benchmarks:
             scores = runner.run_benchmark(predictor, benchmark, arguments.out, made_with | _asked(benchmark))
             on_rank_0(_add, report, benchmark, scores, arguments.out)
