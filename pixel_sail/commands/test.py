@@ -52,6 +52,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")
+    parser.add_argument(
+        "--judge-replies",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a judge's replies to the requests that this tool wrote (docs/benchmarks.md); may be repeated",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from launchers; LOCAL_RANK says the same

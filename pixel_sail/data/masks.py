@@ -37,6 +37,12 @@ def area_px(rle: RLE) -> int:
     return int(coco_mask.area(_bytes(rle)))
 
 
+def box_px(rle: RLE) -> tuple[float, float, float, float] | None:
+    """(left, top, right, bottom) of the mask's pixels, edge to edge: one pixel is 1 wide. None for an empty mask."""
+    left, top, width, height = map(float, coco_mask.toBbox(_bytes(rle)))
+    return (left, top, left + width, top + height) if width else None
+
+
 def unite(rles: Sequence[RLE], size_hw: tuple[int, int]) -> RLE:
     """Logical or of masks of one size; without masks, an all-false one of `size_hw` (height, width)."""
     if not rles:

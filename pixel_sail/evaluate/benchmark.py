@@ -66,7 +66,9 @@ class Options:
     """Settings of scoring. A benchmark takes those that concern it."""
 
     min_pixels: int = 0  # gRefCOCO: a smaller prediction counts as empty; 0, as in published numbers: no such rule
-    judge: Judge | None = None  # pixmmvp, pixcvbench: reads the answers that choose no option
+    judge: Judge | None = None  # pixmmvp, pixcvbench: reads the answers that choose no option; else see judged.py
+    requests: Path | None = None  # the file that takes what a judge is to be asked
+    replies: tuple[Path, ...] = ()  # files with a judge's replies
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,12 @@ def identity(item: Any, benchmark: Benchmark) -> tuple[Hashable, ...]:
 def by_image(cases: Sequence[Any]) -> list[list[Any]]:
     """The cases, grouped by image."""
     return [list(group) for _, group in groupby(cases, key=lambda case: case.image)]
+
+
+def side_by_side(cases: Sequence[Any]) -> tuple[Any, ...]:
+    """The cases in the order of their images' first cases, those of one image next to each other."""
+    first = {image: number for number, image in enumerate(dict.fromkeys(case.image for case in cases))}
+    return tuple(sorted(cases, key=lambda case: first[case.image]))
 
 
 def calls(benchmark: Benchmark) -> list[list[Any]]:

@@ -7,7 +7,7 @@ import re
 
 MAX_CHARACTERS = 80  # of a benchmark's part of a file name; file systems take 255 bytes in all
 _PLAIN = re.compile(r"[A-Za-z0-9_]+\+?(:[A-Za-z0-9_]+)*")  # of every benchmark but those that carry a path
-_SUFFIX = re.compile(r"(rank\d+\.|partial\.|verdicts\.|replaced\.)?jsonl|manifest\.json|left_out\.txt")
+_SUFFIX = re.compile(r"(rank\d+\.|partial\.|verdicts\.|requests\.|replaced\.)?jsonl|manifest\.json|left_out\.txt")
 
 
 def file_name(benchmark: str) -> str:

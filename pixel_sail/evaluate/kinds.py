@@ -59,7 +59,29 @@ JSONL = Names(
     "your own file (docs/jsonl.md): gIoU, cIoU, Pr@X of the questions whose answers have masks; FILE: a path, or one "
     "below the data root",
 )
-KINDS = (REFERRING, PERBENCH, REGION, GCG, REASON_SEG, PIXFOUNDATION, JSONL)
+GSEVAL = Names(
+    ("gseval",),
+    "gseval[:box]",
+    "GroundingSuite-Eval: masks of stuff, parts, several or single objects: gIoU; boxes: Acc@0.5; box: boxes alone",
+)
+REF_L4 = Names(
+    ("ref_l4",),
+    "ref_l4[:val|:test]",
+    "Ref-L4: boxes of long expressions: Acc@0.5, @0.75, @0.9, mAcc, also by size and by class; without a split: both",
+)
+DLC_BENCH = Names(
+    ("dlc_bench",),
+    "dlc_bench",
+    "DLC-Bench: detailed descriptions of regions, read by a judge: positive, negative and average score",
+)
+GAR_BENCH = Names(
+    ("gar_bench",),
+    "gar_bench[:vqa|:simple|:detailed]",
+    "GAR-Bench: questions about one or several regions: accuracy; simple, detailed: captions, read by a judge; without "
+    "a task: all three",
+    tasks=("gar_bench:vqa", "gar_bench:simple", "gar_bench:detailed"),
+)
+KINDS = (REFERRING, PERBENCH, REGION, GCG, REASON_SEG, PIXFOUNDATION, JSONL, GSEVAL, REF_L4, DLC_BENCH, GAR_BENCH)
 
 
 def tasks_of(name: str) -> tuple[str, ...]:

@@ -19,7 +19,18 @@ from tqdm import tqdm
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, write_json
 from pixel_sail.errors import UserError
-from pixel_sail.evaluate import gcg, jsonl, perbench, reason_seg, referring, region
+from pixel_sail.evaluate import (
+    dlc_bench,
+    gar_bench,
+    gcg,
+    gseval,
+    jsonl,
+    perbench,
+    reason_seg,
+    ref_l4,
+    referring,
+    region,
+)
 from pixel_sail.evaluate.benchmark import Benchmark, BenchmarkKind, Line, Options, by_image, calls, identity, is_empty
 from pixel_sail.evaluate.pixfoundation import benchmark as pixfoundation
 from pixel_sail.evaluate.predictions import PredictionFiles, in_case_order, read_lines
@@ -38,6 +49,10 @@ BENCHMARKS: tuple[BenchmarkKind, ...] = (
     reason_seg.BENCHMARK,
     pixfoundation.BENCHMARK,
     jsonl.BENCHMARK,
+    gseval.BENCHMARK,
+    ref_l4.BENCHMARK,
+    dlc_bench.BENCHMARK,
+    gar_bench.BENCHMARK,
 )
 
 

@@ -15,6 +15,7 @@
     <out>/muse/MUSE_*.json                             questions that several objects answer
     <out>/reason_seg/ReasonSeg/{train,val,test}/       questions that need reasoning: some hundred images, their JSONs
     <out>/pixmmvp/                                     pairs of images that differ in one property (at most 150)
+    <out>/gseval/, ref_l4/, dlc_bench/, gar_bench/     benchmarks of others, about at most 100 held-out images each
     <out>/llava/choices.json                           questions of these kinds about the training images
     <out>/scenes.json                                  all knowledge: objects of each image, query of each sentence
 
@@ -51,7 +52,7 @@ from pixel_sail.scenes.write import write_annotations
 from pixel_sail.workers import MAX_WORKERS, in_order
 from pixel_sail.writable import check_writable, writing_into
 
-VERSION = 6  # raise it with every change that changes a byte of the output
+VERSION = 7  # raise it with every change that changes a byte of the output
 LONG_SIDES_PX = (64, 4096)
 BYTES_PER_IMAGE, BYTES_PER_PIXEL = 60_000, 0.5  # on the disk; a scene is about square
 

@@ -68,14 +68,14 @@ def _osprey(image: ImageFacts, facts: list[ObjectFacts], owner: np.ndarray, rng:
     whole = [i for i in image.indices if image.objects[i].visible_share > 0.95]
     for i in shuffled(rng, whole):
         half = HALVES[rng.integers(len(HALVES))]
-        part = _half(owner == i, image.objects[i].bbox, half)
+        part = half_of(owner == i, image.objects[i].bbox, half)
         if part.sum() >= MIN_PART_PX:
             conversations["part_level"] = RegionConversation([encode_mask(part)], part_turns(image, i, half, rng))
             break
     return conversations
 
 
-def _half(mask: np.ndarray, bbox: tuple[int, int, int, int], half: str) -> np.ndarray:
+def half_of(mask: np.ndarray, bbox: tuple[int, int, int, int], half: str) -> np.ndarray:
     """The pixels of (H, W) `mask` in one half of its bounding box."""
     x, y, width, height = bbox
     middle_x, middle_y = x + width // 2, y + height // 2

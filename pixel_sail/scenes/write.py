@@ -7,6 +7,7 @@ from pathlib import Path
 from pixel_sail.scenes.formats import write_compact_json
 from pixel_sail.scenes.knowledge import knowledge
 from pixel_sail.scenes.types import ImageRecord, Request
+from pixel_sail.scenes.write_benchmarks import write_benchmark_files
 from pixel_sail.scenes.write_grounded import write_grounded_files
 from pixel_sail.scenes.write_pixmmvp import write_pixmmvp_files
 from pixel_sail.scenes.write_references import write_reference_files
@@ -20,6 +21,7 @@ def write_annotations(out: Path, records: list[ImageRecord], request: Request) -
     write_region_files(out, records, request)
     write_grounded_files(out, records, request)
     write_pixmmvp_files(out, records, request)
+    write_benchmark_files(out, records, request)
     write_compact_json(out / "scenes.json", knowledge(records, request, queries))
 
 

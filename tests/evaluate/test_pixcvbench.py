@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.durable import write_json_lines
-from pixel_sail.evaluate import runner
+from pixel_sail.evaluate import rows, runner
 from pixel_sail.evaluate.pixfoundation import pixcvbench
 
 
@@ -218,7 +218,7 @@ def test_parquet_without_a_reader_names_the_jsonl(tmp_path: Path, monkeypatch: p
     root = one_row(tmp_path, [[10, 10, 30, 10, 30, 30, 10, 30]], with_image=True)
     (root / "pixcvbench/CV-Bench/test_2d.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pandas", None)
-    monkeypatch.setattr(pixcvbench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rows.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DatasetError, match=r"test_2d.parquet needs pyarrow: .*; or put test_2d.jsonl, which CV-Bench"):
         pixcvbench.read_objects(root)
 

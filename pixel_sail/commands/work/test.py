@@ -135,7 +135,8 @@ def _open(name: str, arguments: argparse.Namespace, is_first: bool) -> Benchmark
 
 def _options(arguments: argparse.Namespace, predictions: Path) -> Options:
     judge = _judge(arguments, predictions.with_suffix(".verdicts.jsonl"))
-    return Options(arguments.min_pixels, judge)
+    requests = predictions.with_suffix(".requests.jsonl")
+    return Options(arguments.min_pixels, judge, requests, tuple(arguments.judge_replies))
 
 
 def _judge(arguments: argparse.Namespace, verdicts: Path) -> Judge | None:

@@ -1,7 +1,8 @@
 """A judge reads free answers that choose no option: a local model, or an endpoint of OpenAI's protocol.
 
 It sees the question, the options and the answer, but not which option is right. Every verdict is a line of a file
-beside the predictions: {judge, prompt, reply, verdict}. A question with a verdict is not asked again.
+beside the predictions: {judge, prompt, reply, verdict}. A question with a verdict is not asked again. Where a reply is
+read elsewhere (evaluate/judged.py), the verdict is empty.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Judge:
         self.name = name
         self._reply = reply
         self._file = file
-        self._known = {line["prompt"]: line["verdict"] for line in _read(file) if line["judge"] == name}
+        own = [line for line in _read(file) if line["judge"] == name]
+        self._known = {line["prompt"]: line["verdict"] for line in own}
+        self._replies = {line["prompt"]: line["reply"] for line in own}
 
     def verdict(self, question: str, options: Sequence[str], answer: str) -> str | None:
         """The letter ("a", "b", ...) of the option that the answer means; None if it means no option. JudgeError."""
@@ -54,12 +57,21 @@ class Judge:
         if prompt not in self._known:
             reply = self._reply(prompt)
             verdict = chosen_option(reply, options) or _NONE
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            line = {"judge": self.name, "prompt": prompt, "reply": reply, "verdict": verdict}
-            append_json_line(self._file, line)
+            self._keep(prompt, reply, verdict)
             self._known[prompt] = verdict
         verdict = self._known[prompt]
         return verdict if verdict in ascii_lowercase[: len(options)] else None
+
+    def reply(self, prompt: str) -> str:
+        """What the judge says to a prompt. JudgeError."""
+        if prompt not in self._replies:
+            self._replies[prompt] = self._reply(prompt)
+            self._keep(prompt, self._replies[prompt], "")
+        return self._replies[prompt]
+
+    def _keep(self, prompt: str, reply: str, verdict: str) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        append_json_line(self._file, {"judge": self.name, "prompt": prompt, "reply": reply, "verdict": verdict})
 
 
 def endpoint(url: str, model: str, key: str | None, wait_s: float = 2.0) -> Reply:

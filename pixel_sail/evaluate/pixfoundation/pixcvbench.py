@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
-import importlib.util
 import reprlib
 import warnings
 from collections import defaultdict
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.files import check_regular, read_json, read_text
+from pixel_sail.data.files import read_json
 from pixel_sail.data.image import image_size
 from pixel_sail.data.inside import inside
 from pixel_sail.data.masks import decode_mask, encode_mask, from_coco, resize_nearest
@@ -33,7 +31,7 @@ from pixel_sail.data.sources.entries import member, records, sized_mask
 from pixel_sail.data.templates import listed
 from pixel_sail.evaluate.pixfoundation.objects import PixObject
 from pixel_sail.evaluate.pixfoundation.pixmmvp import read_table, union_or_none
-from pixel_sail.files import parse_json
+from pixel_sail.evaluate.rows import read_json_rows, read_parquet
 from pixel_sail.types import RLE, BadSample
 
 KIND = "pixcvbench"
@@ -172,7 +170,7 @@ def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
         return None
     questions: dict[int, dict[str, Any]] = {}
     for path in filter(None, files):
-        for row in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path):
+        for row in _rows(path):
             where = f"{path}: the row with the idx {reprlib.repr(row.get('idx') if isinstance(row, dict) else row)}"
             try:
                 choices = member(row, "choices", list, where)
@@ -185,35 +183,11 @@ def _read_questions(folder: Path) -> dict[int, dict[str, Any]] | None:
     return questions
 
 
+def _rows(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":  # without the images, which are most of the file
+        return read_parquet(path, _COLUMNS, "pixfoundation", f"{path.stem}.jsonl, which CV-Bench publishes too,")
+    return read_json_rows(path)
+
+
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _read_lines(path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        try:
-            rows += [parse_json(line)] if line.strip() else []
-        except ValueError as error:
-            raise DatasetError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
-    return rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Its rows without the images, which are most of the file."""
-    if importlib.util.find_spec("pyarrow") is not None:
-        check_regular(path)
-        parquet = importlib.import_module("pyarrow.parquet")
-        try:
-            return list(parquet.read_table(path, columns=_COLUMNS).to_pylist())
-        except Exception as error:  # pyarrow has its own classes of errors, and not only for what is no parquet
-            raise DatasetError(f"{path} cannot be read as parquet: {str(error)[:300]}") from None
-    try:
-        pandas = importlib.import_module("pandas")
-        rows = pandas.read_parquet(path, columns=_COLUMNS).to_dict("records")
-        return [row | {"choices": list(row["choices"])} for row in rows]  # pandas has arrays there
-    except ImportError:  # no pandas, or none that reads parquet
-        raise DatasetError(
-            f"{path} needs pyarrow: pip install 'pixel_sail[pixfoundation]'; or put {path.stem}.jsonl, which CV-Bench "
-            "publishes too, beside it"
-        ) from None
