@@ -1,6 +1,7 @@
-"""Draws the embedded dataset, and checks which datasets are under a data root.
+"""Draws the embedded dataset, reads exports of annotation tools, and checks which datasets are under a data root.
 
 python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0
+python tools/prepare_data.py own labelme my_labels --out my_data
 python tools/prepare_data.py check --root data/coco
 """
 
@@ -48,6 +49,40 @@ def _scenes(args: argparse.Namespace) -> None:
     print(f"wrote {args.images} images to {args.out}")
 
 
+def _add_own(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "own", help="write masks that were drawn with labelme, or exported for YOLO or COCO, as a dataset to train on"
+    )
+    parser.add_argument("format", choices=("labelme", "yolo", "coco"))
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="labelme: the folder of its JSON files; yolo: data.yaml; coco: a JSON file, or a folder with "
+        "train/_annotations.coco.json",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new folder; it becomes a data root")
+    parser.add_argument("--images", type=Path, help="labelme, coco: where the images are, if not beside the files")
+    parser.add_argument(
+        "--val", type=float, default=0.1, metavar="SHARE", help="of the images, for validation, if there is no split"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the images that are drawn for validation")
+    parser.add_argument(
+        "--leave-out", action="store_true", help="go on without the images that have a problem, instead of stopping"
+    )
+    parser.add_argument("--problems", type=whole(0), default=20, metavar="N", help="problems listed")
+    parser.set_defaults(run=_own, error=parser.error)
+
+
+def _own(args: argparse.Namespace) -> None:
+    if not 0 <= args.val < 1:
+        args.error(f"argument --val: {args.val} is no share of the images; give 0 to below 1, for example 0.1")
+    if args.images is not None and args.format == "yolo":
+        args.error("argument --images: data.yaml says where the images are")
+    with importing():
+        from pixel_sail.commands.work import own as work
+    work.run(args)
+
+
 def _add_check(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("check", help="list which datasets are under a data root and which are missing")
     parser.add_argument("--root", type=Path, required=True, help="data root, as data.root of a config")
@@ -91,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_scenes(commands)
+    _add_own(commands)
     _add_check(commands)
     args = parser.parse_args()
     args.run(args)

@@ -7,6 +7,7 @@
         --ask "Is <Prompt0> larger than <Prompt1>?" --text "the object nearest to <Prompt0>" --out outputs/photo
 
     python tools/predict.py MODEL --image photos/ --text "red cup" --out out  # all images of a folder
+    python tools/predict.py MODEL --image photo.jpg --text cup --instances --out out  # each cup with a mask of its own
 
 Regions (--box, --point, --scribble, --mask) are <Prompt0>, <Prompt1>, ... in the order of the command line. For each
 image the tool writes an overlay with masks and regions, one PNG per mask, and a JSON file, which also has the scores of
@@ -48,6 +49,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--text", action="append", default=[], help="what to segment; may be repeated")
     parser.add_argument(
+        "--instances", action="store_true", help="a mask of its own for every object that a --text names"
+    )
+    parser.add_argument(
         "--ask", action="append", default=[], help="a question; each <region> in it stands for the next region"
     )
     parser.add_argument("--box", action=_InOrder, metavar="X0,Y0,X1,Y1", help="pixels; may be repeated, as the others")
@@ -67,6 +71,8 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.text and not arguments.ask:
         parser.error("say what to segment with --text, or ask something with --ask")
+    if arguments.instances and not arguments.text:
+        parser.error("--instances needs --text: say of what")
     if len(arguments.regions) > MAX_PROMPTS:
         parser.error(f"{len(arguments.regions)} regions; there can be at most {MAX_PROMPTS}")
     return arguments

@@ -97,6 +97,26 @@ def image_size(source: Path | bytes, where: str, orient: bool = False) -> tuple[
         raise BadSample(f"{where}: {error}") from None
 
 
+def upright_size(path: Path, where: str) -> tuple[int, int]:
+    """(height, width) in pixels of an image file that is stored as it is shown.
+
+    Raises BadSample, beginning with `where`, for an image that cannot be read or is stored turned (EXIF): coordinates
+    may follow the stored pixels or what a viewer shows.
+    """
+    try:
+        with opened_image(path) as image:
+            turn = orientation(image)
+            size = image.height, image.width
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from None
+    if turn not in (None, 0, 1):
+        raise BadSample(
+            f"{where}: the image {path} is stored turned (EXIF orientation {turn}), so that coordinates could follow "
+            "the stored or the shown pixels; save it upright, without this tag"
+        )
+    return size
+
+
 def upright(path: Path) -> Path | bytes:
     """The image as it is shown: the file itself, or, if EXIF asks for a rotation, a PNG of the turned pixels.
 

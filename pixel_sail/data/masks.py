@@ -56,6 +56,13 @@ def overlap_px(first: RLE, second: RLE) -> tuple[int, int]:
     return both, area_px(first) + area_px(second) - both
 
 
+def iou_matrix(first: Sequence[RLE], second: Sequence[RLE]) -> np.ndarray:
+    """(n, m) float64: the IoU of each of `first` with each of `second`, all of one size."""
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    return coco_mask.iou([_bytes(rle) for rle in first], [_bytes(rle) for rle in second], [0] * len(second))
+
+
 def mask_runs(rle: RLE, where: str) -> np.ndarray:
     """Its run lengths, int64 (data/runs.py). Raises BadSample, beginning with `where`, if they do not fill its size."""
     height, width = rle["size"]

@@ -53,7 +53,8 @@ CLASSIFY = (
     "To which of these classes does {prompt} belong: {classes}?",
     "Name the class of {prompt}. The choices are: {classes}.",
 )
-# Questions for every object of a class, one mask each; the wordings differ from those for one mask.
+# Questions for every object of a class, one mask each; the wordings differ from those for one mask. `segment` asks the
+# first where all instances are wanted.
 QUESTIONS_EACH = (
     "Segment each {expression} in this image with a mask of its own.",
     "Give me one mask for every single {expression}.",
@@ -150,12 +151,12 @@ class Templates:
         )
 
     def each(self, expression: str, targets: int, rng: np.random.Generator) -> Turn:
-        """A question about every object that an expression names; the answer has a [SEG] for each of `targets` >= 1."""
-        answers = self.answers if targets == 1 else self.answers_several
+        """A question about every object that an expression names; the answer has a [SEG] for each of `targets`."""
+        answers = (self.answers_none, self.answers)[targets] if targets < 2 else self.answers_several
         asked = HIDDEN_EXPRESSION if self.hide_expression else expression
         return Turn(
             question=question(asked, QUESTIONS_EACH[rng.integers(len(QUESTIONS_EACH))]),
-            answer=answers[rng.integers(len(answers))].replace(SEG, listed([SEG] * targets)),
+            answer=answers[rng.integers(len(answers))].replace(SEG, listed([SEG] * max(targets, 1))),
         )
 
     def reason(self, asked: str, rng: np.random.Generator, questions: tuple[str, ...] = QUESTIONS_REASON) -> Turn:

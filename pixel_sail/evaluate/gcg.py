@@ -16,8 +16,6 @@ What is scored, and where it differs from GLaMM's scripts:
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.data.errors import DatasetError
-from pixel_sail.data.masks import area_px, check_rle, encode_mask, unite
+from pixel_sail.data.masks import check_rle, encode_mask, unite
 from pixel_sail.data.sources.entries import refuse_nothing
 from pixel_sail.data.sources.gcg import GRAND_F, NAMES, annotation_file, read_gcg
 from pixel_sail.data.sources.grounded import with_masks
@@ -37,6 +35,7 @@ from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, check_list, check_words, with_unusable
 from pixel_sail.evaluate.captions import caption_scores
 from pixel_sail.evaluate.case_result import CaseResult
+from pixel_sail.evaluate.instance_scores import Instances, mask_ap
 from pixel_sail.evaluate.region import ask_about_regions
 from pixel_sail.metrics import iou
 from pixel_sail.serve.predictor import Predictor
@@ -222,29 +221,9 @@ def greedy_pairs(ious: np.ndarray, least: float) -> list[tuple[int, int]]:
 
 def _ap50(cases: Sequence[GcgCase], predictions: Sequence[list[tuple[str, RLE]]]) -> float | None:
     """AP of class-agnostic masks at IoU 0.5; None if no mask is annotated."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    true = [(i, mask) for i, case in enumerate(cases) for mask in case.masks]
-    predicted = [(i, mask) for i, phrases in enumerate(predictions) for _, mask in phrases]
-    if not true or not predicted:
-        return 0.0 if true else None
-    common = {"category_id": 1, "iscrowd": 0}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": [{"id": i, "height": case.size_hw[0], "width": case.size_hw[1]} for i, case in enumerate(cases)],
-            "categories": [{"id": 1, "name": "object"}],
-            "annotations": [
-                {"id": n, "image_id": i, "segmentation": mask, "area": area_px(mask), **common}
-                for n, (i, mask) in enumerate(true, start=1)
-            ],
-        }
-        truth.createIndex()
-        results = [{"image_id": i, "category_id": 1, "segmentation": mask, "score": 1.0} for i, mask in predicted]
-        evaluation = COCOeval(truth, truth.loadRes(results), "segm")
-        evaluation.params.iouThrs = np.array([MIN_IOU])
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return 100 * float(evaluation.eval["precision"][0, :, 0, 0, -1].mean())  # all sizes, up to 100 masks an image
+    instances = [
+        Instances(number, 1, case.size_hw, case.masks, [mask for _, mask in phrases], [1.0] * len(phrases))
+        for number, (case, phrases) in enumerate(zip(cases, predictions, strict=True))
+    ]
+    ap = mask_ap(instances, [MIN_IOU])
+    return None if ap is None else float(ap[0])

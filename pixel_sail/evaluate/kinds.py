@@ -47,6 +47,11 @@ REASON_SEG = Names(
     "reasonseg[:SPLIT]",
     "ReasonSeg: masks of what a sentence implies: gIoU, cIoU (also of short and long queries), Pr@X; SPLIT: val",
 )
+CONCEPTS = Names(
+    ("concepts",),
+    "concepts[:SPLIT]",
+    "every instance of a category, or none: COCO's mask AP, SA-Co's cgF1; SPLIT of a COCO instances file: val",
+)
 PIXFOUNDATION = Names(
     ("pixmmvp", "pixcvbench"),
     "pixmmvp|pixcvbench[:own]",
@@ -81,7 +86,20 @@ GAR_BENCH = Names(
     "a task: all three",
     tasks=("gar_bench:vqa", "gar_bench:simple", "gar_bench:detailed"),
 )
-KINDS = (REFERRING, PERBENCH, REGION, GCG, REASON_SEG, PIXFOUNDATION, JSONL, GSEVAL, REF_L4, DLC_BENCH, GAR_BENCH)
+KINDS = (
+    REFERRING,
+    PERBENCH,
+    REGION,
+    GCG,
+    REASON_SEG,
+    PIXFOUNDATION,
+    JSONL,
+    GSEVAL,
+    REF_L4,
+    DLC_BENCH,
+    GAR_BENCH,
+    CONCEPTS,
+)
 
 
 def tasks_of(name: str) -> tuple[str, ...]:

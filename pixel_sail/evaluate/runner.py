@@ -20,6 +20,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, write_json
 from pixel_sail.errors import UserError
 from pixel_sail.evaluate import (
+    concepts,
     dlc_bench,
     gar_bench,
     gcg,
@@ -47,6 +48,7 @@ BENCHMARKS: tuple[BenchmarkKind, ...] = (
     region.BENCHMARK,
     gcg.BENCHMARK,
     reason_seg.BENCHMARK,
+    concepts.BENCHMARK,
     pixfoundation.BENCHMARK,
     jsonl.BENCHMARK,
     gseval.BENCHMARK,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
-from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, question
+from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, QUESTIONS_EACH, question
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import UserError
 from pixel_sail.folders.find import find_export
@@ -25,6 +25,7 @@ from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, 
 from pixel_sail.model.generation_config import read_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.images import ImageInput, as_image
+from pixel_sail.serve.instances import ANSWER_TOKENS, distinct
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
 
@@ -50,6 +51,19 @@ class Answer:
     scores: list[float] | None = None
     presence: float | None = None
     probabilities: list[np.ndarray] | None = None
+
+    def without_repeats(self) -> Answer:
+        """The answer without masks that show an object again (see serve/instances.py), and without their [SEG]."""
+        kept = distinct(self.masks, self.scores)
+        if len(kept) == len(self.masks):
+            return self
+        masks, scores, probabilities = (
+            None if values is None else [values[i] for i in kept]
+            for values in (self.masks, self.scores, self.probabilities)
+        )
+        before = self.text.split(SEG)  # before[i]: the words between [SEG] i - 1 and [SEG] i
+        text = before[0] + SEG.join(["", *(before[i] for i in kept[1:]), before[-1]])
+        return replace(self, text=text, masks=masks, scores=scores, probabilities=probabilities)
 
 
 @dataclass(frozen=True)
@@ -121,23 +135,44 @@ class Predictor:
         return cls(model, tokenizer, sampling=sampling, stop_ids=stop_ids)
 
     def segment(
-        self, image: ImageInput, expressions: str | list[str], regions: Regions = (), soft: bool = False
+        self,
+        image: ImageInput,
+        expressions: str | list[str],
+        regions: Regions = (),
+        soft: bool = False,
+        instances: bool = False,
     ) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
 
         An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`. `soft`: with probabilities.
+
+        `instances`: every object that an expression names, "mug", has a mask of its own, from left to right; without
+        one there is no mask, and the text says so. Of a mask that shows an object again, one stays (`without_repeats`).
+        Models learn this from the source `concepts`; others may give one mask for all.
         """
         expressions = [expressions] if isinstance(expressions, str) else expressions
-        return self.chat(image, self.segment_questions(expressions), regions, soft=soft)
+        questions = self.segment_questions(expressions, instances)
+        if not instances:
+            return self.chat(image, questions, regions, soft=soft)
+        answers = self.chat(image, questions, regions, self.instance_sampling(), soft=soft)
+        return [answer.without_repeats() for answer in answers]
 
-    def segment_questions(self, expressions: Sequence[str]) -> list[str]:
-        """The question by which the model segments each expression, for `Chat`. Raises UserError for an empty one."""
+    def instance_sampling(self) -> Sampling:
+        """That of the model, with room for many masks in one answer."""
+        return replace(self.sampling, max_new_tokens=max(self.sampling.max_new_tokens, ANSWER_TOKENS))
+
+    def segment_questions(self, expressions: Sequence[str], instances: bool = False) -> list[str]:
+        """The question by which the model segments each expression, for `Chat`. Raises UserError for an empty one.
+
+        `instances`: the one that asks for a mask of each object.
+        """
         for expression in expressions:
             if not expression.strip():
                 raise UserError("the expression is empty; say what to segment")
         hidden = self.model.config.hide == "text"
         shown = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
-        return [question(expression, self.model.config.question) for expression in shown]
+        template = QUESTIONS_EACH[0] if instances else self.model.config.question
+        return [question(expression, template) for expression in shown]
 
     def chat(
         self,

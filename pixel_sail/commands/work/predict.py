@@ -37,8 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     if len(files) == 1:
         _open(files[0])  # before the model, which takes longer
     predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-    questions = [*predictor.segment_questions(arguments.text), *arguments.ask]
+    questions = [*predictor.segment_questions(arguments.text, arguments.instances), *arguments.ask]
     texts, unread = [*arguments.text, *arguments.ask], []
+    apart = len(arguments.text) if arguments.instances else 0
+    sampling = predictor.instance_sampling() if apart else None
     for start in range(0, len(files), IMAGES_AT_ONCE):
         opened = {}
         for file in files[start : start + IMAGES_AT_ONCE]:
@@ -50,9 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
                 unread.append(file)
                 print(f"not read: {error}", file=sys.stderr)
         chats = [Chat(image, questions, regions) for image in opened.values()]
-        for (file, image), answers in zip(opened.items(), predictor.chat_many(chats, soft=arguments.soft), strict=True):
+        answered = predictor.chat_many(chats, sampling, arguments.soft)
+        for (file, image), answers in zip(opened.items(), answered, strict=True):
+            answers[:apart] = [answer.without_repeats() for answer in answers[:apart]]
             drawn = list(draw_regions(regions, (image.height, image.width)).values())
-            for path in write(arguments.out, names[file], file, image, texts, answers, drawn):
+            for path in write(arguments.out, names[file], file, image, texts, answers, drawn, apart):
                 print(path)
             for text, answer in zip(texts, answers, strict=True):
                 print(f"{text}  ->  {answer.text}{_scores(answer)}")
@@ -66,6 +70,12 @@ def _scores(answer: Answer) -> str:
         return ""
     scores = "".join(f", score {score:.2f}" for score in answer.scores or ())
     return f"  (presence {answer.presence:.2f}{scores})"
+
+
+def _instance(text: str, answer: Answer, number: int) -> str:
+    """What an instance is called in the overlay: "mug 2, score 0.81"."""
+    score = "" if answer.scores is None else f", score {answer.scores[number]:.2f}"
+    return f"{text} {number + 1}{score}"
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -121,10 +131,12 @@ def write(
     texts: list[str],
     answers: list[Answer],
     regions: list[RLE],
+    apart: int = 0,
 ) -> list[Path]:
     """Writes `<name>_overlay.png`, `<name>_<answer>_<mask>.png` (0 and 255) and `<name>.json`; returns their paths.
 
-    And `<name>_<answer>_<mask>_soft.png`, the probabilities 0..1 as 0..255, if the answers have them.
+    And `<name>_<answer>_<mask>_soft.png`, the probabilities 0..1 as 0..255, if the answers have them. Each mask of the
+    first `apart` answers has a colour of its own in the overlay.
     """
     out.mkdir(parents=True, exist_ok=True)
     written, records = [out / f"{name}_overlay.png"], []
@@ -142,9 +154,15 @@ def write(
             save_png(Image.fromarray((probabilities * 255).round().astype(np.uint8)), files[-1])
         records.append(record)
         written += files
-    captions = [f"{text}: {answer.text}" for text, answer in zip(texts, answers, strict=True)]
+    shown: list[tuple[str, list[np.ndarray]]] = []  # caption, and the masks of its colour
+    for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        if i < apart and answer.masks:
+            shown += [(_instance(text, answer, j), [mask]) for j, mask in enumerate(answer.masks)]
+        else:
+            shown.append((f"{text}: {answer.text}", answer.masks))
+    captions, masks = zip(*shown, strict=True)
     outlined = {k: decode_mask(region) for k, region in enumerate(regions)}
-    save_png(draw_answers(image, outlined, captions, [answer.masks for answer in answers]), written[0])
+    save_png(draw_answers(image, outlined, captions, masks), written[0])
     path = out / f"{name}.json"
     record = {"image": str(source), "size_hw": [image.height, image.width], "regions": regions, "answers": records}
     write_json(path, record, indent=2)

@@ -13,6 +13,7 @@ from pixel_sail.config import ConfigError, DataConfig, MixtureEntry
 from pixel_sail.data.sources import (
     coco_instance,
     coco_panoptic,
+    concepts,
     gcg,
     grefer,
     hf,
@@ -46,6 +47,7 @@ RECORDS: tuple[SourceRecord, ...] = (
     *region_captions.RECORDS,
     *reason_seg.RECORDS,
     *coco_instance.RECORDS,
+    *concepts.RECORDS,
     *panoptic_segments.RECORDS,
     *coco_panoptic.RECORDS,
     *semantic.RECORDS,

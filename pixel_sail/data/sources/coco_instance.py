@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,7 @@ def open_coco_instance(root: Path, split: str, data: DataConfig) -> RegionSource
 
 
 def _read(path: Path, split: str, finder: ImageFinder, problems: list[str]) -> list[RegionImage[ClassObjects]]:
-    key, instances = f"{NAME}/{split}/image={{}}", _Instances.read(path)
+    key, instances = f"{NAME}/{split}/image={{}}", Instances.read(path)
     left_out = 0
 
     def parse(image_id: Any, key: str) -> RegionImage[ClassObjects]:
@@ -79,7 +80,7 @@ def _read(path: Path, split: str, finder: ImageFinder, problems: list[str]) -> l
                 classes.append(ClassObjects(instances.classes[category], objects, size))
         return RegionImage(key, file, tuple(classes))
 
-    keys = ((image_id, key.format(image_id)) for image_id in sorted(instances.by_image, key=_order))
+    keys = ((image_id, key.format(image_id)) for image_id in sorted(instances.by_image, key=id_order))
     images = [image for image in parse_usable(keys, parse, problems) if image.items]
     if left_out:
         line = f"{NAME}/{split}: {left_out} classes of an image have a crowd or over {MAX_OBJECTS} objects"
@@ -89,7 +90,7 @@ def _read(path: Path, split: str, finder: ImageFinder, problems: list[str]) -> l
 
 
 @dataclass(frozen=True)
-class _Instances:
+class Instances:
     """A COCO instances file."""
 
     path: Path
@@ -98,9 +99,10 @@ class _Instances:
     by_image: dict[Any, dict[Any, list[dict[str, Any]]]]  # image id -> category id -> annotations
     repeated_images: frozenset[Any]  # ids of several images
     repeated_annotations: frozenset[Any]
+    supercategories: dict[Any, str]  # category id -> its supercategory, "" without one
 
     @classmethod
-    def read(cls, path: Path) -> _Instances:
+    def read(cls, path: Path) -> Instances:
         values = read_json(path)
         by_image: dict[Any, dict[Any, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         classes = category_names(values, path, INSTANCES_FILE)
@@ -112,7 +114,9 @@ class _Instances:
                 raise DatasetError(f"{path} is not {INSTANCES_FILE}: no {missing}, of annotation {annotation['id']}")
             by_image[annotation["image_id"]][annotation["category_id"]].append(annotation)
         images, images_twice = {image["id"]: image for image in listed}, repeated(image["id"] for image in listed)
-        return cls(path, classes, images, by_image, images_twice, repeated(entry["id"] for entry in annotated))
+        twice = repeated(entry["id"] for entry in annotated)
+        above = {category["id"]: str(category.get("supercategory") or "") for category in values["categories"]}
+        return cls(path, classes, images, by_image, images_twice, twice, above)
 
     def image(self, image_id: Any, key: str) -> tuple[dict[str, Any], tuple[int, int]]:
         """The image and its (height, width). Raises BadSample if it is missing, listed twice or has no size."""
@@ -148,7 +152,7 @@ class _Instances:
         return tuple(kept)
 
 
-def _order(image_id: Any) -> tuple[bool, Any]:
+def id_order(image_id: Any) -> tuple[bool, Any]:
     """Numbers before text: ids should be numbers, and files that mix both must not stop the sorting."""
     return isinstance(image_id, str), image_id
 
@@ -156,18 +160,19 @@ def _order(image_id: Any) -> tuple[bool, Any]:
 def _ask(
     templates: Templates, image: RegionImage[ClassObjects], drawn: list[ClassObjects], rng: np.random.Generator
 ) -> list[RegionTurn]:
-    return [each_turn(templates, item.name, _masks(image.key, item), rng) for item in drawn]
+    return [each_turn(templates, item.name, masks_of(item.annotations, item.size_hw, image.key), rng) for item in drawn]
 
 
-def _masks(key: str, objects: ClassObjects) -> list[RLE]:
-    return [
-        object_mask(segmentation, *objects.size_hw, f"{key}: annotation {number}")
-        for number, segmentation in objects.annotations
-    ]
+def masks_of(annotations: Sequence[tuple[int, Any]], size_hw: tuple[int, int], key: str) -> list[RLE]:
+    """The masks of (id, segmentation). Raises BadSample, beginning with `key`, and NoPixels for one without pixels."""
+    return [object_mask(segmentation, *size_hw, f"{key}: annotation {number}") for number, segmentation in annotations]
 
 
 def each_turn(templates: Templates, name: str, masks: list[RLE], rng: np.random.Generator) -> RegionTurn:
-    """Asks for every object of a class; one [SEG] each, from left to right, an order that the image shows."""
+    """Asks for every object of a class; one [SEG] each, from left to right, an order that the image shows.
+
+    Without masks, the answer is that there is none.
+    """
     turn = templates.each(name, len(masks), rng)
     return RegionTurn(turn.question, turn.answer, masks=tuple(sorted(masks, key=_left_px)))
 
