@@ -84,10 +84,15 @@ class PixelSailModel(PixelSail):
         return self._predictor
 
     def segment(
-        self, image: ImageInput, expressions: str | list[str], regions: Regions = (), soft: bool = False
+        self,
+        image: ImageInput,
+        expressions: str | list[str],
+        regions: Regions = (),
+        soft: bool = False,
+        instances: bool = False,
     ) -> list[Answer]:
         """As `Predictor.segment`."""
-        return self.predictor().segment(image, expressions, regions, soft)
+        return self.predictor().segment(image, expressions, regions, soft, instances)
 
     def chat(
         self,

@@ -67,7 +67,7 @@ def _files() -> dict[str, tuple[str, str]]:
         "grefcoco": "grefcoco/grefs(unc).json",
         "reason_seg": "reason_seg/ReasonSeg/train/a.json",
         "reason_seg_explained": "reason_seg/ReasonSeg/explanatory/train.json",
-        "coco_instance": "annotations/instances_train2017.json",
+        **dict.fromkeys(("coco_instance", "concepts"), "annotations/instances_train2017.json"),
         **{
             name: "annotations/panoptic_train2017.json"
             for name in ("coco_panoptic_segments", "panoptic_category", "coco_semantic")

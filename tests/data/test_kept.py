@@ -25,7 +25,8 @@ from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.region_turns import RegionImage
 from pixel_sail.types import BadSample, Turn
 
-LARGE = ("coco_instance", "refcoco", "refcocog_captions", "grefcoco", "osprey_conversation", "llava_mix665k")
+LARGE = ("coco_instance", "concepts", "refcoco", "refcocog_captions", "grefcoco")
+LARGE += ("osprey_conversation", "llava_mix665k")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_every_source_is_the_same_from_a_kept_file(root, cache, monkeypatch):
         assert drawn(open_named(root, source, files[name][0])) == plain
     assert {path.name.split("-")[0] for path in cache.glob("*.entries")} >= {
         *("coco_instance_train", "refcoco_train", "refcoco+_train", "refcocog_train", "grefcoco_train"),
-        *("osprey_conversation", "osprey_detail_description", "llava_train", "llava_mix665k"),
+        *("concepts_train", "osprey_conversation", "osprey_detail_description", "llava_train", "llava_mix665k"),
         *("muse_train", "sam_captions_train", "paco_lvis_train", "pascal_part_train", "refcocog_mdetr_captions_train"),
         *("grand_f_train", "grand_f_val", "open_psg_train", "refcocog_gcg_train", "flickr_gcg_train"),
         *("coco_panoptic_segments_train", "coco_semantic_train", "pix2cap_caption_train", "pix2cap_segment_train"),

@@ -846,7 +846,7 @@ def test_a_missing_a_misshapen_and_an_unusable_file_are_explained(root, source, 
 
 def test_all_names_are_known_and_the_train_only_ones_have_no_other_split(root):
     grounded = ("grand_f", "open_psg", "refcocog_gcg", "flickr_gcg", "muse", "reason_seg", "choices", "shards")
-    classes = ("coco_instance", "coco_panoptic_segments", "coco_semantic")
+    classes = ("coco_instance", "concepts", "coco_panoptic_segments", "coco_semantic")
     classes += ("reason_seg_explained", "refcocog_mdetr_captions", "llava_mix665k")
     classes += ("ade20k", "coco_stuff", "mapillary", "paco_lvis", "pascal_part")
     assert {record.name for record in RECORDS} == {
