@@ -51,7 +51,7 @@ def _image(instances: Instances, places: list[Path], split: str | None, image_id
     where = f"{instances.path}: image {image_id!r:.40}"
     image, size = instances.image(image_id, where)
     name = inside(member(image, "file_name", str, where), where)
-    path = first_file([place / part for place in places for part in dict.fromkeys((name, Path(name).name))])
+    path = first_file([place / part for place in places for part in dict.fromkeys((name, Path(name).name))], where)
     if path is None:
         looked = ", ".join(str(place) for place in places)
         raise BadSample(f"{where}: no image {name!r} in {looked}; say with --images in which folder it is")

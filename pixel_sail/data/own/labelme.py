@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 import reprlib
+import sys
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,11 +71,11 @@ def _image_file(folder: Path, images: Path | None, file: Path, written: str) -> 
     """The image and its name in the new dataset. Of a path that leads elsewhere, the name of the file counts."""
     inside(PurePosixPath(written.replace("\\", "/")).name, str(file))
     relative = PurePosixPath(written.replace("\\", "/"))
-    if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
+    if relative.is_absolute() or ".." in relative.parts or ":" in written:
         relative = PurePosixPath(relative.name)
     places = [file.parent / relative, file.parent / relative.name]
     places += [] if images is None else [images / relative, images / relative.name]
-    path = first_file(places)
+    path = first_file(places, str(file))
     if path is None:
         looked = " or ".join(str(place) for place in dict.fromkeys(places))
         raise BadSample(f"{file}: no image {looked}; put it there, or say with --images in which folder it is")
@@ -107,7 +108,7 @@ def _points(shape: dict[str, Any], where: str) -> list[list[float]]:
     points = member(shape, "points", list, where)
     for point in points:
         numbers = isinstance(point, list) and len(point) == 2 and all(type(value) in (int, float) for value in point)
-        if not numbers or not all(map(math.isfinite, point)):
+        if not numbers or not all(abs(value) <= sys.float_info.max for value in point):
             raise BadSample(f"{where}: {reprlib.repr(point)} is no point [x, y]; {DRAW_AREAS}")
     return points
 

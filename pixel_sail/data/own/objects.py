@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pixel_sail.data.inside import is_file
 from pixel_sail.data.masks import object_mask
 from pixel_sail.types import RLE, BadSample, NoPixels
 
@@ -68,6 +69,6 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def first_file(places: Sequence[Path]) -> Path | None:
-    """The first of the paths at which a file is."""
-    return next((path for path in places if path.is_file()), None)
+def first_file(places: Sequence[Path], where: str) -> Path | None:
+    """The first of the paths at which a file is. Raises BadSample, beginning with `where`, as `is_file` does."""
+    return next((path for path in places if is_file(path, where)), None)

@@ -118,7 +118,7 @@ def _image(folder: Path, names: dict[int, str], split: str, file: Path, path: Pa
 
 
 def _object(words: list[str], names: dict[int, str], size_hw: tuple[int, int], where: str, file: Path) -> OwnObject:
-    if not words[0].isdecimal() or int(words[0]) not in names:
+    if not words[0].isdecimal() or len(words[0]) > 9 or int(words[0]) not in names:
         raise BadSample(
             f"{where}: class {words[0]!r:.20} is not in the names of {file} ({_short(names)}); add it there, or "
             "correct the line"
