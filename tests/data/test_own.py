@@ -7,12 +7,14 @@ import io
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from source_fixtures import SIZE, assert_mask, box_mask, box_polygon, box_rle, draw_sample, open_named, write_images
 
+from pixel_sail.commands import data
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.own.coco import read_coco
@@ -336,3 +338,36 @@ def test_nothing_is_overwritten_and_nothing_is_written_without_an_object(folder,
     with pytest.raises(DatasetError, match="1 images would have a name twice, the first a.jpg; rename one of them"):
         write_own([*images, *images], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tool_stops_at_a_problem_or_goes_on_without_its_image(folder, tmp_path, monkeypatch, capsys):
+    write_images(folder, "a.jpg", "b.jpg", "c.jpg")
+    for name in ("a", "b"):
+        _labelme(folder, name, _shape("mug", _corners(0, 0)))
+    _labelme(folder, "c", _shape("mug", [[0, 0]]), _shape("lid", [[0, 0]]))
+    out = tmp_path / "out"
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["data", "own", "labelme", str(folder), "--out", str(out), *options])
+        try:
+            data.main()
+        except SystemExit as ended:
+            return ended.code, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    code, said = run("--problems", "1")
+    assert code and not out.exists() and said.out.count("cannot be used: ") == 2  # the first, and how many more
+    assert "1 more; --problems 2 lists all" in said.out
+    assert "2 problems, nothing is written; mend them, or add --leave-out" in said.err + str(code)
+    code, said = run("--leave-out", "--val", "0.5")
+    assert code == 0 and "train: 1 objects: mug 1\nval: 1 objects: mug 1\nwrote 2 images to" in said.out
+    assert len(open_named(out, "concepts", "val")) == 1
+    assert "is no share of the images; give 0 to below 1" in run("--val", "1.5")[1].err
+    assert "data.yaml says where the images are" in run_yolo(monkeypatch, capsys, out)
+
+
+def run_yolo(monkeypatch, capsys, out):
+    monkeypatch.setattr(sys, "argv", ["data", "own", "yolo", "data.yaml", "--out", str(out), "--images", "x"])
+    with pytest.raises(SystemExit):
+        data.main()
+    return capsys.readouterr().err

@@ -13,7 +13,7 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_text
-from pixel_sail.data.image import upright_size
+from pixel_sail.data.image import opened_image, orientation
 from pixel_sail.data.inside import inside, is_file
 from pixel_sail.data.limits import MAX_TURNS
 from pixel_sail.data.mask_file import read_mask_file
@@ -50,8 +50,22 @@ class JsonlEntry:
     regions: dict[int, Shape]  # K of <PromptK> -> its region
 
     def size(self) -> tuple[int, int]:
-        """(height, width) of the stored image. Raises BadSample: see `upright_size`."""
-        return upright_size(self.path, self.where)
+        """(height, width) of the stored image. Raises BadSample for an image that cannot be read or is stored turned.
+
+        A turned image (EXIF) is refused, because coordinates may follow the stored pixels or what a viewer shows.
+        """
+        try:
+            with opened_image(self.path) as image:
+                turn = orientation(image)
+                size = image.height, image.width
+        except BadSample as error:
+            raise BadSample(f"{self.where}: {error}") from None
+        if turn not in (None, 0, 1):
+            raise BadSample(
+                f"{self.where}: the image {self.path} is stored turned (EXIF orientation {turn}), so that coordinates "
+                "could follow the stored or the shown pixels; save it upright, without this tag"
+            )
+        return size
 
     def target(self, number: int, size_hw: tuple[int, int]) -> RLE:
         """A mask. Raises BadSample if it is malformed, empty, or of another size."""
