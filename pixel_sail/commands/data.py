@@ -1,8 +1,9 @@
-"""Draws the embedded dataset, reads exports of annotation tools, and checks which datasets are under a data root.
+"""Draws the embedded dataset, reads exports of annotation tools, checks datasets, counts the samples of files.
 
 python tools/prepare_data.py scenes --out data/scenes --images 2000 --seed 0
 python tools/prepare_data.py own labelme my_labels --out my_data
 python tools/prepare_data.py check --root data/coco
+python tools/prepare_data.py count image_text 'cc3m/{00000..00331}.tar' --out sizes.json
 """
 
 import argparse
@@ -25,6 +26,9 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
         "--long-side", type=whole(*LONG_SIDES_PX), default=192, help="longer side of the images in pixels"
     )
     parser.add_argument("--style", choices=STYLES, default="day", help="night: a second domain")
+    parser.add_argument(
+        "--image-text", action="store_true", help="also tars of captioned images, and plain text: docs/base.md"
+    )
     parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=None, help="processes; by default one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
     parser.set_defaults(run=_scenes)
@@ -40,6 +44,7 @@ def _scenes(args: argparse.Namespace) -> None:
         args.long_side,
         args.workers,
         style=args.style,
+        image_text=args.image_text,
         overwrite=args.overwrite,
         progress=True,
     )
@@ -121,6 +126,22 @@ def _check(args: argparse.Namespace) -> None:
         raise SystemExit(f"error: nothing of {', '.join(args.source)} is under {args.root}")
 
 
+def _add_count(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("count", help="count the samples of tars or text files anywhere: docs/base.md")
+    parser.add_argument("source", choices=("image_text", "text"), help="what the files are")
+    parser.add_argument("files", help="as `files` in data.mixture: 'pipe:aws s3 cp s3://bucket/{000..331}.tar -'")
+    parser.add_argument("--key", help="of source text: as `key` in data.mixture")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write, for `sizes` in data.mixture")
+    parser.set_defaults(run=_count)
+
+
+def _count(args: argparse.Namespace) -> None:
+    with importing():
+        from pixel_sail.data.sources.sizes import write_sizes
+    sizes = write_sizes(args.source, args.files, args.key, args.out)
+    print(f"{sum(sizes.values()):,} samples in {len(sizes):,} files: {args.out}")
+
+
 @tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,5 +149,6 @@ def main() -> None:
     _add_scenes(commands)
     _add_own(commands)
     _add_check(commands)
+    _add_count(commands)
     args = parser.parse_args()
     args.run(args)

@@ -11,6 +11,7 @@ import pixel_sail.command  # noqa: F401  from here on Ctrl-C is quiet
 SUBCOMMANDS = {
     "train": "train a model from a config, fine-tune one, or predict its memory (--plan)",
     "test": "score a model, or a file of predictions, on benchmarks",
+    "perplexity": "what training on images has cost a model's language",
     "predict": "segment what a text names in an image, or ask about it",
     "demo": "the same in the browser",
     "convert": "make a model folder from released weights or a language model",

@@ -36,8 +36,8 @@ class Costs:
         """Of the sample at a stream position, without decoding its image. Raises BadSample if that has no size."""
         image = mixture.image(position)
         if image is None:
-            turns = mixture.annotated(position).turns
-            characters = sum(len(turn.question) + len(turn.answer) for turn in turns)
+            sample = mixture.annotated(position)
+            characters = len(sample.text) + sum(len(turn.question) + len(turn.answer) for turn in sample.turns)
             return self.of(min(1 + characters // CHARACTERS, self.max_length), 0)
         height, width = image_size(image, mixture.key(position))
         width, height = seen_size((width, height), self.architecture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,6 +65,8 @@ class Encoder:
         differ, a prompt is out of range or malformed, the text has special image tokens, the first turn does not fit,
         or an expert's cache lacks the image.
         """
+        if sample.text:
+            return self._plain(sample, seed)
         self._check_text(sample)
         image = None if sample.image is None else _load(sample)
         _check_masks(sample, image)
@@ -93,6 +96,29 @@ class Encoder:
             expert_features={}
             if image is None or self.expert_features is None
             else self.expert_features.of(sample, image),
+        )
+
+    def _plain(self, sample: Sample, seed: int) -> Encoded:
+        """A plain text: every token has a label but the first, before which there is none.
+
+        It begins as the tokenizer begins a text (some have a token for that), and has no end of its own: sequences
+        never see each other, and answers teach how a text ends. What is beyond `max_length` is left out, counted as a
+        turn.
+        """
+        refuse_text(sample.text, sample.key)
+        _refuse_image_tokens(sample.text, sample.key)
+        ids = torch.tensor(self.tokenizer(sample.text)["input_ids"], dtype=torch.int64)
+        kept = ids[: self.max_length]
+        if len(kept) < 2:
+            raise BadSample(f"{sample.key}: a text of {len(kept)} tokens; a token is learned from those before it")
+        return replace(
+            _empty(sample.key, 3 * self.patch_size**2),
+            seed=seed,
+            input_ids=kept,
+            labels=torch.cat([torch.tensor([IGNORE_LABEL]), kept[1:]]),
+            position_ids=torch.arange(len(kept)).expand(3, -1),
+            is_text=True,
+            dropped_turns=int(len(ids) > len(kept)),
         )
 
     def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:

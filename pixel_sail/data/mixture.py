@@ -16,8 +16,9 @@ from pixel_sail.config import Config, DataConfig, PromptConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.exclude import RemainingSource
 from pixel_sail.data.regions import as_users_draw
-from pixel_sail.data.shards import ShardOrder, ShardSource
+from pixel_sail.data.shards import Sharded, ShardOrder, ShardSource
 from pixel_sail.data.sources import Source, open_source
+from pixel_sail.data.sources.image_text import ImageTextSource
 from pixel_sail.durable import fingerprint
 from pixel_sail.ranks import local_ranks
 from pixel_sail.types import Sample
@@ -72,7 +73,7 @@ class Mixture:
         """The image of the sample at a position, of shards its first bytes; None for a text alone. Raises BadSample."""
         number, index, _ = self.locate(position)
         source = self.sources[number]
-        return source.image_head(index) if isinstance(source, ShardSource) else source.image(index)
+        return source.image_head(index) if isinstance(source, Sharded) else source.image(index)
 
     def sample(self, position: int) -> Sample:
         """The sample at a position, its regions drawn as users do. Raises BadSample as the source does."""
@@ -94,7 +95,7 @@ class Mixture:
         A resumed run sees from it that the data have changed.
         """
         return [
-            {"samples": len(source), "keys": source.digest() if isinstance(source, ShardSource) else _hash_keys(source)}
+            {"samples": len(source), "keys": source.digest() if isinstance(source, Sharded) else _hash_keys(source)}
             for source in self.sources
         ]
 
@@ -110,7 +111,7 @@ class Mixture:
     def _make_order(self, number: int, epoch: int) -> np.ndarray | ShardOrder:
         """A permutation of the samples of a source, to be indexed by the place in the epoch."""
         source = self.sources[number]
-        if isinstance(source, ShardSource):
+        if isinstance(source, Sharded):
             return source.order((self.seed, number, epoch, 5))
         return np.random.default_rng((self.seed, number, epoch, 3)).permutation(len(source))
 
@@ -119,14 +120,14 @@ def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixt
     """The training data of a config, without the images of `data.exclude`.
 
     `held_out`: these images, from `held_out_images(config)`; needed with `data.exclude`. Stored shards were made
-    without them. Raises ConfigError and DatasetError as `open_source` does, and DatasetError if nothing of a source
-    remains.
+    without them; those of image_text cannot be known, see `exclusion_lines`. Raises ConfigError and DatasetError as
+    `open_source` does, and DatasetError if nothing of a source remains.
     """
     if config.data.exclude and not held_out:
         raise ValueError("the config has data.exclude: pass held_out=held_out_images(config)")
     sources = _open_sources(config.data)
     if held_out:
-        sources = [s if isinstance(s, ShardSource) else RemainingSource(s, held_out) for s in sources]
+        sources = [s if isinstance(s, Sharded) else RemainingSource(s, held_out) for s in sources]
     for entry, source in zip(config.data.mixture, sources, strict=True):
         if isinstance(source, RemainingSource) and not len(source):
             raise DatasetError(
@@ -153,8 +154,10 @@ def exclusion_lines(config: Config, mixture: Mixture) -> list[str]:
         name = f"data.exclude: {entry.source} ({entry.split}): "
         if isinstance(source, RemainingSource):
             lines.append(f"{name}{source.excluded} of {source.excluded + len(source)} samples are left out")
-        else:
+        elif isinstance(source, ShardSource):
             lines.append(f"{name}its shards were made without these images")
+        elif isinstance(source, ImageTextSource):
+            lines.append(f"{name}NOT CHECKED: images in tars have no names that could be compared")
     return lines
 
 

@@ -20,7 +20,8 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
     input_ids = torch.cat([s.input_ids for s in sequences])
     labels = torch.cat([s.labels for s in sequences])
     labelled = (labels != IGNORE_LABEL).nonzero()[:, 0]
-    asked, seg_index = _before_answers(labels), _positions_of(labels == seg_id)
+    answers = torch.cat([torch.full_like(s.labels, IGNORE_LABEL) if s.is_text else s.labels for s in sequences])
+    asked, seg_index = _before_answers(answers), _positions_of(labels == seg_id)
     weights = torch.cat([torch.full((len(s),), s.lm_weight) for s in sequences])
     prompt_ids = torch.cat([s.prompt_ids for s in sequences])
     spans = _spans([s.two_way_span for s in sequences], starts)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,23 @@ class Shard:
     index: str  # 000000.index.json
     index_bytes: int
     index_sha256: str
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A Source whose samples are in large files, of which it reads a few at a time."""
+
+    def image_head(self, index: int) -> bytes | None:
+        """The first bytes of the image of a sample, which tell its size; None without an image. Raises BadSample."""
+        ...
+
+    def order(self, seed: tuple[int, ...]) -> ShardOrder:
+        """The order of one epoch."""
+        ...
+
+    def digest(self) -> str:
+        """Of what must be the same when a run resumes."""
+        ...
 
 
 class ShardSource:
@@ -116,8 +133,8 @@ class ShardSource:
     def _read_members(self, number: int) -> list[dict[str, Any]]:
         return read_members(self.root, self.shards[number])
 
-    def _open_file(self, number: int) -> _File:
-        return _File(self.root / self.shards[number].file)
+    def _open_file(self, number: int) -> OpenFile:
+        return OpenFile.at(self.root / self.shards[number].file)
 
     def _read(self, number: int, name: str, members: dict[str, list[int]]) -> dict[str, bytes]:
         """The members of one sample, which are adjacent: one read."""
@@ -159,16 +176,21 @@ class ShardOrder:
         return np.random.default_rng((*self._seed, group)).permutation(np.concatenate(members))
 
 
-class _File:
+class OpenFile:
     """An open file, closed when nothing refers to it. Forked workers may share it: pread does not move a position."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def at(cls, path: Path) -> OpenFile:
+        """Raises DatasetError for what is no file, and cannot be read."""
         check_regular(path)
         try:
-            self.descriptor = os.open(path, os.O_RDONLY)
+            return cls(os.open(path, os.O_RDONLY))
         except OSError as error:
             raise DatasetError(f"cannot read {path}: {error.strerror}") from None
-        weakref.finalize(self, os.close, self.descriptor)
 
 
 def open_shards(root: Path, data: DataConfig) -> ShardSource:
@@ -360,6 +382,7 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
         "turns": [{"question": turn.question, "answer": turn.answer} for turn in sample.turns],
         "masks": sample.masks,
         "prompts": sample.prompts,
+        **({"text": sample.text} if sample.text else {}),
         **({"dropped_turns": sample.dropped_turns} if sample.dropped_turns else {}),
     }
     members = {"json": json.dumps(values).encode()}
@@ -390,6 +413,7 @@ def decode_sample(members: dict[str, bytes], where: str = "a stored sample") -> 
             turns=tuple(Turn(_text(turn["question"]), _text(turn["answer"])) for turn in values["turns"]),
             masks=tuple(_stored_rle(rle, where) for rle in values["masks"]),
             prompts={int(k): _stored_rle(rle, where) for k, rle in values["prompts"].items()},
+            text=_text(values.get("text", "")),
             dropped_turns=int(values.get("dropped_turns", 0)),
             features=features,
         )

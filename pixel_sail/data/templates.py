@@ -79,6 +79,8 @@ GROUNDED_CAPTION = (
     "What does this image show? Please outline the things that your answer speaks of.",
     "Write a caption for this picture in which every phrase about an object comes with its mask.",
 )
+# Before the caption of a whole image. They are short, because they come before hundreds of millions of captions.
+CAPTION = ("Describe this image.", "What does this image show?", "Write a caption for this image.")
 # Multiple choice about an image; the options are written "(a) red (b) blue".
 CHOOSE = (
     "{question} {options}",

@@ -166,7 +166,9 @@ def _with_all(job: ShardJob, position: int) -> Sample:
 
 def request_of(config: Config, job: ShardJob) -> dict[str, Any]:
     """Everything that determines the bytes of the shards. Folders are not part of it: data may move."""
-    mixture = [entry.model_dump(mode="json", exclude={"root"}, exclude_none=True) for entry in config.data.mixture]
+    mixture = [
+        entry.model_dump(mode="json", exclude={"root", "sizes"}, exclude_none=True) for entry in config.data.mixture
+    ]
     baked = ("expressions_per_image", "questions", "answers", "hide")
     excluded = {"exclude": sorted(config.data.exclude)} if config.data.exclude else {}  # older shards do not have it
     return {

@@ -12,6 +12,7 @@ Read `types.py` first: the nouns. Then, in the order in which an image comes to 
    `two_option_questions.py`, `image_pairs.py`: pairs of images that differ in one property.
 4. `draw.py`: one image and its record with all these texts. `dataset.py`: all images, the folder, the splits.
 5. `write.py` calls the writers: `write_references.py`, `write_regions.py`, `write_grounded.py`, `write_pixmmvp.py`,
+   `write_image_text.py`,
    `knowledge.py` (scenes.json). `formats.py`, `panoptic.py`, `outline.py` (polygons) serve them.
 
 `expert_*.py` train a small Mask2Former on panoptic annotations, an expert to distil from (tools/train_expert.py).

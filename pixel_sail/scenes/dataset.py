@@ -18,6 +18,8 @@
     <out>/gseval/, ref_l4/, dlc_bench/, gar_bench/     benchmarks of others, about at most 100 held-out images each
     <out>/llava/choices.json                           questions of these kinds about the training images
     <out>/scenes.json                                  all knowledge: objects of each image, query of each sentence
+    <out>/image_text/{train,val}/00000.tar ...         with image_text: images with captions, as img2dataset has them
+    <out>/text/{train,val}/00000.jsonl                 with image_text: descriptions of images that are not shown
 
 Splits go by image. Of 15 images 12 are train, and there is one of each of these:
 
@@ -57,10 +59,12 @@ LONG_SIDES_PX = (64, 4096)
 BYTES_PER_IMAGE, BYTES_PER_PIXEL = 60_000, 0.5  # on the disk; a scene is about square
 
 
-def request_of(images: int, seed: int, long_side_px: int, style: str = "day") -> Request:
+def request_of(images: int, seed: int, long_side_px: int, style: str = "day", image_text: bool = False) -> Request:
     request: Request = {"generator_version": VERSION, "images": images, "seed": seed, "long_side_px": long_side_px}
     if style != "day":
         request["style"] = style
+    if image_text:
+        request["image_text"] = True
     return request
 
 
@@ -80,20 +84,22 @@ def generate(
     workers: int | None = None,
     *,
     style: str = "day",
+    image_text: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> bool:
     """Write `images` scenes to `out`; return False if it holds them already. The same request gives the same
     bytes, for any number of workers.
 
-    `workers`: processes, by default one a core; 1 stays in this process. `style`: one of STYLES. `out` is complete or
-    absent at any moment. A complete folder of the same request is left unchanged. `overwrite` replaces a scenes folder
-    of another request, or one that is not complete any more, but nothing else.
+    `workers`: processes, by default one a core; 1 stays in this process. `style`: one of STYLES. `image_text`: also
+    tars of captioned images, and plain text. `out` is complete or absent at any moment. A complete folder of the same
+    request is left unchanged. `overwrite` replaces a scenes folder of another request, or one that is not complete any
+    more, but nothing else.
 
     Raises FileError where `out` holds something else, cannot be written or is too small, UserError for numbers out of
     range, Busy if another process is writing `out`.
     """
-    out, request = Path(out), request_of(images, seed, long_side_px, style)
+    out, request = Path(out), request_of(images, seed, long_side_px, style, image_text)
     _check(request, workers)
     lock = lock_beside(out)
     if _is_complete(out, request, overwrite) and not lock.exists() and not leftovers_of(out):

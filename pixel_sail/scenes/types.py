@@ -27,6 +27,7 @@ class Request(TypedDict):
     seed: int
     long_side_px: int
     style: NotRequired[str]  # absent for "day"
+    image_text: NotRequired[bool]  # also image_text/ and text/; absent without
 
 
 class ImageEntry(TypedDict):

@@ -129,4 +129,5 @@ def _texts(config: Config, sources: Sequence[Source] | None) -> list[str]:
             except BadSample:  # training reports it
                 continue
             texts += [part for turn in sample.turns for part in (turn.question, turn.answer)]
+            texts += [sample.text] if sample.text else []
     return texts

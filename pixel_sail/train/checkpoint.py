@@ -57,6 +57,7 @@ FREE_KEYS = (
     "data.root",
     "data.workers",
     "data.max_bad_samples",
+    "data.file_cache_gb",
     "train.resume",
     "train.save_every",
     "train.keep_checkpoints",
@@ -314,7 +315,7 @@ def _recorded_config(values: dict[str, Any], config: Config, checkpoint: Path) -
 
 def _is_free(key: str) -> bool:
     in_free_section = any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
-    moved = (key.startswith("data.mixture.") and key.endswith(".root")) or (
+    moved = (key.startswith("data.mixture.") and key.endswith((".root", ".sizes"))) or (
         key.startswith("experts.") and key.endswith((".path", ".cache"))
     )
     return in_free_section or moved

@@ -60,6 +60,7 @@ def test_each_dataset_is_found_counted_and_decoded(drawn):
     plus = {("refcoco+", split) for split in ("train", "val", "testA", "testB")}
     elsewhere = ("reason_seg_explained", "refcocog_mdetr_captions", "llava_mix665k", "ade20k", "coco_stuff")
     elsewhere += ("mapillary", "paco_lvis", "pascal_part", "jsonl")  # formats that `scenes` does not draw
+    elsewhere += ("image_text", "text")  # or only when it is asked to
     undrawn = {(name, split) for name in elsewhere for split in sources.source_record(name).splits}
     assert missing == plus | {("refcoco+_captions", "train"), ("llava", "val")} | undrawn
     # one of the few held-out images may have nothing of a kind

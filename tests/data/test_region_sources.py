@@ -857,7 +857,7 @@ def test_all_names_are_known_and_the_train_only_ones_have_no_other_split(root):
         *FILES,
         *grounded,
         *classes,
-    } | {f"{name}_captions" for name in ("refcoco", "refcoco+", "refcocog")} | {"jsonl", "hf"}
+    } | {f"{name}_captions" for name in ("refcoco", "refcoco+", "refcocog")} | {"jsonl", "hf", "image_text", "text"}
     with pytest.raises(ConfigError, match="unknown source 'x'; known: refcoco, .*osprey_short_form.*llava"):
         open_named(root, "x")
     for name in ("osprey_part_level", "perbench_mcq"):

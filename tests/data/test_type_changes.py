@@ -136,9 +136,14 @@ def encoder():
 
 
 def test_the_files_are_good_and_of_every_source(root, files, encoder):
-    assert {name.partition(",")[0] for name in files} | {"shards", "hf", "ade20k", "coco_stuff"} == {
-        r.name for r in RECORDS
-    }
+    assert {name.partition(",")[0] for name in files} | {
+        "shards",
+        "hf",
+        "ade20k",
+        "coco_stuff",
+        "image_text",
+        "text",
+    } == {r.name for r in RECORDS}
     for name, (split, _) in files.items():
         assert use(root, name.partition(",")[0], split, encoder), name
     for name in ("ade20k", "coco_stuff"):

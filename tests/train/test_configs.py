@@ -30,9 +30,22 @@ from pixel_sail.weights.convert.new_parts import bare_config
 from pixel_sail.weights.convert.scratch import train_tokenizer
 from pixel_sail.weights.start import with_start
 
-OTHER_KINDS = {"ablation.yaml", "pixel_cost.yaml", "expert_scenes.yaml"}  # of other tools, read by the tests of these
+OTHER_KINDS = {
+    "ablation.yaml",
+    "base_study.yaml",
+    "pixel_cost.yaml",
+    "expert_scenes.yaml",
+}  # of other tools, read by the tests of these
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.name not in OTHER_KINDS)
-WITHOUT_MASKS = {"words_scenes.yaml", "tiny_words.yaml"}  # nothing in its data has a mask for an answer
+WITHOUT_MASKS = {
+    "words_scenes.yaml",
+    "tiny_words.yaml",
+    "base_0p5b.yaml",
+    "base_0p5b_2.yaml",
+    "base_0p5b_3.yaml",
+    "base_smollm2.yaml",
+}
+WITHOUT_MASKS |= {"base_scenes_text.yaml", "base_scenes.yaml"}  # nothing in its data has a mask for an answer
 TINY_SCRATCH = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_size": 64, "vocab_size": 400}
 
 
@@ -143,7 +156,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small ones of what the configs name: root/ with every source, base/, export/, evev2/ and expert/."""
     folder = tmp_path_factory.mktemp("stand_ins")
     tool = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "scenes", "--out", str(folder / "root")]
-    subprocess.run([*tool, "--images", "30", "--seed", "0", "--long-side", "96"], check=True, capture_output=True)
+    subprocess.run(
+        [*tool, "--images", "30", "--seed", "0", "--long-side", "96", "--image-text"], check=True, capture_output=True
+    )
     shutil.copytree(folder / "root" / "refcoco", folder / "root" / "refcoco+")  # which scenes do not have
     llava = folder / "root" / "llava"
     shutil.copy(llava / "train.json", llava / "llava_v1_5_mix665k.json")  # as above
@@ -193,7 +208,8 @@ def _reduced(values: dict[str, Any], stand_ins: Path) -> dict[str, Any]:
         small |= {"sub_patch_width": 20} if twins else {}
     data |= {"root": str(stand_ins / "root"), "workers": 0, "max_length": 1024, "expressions_per_image": 2}
     for entry in data["mixture"]:
-        entry.pop("root", None)
+        for key in ("root", "files", "sizes"):
+            entry.pop(key, None)
     steps |= {"steps": 2, "batch_size": 8, "micro_batch_tokens": 2048, "save_every": 100}
     experts = [
         expert_values(stand_ins / "expert", name=expert["name"], at=expert["at"])

@@ -22,7 +22,7 @@ from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
 NOT_DRAWN = {"refcoco+", "refcoco+_captions", "shards", "jsonl", "hf"}  # what `scenes` has no files of
 NOT_DRAWN |= {"llava_mix665k", "refcocog_mdetr_captions", "reason_seg_explained"}
-NOT_DRAWN |= {"ade20k", "coco_stuff", "mapillary", "paco_lvis", "pascal_part"}
+NOT_DRAWN |= {"ade20k", "coco_stuff", "mapillary", "paco_lvis", "pascal_part", "image_text", "text"}
 LORA = "train.lora={rank: 4}"
 
 

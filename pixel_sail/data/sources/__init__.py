@@ -17,6 +17,7 @@ from pixel_sail.data.sources import (
     gcg,
     grefer,
     hf,
+    image_text,
     jsonl,
     label_maps,
     llava,
@@ -26,6 +27,7 @@ from pixel_sail.data.sources import (
     parts,
     perbench,
     pix2cap,
+    plain_text,
     reason_explained,
     reason_seg,
     refcocog_mdetr,
@@ -65,6 +67,8 @@ RECORDS: tuple[SourceRecord, ...] = (
     *parts.RECORDS,
     *jsonl.RECORDS,
     *hf.RECORDS,
+    *image_text.RECORDS,
+    *plain_text.RECORDS,
 )
 
 
@@ -86,8 +90,8 @@ def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
     if record.train_only and entry.split != "train":
         raise ConfigError(f"source {record.name!r} has only the split 'train', got {entry.split!r}")
     with _without_collecting(), _saying(f"opening {record.name} ({entry.split})"):
-        if record.name == hf.NAME:
-            return hf.open_hf(entry, data)
+        if record.open_entry is not None:
+            return record.open_entry(entry, data)
         return record.open(entry.root or data.root, entry.split, data)
 
 

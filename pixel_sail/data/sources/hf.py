@@ -293,6 +293,7 @@ RECORDS = (
         sample="a row",
         turn="a question and its answer, or an expression, with masks; see [docs/hf.md](../docs/hf.md)",
         open=_open_folder,
+        open_entry=open_hf,
         image_folders=(),
     ),
 )

@@ -55,7 +55,7 @@ def kept_entries(
     place = _place(name, files)
     if place is None:
         return _packed(read())
-    with _alone(place):  # the other processes of the machine wait for the first
+    with alone(place):  # the other processes of the machine wait for the first
         kept = _open(place, files, kind, problems)
         if kept is not None:
             return kept
@@ -86,18 +86,31 @@ def cache_folder() -> Path | None:
     return None
 
 
-def _place(name: str, files: Sequence[Path]) -> Path | None:
-    """The kept file; None where nothing is kept: small annotation files, missing ones, no folder that is ours alone."""
+def own_cache_folder() -> Path | None:
+    """The cache folder, made if it is not there; None without one, and for one that is not ours alone."""
     folder = cache_folder()
     try:
-        if folder is None or sum(os.stat(file).st_size for file in files) < SMALLEST_BYTES:
+        if folder is None:
             return None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = os.stat(folder)
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            _note(f"{folder} can be written to by others: annotations are not kept there")
+    except (OSError, ValueError):
+        return None
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        _note(f"{folder} can be written to by others: nothing is kept there")
+        return None
+    return folder
+
+
+def _place(name: str, files: Sequence[Path]) -> Path | None:
+    """The kept file; None where nothing is kept: small annotation files, missing ones, no folder that is ours alone."""
+    try:
+        if sum(os.stat(file).st_size for file in files) < SMALLEST_BYTES:
             return None
     except (OSError, ValueError):
+        return None
+    folder = own_cache_folder()
+    if folder is None:
         return None
     asked = json.dumps([name, *(os.path.abspath(file) for file in files), *map(str, files)])
     readable = re.sub(r"[^\w.+-]+", "_", name)[:80]
@@ -105,7 +118,7 @@ def _place(name: str, files: Sequence[Path]) -> Path | None:
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def alone(place: Path) -> Iterator[None]:
     """Waits until no other process reads or makes this kept file. On file systems without locks, for nobody."""
     descriptor = None
     try:

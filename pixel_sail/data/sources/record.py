@@ -9,7 +9,7 @@ from typing import Generic, Protocol
 
 import numpy as np
 
-from pixel_sail.config import DataConfig
+from pixel_sail.config import DataConfig, MixtureEntry
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import exists
 from pixel_sail.data.sources.coco import ImageFinder
@@ -101,6 +101,8 @@ class SourceRecord:
     sample: str  # what one sample is, in a phrase for the table in data/README.md
     turn: str  # what one turn is, likewise
     open: Callable[[Path, str, DataConfig], Source]  # (data root, split, settings); raises DatasetError, ConfigError
+    # instead, of a source that has keys of its own in the mixture
+    open_entry: Callable[[MixtureEntry, DataConfig], Source] | None = None
     train_only: bool = False  # any split but "train" is refused
     image_folders: tuple[str, ...] = ImageFinder.FOLDERS  # searched in this order; empty: no folder of images
     check_all: bool = False  # a file of the user's own: `check` decodes every sample, and each problem is an error
