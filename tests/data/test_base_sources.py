@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import tarfile
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from base_files import PAIRS, TARS, lines, picture, write_pairs, write_tar
 from conftest import write_refer_dataset
 from PIL import Image
 
@@ -34,7 +34,6 @@ from pixel_sail.tokens import add_special_tokens
 from pixel_sail.types import IGNORE_LABEL, BadSample, Sample, Turn
 from pixel_sail.weights.convert.scratch import train_tokenizer
 
-TARS, PAIRS = 3, 7  # with 2 bad pairs in the first tar
 RNG = np.random.default_rng(0)
 
 
@@ -42,40 +41,6 @@ def new_encoder(max_length: int = 512) -> Encoder:
     tokenizer = train_tokenizer(["the red mug and the blue chair"] * 3, 300)
     add_special_tokens(tokenizer)
     return Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length)
-
-
-def picture(number: int, kind: str = "JPEG", size_wh: tuple[int, int] = (32, 24)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size_wh, (12 * number % 256, 0, 0)).save(file, kind)
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def write_pairs(folder: Path, tars: int = TARS, pairs: int = PAIRS) -> list[str]:
-    """Tars as img2dataset writes them. Returns all captions."""
-    captions = []
-    for tar in range(tars):
-        members = []
-        for number in range(tar * pairs, (tar + 1) * pairs):
-            name, caption = f"{number:09d}", f"a caption of number {number}"
-            kind = ("JPEG", "PNG", "WEBP")[number % 3]
-            members.append((f"{name}.{ {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp'}[kind] }", picture(number, kind)))
-            members.append((f"{name}.txt", f" {caption}\n".encode()))
-            members.append(
-                (f"{name}.json", json.dumps({"caption": "another", "re_caption": f"long {number}"}).encode())
-            )
-            captions.append(caption)
-        write_tar(folder / f"{tar:05d}.tar", members)
-    return captions
 
 
 def entry_of(**values) -> MixtureEntry:
@@ -173,10 +138,6 @@ def test_a_damaged_tar_stops_the_opening(kept: Path, tmp_path: Path) -> None:
 
 
 # --- plain text -----------------------------------------------------------------------------------------------------
-
-
-def lines(*texts: object) -> bytes:
-    return "".join(json.dumps({"text": text, "meta": {"set": "x"}}) + "\n" for text in texts).encode()
 
 
 def test_plain_text_from_each_kind_of_file(cache: Path | None, tmp_path: Path) -> None:
