@@ -8,9 +8,9 @@ STAMP := $(VENV)/.installed
 # the many short kernels of a small model leave a second thread waiting.
 GPU := $(wildcard /dev/nvidia0)
 LAUNCH := $(BIN)/$(if $(GPU),python,deepspeed --log_level error --num_accelerators 2)
-quickstart scratch tiny: export DS_ACCELERATOR = $(if $(GPU),cuda,cpu)
+quickstart scratch tiny base smollm-base: export DS_ACCELERATOR = $(if $(GPU),cuda,cpu)
 
-.PHONY: quickstart scratch tiny demo test attack gpu-check gpu-rehearsal lint smollm clean
+.PHONY: quickstart scratch tiny base smollm-base demo test attack gpu-check gpu-rehearsal lint smollm clean
 
 # The released model on new images, by day and by night; then it learns the night. Every image is drawn here.
 quickstart: RUN := runs/quickstart
@@ -61,6 +61,30 @@ tiny: $(STAMP)
 	@echo "model:  runs/tiny/release (what data/models/tiny has)"
 	@echo "report: runs/tiny/scores/report.html (open it in a browser)"
 
+# Does a base help? A small language model, a base made of it, and referring runs from both: docs/results/base.md.
+# Stop it at any moment, and the same command goes on.
+base smollm-base: DRAWN := data/scenes_base
+base: export OMP_NUM_THREADS = 1
+base: $(STAMP)
+	$(BIN)/python tools/prepare_data.py scenes --out $(DRAWN) --images 8000 --seed 4 --image-text
+	$(LAUNCH) tools/train.py configs/base_scenes_text.yaml
+	$(BIN)/python tools/perplexity.py runs/base_scenes_text --root $(DRAWN) --out runs/base_scenes_text/perplexity.json
+	$(LAUNCH) tools/train.py configs/base_scenes.yaml
+	$(BIN)/python tools/perplexity.py runs/base_scenes --root $(DRAWN) --out runs/base_scenes/perplexity.json
+	$(BIN)/python tools/ablate.py configs/base_study.yaml
+	@echo "table: runs/base_study/ablation.md; perplexity before and after: runs/base_scenes*/perplexity.json"
+
+# A pretrained language model through the whole chain: a short base stage, referring expressions, export, an answer.
+smollm-base: smollm
+	$(BIN)/python tools/prepare_data.py scenes --out $(DRAWN) --images 8000 --seed 4 --image-text
+	$(BIN)/python tools/train.py configs/base_smollm2.yaml $(ARGS)
+	$(BIN)/python tools/train.py configs/smollm2_135m.yaml train.init_from=runs/base_smollm2 data.root=$(DRAWN) \
+		run.dir=runs/smollm2_from_base $(ARGS)
+	test -d runs/smollm2_from_base/release || $(BIN)/python tools/export.py runs/smollm2_from_base \
+		--out runs/smollm2_from_base/release --license apache-2.0
+	$(BIN)/python tools/predict.py runs/smollm2_from_base/release --out runs/smollm2_from_base/predict \
+		--image $(DRAWN)/images/train2014/scenes_000000000005.jpg --text "the red mug" --ask "Describe this image."
+
 # A page in the browser with the released model: say what to segment, or draw a region and ask.
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py $(MODEL)
@@ -110,4 +134,4 @@ $(STAMP): setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs data/scenes data/scenes_40k data/scenes_day data/scenes_night
+	rm -rf $(VENV) runs data/scenes data/scenes_40k data/scenes_base data/scenes_day data/scenes_night
