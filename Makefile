@@ -74,12 +74,14 @@ base: $(STAMP)
 	$(BIN)/python tools/ablate.py configs/base_study.yaml
 	@echo "table: runs/base_study/ablation.md; perplexity before and after: runs/base_scenes*/perplexity.json"
 
-# A pretrained language model through the whole chain: a short base stage, referring expressions, export, an answer.
+# A pretrained language model through the whole chain: a base stage of 200 steps, referring expressions, export, an answer.
+# STEPS=100 takes fewer referring steps, ARGS="data.workers=0" goes to both trainings.
+STEPS ?= 3000
 smollm-base: smollm
 	$(BIN)/python tools/prepare_data.py scenes --out $(DRAWN) --images 8000 --seed 4 --image-text
 	$(BIN)/python tools/train.py configs/base_smollm2.yaml $(ARGS)
 	$(BIN)/python tools/train.py configs/smollm2_135m.yaml train.init_from=runs/base_smollm2 data.root=$(DRAWN) \
-		run.dir=runs/smollm2_from_base $(ARGS)
+		run.dir=runs/smollm2_from_base train.steps=$(STEPS) $(ARGS)
 	test -d runs/smollm2_from_base/release || $(BIN)/python tools/export.py runs/smollm2_from_base \
 		--out runs/smollm2_from_base/release --license apache-2.0
 	$(BIN)/python tools/predict.py runs/smollm2_from_base/release --out runs/smollm2_from_base/predict \

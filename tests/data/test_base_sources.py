@@ -298,7 +298,10 @@ def test_the_oldest_fetched_files_go_and_come_back(kept: Path, tmp_path: Path) -
         assert len(list(kept.glob(f"*{SUFFIX}"))) == 1
     damaged = next(kept.glob(f"*{SUFFIX}"))
     damaged.write_bytes(damaged.read_bytes()[:-5])
-    assert [sample.turns[0].answer for sample in all_samples(source)] == captions
+    left = damaged.with_suffix(".1.partial")  # by a killed process
+    left.write_bytes(b"half")
+    source = open_source(entry, DataConfig(root=tmp_path, mixture=[entry], file_cache_gb=room))
+    assert [sample.turns[0].answer for sample in all_samples(source)] == captions and not left.exists()
 
 
 def test_a_file_that_cannot_be_fetched_is_so_many_bad_samples(kept: Path, tmp_path: Path) -> None:

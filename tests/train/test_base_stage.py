@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny_run  # (chooses the CPU)
+import torch
 from base_files import lines, picture, write_pairs, write_tar
+from conftest import REPOSITORY, write_refer_dataset
+from in_process import call_main, load_tool
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pixel_sail.config import DataConfig, MixtureEntry, load_config
 from pixel_sail.data.sources import open_source
@@ -15,6 +19,7 @@ from pixel_sail.evaluate.perplexity import perplexity
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.loop import train
 from pixel_sail.train.step import TrainingStopped
+from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
 MIXTURE = "data.mixture=[{source: image_text, weight: 0.5}, {source: text, weight: 0.5}]"
 WORDS = ("red", "blue", "green", "large", "small", "mug", "chair", "box")
@@ -97,3 +102,35 @@ def test_perplexity_is_that_of_the_training_loss(root: Path, tmp_path: Path) -> 
     assert values["perplexity"] == pytest.approx(300, rel=0.9)  # of random weights: about the vocabulary
     few = perplexity(predictor, source, 3)
     assert few["texts"] == 3 and few["tokens"] < values["tokens"]
+
+
+def test_smollm2_by_the_whole_chain(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make smollm-base` with a random model of the same architecture: base stage, referring, export, an answer."""
+    base, export = save_llama(tmp_path / "llama"), tmp_path / "export"
+    write_refer_dataset(tmp_path / "root")
+    for name in ("image_text", "text"):
+        (tmp_path / "root" / name).symlink_to(root / name)
+    small = [f"data.root={tmp_path / 'root'}", "data.workers=0", "train.steps=2", "train.batch_size=4"]
+    small += ["architecture.mask_dim=16", "architecture.max_side_px=64", "loss.points=64", "evaluate.benchmarks=[]"]
+    first, second = (REPOSITORY / "configs" / f"{name}.yaml" for name in ("base_smollm2", "smollm2_135m"))
+    train(load_config(first, [*small, f"model.base={base}", f"run.dir={tmp_path / 'a'}"]))
+    train(load_config(second, [*small, f"train.init_from={tmp_path / 'a'}", f"run.dir={tmp_path / 'b'}"]))
+    assert tiny_run.log_lines(tmp_path / "a")[-1]["bce"] == 0 < tiny_run.log_lines(tmp_path / "b")[-1]["bce"]
+    before, after = tiny_run.weights(tmp_path / "a"), tiny_run.weights(tmp_path / "b")
+    assert not any(name.startswith("score_head") for name in before)
+    assert any(name.startswith("score_head") for name in after)
+    call_main(monkeypatch, load_tool("export"), tmp_path / "b", "--out", export, "--license", "apache-2.0")
+    (answer,) = Predictor.from_pretrained(export, "cpu").segment(picture(1), ["the red one"])
+    assert isinstance(answer.text, str)
+
+
+def save_llama(folder: Path) -> Path:
+    """Of SmolLM2's architecture: Llama with tied embeddings."""
+    tokenizer = train_tokenizer(["the red one, the green thing, a caption of number 1"] * 3, 300)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(folder)
+    return folder

@@ -28,6 +28,7 @@ from pixel_sail.data.sources.kept import FOLDER_VARIABLE, alone, own_cache_folde
 from pixel_sail.durable import replaced_file
 
 SUFFIX = ".samples"  # of kept files
+TRIES = 3
 FORMAT = 1  # raise it with every change of what a kept file holds
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 _NAME = re.compile(r"[^\s/'\"?&=:]+\.\w+")
@@ -149,20 +150,25 @@ def open_indexed(address: str, kind: str, prepare: Prepare, in_place: bool, limi
     asked = hashlib.sha256(repr([FORMAT, kind, address, state]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     place = folder / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', file_name(address))[:80]}-{asked}{SUFFIX}"
     with alone(place):
-        rows = _kept_rows(place)
-        if rows is None:
-            _keep(place, address, prepare)
-            rows = _kept_rows(place)
+        kept = _opened(place)
+        for _ in range(TRIES):  # another process may need the room at once
+            if kept is None:
+                _keep(place, address, prepare)
+                kept = _opened(place)
+        if kept is None:
+            raise DatasetError(
+                f"{place} does not stay there: is data.file_cache_gb enough for 16 files of each source?"
+            )
         with contextlib.suppress(OSError):
             os.utime(place)  # used last
-        if rows is None:
-            raise DatasetError(f"{place} is damaged, and so is the disk: it was written just now")
-        opened = IndexedFile(OpenFile.at(Path(address) if stays else place), rows)
     _drop_oldest(folder, place, limit_bytes)
-    return opened
+    return IndexedFile(OpenFile.at(Path(address)), kept.rows) if stays else kept
 
 
 def _keep(place: Path, address: str, prepare: Prepare) -> None:
+    """Prepares a file. The lock is held: what is partial was left by a killed process."""
+    for left in place.parent.glob(f"{place.stem}.*.partial"):
+        left.unlink(missing_ok=True)
     try:
         with replaced_file(place, "wb+", place.with_suffix(f".{os.getpid()}.partial")) as file:
             rows = prepare(address, file)
@@ -174,19 +180,18 @@ def _keep(place: Path, address: str, prepare: Prepare) -> None:
         raise DatasetError(f"{address!r:.300} cannot be kept in {place.parent}: {error.strerror}") from None
 
 
-def _kept_rows(place: Path) -> np.ndarray | None:
-    """The rows of a kept file; None if it is not there, or not whole."""
+def _opened(place: Path) -> IndexedFile | None:
+    """A kept file; None if it is not there, or not whole."""
     try:
-        with place.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL))
-            at, count, columns = np.frombuffer(file.read(), "<i8").tolist()
-            if min(at, count, columns) < 0 or at + 8 * count * columns + _TAIL != size:
-                return None
-            file.seek(at)
-            return np.frombuffer(file.read(8 * count * columns), "<i8").reshape(count, columns)
+        file = OpenFile(os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        size = os.fstat(file.descriptor).st_size
+        at, count, columns = np.frombuffer(os.pread(file.descriptor, _TAIL, max(0, size - _TAIL)), "<i8").tolist()
+        if min(at, count, columns) < 0 or at + 8 * count * columns + _TAIL != size:
+            return None
+        rows = np.frombuffer(os.pread(file.descriptor, 8 * count * columns, at), "<i8").reshape(count, columns)
     except (OSError, ValueError):
         return None
+    return IndexedFile(file, rows)
 
 
 def _drop_oldest(folder: Path, last: Path, limit_bytes: float) -> None:
