@@ -65,10 +65,10 @@ class Sample:
     turns: tuple[Turn, ...]
     masks: tuple[RLE, ...] = ()  # one per [SEG] of the answers, in reading order, at the size of the stored image
     prompts: dict[int, RLE] = field(default_factory=dict)  # K of <PromptK> -> its region
-    text: str = ""  # plain text without an image, every token of which is learned; there are no turns then
     dropped_turns: int = 0  # left out when the sample was drawn, because a mask or region of theirs has no pixel
     # expert -> (C, h, w) float16, if a shard carries its features; not compared, because arrays have no plain ==
     features: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    text: str = ""  # plain text without an image, every token of which is learned; there are no turns then
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Encoded:
     masks: Masks  # of size (h P, w P); one per [SEG] with a label, in order
     image_attention: str = "two_way"  # that of the architecture: which of the image's tokens see each other
     lm_weight: float = 1.0  # weight of this sequence's language loss
-    is_text: bool = False  # plain text: its labels answer nothing
     dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
     # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
     expert_features: dict[str, Tensor] = field(default_factory=dict)
+    is_text: bool = False  # plain text: its labels answer nothing
 
     def __len__(self) -> int:
         return self.input_ids.numel()
