@@ -92,13 +92,13 @@ KINDS = (
     REGION,
     GCG,
     REASON_SEG,
+    CONCEPTS,
     PIXFOUNDATION,
     JSONL,
     GSEVAL,
     REF_L4,
     DLC_BENCH,
     GAR_BENCH,
-    CONCEPTS,
 )
 
 
