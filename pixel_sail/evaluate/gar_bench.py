@@ -128,9 +128,8 @@ DEFINITIONS = (
     ),
     Definition(
         ("accuracy_option",),
-        "the option that the answer chooses, by its letter or its text, is right",
+        "vqa: the option that the answer chooses, by its letter or its text, is right",
         "ours",
-        TASKS[:1],
     ),
     Definition(
         ("accuracy",),
