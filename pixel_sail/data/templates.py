@@ -53,14 +53,14 @@ CLASSIFY = (
     "To which of these classes does {prompt} belong: {classes}?",
     "Name the class of {prompt}. The choices are: {classes}.",
 )
-# Questions for every object of a class, one mask each; the wordings differ from those for one mask. `segment` asks the
-# first where all instances are wanted.
+# Questions for every object of a class, one mask each; the wordings differ from those for one mask.
 QUESTIONS_EACH = (
     "Segment each {expression} in this image with a mask of its own.",
     "Give me one mask for every single {expression}.",
     "Mark every {expression} separately.",
     "Which pixels belong to each {expression}? Answer object by object.",
 )
+EACH = f"each {EXPRESSION}"
 # Requests after a question that is a whole sentence.
 QUESTIONS_REASON = (
     "{expression} Please answer with a segmentation mask.",
@@ -98,6 +98,17 @@ def question(expression: str, template: str = QUESTIONS[0]) -> str:
     return template.replace(EXPRESSION, expression)
 
 
+def instance_questions(questions: Sequence[str] | None) -> tuple[str, ...]:
+    """How every instance is asked for by a model that is taught `questions` (None: QUESTIONS).
+
+    A model with words of its own hears "each" before the expression: a small one knows few words, and learns this one
+    sooner than a sentence.
+    """
+    if not questions or questions[0] == QUESTIONS[0]:
+        return QUESTIONS_EACH
+    return tuple(question(EACH, template) for template in questions)
+
+
 def listed(parts: Sequence[str]) -> str:
     """ "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
@@ -127,6 +138,7 @@ class Templates:
     answers: tuple[str, ...] = ANSWERS
     answers_several: tuple[str, ...] = ANSWERS_SEVERAL
     answers_none: tuple[str, ...] = ANSWERS_NONE
+    questions_each: tuple[str, ...] = QUESTIONS_EACH
     hide_expression: bool = False
 
     @classmethod
@@ -157,7 +169,7 @@ class Templates:
         answers = (self.answers_none, self.answers)[targets] if targets < 2 else self.answers_several
         asked = HIDDEN_EXPRESSION if self.hide_expression else expression
         return Turn(
-            question=question(asked, QUESTIONS_EACH[rng.integers(len(QUESTIONS_EACH))]),
+            question=question(asked, self.questions_each[rng.integers(len(self.questions_each))]),
             answer=answers[rng.integers(len(answers))].replace(SEG, listed([SEG] * max(targets, 1))),
         )
 

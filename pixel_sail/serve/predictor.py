@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import consecutive_groups, pack
 from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
-from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, QUESTIONS_EACH, question
+from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, instance_questions, question
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import UserError
 from pixel_sail.folders.find import find_export
@@ -171,7 +171,9 @@ class Predictor:
                 raise UserError("the expression is empty; say what to segment")
         hidden = self.model.config.hide == "text"
         shown = [HIDDEN_EXPRESSION if hidden else expression for expression in expressions]
-        template = QUESTIONS_EACH[0] if instances else self.model.config.question
+        template = self.model.config.question
+        if instances:
+            template = instance_questions([template])[0]
         return [question(expression, template) for expression in shown]
 
     def chat(

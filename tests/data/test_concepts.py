@@ -71,6 +71,20 @@ def test_each_object_has_a_mask_and_absent_categories_have_none(tmp_path):
 def test_a_question_for_each_object_is_no_question_for_one_mask(tmp_path):
     """Otherwise a plain expression would get several masks."""
     assert not set(QUESTIONS_EACH) & set(QUESTIONS)
+    _write(tmp_path, (1, CUP, box_rle(0, 0)), (2, LID, box_rle(0, 0)))
+    for questions, expected in (
+        (
+            ["{expression}", "Where is {expression}?"],
+            {"each tea cup", "Where is each tea cup?", "each lid", "Where is each lid?"},
+        ),
+        (
+            [QUESTIONS[0]],
+            {text.replace("{expression}", name) for text in QUESTIONS_EACH for name in ("tea cup", "lid")},
+        ),
+    ):
+        source = open_named(tmp_path, "concepts", questions=questions)
+        asked = {turn.question for seed in range(20) for turn in draw_sample(source, 0, seed).turns}
+        assert asked == expected
 
 
 def test_what_is_not_known_is_neither_present_nor_absent(tmp_path):

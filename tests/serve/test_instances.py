@@ -14,7 +14,7 @@ from test_predictor import force_answer
 from tiny_predictor import tiny_predictor
 
 from pixel_sail.commands import predict
-from pixel_sail.data.templates import QUESTIONS_EACH
+from pixel_sail.data.templates import QUESTIONS, QUESTIONS_EACH
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.instances import ANSWER_TOKENS, MAX_IOU, distinct
 from pixel_sail.serve.predictor import Answer, Predictor
@@ -78,7 +78,7 @@ def test_instances_are_asked_for_in_the_words_of_training(
     seg, stop = predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]
     force_answer([seg] * 100 + [stop], monkeypatch)  # more than an answer has by default
     (several,) = predictor.segment(image, "mug", instances=True)
-    assert asked[0][0] == [QUESTIONS_EACH[0].replace("{expression}", "mug")]
+    assert asked[0][0] == ["Segment each mug."]
     assert asked[0][1].max_new_tokens == ANSWER_TOKENS > 200
     assert several.text.count("[SEG]") == len(several.masks) == len(several.scores) >= 1
     force_answer([seg] * 100 + [stop], monkeypatch)
@@ -90,6 +90,8 @@ def test_instances_are_asked_for_in_the_words_of_training(
     force_answer([seg, stop], monkeypatch)
     predictor.segment(image, "mug")
     assert asked[-1] == (["Segment mug."], None)  # a plain expression is asked for as before
+    monkeypatch.setattr(predictor.model.config, "question", QUESTIONS[0])
+    assert predictor.segment_questions(["mug"], instances=True) == [QUESTIONS_EACH[0].replace("{expression}", "mug")]
 
 
 def test_predict_gives_each_instance_a_colour(predictor: Predictor, image: Image.Image, tmp_path, monkeypatch) -> None:

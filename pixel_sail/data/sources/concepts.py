@@ -1,9 +1,9 @@
 """Concepts: all instances of a category are asked for, also of categories that are not in the image.
 
 From a COCO instances file whose images have every object of its categories annotated. The questions ask for each
-object (templates.QUESTIONS_EACH), so that a plain expression keeps its one mask. Where a category is there, the answer
-has a [SEG] for each object, from left to right, as in `coco_instance`: an order that the image shows, and in which one
-mask after the other can be found. Where it is not, the answer is that of gRefCOCO without a target.
+object (templates.instance_questions), so that a plain expression keeps its one mask. Where a category is there, the
+answer has a [SEG] for each object, from left to right, as in `coco_instance`: an order that the image shows, and in
+which one mask after the other can be found. Where it is not, the answer is that of gRefCOCO without a target.
 
 As many absent categories as present ones are asked for (SAM 3, arXiv 2511.16719, found that presence is learned from
 hard negatives), but of those in this file that are easily taken for what is there: see `Confusable`.
@@ -12,7 +12,7 @@ hard negatives), but of those in this file that are easily taken for what is the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +27,7 @@ from pixel_sail.data.sources.entries import member, parse_usable, refuse_nothing
 from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
-from pixel_sail.data.templates import Templates
+from pixel_sail.data.templates import Templates, instance_questions
 
 NAME = "concepts"
 FILE = ExpectedFile("annotations/instances_{split}2017.json", ("annotations/instances_{split}.json",))
@@ -48,7 +48,8 @@ def open_concepts(root: Path, split: str, data: DataConfig) -> RegionSource[Conc
 
     A category with a crowd, or with more than MAX_OBJECTS objects, is neither present nor absent in that image.
     """
-    templates, finder, problems = Templates.of(data), ImageFinder(root), list[str]()
+    templates = replace(Templates.of(data), questions_each=instance_questions(data.questions))
+    finder, problems = ImageFinder(root), list[str]()
     path = FILE.find(root, split)
     images = kept_entries(
         f"{NAME}/{split}",
