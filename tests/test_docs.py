@@ -97,7 +97,8 @@ def is_key(name: str) -> bool:
 def test_named_config_keys_exist(path: Path) -> None:
     """Pages of results name the keys of their commit."""
     text = path.read_text()
-    unknown = [name for name in NAMED_KEY.findall(text) if not is_key(name) and not name.endswith((".py", ".jsonl", ".yaml"))]
+    files = (".py", ".jsonl", ".yaml")
+    unknown = [name for name in NAMED_KEY.findall(text) if not is_key(name) and not name.endswith(files)]
     assert not unknown
     assert not re.findall(rf"\bmodel\.(?:{'|'.join(FLAT_KEYS)})\b", text)
 
