@@ -11,7 +11,7 @@ import numpy as np
 from pixel_sail.config import DataConfig, MixtureEntry
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.shards import HEAD_BYTES
-from pixel_sail.data.sources.anywhere import IndexedFile, fetch, is_elsewhere
+from pixel_sail.data.sources.anywhere import IndexedFile, as_local_file, fetch, is_elsewhere
 from pixel_sail.data.sources.entries import refuse_tokens, text_member
 from pixel_sail.data.sources.many_files import FileKind, FileSource, files_of
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
@@ -66,11 +66,8 @@ def prepare_tar(address: str, out: BinaryIO) -> np.ndarray:
         fetch(address, out)
         out.seek(0)
         return index_tar(out, address)
-    try:
-        with open(address, "rb") as file:
-            return index_tar(file, address)
-    except OSError as error:
-        raise DatasetError(f"cannot read {address}: {error.strerror}") from None
+    with as_local_file(address) as file:
+        return index_tar(file, address)
 
 
 def index_tar(file: BinaryIO, name: str) -> np.ndarray:
@@ -83,7 +80,7 @@ def index_tar(file: BinaryIO, name: str) -> np.ndarray:
     rows: list[list[int]] = []
     last = None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.TarFile(fileobj=file) as tar:
             for member in tar:
                 base, suffix = base_plus_ext(member.name)
                 if not member.isfile() or base is None:
@@ -100,7 +97,7 @@ def index_tar(file: BinaryIO, name: str) -> np.ndarray:
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):  # tarfile ends at a damaged header as at the end
                 raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError) as error:
         raise DatasetError(f"{name} is no whole tar without compression: {error}") from None
     return np.array(rows, dtype=np.int64).reshape(-1, 2 * len(_PARTS))
 
