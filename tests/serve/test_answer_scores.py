@@ -90,7 +90,7 @@ def test_a_model_without_a_head_answers_as_before(image: Image.Image, monkeypatc
 def test_predict_writes_scores_and_gray_images(predictor: Predictor, image: Image.Image, tmp_path, monkeypatch) -> None:
     force_answer([predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
     (answer,) = predictor.segment(image, "mug", soft=True)
-    write(tmp_path, Path("a.jpg"), image, ["mug"], [answer], [])
+    write(tmp_path, "a", Path("a.jpg"), image, ["mug"], [answer], [])
     (record,) = json.loads((tmp_path / "a.json").read_text())["answers"]
     assert (record["presence"], record["scores"], record["masks"]) == (answer.presence, answer.scores, ["a_0_0.png"])
     gray = np.asarray(Image.open(tmp_path / "a_0_0_soft.png")) / 255
