@@ -174,7 +174,8 @@ def test_lines_that_cannot_be_scored(root: Path, tmp_path: Path) -> None:
         ("reasonseg", "no folder .*reason_seg/ReasonSeg/val"),
         (
             "gcgs",
-            r"unknown benchmark 'gcgs'; known are refcoco.*, gcg\[:DATASET\[:SPLIT\]\], reasonseg\[:SPLIT\], concepts\[:SPLIT\], pixmmvp",
+            r"unknown benchmark 'gcgs'; known are refcoco.*, gcg\[:DATASET\[:SPLIT\]\], "
+            r"reasonseg\[:SPLIT\], concepts\[:SPLIT\], pixmmvp",
         ),
         ("pixmmvp:val", r"unknown benchmark pixmmvp:val; known are pixmmvp\[:own\], pixcvbench\[:own\]"),
     ],
