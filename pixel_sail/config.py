@@ -182,6 +182,9 @@ class DataConfig(Section):
     questions: list[str] | None = None  # templates with {expression}; None: pixel_sail.data.templates
     answers: list[str] | None = None  # templates with [SEG]; None: pixel_sail.data.templates
     prompts: PromptConfig = PromptConfig()  # how often training draws a region as mask, box, point or scribble
+    # share of the samples that get a second image where a target is small: a crop around it, with the masks on it
+    # (data/zoom.py); tools/predict.py --zoom needs a model that was trained so
+    zoom: float = Field(0.0, ge=0, le=1)
     # blind baselines: hide the expression, hide the image, or name prompts in the text without drawing them
     hide: Literal["none", "text", "image", "prompts"] = "none"
     workers: int = Field(2, ge=0, le=1024)  # processes that read data, for each process that trains
@@ -304,6 +307,16 @@ class Config(Section):
         names = [expert.name for expert in self.experts]
         if len(set(names)) < len(names):
             raise ValueError(f"experts need names of their own, got {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _zoom_has_no_features(self) -> Config:
+        cached = [expert.name for expert in self.experts if expert.cache is not None]
+        if self.data.zoom and cached:
+            raise ValueError(
+                f"data.zoom draws crops, of which the cache of expert {cached[0]!r} has no features: remove its cache, "
+                "so that it runs online, or set data.zoom=0"
+            )
         return self
 
     @model_validator(mode="after")

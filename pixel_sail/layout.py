@@ -1,9 +1,16 @@
 """Which token of a packed batch sees which: the rule of the mixed attention, as runs of rows and as index tensors.
 
-In a sequence, all tokens from `<vision>` to `</vision>` see each other. Every other token sees itself and the tokens
-before it. Sequences of one packed batch never see each other. The text follows the image block, so a few kernel calls
-are enough: image rows x all keys up to the end of the image (full), text rows x all keys (causal, aligned at the
-bottom right), and the rows of tokens before the image, if there are any (causal). Where images are causal
+Each token sees itself and the tokens before it in its sequence. In an image block, all tokens from `<vision>` to
+`</vision>` also see each other. Sequences of one packed batch never see each other.
+
+A sequence has any number of image blocks, one after the other, before its text. So a token of the second image sees
+the whole first image and the whole second one, and a token of the first image sees nothing of the second. The order of
+the images is part of the question. Positions go on from block to block: the first token of a block, like the first
+token of the text, stands one after the last token before it, on all three axes. Within its block each patch has its
+row and column (data/encode.py), so that images of a sequence never share a position.
+
+A few kernel calls are enough: the rows of each image x all keys up to its end (full), text rows x all keys (causal,
+aligned at the bottom right), and the rows of tokens before an image, if there are any (causal). Where images are causal
 (architecture.image_attention), no run of tokens sees itself both ways, as in a sequence of text alone.
 
 The tensors are built where a batch is packed, in a worker of the loader, and travel with it: built on the way through
@@ -18,16 +25,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Span = tuple[int, int, int, int]  # (start, first image token, one past the last image token, stop) in the packed batch
+# Of a sequence in the packed batch: (start, first image token, one past the last image token, stop), with two numbers
+# more for each further image: (start, first, past, first, past, ..., stop). Without an image: one that is empty.
+Span = tuple[int, ...]
 
 
-def attended_pairs(tokens: int, image_tokens: int) -> int:
+def blocks_of(span: Span) -> list[tuple[int, int]]:
+    """The image blocks of a sequence, (first token, one past the last), in order; without an image an empty one."""
+    return list(zip(span[1:-1:2], span[2:-1:2], strict=True))
+
+
+def attended_pairs(tokens: int, *image_tokens: int) -> int:
     """Pairs of a token and a token that it attends to, in one sequence: what attention costs, see train/flops.py.
 
-    L tokens have L (L + 1) / 2 causal pairs; the m tokens of the image block, which attend to the block both ways, have
-    m (m - 1) / 2 more.
+    L tokens have L (L + 1) / 2 causal pairs; the m tokens of each image block, which attend to the block both ways,
+    have m (m - 1) / 2 more.
     """
-    return tokens * (tokens + 1) // 2 + image_tokens * (image_tokens - 1) // 2
+    return tokens * (tokens + 1) // 2 + sum(m * (m - 1) // 2 for m in image_tokens)
 
 
 def two_way_run(image: tuple[int, int], attention: str) -> tuple[int, int]:
@@ -63,15 +77,16 @@ class VarlenCall:
 def rows_of(spans: Sequence[Span]) -> list[Rows]:
     """The kernel calls of each sequence, in token order."""
     calls = []
-    for start, image_start, image_stop, stop in spans:
-        if image_stop == image_start:
-            calls.append(Rows((start, stop), (start, stop), causal=True))
-            continue
-        calls += [
-            Rows((start, image_start), (start, image_start), causal=True),
-            Rows((image_start, image_stop), (start, image_stop), causal=False),
-            Rows((image_stop, stop), (start, stop), causal=True),
-        ]
+    for span in spans:
+        start = place = span[0]
+        stop = span[-1]
+        for first, past in blocks_of(span):
+            calls += [
+                Rows((place, first), (start, first), causal=True),
+                Rows((first, past), (start, past), causal=False),
+            ]
+            place = past
+        calls.append(Rows((place, stop), (start, stop), causal=True))
     return [rows for rows in calls if rows.queries[1] > rows.queries[0]]
 
 
@@ -98,7 +113,7 @@ def _varlen_call(group: list[Rows]) -> VarlenCall:
 
 def attended(spans: Sequence[Span]) -> int:
     """Pairs of a token and a token that it attends to, in a packed batch."""
-    return sum(attended_pairs(stop - start, image_stop - image_start) for start, image_start, image_stop, stop in spans)
+    return sum(attended_pairs(span[-1] - span[0], *(past - first for first, past in blocks_of(span))) for span in spans)
 
 
 def visible_keys(spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
@@ -106,9 +121,10 @@ def visible_keys(spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
 
     Neither ever falls from a token to the next.
     """
-    length = spans[-1][3]
+    length = spans[-1][-1]
     first, stop = torch.empty(length, dtype=torch.int32), torch.arange(1, length + 1, dtype=torch.int32)
-    for start, image_start, image_stop, end in spans:
-        first[start:end] = start
-        stop[image_start:image_stop] = image_stop
+    for span in spans:
+        first[span[0] : span[-1]] = span[0]
+        for image_start, image_stop in blocks_of(span):
+            stop[image_start:image_stop] = image_stop
     return first, stop

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.errors import UserError
-from pixel_sail.layout import Span, VarlenCall, attended, two_way_run
+from pixel_sail.layout import Span, VarlenCall, attended, blocks_of, two_way_run
 
 IGNORE_LABEL = -100
 UNPROMPTED = -1
@@ -58,7 +58,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated image. No tensors, no tokenizer, no patches."""
+    """One annotated image, or several that are asked about together. No tensors, no tokenizer, no patches."""
 
     key: str  # unique in its source and says where the sample comes from: "refcoco/train/image=12"
     image: Path | bytes | None  # path or bytes of the image file, or None for a text-only conversation
@@ -68,7 +68,22 @@ class Sample:
     dropped_turns: int = 0  # left out when the sample was drawn, because a mask or region of theirs has no pixel
     # expert -> (C, h, w) float16, if a shard carries its features; not compared, because arrays have no plain ==
     features: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    # Of a sample with several images: those after `image`, in order; the number of the image, from 0, that each mask is
+    # on; and of K the number of the image that its region is on. What is left out is on the first.
+    more_images: tuple[Path | bytes, ...] = ()
+    mask_images: tuple[int, ...] = ()
+    prompt_images: dict[int, int] = field(default_factory=dict)
     text: str = ""  # plain text without an image, every token of which is learned; there are no turns then
+
+    @property
+    def images(self) -> tuple[Path | bytes, ...]:
+        """All images, in order; () of a text-only conversation."""
+        return () if self.image is None else (self.image, *self.more_images)
+
+    @property
+    def image_of_masks(self) -> tuple[int, ...]:
+        """The number of the image of each mask."""
+        return self.mask_images or (0,) * len(self.masks)
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,16 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class ImageBlock:
+    """An image of a sequence: its tokens, and the masks that are on it."""
+
+    span: tuple[int, int]  # tokens of the sequence: [<vision>, one past the last </vision>)
+    grid_hw: tuple[int, int]  # (h, w)
+    masks: Masks  # of size (h P, w P), in the order of their [SEG]s
+    segs: tuple[int, ...]  # the numbers of these, from 0, among the [SEG]s of the sequence that have a label
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One sequence of tokens and patches, ready to be packed."""
 
@@ -102,36 +127,39 @@ class Encoded:
     input_ids: Tensor  # (T,) int64
     labels: Tensor  # (T,) int64; labels[i] is the token at i if it must be predicted, else IGNORE_LABEL
     position_ids: Tensor  # (3, T) int64; axes t, h, w
-    patches: Tensor  # (N, 3 P P) uint8, each (channel, row, column); float32 zeros, normalized, with data.hide=image
-    prompt_ids: Tensor  # (N,) int64; K of the <PromptK> whose region covers the patch, or UNPROMPTED
-    grid_hw: tuple[int, int]  # (h, w); (0, 0) without an image
-    image_span: tuple[int, int]  # tokens [<vision>, one past the last </vision>); (0, 0) without an image
-    masks: Masks  # of size (h P, w P); one per [SEG] with a label, in order
+    # (sum N, 3 P P) uint8, image by image, each (channel, row, column); float32 zeros, normalized, with data.hide=image
+    patches: Tensor
+    prompt_ids: Tensor  # (sum N,) int64; K of the <PromptK> whose region covers the patch, or UNPROMPTED
+    images: tuple[ImageBlock, ...] = ()  # in order, each with its masks: one for every [SEG] with a label
     image_attention: str = "two_way"  # that of the architecture: which of the image's tokens see each other
     lm_weight: float = 1.0  # weight of this sequence's language loss
     dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
-    # expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; empty without an image
-    expert_features: dict[str, Tensor] = field(default_factory=dict)
+    # of each image: expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; () without
+    # experts
+    expert_features: tuple[dict[str, Tensor], ...] = ()
     is_text: bool = False  # plain text: its labels answer nothing
 
     def __len__(self) -> int:
         return self.input_ids.numel()
 
     @property
-    def two_way_span(self) -> tuple[int, int]:
-        """The tokens that see each other both ways."""
-        return two_way_run(self.image_span, self.image_attention)
+    def two_way_spans(self) -> tuple[tuple[int, int], ...]:
+        """Of each image, the tokens that see each other both ways."""
+        return tuple(two_way_run(image.span, self.image_attention) for image in self.images)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Several sequences end to end, which never attend to each other. Indices refer to the L packed tokens."""
+    """Several sequences end to end, which never attend to each other. Indices refer to the L packed tokens.
+
+    What is "one per image" has one entry for each image of each sequence, and one that is empty for a sequence without.
+    """
 
     keys: tuple[str, ...]
-    seeds: tuple[int, ...]  # one per sequence
+    seeds: tuple[int, ...]  # one per image
     spans: tuple[Span, ...]  # one per sequence, host integers: which tokens see each other
-    grids_hw: tuple[tuple[int, int], ...]  # one per sequence, (0, 0) without an image
-    masks_per_sequence: tuple[int, ...]
+    grids_hw: tuple[tuple[int, int], ...]  # one per image, (0, 0) for a sequence without
+    masks_per_image: tuple[int, ...]
     input_ids: Tensor  # (L,) int64
     position_ids: Tensor  # (3, L) int64
     patches: Tensor  # (sum N, 3 P P) uint8; float32 where they are normalized already
@@ -141,17 +169,17 @@ class Batch:
     predict_index: Tensor  # (M,) int64, position whose hidden state predicts label m: the one before the labelled token
     labels: Tensor  # (M,) int64
     label_weights: Tensor  # (M,) float32
-    seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s with a mask, in sequence order
-    masks: tuple[Masks, ...]  # one per sequence, K of size (h P, w P)
+    seg_index: Tensor  # (sum K,) int64, positions of the [SEG]s with a mask: image by image, then in sequence order
+    masks: tuple[Masks, ...]  # one per image, K of size (h P, w P)
     # of each answer, in sequence order: the position of the last token before it, (A,) int64, and whether it has a
     # mask, (A,) float32
     asked_index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     with_mask: Tensor = field(default_factory=lambda: torch.empty(0))
-    # one per sequence, host integers: which tokens are those of its image; empty: as in `spans`
+    # one per sequence, host integers: which tokens are those of its images; empty: as in `spans`
     image_spans: tuple[Span, ...] = ()
     varlen: tuple[VarlenCall, ...] = ()  # what flash attention reads; empty: made from `spans` where it is needed
     dropped_turns: int = 0
-    # expert -> one tensor per sequence, (0,) without an image
+    # expert -> one tensor per image, (0,) for a sequence without
     expert_features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -182,11 +210,17 @@ class Batch:
         """Pairs of a token and a token that it attends to: what attention costs, see train/flops.py."""
         return attended(self.spans)
 
+    @property
+    def grids_by_sequence(self) -> list[tuple[tuple[int, int], ...]]:
+        """The grids of the images of each sequence."""
+        grids = iter(self.grids_hw)
+        return [tuple(next(grids) for _ in blocks_of(span)) for span in self.image_spans or self.spans]
+
     def counts(self) -> dict[str, float]:
         """Denominators of the losses. They are summed over all batches of an optimizer step."""
         return {
             "lm": float(self.labels.numel()),
-            "mask": float(sum(self.masks_per_sequence)),
+            "mask": float(sum(self.masks_per_image)),
             "answer": float(self.asked_index.numel()),
             "image": float(sum(h * w > 0 for h, w in self.grids_hw)),
         }
@@ -223,8 +257,8 @@ class Output:
 
     logits: Tensor | DeferredLogits  # (M, V), only at the supervised positions
     hidden: Tensor  # (L, D) after the final norm
-    mask_features: Sequence[Tensor]  # one per sequence with an image: (S, h', w') with h' = h * 2**blocks
-    mask_logits: Sequence[Tensor]  # one per sequence: (K, h', w'); (0, h', w') without masks
-    # of a model with a score head, else None; float32, in sequence order
-    score_logits: Tensor | None = None  # (sum K,), of the IoU of each mask
+    mask_features: Sequence[Tensor]  # one per image: (S, h', w') with h' = h * 2**blocks
+    mask_logits: Sequence[Tensor]  # one per image: (K, h', w'); (0, h', w') without masks
+    # of a model with a score head, else None; float32
+    score_logits: Tensor | None = None  # (sum K,), of the IoU of each mask, in the order of `seg_index`
     presence_logits: Tensor | None = None  # (A,), of each answer: that it has a mask

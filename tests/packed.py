@@ -14,7 +14,7 @@ from pixel_sail.data.encode import image_positions
 from pixel_sail.data.runs import join_masks
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded, ImageBlock
 
 PATCH_PX = 16
 SEG_ID, PATCH_ID, WORD_ID, PROMPT_IDS = 1, 2, 30, list(range(3, 18))
@@ -52,17 +52,43 @@ def with_image(number: int, h: int, w: int, words: int = 60, masks: int = 3) -> 
     pixels = torch.zeros(h * w, 3 * PATCH_PX**2, dtype=torch.uint8)
     size_hw = (h * PATCH_PX, w * PATCH_PX)
     targets = join_masks([np.array([size_hw[0] * size_hw[1]])] * masks, size_hw)
-    span = (0, image_tokens)
-    return Encoded(f"image{number}", number, ids, labels, positions, pixels, prompt_ids, (h, w), span, targets)
+    images = (ImageBlock((0, image_tokens), (h, w), targets, tuple(range(masks))),)
+    return Encoded(f"image{number}", number, ids, labels, positions, pixels, prompt_ids, images)
+
+
+def with_images(number: int, grids_hw: tuple[tuple[int, int], ...], words: int = 60, masks: int = 3) -> Encoded:
+    """As `with_image`, with several images. The masks are on them in turn."""
+    alone = [with_image(number, h, w, words, masks) for h, w in grids_hw]
+    stops = [one.images[0].span[1] for one in alone]
+    images, positions, tokens = [], [], 0
+    for i, (one, stop) in enumerate(zip(alone, stops, strict=True)):
+        own = tuple(range(i, masks, len(alone)))
+        height, width = one.images[0].masks.size_hw
+        targets = join_masks([np.array([height * width])] * len(own), (height, width))
+        images.append(ImageBlock((tokens, tokens + stop), one.images[0].grid_hw, targets, own))
+        before = int(positions[-1][0, -1]) + 1 if positions else 0
+        positions.append(one.position_ids[:, : stop if one is not alone[-1] else None] + before)
+        tokens += stop
+    parts = [one.input_ids[:stop] for one, stop in zip(alone[:-1], stops, strict=False)]
+    return Encoded(
+        f"images{number}",
+        number,
+        torch.cat([*parts, alone[-1].input_ids]),
+        torch.cat([*(torch.full_like(part, IGNORE_LABEL) for part in parts), alone[-1].labels]),
+        torch.cat(positions, dim=1),
+        torch.cat([one.patches for one in alone]),
+        torch.cat([one.prompt_ids for one in alone]),
+        tuple(images),
+    )
 
 
 def only_text(number: int, words: int) -> Encoded:
     """A sequence without an image."""
     ids = torch.full((words,), WORD_ID)
     labels = torch.cat([torch.full((words // 2,), IGNORE_LABEL), ids[words // 2 :]])
-    no_patch, no_mask = torch.empty(0, dtype=torch.int64), join_masks([], (0, 0))
+    no_patch = torch.empty(0, dtype=torch.int64)
     positions, pixels = torch.arange(words).expand(3, -1), torch.empty(0, 3 * PATCH_PX**2, dtype=torch.uint8)
-    return Encoded(f"text{number}", number, ids, labels, positions, pixels, no_patch, (0, 0), (0, 0), no_mask)
+    return Encoded(f"text{number}", number, ids, labels, positions, pixels, no_patch)
 
 
 def pack(sequences: list[Encoded]) -> Batch:

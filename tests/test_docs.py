@@ -151,7 +151,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @of_repository([REPOSITORY / "README.md", REPOSITORY / "docs" / "use.md"])
 def test_python_examples_run(path: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tiny model; its first answers begin with [SEG], which random weights would not choose."""
-    Image.new("RGB", (160, 120), "grey").save(tmp_path / "photo.jpg")
+    for name in ("photo.jpg", "other.jpg"):
+        Image.new("RGB", (160, 120), "grey").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     seg_id = AutoTokenizer.from_pretrained(export).convert_tokens_to_ids("[SEG]")
     choose, calls = generation._choose, itertools.count()

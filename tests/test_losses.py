@@ -62,7 +62,7 @@ def batch_of(masks: list[torch.Tensor], seeds: list[int]) -> Batch:
         seeds=tuple(seeds),
         spans=(),
         grids_hw=(),
-        masks_per_sequence=tuple(len(m) for m in masks),
+        masks_per_image=tuple(len(m) for m in masks),
         input_ids=none,
         position_ids=none,
         patches=none,

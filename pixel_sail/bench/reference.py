@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixel_sail.config import LossConfig
-from pixel_sail.layout import Span
+from pixel_sail.layout import Span, blocks_of
 from pixel_sail.losses import mask_losses
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.types import IGNORE_LABEL, Batch, Output
@@ -41,17 +41,19 @@ def plain_losses(model: PixelSail, batch: Batch, config: LossConfig) -> Tensor:
 
 def dense_mask(spans: Sequence[Span], device: torch.device | str) -> Tensor:
     """(L, L) bool; True where the token of a row attends to the token of a column."""
-    tokens = spans[-1][3]
+    tokens = spans[-1][-1]
     mask = torch.zeros(tokens, tokens, dtype=torch.bool, device=device)
-    for start, image_start, image_stop, stop in spans:
-        mask[start:stop, start:stop] = torch.ones_like(mask[start:stop, start:stop]).tril()
-        mask[image_start:image_stop, image_start:image_stop] = True
+    for span in spans:
+        own = slice(span[0], span[-1])
+        mask[own, own] = torch.ones_like(mask[own, own]).tril()
+        for first, past in blocks_of(span):
+            mask[first:past, first:past] = True
     return mask
 
 
 def _mask_logits(model: PixelSail, batch: Batch, hidden: Tensor) -> list[Tensor]:
     head, logits = model.mask_head, []
-    segs = hidden[batch.seg_index].split(list(batch.masks_per_sequence))
+    segs = hidden[batch.seg_index].split(list(batch.masks_per_image))
     patches = hidden[batch.patch_index].split([h * w for h, w in batch.grids_hw])
     for patch, seg, (h, w) in zip(patches, segs, batch.grids_hw, strict=True):
         x = patch.view(1, h, w, -1)

@@ -25,7 +25,7 @@ from pixel_sail.data.runs import join_masks
 from pixel_sail.losses import LOSS_COUNTS, SCORE_COUNTS, compute_losses
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded, ImageBlock
 
 SEG_ID, PATCH_ID = 1, 2  # of the random vocabulary
 PROMPT_IDS = list(range(3, 18))
@@ -99,6 +99,7 @@ def _sample(preset: Preset, h: int, w: int) -> Encoded:
     ids[-answers::4][: preset.masks] = SEG_ID
     labels[-answers:] = ids[-answers:]
     half = h * w * preset.patch_size**2 // 2  # of the pixels of a mask
+    masks = join_masks([np.array([half, half])] * preset.masks, (h * preset.patch_size, w * preset.patch_size))
     return Encoded(
         key="bench",
         seed=0,
@@ -107,9 +108,7 @@ def _sample(preset: Preset, h: int, w: int) -> Encoded:
         position_ids=image_positions(1, h, w, 1 + preset.text_tokens),
         patches=torch.randint(256, (h * w, 3 * preset.patch_size**2), dtype=torch.uint8),
         prompt_ids=torch.full((h * w,), UNPROMPTED),
-        grid_hw=(h, w),
-        image_span=(0, image_tokens),
-        masks=join_masks([np.array([half, half])] * preset.masks, (h * preset.patch_size, w * preset.patch_size)),
+        images=(ImageBlock((0, image_tokens), (h, w), masks, tuple(range(preset.masks))),),
     )
 
 

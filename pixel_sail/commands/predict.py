@@ -65,6 +65,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--soft", action="store_true", help="also a gray PNG of the probabilities of each mask")
+    parser.add_argument(
+        "--zoom", action="store_true", help="look again at what is small, in a crop (a model trained with data.zoom)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.set_defaults(regions=[])

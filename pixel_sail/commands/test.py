@@ -49,6 +49,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--gallery", type=whole(0), default=0, metavar="N", help="also write a page of N cases a benchmark"
     )
+    parser.add_argument(
+        "--zoom",
+        action="store_true",
+        help="referring segmentation and ReasonSeg: look again at what is small, in a crop",
+    )
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")

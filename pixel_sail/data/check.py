@@ -97,10 +97,13 @@ def _decode(sample: Sample) -> None:
     if sample.image is None:
         return
     try:
-        image = load_image(sample.image)
+        images = [load_image(image) for image in sample.images]
     except BadSample as error:
         raise BadSample(f"{sample.key}: {error}") from None
-    for kind, rle in [*(("mask", rle) for rle in sample.masks), *(("region", rle) for rle in sample.prompts.values())]:
+    masks = [("mask", rle, on) for rle, on in zip(sample.masks, sample.image_of_masks, strict=True)]
+    regions = [("region", rle, sample.prompt_images.get(k, 0)) for k, rle in sample.prompts.items()]
+    for kind, rle, on in (*masks, *regions):
+        image = images[on]
         if tuple(rle["size"]) != (image.height, image.width):
             raise BadSample(f"{sample.key}: a {kind} of {rle['size']} on an image of {[image.height, image.width]}")
         if kind == "region" and area_px(rle) == 0:

@@ -28,9 +28,9 @@ class Costs:
     architecture: Architecture
     max_length: int
 
-    def of(self, tokens: int, two_way_tokens: int) -> float:
-        """Of a sequence; `two_way_tokens` of its tokens, most often the image block, see each other."""
-        return self.flops(tokens, attended_pairs(tokens, two_way_tokens))
+    def of(self, tokens: int, *two_way_tokens: int) -> float:
+        """Of a sequence; for each image, `two_way_tokens` of its tokens, most often the block, see each other."""
+        return self.flops(tokens, attended_pairs(tokens, *two_way_tokens))
 
     def predicted(self, mixture: Mixture, position: int) -> float:
         """Of the sample at a stream position, without decoding its image. Raises BadSample if that has no size."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,11 +23,11 @@ from pixel_sail.data.prompts import prompt_ids
 from pixel_sail.data.runs import join_masks, resize_runs
 from pixel_sail.data.text import refuse_text
 from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
-from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, Sample
+from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, ImageBlock, Sample
 
 
 class ImageFeatures(Protocol):
-    """The features that frozen experts give for a sample; see pixel_sail/experts/features.py."""
+    """The features that frozen experts give for the image of a sample; see pixel_sail/experts/features.py."""
 
     def of(self, sample: Sample, image: Image.Image) -> dict[str, Tensor]:
         """Expert -> its features (C, h, w) float16 of the image, or the image (3, H, W) uint8 to compute them from."""
@@ -62,19 +63,19 @@ class Encoder:
 
         So are turns, and phrases of a caption, whose mask has no pixel at the size of the patches: the image stays.
         Raises BadSample, beginning with the sample's key, if the image cannot be read, the numbers of [SEG] and masks
-        differ, a prompt is out of range or malformed, the text has special image tokens, the first turn does not fit,
-        or an expert's cache lacks the image.
+        differ, a prompt is out of range or malformed, a mask or prompt is on an image that is not there, the text has
+        special image tokens, the first turn does not fit, or an expert's cache lacks the image.
         """
         if sample.text:
             return self._plain(sample, seed)
         self._check_text(sample)
-        image = None if sample.image is None else _load(sample)
-        _check_masks(sample, image)
-        prefix = self.image_prefix(image, sample.prompts, sample.key)
-        size_hw = (prefix.grid_hw[0] * self.patch_size, prefix.grid_hw[1] * self.patch_size)
-        masks = _resized_masks(sample, size_hw)
+        images = _load(sample)
+        _check_masks(sample, images)
+        prefix = self.images_prefix(images, sample.prompts, sample.key, sample.prompt_images)
+        sizes = [(h * self.patch_size, w * self.patch_size) for h, w in (image.grid_hw for image in prefix.images)]
+        masks = _resized_masks(sample, sizes)
         sample, lost = without_lost_masks(sample, [bool(runs[1::2].any()) for runs in masks])
-        masks = masks if lost == 0 else _resized_masks(sample, size_hw)
+        masks = masks if lost == 0 else _resized_masks(sample, sizes)
         ids, labels, turns = self._turns(sample, room=self.max_length - len(prefix))
         kept = sum(turn.answer.count(SEG) for turn in sample.turns[:turns])  # masks
         text_start = int(prefix.position_ids[0, -1]) + 1 if len(prefix) else 0
@@ -87,15 +88,14 @@ class Encoder:
             position_ids=torch.cat([prefix.position_ids, text_positions], dim=1),
             patches=prefix.patches,
             prompt_ids=prefix.prompt_ids,
-            grid_hw=prefix.grid_hw,
-            image_span=prefix.image_span,
+            images=tuple(
+                _with_masks(image, number, masks[:kept], sample, size_hw)
+                for number, (image, size_hw) in enumerate(zip(prefix.images, sizes, strict=True))
+            ),
             image_attention=prefix.image_attention,
-            masks=join_masks(masks[:kept], size_hw),
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
-            expert_features={}
-            if image is None or self.expert_features is None
-            else self.expert_features.of(sample, image),
+            expert_features=self._features(sample, images),
         )
 
     def _plain(self, sample: Sample, seed: int) -> Encoded:
@@ -121,12 +121,36 @@ class Encoder:
             dropped_turns=int(len(ids) > len(kept)),
         )
 
-    def image_prefix(self, image: Image.Image | None, prompts: dict[int, RLE], key: str) -> Encoded:
-        """The image block alone, from `<vision>` to `</vision>`. Without an image, an empty sequence."""
-        if image is None:
+    def _features(self, sample: Sample, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], ...]:
+        if self.expert_features is None:
+            return ()
+        alone = [sample, *(replace(sample, image=image, features={}) for image in sample.more_images)]
+        return tuple(map(self.expert_features.of, alone, images))
+
+    def images_prefix(
+        self,
+        images: Sequence[Image.Image],
+        prompts: dict[int, RLE],
+        key: str,
+        prompt_images: Mapping[int, int] = MappingProxyType({}),
+    ) -> Encoded:
+        """The image blocks alone, one after the other (pixel_sail/layout.py). Without images, an empty sequence.
+
+        `prompt_images`: K -> the number of the image, from 0, that its region is on; K that are left out: 0. Raises
+        BadSample, beginning with `key`, for a region that cannot be drawn, or that is on no image.
+        """
+        if not images:
             if prompts:
                 raise BadSample(f"{key}: prompts {sorted(prompts)} are drawn, but there is no image")
             return _empty(key, 3 * self.patch_size**2)
+        on: list[dict[int, RLE]] = [{} for _ in images]
+        for k, region in prompts.items():
+            on[_number(prompt_images.get(k, 0), len(images), f"{key}: the region of <Prompt{k}>")][k] = region
+        blocks = [self.image_prefix(image, drawn, key) for image, drawn in zip(images, on, strict=True)]
+        return blocks[0] if len(blocks) == 1 else _joined(blocks)
+
+    def image_prefix(self, image: Image.Image, prompts: dict[int, RLE], key: str) -> Encoded:
+        """The block of one image, from `<vision>` to `</vision>`."""
         patches, (h, w) = to_patches(image, self.architecture)
         drawn = torch.full((h * w,), UNPROMPTED)
         if prompts and self.hide != "prompts":
@@ -143,9 +167,7 @@ class Encoder:
             position_ids=positions,
             patches=torch.zeros(patches.shape) if self.hide == "image" else patches,
             prompt_ids=drawn,
-            grid_hw=(h, w),
-            image_span=(0, len(ids)),
-            masks=join_masks([], (0, 0)),
+            images=(ImageBlock((0, len(ids)), (h, w), join_masks([], (0, 0)), ()),),
             image_attention=self.architecture.image_attention,
         )
 
@@ -229,17 +251,59 @@ def image_positions(before: int, h: int, w: int, after: int, row_ends: bool = Fa
     return torch.cat([head, patches[:, : h * width - row_ends], tail.expand(3, -1)], dim=1)
 
 
-def _load(sample: Sample) -> Image.Image:
+def _joined(blocks: Sequence[Encoded]) -> Encoded:
+    """Image blocks as one sequence. Each is placed, and its positions go on, behind the one before it."""
+    positions, images, tokens, place = [], [], 0, 0
+    for block in blocks:
+        positions.append(block.position_ids + place)
+        place = int(positions[-1][0, -1]) + 1
+        images += [replace(block.images[0], span=(tokens, tokens + len(block)))]
+        tokens += len(block)
+    return replace(
+        blocks[0],
+        input_ids=torch.cat([block.input_ids for block in blocks]),
+        labels=torch.cat([block.labels for block in blocks]),
+        position_ids=torch.cat(positions, dim=1),
+        patches=torch.cat([block.patches for block in blocks]),
+        prompt_ids=torch.cat([block.prompt_ids for block in blocks]),
+        images=tuple(images),
+    )
+
+
+def _with_masks(
+    image: ImageBlock, number: int, masks: Sequence[np.ndarray], sample: Sample, size_hw: tuple[int, int]
+) -> ImageBlock:
+    """The `number`-th image of a sample with those of the `masks` (runs) that are on it."""
+    own = tuple(n for n in range(len(masks)) if sample.image_of_masks[n] == number)
+    return replace(image, masks=join_masks([masks[n] for n in own], size_hw), segs=own)
+
+
+def _number(number: int, images: int, what: str) -> int:
+    if not 0 <= number < images:
+        there = "there is one image" if images == 1 else f"there are {images}"
+        raise BadSample(f"{what} is on image {number}, counted from 0, and {there}")
+    return number
+
+
+def _load(sample: Sample) -> list[Image.Image]:
+    if sample.image is None and sample.more_images:
+        raise BadSample(f"{sample.key}: it has more images, but no first one")
     try:
-        return load_image(sample.image)
+        return [load_image(image) for image in sample.images]
     except BadSample as error:
         raise BadSample(f"{sample.key}: {error}") from None
 
 
-def _check_masks(sample: Sample, image: Image.Image | None) -> None:
-    if sample.masks and image is None:
+def _check_masks(sample: Sample, images: Sequence[Image.Image]) -> None:
+    if sample.masks and not images:
         raise BadSample(f"{sample.key}: it has masks, but no image")
-    for number, rle in enumerate(sample.masks):
+    if len(sample.image_of_masks) != len(sample.masks):
+        raise BadSample(
+            f"{sample.key}: it has {len(sample.masks)} masks, and says of {len(sample.mask_images)} which image they "
+            "are on"
+        )
+    for number, (rle, on) in enumerate(zip(sample.masks, sample.image_of_masks, strict=True)):
+        image = images[_number(on, len(images), f"{sample.key}: mask {number}")]
         if tuple(rle["size"]) != (image.height, image.width):
             raise BadSample(
                 f"{sample.key}: mask {number} is of size {rle['size']}, the image is "
@@ -247,12 +311,12 @@ def _check_masks(sample: Sample, image: Image.Image | None) -> None:
             )
 
 
-def _resized_masks(sample: Sample, size_hw: tuple[int, int]) -> list[np.ndarray]:
-    """The runs of each mask at the size of the patches."""
+def _resized_masks(sample: Sample, sizes_hw: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """The runs of each mask at the size of the patches of its image."""
     resized = []
-    for number, rle in enumerate(sample.masks):
+    for number, (rle, image) in enumerate(zip(sample.masks, sample.image_of_masks, strict=True)):
         runs = mask_runs(rle, f"{sample.key}: mask {number}")
-        resized.append(resize_runs(runs, tuple(rle["size"]), size_hw))
+        resized.append(resize_runs(runs, tuple(rle["size"]), sizes_hw[image]))
     return resized
 
 
@@ -272,7 +336,4 @@ def _empty(key: str, patch_values: int) -> Encoded:
         position_ids=none.view(1, 0).expand(3, -1),
         patches=torch.empty(0, patch_values, dtype=torch.uint8),
         prompt_ids=none,
-        grid_hw=(0, 0),
-        image_span=(0, 0),
-        masks=join_masks([], (0, 0)),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pixel_sail.data.sources.hf import HfSource
+from pixel_sail.data.sources.jsonl import JsonlSource
 from pixel_sail.data.sources.record import Source
 from pixel_sail.types import Sample
 
@@ -39,14 +40,20 @@ def identities(paths: Iterable[Path]) -> frozenset[str]:
     return frozenset(map(image_identity, paths))
 
 
+def _images(source: Source, index: int) -> list[Path]:
+    """The images of a sample, without decoding them."""
+    if isinstance(source, JsonlSource):
+        return list(source.images(index))
+    image = source.image_name(index) if isinstance(source, HfSource) else source.image(index)
+    return [] if image is None else [image]
+
+
 class RemainingSource:
     """A source without the samples of held-out images (see `pixel_sail.data.sources.Source`). Texts alone remain."""
 
     def __init__(self, source: Source, held_out: frozenset[str]) -> None:
         """`held_out`: from `identities`."""
-        named = source.image_name if isinstance(source, HfSource) else source.image
-        images = (named(index) for index in range(len(source)))
-        kept = [n for n, image in enumerate(images) if image is None or image_identity(image) not in held_out]
+        kept = [n for n in range(len(source)) if held_out.isdisjoint(identities(_images(source, n)))]
         self._source, self._kept = source, np.array(kept, dtype=np.int64)
         self.problems = source.problems
         self.excluded = len(source) - len(kept)  # samples left out

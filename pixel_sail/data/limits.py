@@ -9,6 +9,7 @@ MAX_TEXT_CHARACTERS = 50_000  # of a question or an answer; tokenizing is slow, 
 MAX_ID_CHARACTERS = 200  # of an id that is a text
 MAX_MESSAGE_CHARACTERS = 2000  # of a line about an annotation that was left out
 MAX_TURNS = 1000  # of a sample
+MAX_IMAGES = 64  # of a sample that has several
 MAX_RLE_CHARACTERS = 4_000_000  # of a compressed mask, or numbers of an uncompressed one
 MAX_POLYGONS = 10_000  # of a mask
 MAX_OUTLINE_PX = 2_000_000  # length of the outline of a polygon; drawing needs 50 bytes for each

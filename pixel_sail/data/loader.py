@@ -105,7 +105,7 @@ class StepDataset(Dataset):
         encoded = [result for result in results if isinstance(result, Encoded)]
         bad = tuple(result for result in results if isinstance(result, BadRecord))
         lengths = [len(sequence) for sequence in encoded]
-        costs = [self.costs.of(len(one), one.two_way_span[1] - one.two_way_span[0]) for one in encoded]
+        costs = [self.costs.of(len(one), *(stop - start for start, stop in one.two_way_spans)) for one in encoded]
         passes = cut(lengths, costs, self.budget_tokens, alone=self.world_size == 1)
         batches = tuple(self.pack([encoded[i] for i in group]) for group in passes)
         filler = min(batches, key=lambda batch: batch.tokens) if batches else self._find_filler(step)

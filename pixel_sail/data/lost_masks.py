@@ -20,10 +20,10 @@ def without_lost_masks(sample: Sample, seen: Sequence[bool]) -> tuple[Sample, in
     """
     if all(seen):
         return sample, 0
-    turns, masks, left_out, start = [], [], 0, 0
+    turns, kept, left_out, start = [], [], 0, 0
     for turn in sample.turns:
         stop = start + turn.answer.count(SEG)
-        own = list(zip(sample.masks[start:stop], seen[start:stop], strict=True))
+        own = list(zip(range(start, stop), seen[start:stop], strict=True))
         start = stop
         lost = sum(not visible for _, visible in own)
         if lost and (lost == len(own) or len(_PHRASE.findall(turn.answer)) != len(own)):
@@ -31,10 +31,11 @@ def without_lost_masks(sample: Sample, seen: Sequence[bool]) -> tuple[Sample, in
             continue
         left_out += lost
         turns.append(_untagged(turn, iter([visible for _, visible in own])) if lost else turn)
-        masks += [mask for mask, visible in own if visible]
+        kept += [n for n, visible in own if visible]
     if not turns:
         raise NoPixels(f"{sample.key}: no turn is left: its masks have no pixel at the size that the model sees")
-    return replace(sample, turns=tuple(turns), masks=tuple(masks)), left_out
+    masks, images = (tuple(values[n] for n in kept) for values in (sample.masks, sample.image_of_masks))
+    return replace(sample, turns=tuple(turns), masks=masks, mask_images=images if any(images) else ()), left_out
 
 
 def _untagged(turn: Turn, seen: Iterator[bool]) -> Turn:

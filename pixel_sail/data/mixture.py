@@ -19,6 +19,7 @@ from pixel_sail.data.regions import as_users_draw
 from pixel_sail.data.shards import Sharded, ShardOrder, ShardSource
 from pixel_sail.data.sources import Source, open_source
 from pixel_sail.data.sources.image_text import ImageTextSource
+from pixel_sail.data.zoom import as_zoomed
 from pixel_sail.durable import fingerprint
 from pixel_sail.ranks import local_ranks
 from pixel_sail.types import Sample
@@ -36,7 +37,12 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float], seed: int, prompts: PromptConfig | None = None
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        seed: int,
+        prompts: PromptConfig | None = None,
+        zoom: float = 0.0,
     ):
         if len(sources) != len(weights) or not sources:
             raise ValueError(
@@ -44,7 +50,7 @@ class Mixture:
             )
         self.sources = list(sources)
         self.seed = seed
-        self.prompts = prompts or PromptConfig()
+        self.prompts, self.zoom = prompts or PromptConfig(), zoom
         self.draws_per_block = _largest_remainder(weights, BLOCK)
         for number, (source, draws) in enumerate(zip(self.sources, self.draws_per_block, strict=True)):
             if len(source) == 0:
@@ -76,9 +82,13 @@ class Mixture:
         return source.image_head(index) if isinstance(source, Sharded) else source.image(index)
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position, its regions drawn as users do. Raises BadSample as the source does."""
+        """The sample at a position, its regions drawn as users do, and with a crop at the rate of data.zoom.
+
+        Raises BadSample as the source does.
+        """
         rng = np.random.default_rng((self.seed, position, 4))
-        return as_users_draw(self.annotated(position), self.prompts, rng)
+        sample = as_users_draw(self.annotated(position), self.prompts, rng)
+        return as_zoomed(sample, self.zoom, np.random.default_rng((self.seed, position, 6)))
 
     def annotated(self, position: int) -> Sample:
         """The sample at a position, as its source gives it; the generator depends on seed and position only."""
@@ -134,7 +144,8 @@ def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixt
                 f"data.exclude leaves nothing of {entry.source} ({entry.split}): all {source.excluded} samples are of "
                 f"images of {', '.join(config.data.exclude)}"
             )
-    return Mixture(sources, [entry.weight for entry in config.data.mixture], config.run.seed, config.data.prompts)
+    weights = [entry.weight for entry in config.data.mixture]
+    return Mixture(sources, weights, config.run.seed, config.data.prompts, config.data.zoom)
 
 
 def _open_sources(data: DataConfig) -> list[Source]:

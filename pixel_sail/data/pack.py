@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from pixel_sail.layout import Span, varlen_calls
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded, ImageBlock, Masks
+
+NO_IMAGE = ImageBlock((0, 0), (0, 0), Masks(torch.empty(0, dtype=torch.int32), 0, (0, 0)), ())
 
 
 def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
@@ -21,16 +23,24 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
     labels = torch.cat([s.labels for s in sequences])
     labelled = (labels != IGNORE_LABEL).nonzero()[:, 0]
     answers = torch.cat([torch.full_like(s.labels, IGNORE_LABEL) if s.is_text else s.labels for s in sequences])
-    asked, seg_index = _before_answers(answers), _positions_of(labels == seg_id)
+    images = [s.images or (NO_IMAGE,) for s in sequences]
+    blocks = [image for of_sequence in images for image in of_sequence]
+    seeds = [s.seed + n for s, of_sequence in zip(sequences, images, strict=True) for n in range(len(of_sequence))]
+    features = [
+        of_image
+        for s, of_sequence in zip(sequences, images, strict=True)
+        for of_image in s.expert_features or ({},) * len(of_sequence)
+    ]
+    asked, seg_index = _before_answers(answers), _by_image(_positions_of(labels == seg_id), images)
     weights = torch.cat([torch.full((len(s),), s.lm_weight) for s in sequences])
     prompt_ids = torch.cat([s.prompt_ids for s in sequences])
-    spans = _spans([s.two_way_span for s in sequences], starts)
+    spans = _spans([s.two_way_spans for s in sequences], starts)
     return Batch(
         keys=tuple(s.key for s in sequences),
-        seeds=tuple(s.seed for s in sequences),
+        seeds=tuple(seeds),
         spans=spans,
-        grids_hw=tuple(s.grid_hw for s in sequences),
-        masks_per_sequence=tuple(len(s.masks) for s in sequences),
+        grids_hw=tuple(image.grid_hw for image in blocks),
+        masks_per_image=tuple(len(image.masks) for image in blocks),
         input_ids=input_ids,
         position_ids=torch.cat([s.position_ids for s in sequences], dim=1),
         patches=torch.cat([s.patches for s in sequences]),
@@ -41,15 +51,15 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
         labels=labels[labelled],
         label_weights=weights[labelled],
         seg_index=seg_index,
-        masks=tuple(s.masks for s in sequences),
+        masks=tuple(image.masks for image in blocks),
         asked_index=asked,
         with_mask=_holds_any(asked, seg_index),
-        image_spans=_spans([s.image_span for s in sequences], starts),
+        image_spans=_spans([[image.span for image in of_sequence] for of_sequence in images], starts),
         varlen=varlen_calls(spans),
         dropped_turns=sum(s.dropped_turns for s in sequences),
         expert_features={
-            name: tuple(s.expert_features.get(name, torch.empty(0)) for s in sequences)
-            for name in sorted({name for s in sequences for name in s.expert_features})
+            name: tuple(of_image.get(name, torch.empty(0)) for of_image in features)
+            for name in sorted({name for of_image in features for name in of_image})
         },
     )
 
@@ -68,10 +78,24 @@ def consecutive_groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return groups
 
 
-def _spans(runs: Sequence[tuple[int, int]], starts: Sequence[int]) -> tuple[Span, ...]:
-    """The run of each sequence, which counts from its start, among the packed tokens."""
-    packed = zip(runs, starts, starts[1:], strict=False)
-    return tuple((start, start + first, start + end, stop) for (first, end), start, stop in packed)
+def _spans(runs: Sequence[Sequence[tuple[int, int]]], starts: Sequence[int]) -> tuple[Span, ...]:
+    """The runs of each sequence, which count from its start, among the packed tokens. Of several none is empty."""
+    spans = []
+    for of_sequence, start, stop in zip(runs, starts, starts[1:], strict=False):
+        kept = [run for run in of_sequence if run[1] > run[0]] or [(0, 0)]
+        spans.append((start, *(start + edge for run in kept for edge in run), stop))
+    return tuple(spans)
+
+
+def _by_image(segs: Tensor, images: Sequence[Sequence[ImageBlock]]) -> Tensor:
+    """The positions `segs` of the [SEG]s, in sequence order, as the images have their masks."""
+    if all(len(of_sequence) == 1 for of_sequence in images):
+        return segs
+    order: list[int] = []
+    for of_sequence in images:
+        before = len(order)
+        order += [before + n for image in of_sequence for n in image.segs]
+    return segs[torch.tensor(order, dtype=torch.int64)]
 
 
 def _before_answers(labels: Tensor) -> Tensor:

@@ -43,7 +43,15 @@ class Scribble:
     width_px: float | None = None
 
 
-Region = np.ndarray | Box | Points | Scribble  # an array is a mask (H, W) bool
+@dataclass(frozen=True)
+class OnImage:
+    """A region on another image than the first, of a question about several."""
+
+    image: int  # its number, from 0
+    region: np.ndarray | Box | Points | Scribble
+
+
+Region = np.ndarray | Box | Points | Scribble | OnImage  # an array is a mask (H, W) bool
 Regions = Sequence[Region] | Mapping[int, Region]  # in order, or by K of <PromptK>
 
 
@@ -68,17 +76,35 @@ def draw_region(region: Region, size_hw: tuple[int, int], name: str) -> RLE:
     return encode_mask(mask)
 
 
-def draw_regions(regions: Regions, size_hw: tuple[int, int]) -> dict[int, RLE]:
+def draw_regions(regions: Regions, size_hw: tuple[int, int], *more_sizes_hw: tuple[int, int]) -> dict[int, RLE]:
     """The regions by the K of their <PromptK>; a sequence is <Prompt0>, <Prompt1>, ... in order.
 
-    Raises BadSample for more than 15 regions and for bad ones (see `draw_region`).
+    `size_hw` and `more_sizes_hw`: those of the images. Raises BadSample for more than 15 regions, for one on an image
+    that is not there, and for bad ones (see `draw_region`).
     """
-    numbered = dict(regions) if isinstance(regions, Mapping) else dict(enumerate(regions))
+    numbered, sizes_hw = _numbered(regions), (size_hw, *more_sizes_hw)
     beyond = [k for k in numbered if not 0 <= k < MAX_PROMPTS]
     if len(numbered) > MAX_PROMPTS or beyond:
         problem = f"there is no <Prompt{beyond[0]}>" if isinstance(regions, Mapping) else f"{len(numbered)} regions"
         raise BadSample(f"{problem}: one question has at most {MAX_PROMPTS}, <Prompt0> to <Prompt{MAX_PROMPTS - 1}>")
-    return {k: draw_region(region, size_hw, PROMPTS[k]) for k, region in numbered.items()}
+    images = images_of(regions)
+    for k, image in images.items():
+        if not 0 <= image < len(sizes_hw):
+            there = "there is one image" if len(sizes_hw) == 1 else f"there are {len(sizes_hw)}"
+            raise BadSample(f"the region of {PROMPTS[k]} is on image {image}, counted from 0, and {there}")
+    return {
+        k: draw_region(region.region if k in images else region, sizes_hw[images.get(k, 0)], PROMPTS[k])
+        for k, region in numbered.items()
+    }
+
+
+def images_of(regions: Regions) -> dict[int, int]:
+    """K -> the number of the image that its region is on, of those that say so."""
+    return {k: region.image for k, region in _numbered(regions).items() if isinstance(region, OnImage)}
+
+
+def _numbered(regions: Regions) -> dict[int, Region]:
+    return dict(regions) if isinstance(regions, Mapping) else dict(enumerate(regions))
 
 
 def name_regions(question: str, drawn: Collection[int]) -> str:

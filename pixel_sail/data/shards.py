@@ -360,22 +360,27 @@ def check_members(data: bytes, start: int, members: dict[str, list[int]], where:
 
 
 def with_bytes(sample: Sample) -> Sample:
-    """The sample with its image in memory. Raises BadSample if the file cannot be read, or is no image."""
-    if not isinstance(sample.image, Path):
-        return sample
+    """The sample with its images in memory. Raises BadSample if a file cannot be read, or is no image."""
+    first, *more = (_bytes_of(image, sample.key) for image in sample.images or (None,))
+    return replace(sample, image=first, more_images=tuple(more))
+
+
+def _bytes_of(image: Path | bytes | None, key: str) -> bytes | None:
+    if not isinstance(image, Path):
+        return image
     try:
-        with opened_image(sample.image):
+        with opened_image(image):
             pass  # whatever a name or a link leads to: only images go into shards
-        return replace(sample, image=read_bytes(sample.image))
+        return read_bytes(image)
     except (BadSample, DatasetError) as error:
-        raise BadSample(f"{sample.key}: cannot read the image {sample.image}: {error}") from None
+        raise BadSample(f"{key}: cannot read the image {image}: {error}") from None
 
 
 def encode_sample(sample: Sample) -> dict[str, bytes]:
-    """Suffix -> contents of the members of a sample whose image is in memory."""
-    image, suffix = sample.image, None
-    if image is not None:
-        suffix = next((name for magic, name in _MAGIC.items() if image.startswith(magic)), "bin")
+    """Suffix -> contents of the members of a sample whose images are in memory."""
+    suffix = None if sample.image is None else _suffix(sample.image)
+    more = {f"image{n}.{_suffix(image)}": image for n, image in enumerate(sample.more_images, 1)}
+    several = {"more_images": list(more), "mask_images": sample.mask_images, "prompt_images": sample.prompt_images}
     values = {
         "key": sample.key,
         "image": suffix,
@@ -384,15 +389,21 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
         "prompts": sample.prompts,
         **({"text": sample.text} if sample.text else {}),
         **({"dropped_turns": sample.dropped_turns} if sample.dropped_turns else {}),
+        **(several if more else {}),
     }
     members = {"json": json.dumps(values).encode()}
     if suffix is not None:
-        members[suffix] = image
+        members[suffix] = sample.image
+    members |= more
     for name, features in sorted(sample.features.items()):
         file = io.BytesIO()
         np.save(file, features, allow_pickle=False)
         members[f"{name}.npy"] = file.getvalue()
     return members
+
+
+def _suffix(image: bytes) -> str:
+    return next((name for magic, name in _MAGIC.items() if image.startswith(magic)), "bin")
 
 
 def decode_sample(members: dict[str, bytes], where: str = "a stored sample") -> Sample:
@@ -416,6 +427,9 @@ def decode_sample(members: dict[str, bytes], where: str = "a stored sample") -> 
             text=_text(values.get("text", "")),
             dropped_turns=int(values.get("dropped_turns", 0)),
             features=features,
+            more_images=tuple(members[name] for name in values.get("more_images", ())),
+            mask_images=tuple(int(number) for number in values.get("mask_images", ())),
+            prompt_images={int(k): int(number) for k, number in values.get("prompt_images", {}).items()},
         )
     except BadSample:
         raise

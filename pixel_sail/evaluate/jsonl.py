@@ -19,6 +19,7 @@ from typing import Any
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, unite
+from pixel_sail.data.regions import OnImage, Region
 from pixel_sail.data.sources.jsonl import NAME, JsonlEntry, read_jsonl
 from pixel_sail.evaluate import kinds
 from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, with_unusable
@@ -48,11 +49,14 @@ DEFINITIONS = (
 class JsonlCase:
     line: int  # of the file, from 1
     turn: int  # of the line, from 0
-    image: Path
+    image: Path  # that the mask is on
     size_hw: tuple[int, int]
     question: str
     prompts: dict[int, RLE]  # K of each <PromptK> in the question -> its region
     mask: RLE
+    # of a question about several images: all of them with their sizes, in order, and K -> the number of its region's
+    images: tuple[tuple[Path, tuple[int, int]], ...]
+    region_images: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,13 @@ class JsonlBenchmark:
 
     def predict(self, predictor: Predictor, cases: Sequence[JsonlCase]) -> list[Line]:
         """A line a case. Questions about the same regions of an image share its encoding."""
-        groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.image, case.prompts))]
+        groups = [list(group) for _, group in groupby(cases, key=lambda case: (case.image, case.images, case.prompts))]
         chats = [
             Chat(
-                open_image(group[0].image, group[0].size_hw),
+                [open_image(*image) for image in group[0].images],
                 [case.question for case in group],
-                {k: decode_mask(rle) for k, rle in group[0].prompts.items()},
+                {k: _region(group[0].region_images.get(k, 0), rle) for k, rle in group[0].prompts.items()},
+                masks_on=[path for path, _ in group[0].images].index(group[0].image),
             )
             for group in groups
         ]
@@ -125,7 +130,9 @@ class JsonlBenchmark:
     def result(self, case: JsonlCase, line: Line) -> CaseResult:
         groups, text = {"question": topic(case.question)}, line.get("text", "")
         masks = [line["segmentation"]]
-        return mask_result(case.image, case.question, masks, case.mask, groups, answer=text, prompts=case.prompts)
+        number = [path for path, _ in case.images].index(case.image)
+        prompts = {k: region for k, region in case.prompts.items() if case.region_images.get(k, 0) == number}
+        return mask_result(case.image, case.question, masks, case.mask, groups, answer=text, prompts=prompts)
 
 
 BENCHMARK = BenchmarkKind(
@@ -139,17 +146,26 @@ def _cases(entry: JsonlEntry) -> list[JsonlCase]:
     """The questions of a line that ask for masks. Raises BadSample as the source does."""
     if not entry.masks:
         return []
-    size = entry.size()
-    regions = entry.prompts(size)
+    sizes = entry.sizes()
+    regions, images = entry.prompts(sizes), tuple(zip(entry.paths, sizes, strict=True))
     cases, first = [], 0
     for number, turn in enumerate(entry.turns):
         count = turn.answer.count(SEG)
         if count:
-            mask = unite([entry.target(first + i, size) for i in range(count)], size)
+            shown = {entry.image_of(first + i) for i in range(count)}
+            if len(shown) > 1:
+                raise BadSample(f"{entry.where}: conversation {number} has masks on several images; one can be scored")
+            path, size = images[shown.pop()]
+            mask = unite([entry.target(first + i, sizes) for i in range(count)], size)
             named = {k: regions[k] for k in dict.fromkeys(prompt_names(turn.question))}
-            cases.append(JsonlCase(entry.line, number, entry.path, size, turn.question, named, mask))
+            place = (entry.line, number, path, size)
+            cases.append(JsonlCase(*place, turn.question, named, mask, images, entry.region_images))
         first += count
     return cases
+
+
+def _region(image: int, rle: RLE) -> Region:
+    return OnImage(image, decode_mask(rle)) if image else decode_mask(rle)
 
 
 def _find(root: Path, file: str) -> Path:

@@ -171,10 +171,10 @@ def list_images(sources: Sequence[Source], process: int, processes: int, progres
             for index in range(len(source)):
                 bar.update()
                 try:
-                    image = source.sample(index, np.random.default_rng(0)).image
+                    images = source.sample(index, np.random.default_rng(0)).images
                 except BadSample:
                     continue
-                if image is not None:
+                for image in images:
                     is_file = isinstance(image, Path)
                     name = str(image) if is_file else image_digest(image)
                     locations.setdefault(name, image if is_file else (number, index))

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pixel_sail.devices import has_bf16_units
 from pixel_sail.errors import UserError
-from pixel_sail.layout import Span, VarlenCall, varlen_calls, visible_keys
+from pixel_sail.layout import Span, VarlenCall, rows_of, varlen_calls, visible_keys
 from pixel_sail.model.flash import DTYPES, Flash, find_flash
 
 Kernel = Literal["sdpa", "flex", "flash"]
@@ -90,7 +90,7 @@ def block_mask(spans: Sequence[Span], device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
     first, stop = (to_device(keys, device) for keys in visible_keys(spans))  # neither falls from a token to the next
-    length = spans[-1][3]
+    length = spans[-1][-1]
     tops = torch.arange(0, length, BLOCK, device=device)  # first row of each block
     bottoms = (tops + BLOCK - 1).clamp(max=length - 1)  # its last row
     columns = tops[None]  # first column of each block
@@ -233,13 +233,12 @@ def _packed_sdpa(
 ) -> Tensor:
     key, value = _for_every_head(key, query), _for_every_head(value, query)
     # Split once per sequence: the gradient of a slice of the whole batch is a zero tensor of the whole batch's size.
-    lengths = [stop - start for start, _, _, stop in layout.spans]
+    lengths = [span[-1] - span[0] for span in layout.spans]
     sequences = zip(layout.spans, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     pieces = []
-    for (start, image_start, image_stop, stop), q, k, v in sequences:
-        cuts = _query_cuts(image_start - start, image_stop - start, stop - start)
-        for part, (first, last) in zip(q.split([b - a for a, b in cuts], 2), cuts, strict=True):
-            causal = image_stop == image_start or not (first == image_start - start and last == image_stop - start)
+    for span, q, k, v in sequences:
+        cuts = _query_cuts(span)
+        for part, (first, last, causal) in zip(q.split([b - a for a, b, _ in cuts], 2), cuts, strict=True):
             square = first == 0
             masked = causal and not square and last - first > 1
             attended = F.scaled_dot_product_attention(
@@ -255,16 +254,18 @@ def _packed_sdpa(
     return torch.cat(pieces, dim=1)
 
 
-def _query_cuts(image_start: int, image_stop: int, stop: int) -> list[tuple[int, int]]:
-    """Runs of query rows, one for each SDPA call; a run sees the keys up to its own end.
+def _query_cuts(span: Span) -> list[tuple[int, int, bool]]:
+    """Runs of query rows, counted from the start of the sequence, one for each SDPA call, and whether it is causal.
 
-    A run from row 0 on needs no mask (causal and square). Later text rows need a mask, so their runs are short.
+    A run sees the keys up to its own end. One from row 0 on needs no mask (causal and square). Later text rows need a
+    mask, so their runs are short.
     """
-    if image_stop == image_start:
-        return [(0, stop)]
-    runs = [(0, image_start), (image_start, image_stop)]
-    runs += [(first, min(first + TEXT_ROWS, stop)) for first in range(image_stop, stop, TEXT_ROWS)]
-    return [run for run in runs if run[1] > run[0]]
+    cuts: list[tuple[int, int, bool]] = []
+    for rows in rows_of([span]):
+        first, last = (row - span[0] for row in rows.queries)
+        step = TEXT_ROWS if rows.causal and first else last - first
+        cuts += [(row, min(row + step, last), rows.causal) for row in range(first, last, step)]
+    return cuts
 
 
 def _packed_flash(

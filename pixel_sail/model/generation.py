@@ -1,4 +1,7 @@
-"""Answer many questions about many images. Each image is read once; its questions continue from its KV cache."""
+"""Answer many questions about many images. Each image is read once; its questions continue from its KV cache.
+
+A question may be about several images, which are then read together. Its masks are on one of them.
+"""
 
 from __future__ import annotations
 
@@ -54,16 +57,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One question: its tokens, its image, and the first tokens of its answer if they are fixed.
+    """One question: its tokens, its images, and the first tokens of its answer if they are fixed.
 
     A [SEG] in `answer_ids` gets a mask, a [SEG] in `question_ids` does not. `on_token` is called with each new token
     of the answer as soon as it is chosen, without the stop token.
     """
 
     question_ids: list[int]
-    image: int | None  # index of the sequence in the prefixes; None: no image
+    image: int | None  # index of the sequence in the prefixes, which may have several images; None: no image
     answer_ids: tuple[int, ...] = ()
     on_token: Callable[[int], None] | None = None
+    masks_on: int = 0  # which image of the sequence the masks are on
 
 
 @dataclass(frozen=True)
@@ -93,26 +97,26 @@ def generate(
 ) -> list[Generated]:
     """Answer questions about the images in `prefixes`, at most `max_rows` at a time. Each image is read once.
 
-    `prefixes`: packed sequences, each an image block; None if no question is about an image.
+    `prefixes`: packed sequences, each of image blocks; None if no question is about an image.
     `is_complete(answer tokens)`: whether an answer ends without its stop token, for example at a stop string.
     The limit on new tokens never loses a mask: the state of a [SEG] that is emitted last is still read.
     """
-    images = [] if prefixes is None else _read_prefixes(model, prefixes)
-    rows = [_Row.of(request, images) for request in requests]
+    read = [] if prefixes is None else _read_prefixes(model, prefixes)
+    rows = [_Row.of(request, read) for request in requests]
     for first in range(0, len(rows), max_rows):
         _answer(_Decoding(model, rows[first : first + max_rows], seg_id), stop_ids, sampling, is_complete)
-    masks = _masks(model, images, rows)
+    masks = _masks(model, read, rows)
     scored = model.score_head is not None and rows
     scores = _scores(model.score_head, rows, masks) if scored else [(None, None)] * len(rows)
     return [Generated(row.answer, mask, *of_row) for row, mask, of_row in zip(rows, masks, scores, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
-class _Image:
-    """An image after reading: keys and values of each layer, patch states, and where the text continues."""
+class _Images:
+    """The images of a sequence after reading: keys and values of each layer, and where the text continues."""
 
     layers: list[tuple[Tensor, Tensor]]  # (1, kv heads, tokens, d) each
-    patch_states: Tensor  # (h, w, D)
+    patch_states: list[Tensor]  # (h, w, D) of each image
     next_position: int
     regions: Tensor | None  # (15, D) pooled, to add at their names; None if they are fused into the patches
 
@@ -122,7 +126,7 @@ class _Row:
     """The state of a question while its answer is generated."""
 
     request: GenerationRequest
-    image: _Image | None
+    images: _Images | None
     next_position: int
     answer: list[int]
     seg_states: list[Tensor] = field(default_factory=list)  # (D,) of each [SEG] of the answer
@@ -130,28 +134,28 @@ class _Row:
     running: bool = True
 
     @classmethod
-    def of(cls, request: GenerationRequest, images: list[_Image]) -> _Row:
-        image = None if request.image is None else images[request.image]
-        return cls(request, image, 0 if image is None else image.next_position, list(request.answer_ids))
+    def of(cls, request: GenerationRequest, read: list[_Images]) -> _Row:
+        images = None if request.image is None else read[request.image]
+        return cls(request, images, 0 if images is None else images.next_position, list(request.answer_ids))
 
 
-def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Image]:
+def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Images]:
     cache = DynamicCache()
     embeds = model.embed(prefixes)
     hidden = model.decode(embeds, prefixes.position_ids, model.layout(prefixes, embeds.dtype), cache)
-    patches = hidden[prefixes.patch_index].split([h * w for h, w in prefixes.grids_hw])
+    patches = iter(hidden[prefixes.patch_index].split([h * w for h, w in prefixes.grids_hw]))
     pooled = model.pooled_regions(prefixes)
-    regions = [None] * len(patches) if pooled is None else list(pooled)
+    regions = [None] * len(prefixes.spans) if pooled is None else list(pooled)
     return [
-        _Image(
-            layers=[(layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in cache.layers],
-            patch_states=states.view(*grid_hw, -1),
-            next_position=int(prefixes.position_ids[:, stop - 1].max()) + 1,
+        _Images(
+            layers=[
+                (layer.keys[:, :, span[0] : span[-1]], layer.values[:, :, span[0] : span[-1]]) for layer in cache.layers
+            ],
+            patch_states=[next(patches).view(h, w, -1) for h, w in grids_hw],
+            next_position=int(prefixes.position_ids[:, span[-1] - 1].max()) + 1,
             regions=drawn,
         )
-        for (start, _, _, stop), grid_hw, states, drawn in zip(
-            prefixes.spans, prefixes.grids_hw, patches, regions, strict=True
-        )
+        for span, grids_hw, drawn in zip(prefixes.spans, prefixes.grids_by_sequence, regions, strict=True)
     ]
 
 
@@ -192,12 +196,12 @@ class _Decoding:
         self.owned = torch.empty(len(rows), 0, dtype=torch.bool, device=device)  # (Q, columns)
         self.cache = DynamicCache()
         self.regions: Tensor | None = None  # (Q, 15, D)
-        images = {id(row.image): row.image for row in rows}
+        read = {id(row.images): row.images for row in rows}
         self.prefixes = []
-        for key, image in images.items():
-            of_image = torch.tensor([i for i, row in enumerate(rows) if id(row.image) == key], device=device)
-            self.prefixes.append(Prefix(of_image, _no_tokens(model) if image is None else image.layers))
-        drawn = [None if row.image is None else row.image.regions for row in rows]
+        for key, images in read.items():
+            of_images = torch.tensor([i for i, row in enumerate(rows) if id(row.images) == key], device=device)
+            self.prefixes.append(Prefix(of_images, _no_tokens(model) if images is None else images.layers))
+        drawn = [None if row.images is None else row.images.regions for row in rows]
         named = next((regions for regions in drawn if regions is not None), None)
         if named is not None:  # a row without an image has no region
             self.regions = torch.stack([torch.zeros_like(named) if one is None else one for one in drawn])
@@ -291,14 +295,18 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
     return scores.argmax(-1).masked_fill(broken, NOT_FINITE).tolist()
 
 
-def _masks(model: PixelSail, images: list[_Image], rows: list[_Row]) -> list[Tensor]:
+def _masks(model: PixelSail, read: list[_Images], rows: list[_Row]) -> list[Tensor]:
     """Logits (K, h', w') of each row. An image goes through the mask head once for all of its questions."""
     masks = {id(row): torch.empty(0, 1, 1, device=model.device) for row in rows}
-    segmented = [(image, [row for row in rows if row.image is image and row.seg_states]) for image in images]
-    segmented = [(image, of_image) for image, of_image in segmented if of_image]
+    segmented = []
+    for images in read:
+        own = [row for row in rows if row.images is images and row.seg_states]
+        for number, patch_states in enumerate(images.patch_states):
+            segmented.append((patch_states, [row for row in own if row.request.masks_on == number]))
+    segmented = [(patch_states, of_image) for patch_states, of_image in segmented if of_image]
     if segmented:
         states = [torch.stack([state for row in of_image for state in row.seg_states]) for _, of_image in segmented]
-        logits, _ = model.mask_head([image.patch_states for image, _ in segmented], states)
+        logits, _ = model.mask_head([patch_states for patch_states, _ in segmented], states)
         for (_, of_image), image_logits in zip(segmented, logits, strict=True):
             if not image_logits.isfinite().all():
                 raise NotFinite("the model's mask logits are not finite (NaN or infinity); its weights are damaged")

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM
 
 from pixel_sail.errors import UserError
+from pixel_sail.layout import Span, blocks_of
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,20 @@ class Modality:
     order: Tensor  # (L,) int64, the index of each token when all text comes first, then all images
 
     @classmethod
-    def of(cls, spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> Modality:
-        """From the spans of a batch: (start, first image token, one past the last image token, stop)."""
+    def of(cls, spans: Sequence[Span], device: torch.device) -> Modality:
+        """From the spans of a batch, whose blocks are all tokens of its images."""
         text, visual = [], []
-        for start, image_start, image_stop, stop in spans:
-            text += [(start, image_start), (image_stop, stop)] if image_stop > image_start else [(start, stop)]
-            visual += [(image_start, image_stop)]
+        for span in spans:
+            images = blocks_of(span)
+            edges = [span[0], *(edge for image in images for edge in image), span[-1]]
+            text += zip(edges[::2], edges[1::2], strict=True)
+            visual += images
 
         def index(runs: list[tuple[int, int]]) -> Tensor:  # made on the device, which nobody waits for
             return torch.cat([torch.arange(*run, device=device) for run in runs])
 
         of_text, of_images = index(text), index(visual)
-        order = torch.empty(spans[-1][3], dtype=torch.int64, device=device)
+        order = torch.empty(spans[-1][-1], dtype=torch.int64, device=device)
         order[torch.cat([of_text, of_images])] = torch.arange(len(order), device=device)
         return cls(of_text, of_images, order)
 

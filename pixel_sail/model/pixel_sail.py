@@ -165,9 +165,9 @@ class PixelSail(PreTrainedModel):
         return DeferredLogits(states, in_pieces, vocabulary)
 
     def _masks(self, batch: Batch, hidden: Tensor, with_features: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Features and logits of each sequence; empty if it has no image, or if nothing needs its masks."""
+        """Features and logits of each image; empty without one, or if nothing needs its masks."""
         width = hidden.shape[-1]
-        segs = hidden.index_select(0, batch.seg_index).split(list(batch.masks_per_sequence))
+        segs = hidden.index_select(0, batch.seg_index).split(list(batch.masks_per_image))
         patches = hidden.index_select(0, batch.patch_index).split([h * w for h, w in batch.grids_hw])
         grids = [patch.view(h, w, width) for patch, (h, w) in zip(patches, batch.grids_hw, strict=True)]
         used = [i for i, grid in enumerate(grids) if grid.numel() and (with_features or len(segs[i]))]

@@ -12,7 +12,7 @@ from pixel_sail.types import Batch
 
 def pool_regions(embedded_patches: Tensor, batch: Batch) -> Tensor:
     """The mean of the patches (sum N, D) of each sequence and <PromptK>: (B, 15, D), 0 where no region is drawn."""
-    patches = [h * w for h, w in batch.grids_hw]
+    patches = [sum(h * w for h, w in grids) for grids in batch.grids_by_sequence]
     sequences = _numbered(patches, batch.prompt_ids.device)  # of each patch
     regions = (sequences * MAX_PROMPTS + batch.prompt_ids)[batch.prompted]
     slots, width = len(patches) * MAX_PROMPTS, embedded_patches.shape[1]
@@ -39,7 +39,7 @@ def add_at_names(
 
 def sequence_of_tokens(batch: Batch) -> Tensor:
     """The sequence of each packed token, (L,) int64."""
-    return _numbered([stop - start for start, _, _, stop in batch.spans], batch.input_ids.device)
+    return _numbered([span[-1] - span[0] for span in batch.spans], batch.input_ids.device)
 
 
 def _numbered(lengths: list[int], device: torch.device) -> Tensor:

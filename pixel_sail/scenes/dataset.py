@@ -17,6 +17,7 @@
     <out>/pixmmvp/                                     pairs of images that differ in one property (at most 150)
     <out>/gseval/, ref_l4/, dlc_bench/, gar_bench/     benchmarks of others, about at most 100 held-out images each
     <out>/llava/choices.json                           questions of these kinds about the training images
+    <out>/pairs_{train,val}.jsonl                      the same object in two images, by a region in one
     <out>/scenes.json                                  all knowledge: objects of each image, query of each sentence
     <out>/image_text/{train,val}/00000.tar ...         with image_text: images with captions, as img2dataset has them
     <out>/text/{train,val}/00000.jsonl                 with image_text: descriptions of images that are not shown

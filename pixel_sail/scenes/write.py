@@ -10,6 +10,7 @@ from pixel_sail.scenes.types import ImageRecord, Request
 from pixel_sail.scenes.write_benchmarks import write_benchmark_files
 from pixel_sail.scenes.write_grounded import write_grounded_files
 from pixel_sail.scenes.write_image_text import write_image_text_files
+from pixel_sail.scenes.write_pairs import write_pair_files
 from pixel_sail.scenes.write_pixmmvp import write_pixmmvp_files
 from pixel_sail.scenes.write_references import write_reference_files
 from pixel_sail.scenes.write_regions import write_region_files
@@ -25,6 +26,7 @@ def write_annotations(out: Path, records: list[ImageRecord], request: Request) -
     write_benchmark_files(out, records, request)
     if request.get("image_text"):
         write_image_text_files(out, records)
+    write_pair_files(out, records, request)
     write_compact_json(out / "scenes.json", knowledge(records, request, queries))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,17 @@ def as_image(image: ImageInput) -> Image.Image:
     if isinstance(image, str | Path):
         return load_image(Path(image), orient=True)
     raise UserError(f"an image is a path, bytes, a PIL image or an array, not {type(image).__name__}")
+
+
+def as_images(image: ImageInput | Sequence[ImageInput] | None) -> list[Image.Image]:
+    """The images of a list or tuple, the only image, or none. Raises as `as_image`, and UserError for an empty list."""
+    if image is None:
+        return []
+    if not isinstance(image, list | tuple):
+        return [as_image(image)]
+    if not image:
+        raise UserError("the list of images is empty; give None for a question without an image")
+    return [as_image(one) for one in image]
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

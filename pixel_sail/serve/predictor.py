@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import consecutive_groups, pack
-from pixel_sail.data.regions import Regions, draw_regions, name_regions, undrawn
+from pixel_sail.data.regions import Regions, draw_regions, images_of, name_regions, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, instance_questions, question
+from pixel_sail.data.zoom import crop, from_crop, zoom_box
 from pixel_sail.devices import choose_device, choose_dtype
 from pixel_sail.errors import UserError
 from pixel_sail.folders.find import find_export
@@ -24,7 +26,7 @@ from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.generation_config import read_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.serve.images import ImageInput, as_image
+from pixel_sail.serve.images import ImageInput, as_images
 from pixel_sail.serve.instances import ANSWER_TOKENS, distinct
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
 from pixel_sail.types import BadSample, Encoded
@@ -39,6 +41,8 @@ MAX_IMAGE_TOKENS = 16_384  # of the images that are encoded in one forward pass;
 @dataclass(frozen=True)
 class Answer:
     """An answer of the model: text with [SEG] in place, and for each [SEG] a mask (H, W) bool of the image's size.
+
+    Of several images it is the size of the one that the masks are on.
 
     `scores`, of each mask: the IoU with the truth to expect of it, 0..1; the IoU is 0 where nothing is there.
     `presence`: the probability that the question is to be answered with a mask: that what is to be segmented is there.
@@ -68,23 +72,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chat:
-    """Questions about one image (or no image), with the same regions drawn on it.
+    """Questions about one image (or no image), with the same regions drawn on it; or about several images together.
 
-    `image`: see `as_image`. `history`: the turns (question, answer) before, the same for each question. `regions`:
-    masks (H, W) bool, boxes, points or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>. A question
-    names them `<Prompt0>`, ..., or has a `<region>` for each; if it does neither, their names are put in front of it.
-    `streamer` receives the only question and its answer, token by token; see `Predictor.chat`.
+    `image`: see `as_image`; or a list of images, which the model reads in this order (frames of a clip, for example).
+    `history`: the turns (question, answer) before, the same for each question. `regions`: masks (H, W) bool, boxes,
+    points or scribbles (pixel_sail.data.regions), in order or by K of <PromptK>, on the first image, or `OnImage`. A
+    question names them `<Prompt0>`, ..., or has a `<region>` for each; if it does neither, their names are put in front
+    of it. `streamer` receives the only question and its answer, token by token; see `Predictor.chat`. `masks_on`: the
+    number of the image that the masks of an answer are on, from 0, or one for each question; -1 is the last.
     """
 
-    image: ImageInput | None
+    image: ImageInput | Sequence[ImageInput] | None
     questions: Sequence[str]
     regions: Regions = ()
     history: Sequence[tuple[str, str]] = ()
     streamer: BaseStreamer | None = None
+    masks_on: int | Sequence[int] = -1
 
 
 class Predictor:
     """A model, its tokenizer and the encoding it was trained with. `images_encoded`: how many images it has encoded.
+
+    `zoom`: whether `segment` looks again at what is small where a call does not say.
 
     `autocast`: the model has float32 weights, and computes in bf16. `sampling`: where a call gives none.
     `stop_ids`: tokens that end an answer besides that of the chat format.
@@ -106,7 +115,7 @@ class Predictor:
             tokenizer, config.architecture, config.chat_format, hide=config.hide, chat_pieces=config.chat_pieces
         )
         self.stop_ids = tuple(stop_ids)
-        self.images_encoded = 0
+        self.images_encoded, self.zoom = 0, False
 
     @classmethod
     def from_pretrained(
@@ -136,26 +145,36 @@ class Predictor:
 
     def segment(
         self,
-        image: ImageInput,
+        image: ImageInput | Sequence[ImageInput],
         expressions: str | list[str],
         regions: Regions = (),
         soft: bool = False,
         instances: bool = False,
+        zoom: bool | None = None,
+        masks_on: int | Sequence[int] = -1,
     ) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
 
-        An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`. `soft`: with probabilities.
+        An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`, also for several images and
+        `masks_on`. `soft`: with probabilities.
 
         `instances`: every object that an expression names, "mug", has a mask of its own, from left to right; without
         one there is no mask, and the text says so. Of a mask that shows an object again, one stays (`without_repeats`).
         Models learn this from the source `concepts`; others may give one mask for all.
+
+        `zoom`: a small object that has been found is looked at again, in a crop beside the whole image; the model must
+        have been trained with data.zoom (docs/use.md). Not together with `instances`.
         """
         expressions = [expressions] if isinstance(expressions, str) else expressions
         questions = self.segment_questions(expressions, instances)
-        if not instances:
-            return self.chat(image, questions, regions, soft=soft)
-        answers = self.chat(image, questions, regions, self.instance_sampling(), soft=soft)
-        return [answer.without_repeats() for answer in answers]
+        if instances and zoom:
+            raise UserError("zoom looks again at one object, and instances finds several: give one of them")
+        if instances:
+            answers = self.chat(image, questions, regions, self.instance_sampling(), soft=soft, masks_on=masks_on)
+            return [answer.without_repeats() for answer in answers]
+        if not (self.zoom if zoom is None else zoom):
+            return self.chat(image, questions, regions, soft=soft, masks_on=masks_on)
+        return self.zoomed([Chat(image, questions, regions)], soft)[0]
 
     def instance_sampling(self) -> Sampling:
         """That of the model, with room for many masks in one answer."""
@@ -185,6 +204,7 @@ class Predictor:
         history: Sequence[tuple[str, str]] = (),
         streamer: BaseStreamer | None = None,
         soft: bool = False,
+        masks_on: int | Sequence[int] = -1,
     ) -> list[Answer]:
         """One answer to each question about one image, after the turns of `history`; see `Chat`. `soft`: see `Answer`.
 
@@ -198,7 +218,7 @@ class Predictor:
         """
         questions = [questions] if isinstance(questions, str) else questions
         try:
-            return self.chat_many([Chat(image, questions, regions, history, streamer)], sampling, soft)[0]
+            return self.chat_many([Chat(image, questions, regions, history, streamer, masks_on)], sampling, soft)[0]
         finally:
             if streamer is not None:
                 streamer.end()
@@ -211,22 +231,48 @@ class Predictor:
         groups = consecutive_groups([len(chat.prefix) for chat in prepared], MAX_IMAGE_TOKENS)
         return [answers for group in groups for answers in self._answer([prepared[i] for i in group], sampling, soft)]
 
+    def zoomed(self, chats: Sequence[Chat], soft: bool = False) -> list[list[Answer]]:
+        """The answers of chats of one image each. Those that show something small are asked for again with a crop.
+
+        The first answer stays where its masks are large or empty, and where the second one has no mask. Otherwise it is
+        the second one's, with its masks put back into the whole image. Raises UserError for a chat of several images.
+        """
+        chats = [replace(chat, image=_only(chat.image)) for chat in chats]
+        answers = self.chat_many(chats, soft=soft)
+        again, places = [], []  # places: (chat, question, box of the crop)
+        for i, (chat, of_chat) in enumerate(zip(chats, answers, strict=True)):
+            for j, answer in enumerate(of_chat):
+                box = zoom_box(np.any(answer.masks, axis=0)) if answer.masks else None
+                if box is not None:
+                    images = (chat.image, crop(chat.image, box))
+                    again.append(replace(chat, image=images, questions=[chat.questions[j]]))
+                    places.append((i, j, box))
+        for (i, j, box), (closer,) in zip(places, self.chat_many(again, soft=soft), strict=True):
+            if any(mask.any() for mask in closer.masks):
+                size_hw = answers[i][j].masks[0].shape
+                masks = [from_crop(mask, box, size_hw) for mask in closer.masks]
+                soft_masks = closer.probabilities and [from_crop(mask, box, size_hw) for mask in closer.probabilities]
+                answers[i][j] = replace(closer, masks=masks, probabilities=soft_masks)
+        return answers
+
     def _prepare(self, chat: Chat) -> _Prepared:
         if not chat.questions or not all(text.strip() for text in chat.questions):
             raise UserError("there is an empty question; ask something")
         if chat.streamer is not None and len(chat.questions) > 1:
             raise UserError(f"a streamer follows one answer, and there are {len(chat.questions)} questions; ask one")
-        image = None if chat.image is None else as_image(chat.image)
-        if image is None and len(chat.regions):
+        images = as_images(chat.image)
+        if not images and len(chat.regions):
             raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no image")
-        size = (image.height, image.width) if image is not None else (1, 1)
-        drawn = draw_regions(chat.regions, size)
+        sizes = [(image.height, image.width) for image in images] or [(1, 1)]
+        drawn = draw_regions(chat.regions, *sizes)
         questions = [name_regions(text, drawn) for text in chat.questions]
         history = [(name_regions(asked, drawn), answered) for asked, answered in chat.history]
-        prefix = self.encoder.image_prefix(image, drawn, "the image")
-        self.images_encoded += image is not None
+        what = "the image" if len(images) < 2 else "the images"
+        prefix = self.encoder.images_prefix(images, drawn, what, images_of(chat.regions))
+        self.images_encoded += len(images)
         missing = [undrawn(text, drawn) for text in questions]
-        return _Prepared(prefix, questions, history, missing, size, chat.streamer)
+        masks_on = _masks_on(chat, len(sizes))
+        return _Prepared(prefix, questions, history, missing, sizes, masks_on, chat.streamer)
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None, soft: bool) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
@@ -249,7 +295,8 @@ class Predictor:
                         chat.streamer.put(torch.tensor(self.encoder.text_ids(said)))
                     continue
                 image = with_image.index(i) if i in with_image else None
-                requests.append(GenerationRequest(question_ids, image, on_token=_putting(chat.streamer)))
+                on_token = _putting(chat.streamer)
+                requests.append(GenerationRequest(question_ids, image, on_token=on_token, masks_on=chat.masks_on[j]))
                 positions.append((i, j))
         stops = (self.encoder.end_ids[0], *self.stop_ids)
         ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
@@ -260,7 +307,7 @@ class Predictor:
             [
                 Answer(_not_drawn(chat.undrawn[j]), [])
                 if chat.undrawn[j]
-                else self._read(by_position[i, j], chat.size_hw, sampling.stop_strings, soft)
+                else self._read(by_position[i, j], chat.sizes_hw[chat.masks_on[j]], sampling.stop_strings, soft)
                 for j in range(len(chat.questions))
             ]
             for i, chat in enumerate(chats)
@@ -287,14 +334,35 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chat, encoded: the image block (empty without an image), and the texts, which name their regions."""
+    """A chat, encoded: the image blocks (empty without an image), and the texts, which name their regions."""
 
     prefix: Encoded
     questions: list[str]
     history: list[tuple[str, str]]
     undrawn: list[list[int]]  # for each question, the K of the regions that it names and that are not drawn
-    size_hw: tuple[int, int]
+    sizes_hw: list[tuple[int, int]]  # of the images
+    masks_on: list[int]  # for each question, the number of the image that its masks are on
     streamer: BaseStreamer | None
+
+
+def _masks_on(chat: Chat, images: int) -> list[int]:
+    """`Chat.masks_on` for each question, from 0. Raises UserError for an image that is not there."""
+    asked = [chat.masks_on] * len(chat.questions) if isinstance(chat.masks_on, int) else list(chat.masks_on)
+    if len(asked) != len(chat.questions):
+        raise UserError(f"masks_on has {len(asked)} numbers for {len(chat.questions)} questions; give one for each")
+    wrong = [number for number in asked if not -images <= number < images]
+    if wrong:
+        there = "there is one image" if images == 1 else f"there are {images} images"
+        raise UserError(f"masks_on is {wrong[0]}, and {there}: they are counted from 0")
+    return [number % images for number in asked]
+
+
+def _only(image: ImageInput | Sequence[ImageInput] | None) -> Image.Image:
+    """The one image of a chat that zooms. Raises UserError for several, and for none."""
+    images = as_images(image)
+    if len(images) != 1:
+        raise UserError(f"zoom looks closer at one image, and there are {len(images)}")
+    return images[0]
 
 
 def _putting(streamer: BaseStreamer | None) -> Callable[[int], None] | None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
-from pixel_sail.data.regions import Regions, draw_regions, name_regions
+from pixel_sail.data.regions import Regions, draw_regions, images_of, name_regions
 from pixel_sail.devices import device_of_map
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.find import find_export
@@ -28,7 +29,7 @@ from pixel_sail.model.configuration import PixelSailConfig, load_own_config, loa
 from pixel_sail.model.generation import Sampling
 from pixel_sail.model.generation_config import read_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
-from pixel_sail.serve.images import ImageInput, as_image
+from pixel_sail.serve.images import ImageInput, as_images
 from pixel_sail.serve.predictor import Answer, Predictor
 from pixel_sail.types import Batch, Sample, Turn
 
@@ -85,27 +86,30 @@ class PixelSailModel(PixelSail):
 
     def segment(
         self,
-        image: ImageInput,
+        image: ImageInput | Sequence[ImageInput],
         expressions: str | list[str],
         regions: Regions = (),
         soft: bool = False,
         instances: bool = False,
+        zoom: bool = False,
+        masks_on: int | Sequence[int] = -1,
     ) -> list[Answer]:
         """As `Predictor.segment`."""
-        return self.predictor().segment(image, expressions, regions, soft, instances)
+        return self.predictor().segment(image, expressions, regions, soft, instances, zoom, masks_on)
 
     def chat(
         self,
-        image: ImageInput | None,
+        image: ImageInput | Sequence[ImageInput] | None,
         questions: str | list[str],
         regions: Regions = (),
         sampling: Sampling | None = None,
         history: Sequence[tuple[str, str]] = (),
         streamer: Any = None,
         soft: bool = False,
+        masks_on: int | Sequence[int] = -1,
     ) -> list[Answer]:
         """As `Predictor.chat`."""
-        return self.predictor().chat(image, questions, regions, sampling, history, streamer, soft)
+        return self.predictor().chat(image, questions, regions, sampling, history, streamer, soft, masks_on)
 
     def predict_forward(
         self,
@@ -145,31 +149,38 @@ class PixelSailProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: ImageInput | None = None,
+        images: ImageInput | Sequence[ImageInput] | None = None,
         text: str = "",
         answer: str = "",
         masks: Sequence[np.ndarray] = (),
         regions: Regions = (),
+        masks_on: int = -1,
     ) -> Batch:
-        """One question about one image (or none) as a batch of one sequence, with labels on `answer` and its end.
+        """One question about images (or none) as a batch of one sequence, with labels on `answer` and its end.
 
-        `masks`: (H, W) bool, one for each [SEG] of `answer`. The first logits of the model are those of the first token
-        that it would write. Raises UserError as `Predictor.chat`, and BadSample.
+        `masks`: (H, W) bool, one for each [SEG] of `answer`, on the image of number `masks_on`. The first logits of the
+        model are those of the first token that it would write. Raises UserError as `Predictor.chat`, and BadSample.
         """
-        picture = None if images is None else as_image(images)
-        drawn = draw_regions(regions, (1, 1) if picture is None else (picture.height, picture.width))
-        content = None
-        if picture is not None:
-            content = io.BytesIO()
-            picture.save(content, "PNG")
+        pictures = as_images(images)
+        drawn = draw_regions(regions, *([(picture.height, picture.width) for picture in pictures] or [(1, 1)]))
+        first, *more = [_png(picture) for picture in pictures] or [None]
         sample = Sample(
             key="the input",
-            image=None if content is None else content.getvalue(),
+            image=first,
             turns=(Turn(name_regions(text, drawn), answer),),
             masks=tuple(encode_mask(mask) for mask in masks),
             prompts=drawn,
+            more_images=tuple(more),
+            mask_images=(masks_on if masks_on >= 0 else len(pictures) + masks_on,) * len(masks) if more else (),
+            prompt_images=images_of(regions),
         )
         return pack([self.encoder.encode(sample)], self.encoder.tokens.seg, self.encoder.tokens.vision_patch)
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:

@@ -18,7 +18,8 @@ from pixel_sail.data.deal import GROUP, Costs, cut, deal, dealing_ranks
 from pixel_sail.data.image import to_patches
 from pixel_sail.data.loader import StepData, StepDataset, load_steps
 from pixel_sail.data.mixture import Mixture
-from pixel_sail.types import BadSample, Encoded, Sample, Turn
+from pixel_sail.data.runs import join_masks
+from pixel_sail.types import BadSample, Encoded, ImageBlock, Sample, Turn
 
 COSTS = Costs(lambda tokens, attended: 1000 * tokens + attended, Architecture(), max_length=8192)
 SIDES = (30, 333, 640, 1024, 2250)
@@ -234,7 +235,8 @@ def test_the_cut_reads_the_true_lengths(mixture: Mixture) -> None:
 
     def longer(sample: Sample, seed: int) -> Encoded:
         encoded = encode(sample, seed)
-        return replace(encoded, image_span=(0, len(encoded)))
+        block = ImageBlock((0, len(encoded)), (0, 0), join_masks([], (0, 0)), ())
+        return replace(encoded, images=(block,))
 
     data = StepDataset(mixture, longer, pack_text, 24, 20, 1, 2, COSTS)[0]
     assert all(batch.tokens <= 20 for batch in data.batches)

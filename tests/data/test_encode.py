@@ -60,13 +60,13 @@ def test_labels_are_the_answers_and_their_end(encoder: Encoder) -> None:
     labelled = encoded.labels != IGNORE_LABEL
     assert torch.equal(encoded.labels[labelled], encoded.input_ids[labelled])
     assert encoder.tokenizer.decode(encoded.labels[labelled]) == "It is [SEG].<|endoftext|>" * 3
-    text = encoder.tokenizer.decode(encoded.input_ids[encoded.image_span[1] :])
+    text = encoder.tokenizer.decode(encoded.input_ids[encoded.images[0].span[1] :])
     asked = [
         "<|im_start|>user\nSegment the red mug " + "!" * i + "<|im_end|>\nIt is [SEG].<|endoftext|>" for i in range(3)
     ]
     assert text == "".join(asked)
-    assert encoded.grid_hw == (4, 6) and encoded.image_span == (0, 26)
-    masks = encoded.masks.pixels()
+    assert encoded.images[0].grid_hw == (4, 6) and encoded.images[0].span == (0, 26)
+    masks = encoded.images[0].masks.pixels()
     assert masks.shape == (3, 32, 48) and [int(m.sum()) for m in masks] == [32 * 8] * 3
 
 
@@ -77,7 +77,8 @@ def test_rows_that_end_with_a_token(tokenizer: PreTrainedTokenizerBase, position
     encoded = Encoder(tokenizer, parts, "research").encode(sample(1, size_wh=(24, 16)))
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids[:10].tolist())
     assert tokens[:9] == ["<vision>", *["<vpatch>"] * 3, "</vision>", *["<vpatch>"] * 3, "</vision>"]
-    assert encoded.image_span == (0, 9) == (0, parts.image_tokens(2, 3)) and encoded.grid_hw == (2, 3)
+    (image,) = encoded.images
+    assert image.span == (0, 9) == (0, parts.image_tokens(2, 3)) and image.grid_hw == (2, 3)
     rows, columns = encoded.position_ids[1:, :10].tolist()
     if positions == "sequence":
         assert rows == columns == list(range(10))
@@ -89,7 +90,7 @@ def test_rows_that_end_with_a_token(tokenizer: PreTrainedTokenizerBase, position
 def test_a_causal_image_among_others(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
     parts = Architecture(patch_size=8, max_side_px=64, image_attention="causal")
     causal = Encoder(tokenizer, parts, "research").encode(sample())
-    assert causal.image_span == (0, 26) and causal.two_way_span == (0, 0)
+    assert causal.images[0].span == (0, 26) and causal.two_way_spans == ((0, 0),)
     length, batch = len(causal), pack([causal, causal], encoder.tokens.seg, encoder.tokens.vision_patch)
     assert batch.spans == ((0, 0, 0, length), (length, length, length, 2 * length))
     assert batch.image_spans == ((0, 0, 26, length), (length, length, length + 26, 2 * length))
@@ -101,7 +102,7 @@ def test_an_image_that_is_one_step_in_time(tokenizer: PreTrainedTokenizerBase) -
     """Its patches see each other, and <vision> and </vision> are as text."""
     parts = Architecture(patch_size=8, max_side_px=64, image_attention="patches", image_positions="one_step")
     encoded = Encoder(tokenizer, parts, "research").encode(sample(1, size_wh=(24, 16)))
-    assert encoded.image_span == (0, 8) and encoded.two_way_span == (1, 7)
+    assert encoded.images[0].span == (0, 8) and encoded.two_way_spans == ((1, 7),)
     time, rows, columns = encoded.position_ids[:, :10].tolist()
     assert time == [0, 1, 1, 1, 1, 1, 1, 2, 3, 4]
     assert rows == [0, 1, 1, 1, 2, 2, 2, 2, 3, 4] and columns == [0, 1, 2, 3, 1, 2, 3, 2, 3, 4]
@@ -114,9 +115,9 @@ def test_turns_over_the_length_go_with_their_masks(tokenizer: PreTrainedTokenize
         encoded = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length=limit).encode(
             sample()
         )
-        assert len(encoded.masks) == kept and encoded.dropped_turns == 3 - kept
+        assert len(encoded.images[0].masks) == kept and encoded.dropped_turns == 3 - kept
         assert len(encoded) == lengths[kept - 1] <= limit
-        assert torch.equal(encoded.masks.pixels(), whole.masks.pixels()[:kept])
+        assert torch.equal(encoded.images[0].masks.pixels(), whole.images[0].masks.pixels()[:kept])
         assert torch.equal(encoded.input_ids, whole.input_ids[: len(encoded)])
     with pytest.raises(BadSample, match=r"test/1: its first turn has \d+ tokens and \d+ are left beside the image"):
         Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", max_length=lengths[0] - 1).encode(
@@ -157,7 +158,7 @@ def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
     samples = [sample(2), text_only, sample(1, (16, 64)), sample(3)]
     encoded = [encoder.encode(s) for s in samples]
     batch = pack(encoded, encoder.tokens.seg, encoder.tokens.vision_patch)
-    assert batch.tokens == sum(map(len, encoded)) and batch.masks_per_sequence == (2, 0, 1, 3)
+    assert batch.tokens == sum(map(len, encoded)) and batch.masks_per_image == (2, 0, 1, 3)
     assert batch.counts() == {
         "lm": float(sum((e.labels != IGNORE_LABEL).sum() for e in encoded)),
         "mask": 6.0,
@@ -166,7 +167,7 @@ def test_packing_keeps_every_sequence(encoder: Encoder) -> None:
     }
     for e, (start, image_start, image_stop, stop) in zip(encoded, batch.spans, strict=True):
         assert torch.equal(batch.input_ids[start:stop], e.input_ids)
-        assert (image_start - start, image_stop - start) == e.image_span
+        assert (image_start - start, image_stop - start) == (e.images[0].span if e.images else (0, 0))
     assert torch.equal(batch.input_ids[batch.predict_index + 1], batch.labels)
     assert torch.equal(torch.cat([e.patches for e in encoded]), batch.patches)
     assert (batch.input_ids[batch.patch_index] == encoder.tokens.vision_patch).all()
@@ -227,7 +228,7 @@ def test_inst_format_and_its_errors(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_hidden_image_is_blank(tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = Encoder(tokenizer, Architecture(patch_size=8, max_side_px=64), "research", hide="image").encode(sample())
-    assert not encoded.patches.any() and encoded.patches.is_floating_point() and encoded.masks.pixels().any()
+    assert not encoded.patches.any() and encoded.patches.is_floating_point() and encoded.images[0].masks.pixels().any()
 
 
 def test_hidden_prompts_are_named_and_not_drawn(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
@@ -257,9 +258,11 @@ def test_a_mask_that_is_lost_at_the_models_size_takes_its_turn_and_not_the_image
     shown, lost = 1, 0
     turns = (Turn("a?", "[SEG]"), Turn("b?", "[SEG] and [SEG]"), Turn("c?", "no"), Turn("d?", "[SEG]"))
     encoded = encoder.encode(_tall(turns, (shown, lost, shown, shown)))
-    assert encoded.dropped_turns == 1 and len(encoded.masks) == 2 and encoded.masks.pixels().flatten(1).any(1).all()
+    masks = encoded.images[0].masks
+    assert encoded.dropped_turns == 1 and len(masks) == 2 and masks.pixels().flatten(1).any(1).all()
     same = encoder.encode(_tall((turns[0], *turns[2:]), (shown, shown)))
-    assert torch.equal(encoded.input_ids, same.input_ids) and torch.equal(encoded.masks.pixels(), same.masks.pixels())
+    assert torch.equal(encoded.input_ids, same.input_ids)
+    assert torch.equal(masks.pixels(), same.images[0].masks.pixels())
     with pytest.raises(BadSample, match="^test/2: no turn is left: its masks have no pixel at the size"):
         encoder.encode(_tall(turns[:1], (lost,)))
 
@@ -269,4 +272,4 @@ def test_a_phrase_whose_mask_is_lost_keeps_its_words(encoder: Encoder) -> None:
     encoded = encoder.encode(_tall((caption,), (0, 1)))
     same = encoder.encode(_tall((Turn("Describe.", "A cat on <p> a mat </p> [SEG]."),), (1,)))
     assert encoded.dropped_turns == 1 and torch.equal(encoded.input_ids, same.input_ids)
-    assert torch.equal(encoded.masks.pixels(), same.masks.pixels())
+    assert torch.equal(encoded.images[0].masks.pixels(), same.images[0].masks.pixels())

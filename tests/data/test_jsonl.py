@@ -265,3 +265,62 @@ def palette(byte):
 def tool(monkeypatch, name, *args):
     monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
     runpy.run_path(str(REPOSITORY / "tools" / name), run_name="__main__")
+
+
+def several(**more):
+    turn = {"question": "<Prompt0> in the second?", "answer": "[SEG]"}
+    entry = {"images": ["a.png", "b.png"], "conversations": [turn], "masks": [[[0, 0, 4, 0, 4, 3, 0, 3]]]}
+    places = {"mask_images": [1], "region_images": {"0": 0}}
+    return entry | {"regions": {"0": box_rle(5, 5)}} | places | more
+
+
+def test_several_images(tmp_path):
+    """Each mask and region is of the size of its image; a shard gives the same sample back."""
+    write_lines(tmp_path, several(), line())
+    Image.new("RGB", (9, 7)).save(tmp_path / "images/b.png")
+    source = open_named(tmp_path, "jsonl")
+    assert source.problems == [] and len(source) == 2
+    sample, single = draw_sample(source, 0), draw_sample(source, 1)
+    assert sample.images == (tmp_path / "images/a.png", tmp_path / "images/b.png") == source.images(0)
+    assert (sample.mask_images, sample.prompt_images) == ((1,), {0: 0})
+    assert tuple(sample.masks[0]["size"]) == (7, 9) and tuple(sample.prompts[0]["size"]) == SIZE
+    assert (single.images, single.mask_images, single.prompt_images) == ((tmp_path / "images/a.png",), (), {})
+    config = build_config(
+        {
+            "run": {"dir": str(tmp_path / "run")},
+            "model": {"base": "base"},
+            "data": {"root": str(tmp_path), "mixture": [{"source": "jsonl"}], "workers": 0},
+            "train": {"steps": 1, "batch_size": 1},
+        },
+        "test",
+    )
+    make_shards(config, tmp_path / "shards", 2, 2)
+    stored = [open_shards(tmp_path / "shards", config.data).sample(i, None) for i in range(2)]
+    (back,) = [other for other in stored if len(other.images) == 2]
+    assert (back.turns, back.masks, back.prompts) == (sample.turns, sample.masks, sample.prompts)
+    assert (back.mask_images, back.prompt_images) == (sample.mask_images, sample.prompt_images)
+    assert back.images == tuple(path.read_bytes() for path in sample.images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "a.png"}, "it has 'image' and 'images'; give one of them"),
+        ({"images": []}, "its 'images' are []; expected the names of 1 to 64 files"),
+        ({"images": ["a.png", 3]}, "its 'images' are ['a.png', 3]; expected the names"),
+        ({"images": ["a.png", "c.png"]}, "no image"),
+        (
+            {"mask_images": [2]},
+            "its 'mask_images' are [2]; expected for each of the 1 masks the number of its image, 0",
+        ),
+        ({"mask_images": None}, "its 'mask_images' are None; expected for each of the 1 masks"),
+        ({"mask_images": [True]}, "its 'mask_images' are [True]; expected"),
+        ({"region_images": {"1": 0}}, "its 'region_images' are {'1': 0}; expected for the K of each region the number"),
+        ({"region_images": {"0": -1}}, "its 'region_images' are {'0': -1}; expected"),
+    ],
+)
+def test_what_is_wrong_with_several_images(tmp_path, change, message):
+    write_lines(tmp_path, several(**change), line())
+    Image.new("RGB", (9, 7)).save(tmp_path / "images/b.png")
+    (problem,) = open_named(tmp_path, "jsonl").problems
+    assert message in problem and "train.jsonl:1: " in problem

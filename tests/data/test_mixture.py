@@ -23,7 +23,6 @@ from pixel_sail.data.loader import StepDataset, load_steps
 from pixel_sail.data.masks import area_px, encode_mask
 from pixel_sail.data.mixture import BLOCK, Mixture, open_mixture
 from pixel_sail.data.pack import pack
-from pixel_sail.data.runs import join_masks
 from pixel_sail.errors import UserError
 from pixel_sail.types import BadSample, Encoded, NoPixels, Sample, Turn
 
@@ -64,9 +63,6 @@ def encode(sample: Sample, seed: int) -> Encoded:
         position_ids=ids.expand(3, -1),
         patches=torch.zeros(0, 12),
         prompt_ids=torch.zeros(0, dtype=torch.int64),
-        grid_hw=(0, 0),
-        image_span=(0, 0),
-        masks=join_masks([], (0, 0)),
     )
 
 

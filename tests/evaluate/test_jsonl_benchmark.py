@@ -112,3 +112,39 @@ def test_what_cannot_be_scored_is_refused(root):
     (root / "talk.jsonl").write_text(json.dumps(talk))
     with pytest.raises(DatasetError, match=r"has nothing to score: 1 questions have no \[SEG\] in their answers$"):
         runner.open_benchmark("jsonl:talk.jsonl", root)
+
+
+def test_a_question_about_several_images(root):
+    """Asked with all of them; its masks and its case are on the one that the file says."""
+    Image.new("RGB", (8, 6), "grey").save(root / "mine/small.png")
+    mask = np.zeros((6, 8), dtype=bool)
+    mask[1:3, 2:5] = True
+    pair = {
+        "images": ["a.png", "small.png"],
+        "conversations": [{"question": "<Prompt0> there?", "answer": "[SEG]"}],
+        "regions": {"0": rle(box(0, 0))},
+        "region_images": {"0": 0},
+        "masks": [rle(mask)],
+        "mask_images": [1],
+    }
+    both = pair | {"masks": [rle(mask), rle(box(1, 1))], "mask_images": [1, 0]}
+    both["conversations"] = [{"question": "<Prompt0> in both?", "answer": "[SEG] [SEG]"}]
+    (root / "mine/pairs.jsonl").write_text("\n".join(map(json.dumps, [pair, both])))
+    benchmark = runner.open_benchmark("jsonl:mine/pairs.jsonl", root)
+    (case,) = benchmark.cases
+    assert case.image == root / "mine/small.png" and case.size_hw == (6, 8)
+    assert benchmark.problems == (
+        f"{root}/mine/pairs.jsonl:2: conversation 0 has masks on several images; one can be scored",
+    )
+    asked = []
+
+    def chat_many(chats, sampling):
+        asked.extend(chats)
+        return [[Answer("[SEG]", [mask])] for _ in chats]
+
+    (line,) = benchmark.predict(SimpleNamespace(chat_many=chat_many), [case])
+    (chat,) = asked
+    assert [image.size for image in chat.image] == [SIZE[::-1], (8, 6)] and chat.masks_on == 1
+    assert np.array_equal(chat.regions[0], box(0, 0))
+    assert benchmark.score([line])["giou"] == 100
+    assert benchmark.result(case, line).prompts == {}  # the region is on the other image

@@ -29,16 +29,25 @@ SPANS = {
     ),
 }
 SPANS["long text"] = ((0, 3, 20, 537), (537, 537, 541, 550))
+# blocks that touch, or have tokens between them; text on its own; images alone; a block of one token
+SPANS["several images"] = (
+    (0, 0, 9, 9, 30, 45),
+    (45, 45, 45, 52),
+    (52, 53, 60, 62, 70, 72, 80, 91),
+    (91, 91, 100, 100, 101, 101),
+    (101, 101, 110, 115),
+)
 
 
 def brute_force_mask(spans: tuple) -> torch.Tensor:
     """(L, L) bool from the words of the rule, a pair of tokens at a time."""
-    length = spans[-1][3]
+    length = spans[-1][-1]
     mask = torch.zeros(length, length, dtype=torch.bool)
-    for start, image_start, image_stop, stop in spans:
+    for start, *edges, stop in spans:
+        images = [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]
         for query in range(start, stop):
             for key in range(start, stop):
-                both_in_image = image_start <= query < image_stop and image_start <= key < image_stop
+                both_in_image = any(a <= query < b and a <= key < b for a, b in images)
                 mask[query, key] = key <= query or both_in_image
     return mask
 
@@ -142,7 +151,7 @@ FLASH = {
 @pytest.mark.parametrize("kernel", ["sdpa", "flex", *FLASH])
 def test_kernels_equal_brute_force(kernel: str, spans: tuple) -> None:
     stand_in = FLASH.get(kernel)  # flash kernels need a GPU
-    q, k, v = inputs(spans[-1][3], gradients=kernel != "flex")  # FlexAttention has no backward on CPU
+    q, k, v = inputs(spans[-1][-1], gradients=kernel != "flex")  # FlexAttention has no backward on CPU
     layout = AttentionLayout(spans, "flash" if stand_in else kernel, torch.device("cpu"), flash=stand_in)
     out, _ = mixed_attention(torch.nn.Module(), q, k, v, None, scaling=0.3, layout=layout)
     expected = reference(q, k, v, brute_force_mask(spans), 0.3)
@@ -160,7 +169,7 @@ def test_kernels_equal_brute_force(kernel: str, spans: tuple) -> None:
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS.keys())
 @pytest.mark.parametrize("kernel", ["sdpa", "flex", "flash"])
 def test_kernels_equal_brute_force_in_bf16(kernel: str, spans: tuple) -> None:
-    q, k, v = (x.detach().to("cuda", torch.bfloat16).requires_grad_() for x in inputs(spans[-1][3]))
+    q, k, v = (x.detach().to("cuda", torch.bfloat16).requires_grad_() for x in inputs(spans[-1][-1]))
     layout = AttentionLayout(spans, kernel, torch.device("cuda"))
     out, _ = mixed_attention(torch.nn.Module(), q, k, v, None, scaling=0.3, layout=layout)
     expected = reference(q, k, v, brute_force_mask(spans).cuda(), 0.3)
@@ -186,7 +195,7 @@ def test_a_cpu_with_bf16_units_computes_bf16_attention_as_such_without_gradients
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
     spans = SPANS["packed"]
-    q, k, v = (x.detach().bfloat16() for x in inputs(spans[-1][3]))
+    q, k, v = (x.detach().bfloat16() for x in inputs(spans[-1][-1]))
     layout = AttentionLayout(spans, "sdpa", torch.device("cpu"))
     with torch.set_grad_enabled(gradients):
         out, _ = mixed_attention(torch.nn.Module(), q, k, v, None, scaling=0.3, layout=layout)
@@ -274,7 +283,7 @@ def test_the_block_mask_is_the_one_torch_makes(spans: tuple) -> None:
     """From the first and the last key of each token, without the mask of all tokens x all tokens."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    mask, length = brute_force_mask(spans), spans[-1][3]
+    mask, length = brute_force_mask(spans), spans[-1][-1]
     wanted = create_block_mask(lambda _b, _h, q, k: mask[q, k], None, None, length, length, device="cpu")
     made = attention.block_mask(spans, torch.device("cpu"))
     assert made.shape == wanted.shape

@@ -15,7 +15,7 @@ from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.modality_experts import Modality, Pair, Route
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded, ImageBlock
 from pixel_sail.weights.convert.scratch import train_tokenizer
 
 TOKENIZER = train_tokenizer(["the red mug", "the ball on the table"] * 3, 290)
@@ -44,8 +44,8 @@ def sequence(text: list[int], grid_hw: tuple[int, int] = (0, 0), labels: bool = 
     marked[len(image) + 1 :] = ids[len(image) + 1 :] if labels else IGNORE_LABEL
     positions = image_positions(1, h, w, len(text) + 1) if h else torch.arange(len(text)).expand(3, -1)
     patches = torch.randn(h * w, 192, generator=torch.Generator().manual_seed(h))
-    return Encoded("one", 0, ids, marked, positions, patches, torch.full((h * w,), UNPROMPTED), grid_hw,
-                   (0, len(image)), join_masks([], (0, 0)))  # fmt: skip
+    images = (ImageBlock((0, len(image)), grid_hw, join_masks([], (0, 0)), ()),) if h else ()
+    return Encoded("one", 0, ids, marked, positions, patches, torch.full((h * w,), UNPROMPTED), images)
 
 
 def batch_of(*sequences: Encoded):

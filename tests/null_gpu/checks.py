@@ -65,6 +65,7 @@ class Setting:
     images_hw: tuple[tuple[int, int], ...] = IMAGES_HW
     vocabulary: int = 1000
     checkpointing: bool = False
+    together: bool = False  # the images are those of one sequence
 
 
 def model_of(setting: Setting) -> PixelSail:
@@ -75,9 +76,11 @@ def model_of(setting: Setting) -> PixelSail:
     return model.to("cuda", setting.weights)
 
 
-def batch_of(images_hw: tuple[tuple[int, int], ...]) -> Batch:
+def batch_of(images_hw: tuple[tuple[int, int], ...], together: bool = False) -> Batch:
     """Images of these sizes between texts, as a worker packs them and the loader pins them."""
     images = [packed.with_image(number, h, w) for number, (h, w) in enumerate(images_hw, 1)]
+    if together:
+        images = [packed.with_images(1, images_hw)]
     return packed.pack([packed.only_text(0, 200), *images, packed.only_text(9, 70)]).pin_memory()
 
 
@@ -102,8 +105,8 @@ def warm_counts(setting: Setting) -> dict[str, int]:
     model = model_of(setting).train()
     if setting.checkpointing:
         model.gradient_checkpointing_enable()
-    forward_backward(model, batch_of(setting.images_hw[:1]), setting)
-    batch = batch_of(setting.images_hw)
+    forward_backward(model, batch_of(setting.images_hw[:1], setting.together), setting)
+    batch = batch_of(setting.images_hw, setting.together)
     child.reset()
     torch.cuda.reset_peak_memory_stats()
     forward_backward(model, batch, setting)
@@ -122,6 +125,8 @@ asked_for_flash_in_float32 = check(weights=torch.float32, kernel="flash")
 checkpointing = check(checkpointing=True)
 only_texts = check(images_hw=())
 pooled = check(architecture={"region_embedding": "pooled"})
+several_images = check(together=True)
+several_pooled_images = check(together=True, architecture={"region_embedding": "pooled"})
 score_head = check(architecture={"mask_scores": True})
 modality_experts = check(architecture={"vision_experts": True})
 stem = check(
@@ -137,7 +142,8 @@ def one_image() -> dict[str, int]:
     rows, columns = np.mgrid[:1024, :1024]
     disks = [(rows - 500) ** 2 + (columns - 300 - 50 * k) ** 2 < 250**2 for k in range(5)]
     masks = join_masks([mask_runs(encode_mask(disk), "disk") for disk in disks], (1024, 1024))
-    batch = packed.pack([replace(packed.with_image(1, 64, 64, masks=5), masks=masks)]).pin_memory()
+    one = packed.with_image(1, 64, 64, masks=5)
+    batch = packed.pack([replace(one, images=(replace(one.images[0], masks=masks),))]).pin_memory()
     child.reset()
     moved = Copies(torch.device("cuda", 0)).start(batch)
     return child.counts() | {"patches": moved.patches.nbytes, "masks": masks.runs.nbytes, "tokens": batch.tokens}
@@ -147,7 +153,7 @@ def generation() -> dict[str, Any]:
     """Two questions about two images and one without: that nothing breaks, and what each new token costs."""
     questions = [[packed.WORD_ID, packed.PROMPT_IDS[0], packed.WORD_ID], [packed.WORD_ID]]
     requests = [GenerationRequest(ids, image, (packed.SEG_ID,)) for ids in questions for image in (0, 1, None)]
-    images = [packed.with_image(number, h, w, words=0, masks=0) for number, (h, w) in enumerate(IMAGES_HW[1:3])]
+    images = [packed.with_image(1, *IMAGES_HW[1], words=0, masks=0), packed.with_images(2, IMAGES_HW[2:], 0, 0)]
     settings = {
         "bf16": Setting(),
         "float32": Setting(weights=torch.float32),

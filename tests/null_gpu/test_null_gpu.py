@@ -19,6 +19,8 @@ GIB = 2**30
 MICRO_BATCHES = {
     "fused": "flash",
     "pooled": "flash",
+    "several_images": "flash",
+    "several_pooled_images": "flash",
     "score_head": "flash",
     "modality_experts": "flash",
     "stem": "flash",

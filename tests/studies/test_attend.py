@@ -120,7 +120,7 @@ def test_our_model_equals_a_dense_mask_without_a_cache(kernel: str, image: Image
     rows = torch.stack(stack).mean((0, 1))
     first = image + len(text) - len(ids) - 1
     for i in range(len(ids)):
-        expected = rows[first + i, batch.patch_index].view(prefix.grid_hw)
+        expected = rows[first + i, batch.patch_index].view(prefix.images[0].grid_hw)
         torch.testing.assert_close(answer.maps[i], expected, **CLOSE)
 
 

@@ -121,7 +121,7 @@ def test_image_prompt_text_and_mask(converted: Converted) -> None:
     one, text = encode(sample(converted)), encode(sample(converted, image=False))
     ids = one.input_ids.tolist()
     block = [tokens.vision_start, *([tokens.vision_patch] * COLUMNS + [tokens.vision_end]) * ROWS]
-    assert ids[:VISUAL] == block and one.grid_hw == (ROWS, COLUMNS)
+    assert ids[:VISUAL] == block and one.images[0].grid_hw == (ROWS, COLUMNS)
     hidden, logits = plain_forward(converted, ids[VISUAL:])
     batch, first, last = packed(converted, text, one, text), len(text), len(text) + len(one)
     output = converted.model(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.folders.load import load_tokenizer
 from pixel_sail.serve.visualize import Card, cards, mark_regions, paint
 from pixel_sail.tokens import VISION_PATCH, add_special_tokens
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded, Sample
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Encoded, ImageBlock, Sample
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 from pixel_sail.weights.start import model_folder, with_start
 from pixel_sail.writable import check_writable
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
         encoded = inspected.encoder.encode(sample)
         text = token_text(encoded, inspected.encoder.tokenizer)
         size = sum(map(area_px, sample.masks))
-        head = f"{sample.key}\n{len(encoded)} tokens, patches {encoded.grid_hw}, {len(sample.masks)} masks"
+        grids = ", ".join(str(image.grid_hw) for image in encoded.images) or "none"
+        head = f"{sample.key}\n{len(encoded)} tokens, patches {grids}, {len(sample.masks)} masks"
         head += f" of {size} pixels in all, {len(sample.prompts)} regions, {encoded.dropped_turns} turns dropped"
         texts.append(f"{head}\n{text}\n")
         sheets.append(Card(drawn(encoded, inspected.encoder.patch_size), (sample.key, text)))
@@ -64,17 +66,33 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def drawn(encoded: Encoded, patch: int) -> Image.Image:
-    """The image in the patches, twice: plain, and with masks and prompted patches. White without an image."""
-    h, w = encoded.grid_hw
-    if not h:
+    """The images in the patches, one below the other, each twice: plain, and with masks and prompted patches.
+
+    White without an image.
+    """
+    if not encoded.images:
         return Image.new("RGB", (64, 16), "white")
-    shown = encoded.patches
+    counts = [math.prod(image.grid_hw) for image in encoded.images]
+    parts = zip(encoded.images, encoded.patches.split(counts), encoded.prompt_ids.split(counts), strict=True)
+    pairs = [_drawn(*part, patch) for part in parts]
+    if len(pairs) == 1:
+        return pairs[0]
+    sheet = Image.new("RGB", (max(p.width for p in pairs), sum(p.height + 4 for p in pairs) - 4), "white")
+    top = 0
+    for pair in pairs:
+        sheet.paste(pair, (0, top))
+        top += pair.height + 4
+    return sheet
+
+
+def _drawn(block: ImageBlock, shown: torch.Tensor, prompt_ids: torch.Tensor, patch: int) -> Image.Image:
+    h, w = block.grid_hw
     if shown.dtype != torch.uint8:  # data.hide=image
         shown = torch.full_like(shown, GREY, dtype=torch.uint8)
     blocks = shown.numpy().reshape(h, w, 3, patch, patch).transpose(0, 3, 1, 4, 2)
     plain = Image.fromarray(blocks.reshape(h * patch, w * patch, 3))
-    image = paint(plain, list(encoded.masks.pixels().numpy().astype(bool)))
-    grid = encoded.prompt_ids.numpy().reshape(h, w).repeat(patch, axis=0).repeat(patch, axis=1)
+    image = paint(plain, list(block.masks.pixels().numpy().astype(bool)))
+    grid = prompt_ids.numpy().reshape(h, w).repeat(patch, axis=0).repeat(patch, axis=1)
     image = mark_regions(image, {int(k): grid == k for k in np.unique(grid) if k != UNPROMPTED})
     pair = Image.new("RGB", (2 * plain.width + 4, plain.height), "white")
     pair.paste(plain, (0, 0))

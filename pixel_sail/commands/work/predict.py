@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     choose_device(arguments.device)
     check_writable(arguments.out)
     files = image_files(arguments.image)
+    if arguments.zoom and arguments.instances:
+        raise UserError("--zoom looks again at one object, and --instances finds several: give one of them")
     if arguments.regions and len(files) > 1:
         raise UserError(f"regions are drawn on one image, and there are {len(files)}: ask about each in a call")
     regions = [_region(kind, text) for kind, text in arguments.regions]
@@ -52,7 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
                 unread.append(file)
                 print(f"not read: {error}", file=sys.stderr)
         chats = [Chat(image, questions, regions) for image in opened.values()]
-        answered = predictor.chat_many(chats, sampling, arguments.soft)
+        answered = (
+            predictor.zoomed(chats, arguments.soft)
+            if arguments.zoom
+            else predictor.chat_many(chats, sampling, arguments.soft)
+        )
         for (file, image), answers in zip(opened.items(), answered, strict=True):
             answers[:apart] = [answer.without_repeats() for answer in answers[:apart]]
             drawn = list(draw_regions(regions, (image.height, image.width)).values())

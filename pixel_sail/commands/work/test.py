@@ -82,10 +82,10 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         predictor.sampling = Sampling()  # scores are of greedy answers, whatever generation_config.json says
         if arguments.hide is not None:
             predictor.encoder.hide = arguments.hide
-        model = predictor.model
+        predictor.zoom, model = arguments.zoom, predictor.model
         made_with = runner.fingerprint(
             arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
-        )
+        ) | ({"zoom": True} if arguments.zoom else {})
         settings = made_with | {"max_images": arguments.max_images}
         arguments.benchmark = [benchmark.name for benchmark in benchmarks]  # "gcg" is gcg:grand_f:val
         of_report = (arguments.out, arguments.checkpoint, settings, arguments.benchmark, arguments.data_root)

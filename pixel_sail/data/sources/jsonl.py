@@ -1,10 +1,12 @@
-"""A dataset of your own without code: a JSON line an image, in the file <root>/<split>.jsonl. See docs/jsonl.md."""
+"""A dataset of your own without code: a JSON line an image, or several that are asked about together, in the file
+<root>/<split>.jsonl. See docs/jsonl.md.
+"""
 
 from __future__ import annotations
 
 import reprlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_text
 from pixel_sail.data.image import opened_image, orientation
 from pixel_sail.data.inside import inside, is_file
-from pixel_sail.data.limits import MAX_TURNS
+from pixel_sail.data.limits import MAX_IMAGES, MAX_TURNS
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import area_px, encode_mask, from_coco
 from pixel_sail.data.regions import Box, Points, draw_region
@@ -44,44 +46,59 @@ class JsonlEntry:
     key: str  # "train.jsonl:12"
     where: str  # the same with the folder, for messages
     line: int  # from 1
-    path: Path | None  # of the image
+    path: Path | None  # of the image, of several the first
     turns: tuple[Turn, ...]
     masks: tuple[Shape, ...]
     regions: dict[int, Shape]  # K of <PromptK> -> its region
+    more_paths: tuple[Path, ...] = ()  # of the other images
+    mask_images: tuple[int, ...] = ()  # the number of the image of each mask; empty: the first
+    region_images: dict[int, int] = field(default_factory=dict)  # K -> that of its region; left out: the first
 
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the stored image. Raises BadSample for an image that cannot be read or is stored turned.
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return () if self.path is None else (self.path, *self.more_paths)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the stored images. Raises BadSample for one that cannot be read or is stored turned.
 
         A turned image (EXIF) is refused, because coordinates may follow the stored pixels or what a viewer shows.
         """
+        return [self._size(path) for path in self.paths]
+
+    def _size(self, path: Path) -> tuple[int, int]:
         try:
-            with opened_image(self.path) as image:
+            with opened_image(path) as image:
                 turn = orientation(image)
                 size = image.height, image.width
         except BadSample as error:
             raise BadSample(f"{self.where}: {error}") from None
         if turn not in (None, 0, 1):
             raise BadSample(
-                f"{self.where}: the image {self.path} is stored turned (EXIF orientation {turn}), so that coordinates "
+                f"{self.where}: the image {path} is stored turned (EXIF orientation {turn}), so that coordinates "
                 "could follow the stored or the shown pixels; save it upright, without this tag"
             )
         return size
 
-    def target(self, number: int, size_hw: tuple[int, int]) -> RLE:
+    def image_of(self, mask: int) -> int:
+        """The number of the image of a mask."""
+        return self.mask_images[mask] if self.mask_images else 0
+
+    def target(self, number: int, sizes_hw: list[tuple[int, int]]) -> RLE:
         """A mask. Raises BadSample if it is malformed, empty, or of another size."""
         where = f"{self.where}: mask {number}"
-        mask = decode_shape(self.masks[number], size_hw, where)
+        mask = decode_shape(self.masks[number], sizes_hw[self.image_of(number)], where)
         if area_px(mask) == 0:
             raise BadSample(f"{where} has no pixel")
         return mask
 
-    def prompts(self, size_hw: tuple[int, int]) -> dict[int, RLE]:
+    def prompts(self, sizes_hw: list[tuple[int, int]]) -> dict[int, RLE]:
         """The regions. Raises BadSample for one that is malformed, empty, or the same as another."""
         drawn: dict[int, RLE] = {}
         for k, shape in sorted(self.regions.items()):
-            region = _region(shape, size_hw, f"{self.where}: region {k}", PROMPTS[k])
+            image = self.region_images.get(k, 0)
+            region = _region(shape, sizes_hw[image], f"{self.where}: region {k}", PROMPTS[k])
             for other, earlier in drawn.items():
-                if earlier == region:
+                if earlier == region and self.region_images.get(other, 0) == image:
                     raise BadSample(f"{self.where}: regions {other} and {k} are the same pixels; use one of them twice")
             drawn[k] = region
         return drawn
@@ -95,9 +112,21 @@ class JsonlSource(EntrySource[JsonlEntry]):
         entry = self._entries[index]
         if entry.path is None:
             return Sample(entry.key, None, entry.turns)
-        size = entry.size()
-        masks = tuple(entry.target(number, size) for number in range(len(entry.masks)))
-        return Sample(entry.key, entry.path, entry.turns, masks, entry.prompts(size))
+        sizes = entry.sizes()
+        return Sample(
+            entry.key,
+            entry.path,
+            entry.turns,
+            tuple(entry.target(number, sizes) for number in range(len(entry.masks))),
+            entry.prompts(sizes),
+            more_images=entry.more_paths,
+            mask_images=entry.mask_images,
+            prompt_images=entry.region_images,
+        )
+
+    def images(self, index: int) -> tuple[Path, ...]:
+        """All image files of a sample, where `image` gives the first."""
+        return self._entries[index].paths
 
 
 def open_jsonl(root: Path, split: str, data: DataConfig) -> JsonlSource:
@@ -142,17 +171,66 @@ def _parse(row: str, where: str, file: Path) -> JsonlEntry:
     check_masks(turns, masks, where)
     numbered = _numbered(regions, where)
     check_regions(turns, numbered, where)
-    if "image" not in values:
-        raise BadSample(f"{where}: it has no 'image'; write null for a conversation without one")
-    if values["image"] is None and (masks or regions):
+    names = _image_names(values, where)
+    if not names and (masks or regions):
         raise BadSample(f"{where}: it has masks or regions, but no image")
     folder, number = file.parent, int(where.rpartition(":")[2])
-    image = None
-    if values["image"] is not None:
-        image = _find(folder, IMAGE_FOLDERS, member(values, "image", str, where), f"{where}: no image")
+    image, *more = [_find(folder, IMAGE_FOLDERS, name, f"{where}: no image") for name in names] or [None]
+    mask_images = _mask_images(values, masks, names, where)
+    region_images = _region_images(values, numbered, names, where)
     located = [_located(folder, mask, f"{where}: mask {n}") for n, mask in enumerate(masks)]
     placed = {k: _located(folder, region, f"{where}: region {k}") for k, region in numbered.items()}
-    return JsonlEntry(f"{file.name}:{number}", where, number, image, turns, tuple(located), placed)
+    return JsonlEntry(
+        f"{file.name}:{number}", where, number, image, turns, tuple(located), placed,
+        tuple(more), mask_images, region_images,
+    )  # fmt: skip
+
+
+def _image_names(values: dict[str, Any], where: str) -> list[str]:
+    """The name of the "image", or those of several "images"."""
+    if "images" not in values:
+        if "image" not in values:
+            raise BadSample(f"{where}: it has no 'image'; write null for a conversation without one")
+        return [] if values["image"] is None else [member(values, "image", str, where)]
+    names = member(values, "images", list, where)
+    if "image" in values:
+        raise BadSample(f"{where}: it has 'image' and 'images'; give one of them")
+    if not 1 <= len(names) <= MAX_IMAGES or not all(isinstance(name, str) for name in names):
+        raise BadSample(
+            f"{where}: its 'images' are {reprlib.repr(names)}; expected the names of 1 to {MAX_IMAGES} files"
+        )
+    return names
+
+
+def _mask_images(values: dict[str, Any], masks: list[Any], names: list[str], where: str) -> tuple[int, ...]:
+    """Of several images, the number of each mask's."""
+    numbers = values.get("mask_images")
+    if numbers is None and (len(names) < 2 or not masks):
+        return ()
+    if not isinstance(numbers, list) or len(numbers) != len(masks) or not all(_is_image(n, names) for n in numbers):
+        raise BadSample(
+            f"{where}: its 'mask_images' are {reprlib.repr(numbers)}; expected for each of the {len(masks)} masks the "
+            f"number of its image, 0 to {len(names) - 1}"
+        )
+    return tuple(numbers)
+
+
+def _region_images(values: dict[str, Any], regions: dict[int, Any], names: list[str], where: str) -> dict[int, int]:
+    """Of several images, K -> the number of its region's."""
+    numbers = values.get("region_images")
+    if numbers is None and (len(names) < 2 or not regions):
+        return {}
+    keys = set(map(str, regions))
+    if not isinstance(numbers, dict) or set(numbers) != keys or not all(_is_image(n, names) for n in numbers.values()):
+        raise BadSample(
+            f"{where}: its 'region_images' are {reprlib.repr(numbers)}; expected for the K of each region the number "
+            f"of its image, 0 to {len(names) - 1}"
+        )
+    return {int(k): number for k, number in numbers.items()}
+
+
+def _is_image(number: Any, names: list[str]) -> bool:
+    return type(number) is int and 0 <= number < len(names)
 
 
 def _few(talks: list[Any], where: str) -> list[Any]:

@@ -27,7 +27,7 @@ class PixelSailAdapter:
         prefix = encoder.image_prefix(image, {}, "the image")
         batch = pack([prefix], encoder.tokens.seg, encoder.tokens.vision_patch).to(model.device)
         box = (0.0, 0.0, float(image.width), float(image.height))
-        image_tokens = ImageTokens(batch.patch_index.cpu(), prefix.grid_hw, box)
+        image_tokens = ImageTokens(batch.patch_index.cpu(), batch.grids_hw[0], box)
         recorder = ImageAttention(image_tokens.positions)
         request, stop_ids = GenerationRequest(encoder.question_ids(prompt), 0), (encoder.end_ids[0],)
         with record_attention(model.language_model.get_decoder(), MIXED, recorder):
