@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +48,7 @@ class Preset:
     masks: int
     mask_dim: int
     tied: bool = False  # embeddings and head share their weights
+    images: int = 1  # of the sample
 
 
 PRESETS = {
@@ -89,26 +90,33 @@ def random_batch(preset: Preset, sizes_px: Sequence[tuple[int, int]]) -> Batch:
 
 
 def _sample(preset: Preset, h: int, w: int) -> Encoded:
-    """Random text and an image of h x w patches."""
-    image_tokens = h * w + 2
+    """Random text and images of h x w patches each; the masks are on the last."""
+    block, images = h * w + 2, range(preset.images)
+    image_tokens = block * preset.images
     ids = torch.full((image_tokens + preset.text_tokens,), 30)
-    ids[1 : image_tokens - 1] = PATCH_ID
+    for n in images:
+        ids[n * block + 1 : (n + 1) * block - 1] = PATCH_ID
     ids[image_tokens:] = torch.randint(30, preset.vocab_size, (preset.text_tokens,))
     labels = torch.full_like(ids, IGNORE_LABEL)
     answers = preset.text_tokens // 4  # a quarter of the text is answers, the [SEG]s among them
     ids[-answers::4][: preset.masks] = SEG_ID
     labels[-answers:] = ids[-answers:]
     half = h * w * preset.patch_size**2 // 2  # of the pixels of a mask
-    masks = join_masks([np.array([half, half])] * preset.masks, (h * preset.patch_size, w * preset.patch_size))
+    size_hw, last = (h * preset.patch_size, w * preset.patch_size), preset.images - 1
+    masks = [join_masks([np.array([half, half])] * (preset.masks if n == last else 0), size_hw) for n in images]
+    positions = [image_positions(1, h, w, 1) + n * (max(h, w) + 2) for n in images[:-1]]
+    positions.append(image_positions(1, h, w, 1 + preset.text_tokens) + last * (max(h, w) + 2))
     return Encoded(
         key="bench",
         seed=0,
         input_ids=ids,
         labels=labels,
-        position_ids=image_positions(1, h, w, 1 + preset.text_tokens),
-        patches=torch.randint(256, (h * w, 3 * preset.patch_size**2), dtype=torch.uint8),
-        prompt_ids=torch.full((h * w,), UNPROMPTED),
-        images=(ImageBlock((0, image_tokens), (h, w), masks, tuple(range(preset.masks))),),
+        position_ids=torch.cat(positions, dim=1),
+        patches=torch.randint(256, (preset.images * h * w, 3 * preset.patch_size**2), dtype=torch.uint8),
+        prompt_ids=torch.full((preset.images * h * w,), UNPROMPTED),
+        images=tuple(
+            ImageBlock((n * block, (n + 1) * block), (h, w), masks[n], tuple(range(len(masks[n])))) for n in images
+        ),
     )
 
 
@@ -125,15 +133,28 @@ Losses = Callable[[PixelSail, Batch, LossConfig], Tensor]
 
 
 def measure(
-    preset_name: str, mask_stride: int, tapered: bool, reference: bool, repeats: int, device: str, dtype: torch.dtype
+    preset_name: str,
+    mask_stride: int,
+    tapered: bool,
+    reference: bool,
+    repeats: int,
+    device: str,
+    dtype: torch.dtype,
+    images: int = 1,
 ) -> dict[str, Any]:
-    """Medians over `repeats` interleaved rounds; times in ms, memory in MiB; ratios are reference / ours."""
-    preset = PRESETS[preset_name]
+    """Medians over `repeats` interleaved rounds; times in ms, memory in MiB; ratios are reference / ours.
+
+    With several `images` in the sample, "one_image" is the same with one, and its ratios are ours / one image.
+    """
+    single = PRESETS[preset_name]
+    presets = dict.fromkeys(("ours", "reference"), replace(single, images=images)) | {"one_image": single}
     runs: dict[str, tuple[PixelSail, Batch, Losses]] = {
-        "ours": (*build(preset, mask_stride, tapered, device, dtype), our_losses)
+        "ours": (*build(presets["ours"], mask_stride, tapered, device, dtype), our_losses)
     }
     if reference:
-        runs["reference"] = (*build(preset, mask_stride, False, device, dtype), plain_losses)
+        runs["reference"] = (*build(presets["reference"], mask_stride, False, device, dtype), plain_losses)
+    if images > 1:
+        runs["one_image"] = (*build(single, mask_stride, tapered, device, dtype), our_losses)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for round_number in range(repeats + 1):
         for name, (model, batch, losses) in runs.items():
@@ -141,14 +162,17 @@ def measure(
             if round_number:  # the first is warm-up
                 times[name].append(measured)
     tokens = runs["ours"][1].tokens
-    result = {name: _summary(values, tokens) for name, values in times.items()}
+    result = {name: _summary(values, runs[name][1].tokens) for name, values in times.items()}
     for name in runs:
-        arguments = (preset, mask_stride, tapered and name == "ours", name == "reference", device, dtype)
+        arguments = (presets[name], mask_stride, tapered and name != "reference", name == "reference", device, dtype)
         result[name] |= _peak_memory(arguments)
     settings = {"preset": preset_name, "mask_stride": mask_stride, "head": "tapered" if tapered else "constant width"}
     settings |= {"tokens": tokens, "device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
     if reference:
         settings["ratio"] = {key: _ratio(result["reference"][key], result["ours"][key]) for key in RATIOS}
+    if images > 1:
+        settings["images"] = images
+        settings["ratio_to_one_image"] = {key: _ratio(result["ours"][key], result["one_image"][key]) for key in RATIOS}
     return {"bench": "step", **settings, **result}
 
 

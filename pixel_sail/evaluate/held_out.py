@@ -5,6 +5,7 @@ from __future__ import annotations
 from pixel_sail.config import Config, ConfigError
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.exclude import identities
+from pixel_sail.evaluate.jsonl import JsonlCase
 from pixel_sail.evaluate.kinds import tasks_of
 from pixel_sail.evaluate.runner import open_benchmark
 
@@ -18,7 +19,8 @@ def held_out_images(config: Config) -> frozenset[str]:
     images: set[str] = set()
     for name in (task for kind in config.data.exclude for task in tasks_of(kind)):
         try:
-            images |= identities(case.image for case in open_benchmark(name, config.data.root).cases)
+            for case in open_benchmark(name, config.data.root).cases:
+                images |= identities([path for path, _ in case.images] if isinstance(case, JsonlCase) else [case.image])
         except DatasetError as error:
             raise ConfigError(f"data.exclude: the images of {name} are not known: {error}") from None
     return frozenset(images)

@@ -89,6 +89,23 @@ def test_held_out_images_are_never_drawn(root):
     assert mixture.fingerprint() != free.fingerprint()
 
 
+def test_every_image_of_several_counts(root):
+    """Of a sample in training, and of a question that is scored."""
+    with (root / "mine/train.jsonl").open("a") as file:
+        talk = [{"question": "Same?", "answer": "No."}]
+        file.write("\n" + json.dumps({"images": ["000000000010.png", f"{SHARED:012d}.png"], "conversations": talk}))
+    assert [len(source) for source in opened(config_of(root)).sources] == [3, 5]
+    assert [len(source) for source in opened(config_of(root, "refcoco:val")).sources] == [2, 3]
+    pair = {
+        "images": ["000000000010.png", "000000000099.png"],
+        "conversations": [{"question": "There?", "answer": "[SEG]"}],
+        "masks": [[[0, 0, 3, 0, 3, 3, 0, 3]]],
+        "mask_images": [1],
+    }
+    (root / "mine/scored.jsonl").write_text(json.dumps(pair))
+    assert held_out_images(config_of(root, "jsonl:mine/scored.jsonl")) == {"COCO 10", "COCO 99"}
+
+
 def test_what_is_left_out_is_said(root, monkeypatch, capsys):
     config = config_of(root, "refcoco:val")
     assert exclusion_lines(config, opened(config)) == [

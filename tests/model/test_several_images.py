@@ -20,6 +20,7 @@ from pixel_sail.data.pack import pack
 from pixel_sail.layout import attended, varlen_calls, visible_keys
 from pixel_sail.losses import compute_losses, draw_candidates
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
+from pixel_sail.model.modality_experts import Modality
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.tokens import SEG
 from pixel_sail.types import UNPROMPTED, BadSample, Batch, Sample, Turn
@@ -30,6 +31,7 @@ OPTIONS = {
     "NEO": {"image_positions": "one_step", "image_attention": "patches"},
     "stem": {"small_images": {"stem_widths": [4, 8], "patch_positions": True, "rope_layout": "interleaved"}},
     "pooled": {"region_embedding": "pooled"},
+    "twins": {"vision_experts": True},
 }
 
 
@@ -214,11 +216,21 @@ def dense_states(predictor: Predictor, batch: Batch, attention: str) -> torch.Te
     """(T, D) of one sequence, by torch's own attention under a mask that is written out."""
     names = predictor.encoder.tokenizer.convert_ids_to_tokens(batch.input_ids.tolist())
     mask = brute_force_mask([names], attention)
+    twins = {}
+    if predictor.model.config.architecture.vision_experts:
+        kinds = [name in ("<vision>", "<vpatch>", "</vision>") for name in names]
+        text, visual = ([i for i, kind in enumerate(kinds) if kind == wanted] for wanted in (False, True))
+        twins = {
+            "modality": Modality(
+                *map(lambda places: torch.tensor(places, dtype=torch.int64), (text, visual, np.argsort(text + visual)))
+            )
+        }
     output = predictor.model.language_model.get_decoder()(
         inputs_embeds=predictor.model.embed(batch)[None],
         position_ids=batch.position_ids[:, None],
         attention_mask=mask[None, None],
         use_cache=False,
+        **twins,
     )
     return output.last_hidden_state[0]
 

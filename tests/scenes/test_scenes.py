@@ -15,6 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pixel_sail import scenes
+from pixel_sail.config import DataConfig, MixtureEntry
+from pixel_sail.data.sources import open_source
 from pixel_sail.errors import FileError
 from pixel_sail.scenes import dataset
 
@@ -474,3 +476,28 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_numbers_out_of_range_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="images >= 1"):
         scenes.generate(tmp_path / "out", **({"images": 2, "seed": 0, "long_side_px": 96} | wrong))
+
+
+def test_pairs_show_the_same_object_twice(folder, known, instances):
+    """The region and the mask are the only objects of their colour and kind in their images, which share a split."""
+    objects = {image["file_name"]: image["objects"] for image in known["images"]}
+    splits = {image["file_name"]: image["split"] for image in known["images"]}
+    ids = {json.dumps(a["segmentation"]): a["id"] for a in instances["annotations"]}
+    for split in ("train", "val"):
+        lines = [json.loads(line) for line in (folder / f"pairs_{split}.jsonl").read_text().splitlines()]
+        assert len(lines) > (10 if split == "train" else 0)
+        for line in lines:
+            names = [name.removeprefix("train2014/") for name in line["images"]]
+            assert names[0] != names[1] and {splits[name] == "train" for name in names} == {split == "train"}
+            shown = []
+            for name, mask in zip(names, (line["regions"]["0"], line["masks"][0]), strict=True):
+                (thing,) = [thing for thing in objects[name] if thing["ann_id"] == ids[json.dumps(mask)]]
+                same = [o for o in objects[name] if (o["colour"], o["kind"]) == (thing["colour"], thing["kind"])]
+                assert same == [thing]
+                shown.append((thing["colour"], thing["kind"]))
+            assert shown[0] == shown[1] and line["mask_images"] == [1] and line["region_images"] == {"0": 0}
+    entry = MixtureEntry(source="jsonl", split="pairs_val")
+    source = open_source(entry, DataConfig(root=folder, mixture=[entry]))
+    assert source.problems == []
+    sample = source.sample(0, np.random.default_rng(0))
+    assert len(sample.images) == 2 and sample.mask_images == (1,) and all(path.is_file() for path in sample.images)
