@@ -67,25 +67,15 @@ def as_zoomed(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
     """
     if share == 0 or rng.random() >= share or len(sample.images) != 1:
         return sample
-    masks = [decode_mask(rle) for rle in sample.masks]
-    boxes, first = [_around(mask) for mask in masks], 0
-    turns: list[tuple[Turn, range]] = []  # with the numbers of its masks
-    for turn in sample.turns:
-        turns.append((turn, range(first, first + turn.answer.count(SEG))))
-        first = turns[-1][1].stop
-    factor = math.exp(rng.uniform(*map(math.log, FACTORS)))
-    sides = {
-        around: _side(around, masks[0].shape, factor)
-        for _, own in turns
-        if len(own) and (around := _union([boxes[n] for n in own if boxes[n]]))
-    }
-    small = [around for around, side in sides.items() if side is not None]
-    image = _load(sample) if small else None
-    if image is None or (image.height, image.width) != masks[0].shape:  # the encoder reports it
+    masks, turns = [decode_mask(rle) for rle in sample.masks], _turns(sample)
+    if not masks or sum(len(own) for _, own in turns) != len(masks):  # the encoder reports it
         return sample
-    around = small[rng.integers(len(small))]
-    first_corner, last_corner = _corners(around, sides[around], masks[0].shape)
-    box = _square(rng.integers(first_corner, last_corner + 1), sides[around], masks[0].shape)
+    boxes = [_around(mask) for mask in masks]
+    targets = [_union([boxes[n] for n in own if boxes[n]]) for _, own in turns]
+    box = _drawn_box([target for target in targets if target], masks[0].shape, rng)
+    image = None if box is None else _load(sample)
+    if image is None or any(mask.shape != (image.height, image.width) for mask in masks):  # likewise
+        return sample
     kept = [(turn, own) for turn, own in turns if all(boxes[n] and _inside(boxes[n], box) for n in own)]
     shown = [n for _, own in kept for n in own]
     file = io.BytesIO()
@@ -97,6 +87,24 @@ def as_zoomed(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
         more_images=(file.getvalue(),),
         mask_images=(1,) * len(shown),
     )
+
+
+def _turns(sample: Sample) -> list[tuple[Turn, range]]:
+    """The turns with the numbers of their masks."""
+    ends = np.cumsum([0, *(turn.answer.count(SEG) for turn in sample.turns)]).tolist()
+    return list(zip(sample.turns, map(range, ends, ends[1:]), strict=True))
+
+
+def _drawn_box(targets: list[Box], size_hw: tuple[int, int], rng: np.random.Generator) -> Box | None:
+    """A crop around one of the targets; None where none of them is small."""
+    factor = math.exp(rng.uniform(*map(math.log, FACTORS)))
+    sides = {target: _side(target, size_hw, factor) for target in targets}
+    small = [target for target, side in sides.items() if side is not None]
+    if not small:
+        return None
+    target = small[rng.integers(len(small))]
+    first, last = _corners(target, sides[target], size_hw)
+    return _square(rng.integers(first, last + 1), sides[target], size_hw)
 
 
 def _load(sample: Sample) -> Image.Image:

@@ -56,6 +56,8 @@ def test_the_crop_has_the_target_and_its_turn() -> None:
 def test_shares_and_what_stays_as_it_is() -> None:
     whole = sample()
     assert as_zoomed(whole, 0.0, np.random.default_rng(0)) is whole
+    odd = replace(whole, masks=whole.masks[:2])  # two too few: the encoder says so
+    assert as_zoomed(odd, 1.0, np.random.default_rng(0)) is odd
     drawn = [as_zoomed(whole, 0.25, np.random.default_rng(seed)) is not whole for seed in range(400)]
     assert 70 < sum(drawn) < 130
     large = replace(whole, turns=whole.turns[1:2], masks=whole.masks[1:2])
