@@ -245,7 +245,8 @@ class Predictor:
                 box = zoom_box(np.any(answer.masks, axis=0)) if answer.masks else None
                 if box is not None:
                     images = (chat.image, crop(chat.image, box))
-                    again.append(replace(chat, image=images, questions=[chat.questions[j]]))
+                    asked = [chat.questions[j]]
+                    again.append(replace(chat, image=images, questions=asked, streamer=None, masks_on=-1))
                     places.append((i, j, box))
         for (i, j, box), (closer,) in zip(places, self.chat_many(again, soft=soft), strict=True):
             if any(mask.any() for mask in closer.masks):
