@@ -88,7 +88,7 @@ class Mixture:
         """
         rng = np.random.default_rng((self.seed, position, 4))
         sample = as_users_draw(self.annotated(position), self.prompts, rng)
-        return as_zoomed(sample, self.zoom, np.random.default_rng((self.seed, position, 6)))
+        return as_zoomed(sample, self.zoom, np.random.default_rng((self.seed, position, 7)))
 
     def annotated(self, position: int) -> Sample:
         """The sample at a position, as its source gives it; the generator depends on seed and position only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from pixel_sail.layout import attended, varlen_calls, visible_keys
 from pixel_sail.losses import compute_losses, draw_candidates
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.model.modality_experts import Modality
+from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.tokens import SEG
 from pixel_sail.types import UNPROMPTED, BadSample, Batch, Sample, Turn
@@ -166,7 +168,8 @@ def mask_of_calls(batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_packed_losses_and_masks_are_those_of_plain_loops(options: dict) -> None:
     """The whole model under the dense mask, one sequence, image and mask after the other; and its gradients."""
-    predictor = tiny_predictor(architecture=options | {"mask_scores": True})
+    predictor = with_twins() if "vision_experts" in options else tiny_predictor(architecture=options)
+    predictor.model.add_score_head()
     encoder, model = predictor.encoder, predictor.model
     samples = random_samples(7)
     encoded = [encoder.encode(sample, seed=10 * n) for n, sample in enumerate(samples)]
@@ -210,6 +213,19 @@ def test_packed_losses_and_masks_are_those_of_plain_loops(options: dict) -> None
     torch.testing.assert_close(gradient, theirs, atol=1e-3, rtol=1e-3)
     scores = torch.cat([model(pack([one], *_ids(predictor))).score_logits for one in encoded])
     torch.testing.assert_close(output.score_logits, scores, atol=1e-4, rtol=1e-4)
+
+
+def with_twins() -> Predictor:
+    """A model whose weights for images are others than those for text."""
+    plain = tiny_predictor()
+    config = copy.deepcopy(plain.model.config)
+    config.architecture = config.architecture.model_copy(update={"vision_experts": True})
+    model = PixelSail(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".vision." in name:
+                weight.add_(0.05 * torch.randn_like(weight))
+    return Predictor(model, plain.encoder.tokenizer)
 
 
 def dense_states(predictor: Predictor, batch: Batch, attention: str) -> torch.Tensor:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         encoded = inspected.encoder.encode(sample)
         text = token_text(encoded, inspected.encoder.tokenizer)
         size = sum(map(area_px, sample.masks))
-        grids = ", ".join(str(image.grid_hw) for image in encoded.images) or "none"
+        grids = ", ".join(str(image.grid_hw) for image in encoded.images) or "(0, 0)"
         head = f"{sample.key}\n{len(encoded)} tokens, patches {grids}, {len(sample.masks)} masks"
         head += f" of {size} pixels in all, {len(sample.prompts)} regions, {encoded.dropped_turns} turns dropped"
         texts.append(f"{head}\n{text}\n")
