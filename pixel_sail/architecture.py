@@ -72,6 +72,8 @@ class Architecture(Section):
     mask_channels: list[Width] | None = None
     # a score for each mask (its expected IoU) and the presence of what is asked for (model/score_head.py)
     mask_scores: bool = False
+    # positive and negative clicks in questions, which refine a mask without reading the image again (model/clicks.py)
+    clicks: bool = False
     vision_experts: bool = False  # a twin of every linear and norm for visual tokens, as in EVEv2
     small_images: SmallImages | None = None
 

@@ -15,7 +15,8 @@ VISION_START, VISION_PATCH, VISION_END = "<vision>", "<vpatch>", "</vision>"
 SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"
 MAX_PROMPTS = 15
 PROMPTS = tuple(f"<Prompt{k}>" for k in range(MAX_PROMPTS))
-NO_PROMPT = "<NO_Prompt>"  # never used; kept so that the ids of research checkpoints do not change
+NO_PROMPT = "<NO_Prompt>"  # the ids of research checkpoints count it; unused there
+CLICK = NO_PROMPT  # stands for a click in a question to a model that takes them (architecture.clicks)
 
 IMAGE_TOKENS = (VISION_START, VISION_PATCH, VISION_END)
 # In the order of the research checkpoints, whose ids are consecutive from [SEG] on.
@@ -34,6 +35,7 @@ class SpecialTokens:
     seg: int
     phrase_start: int
     phrase_end: int
+    click: int
     prompts: tuple[int, ...]  # MAX_PROMPTS ids; prompts[k] is that of <PromptK>
 
     @property
@@ -51,7 +53,7 @@ class SpecialTokens:
                 f"the tokenizer lacks the special tokens {missing}; call pixel_sail.tokens.add_special_tokens on it "
                 "(tools/convert.py does) and save it beside the model"
             )
-        ids = [vocabulary[token] for token in (*IMAGE_TOKENS, SEG, PHRASE_START, PHRASE_END)]
+        ids = [vocabulary[token] for token in (*IMAGE_TOKENS, SEG, PHRASE_START, PHRASE_END, CLICK)]
         return cls(*ids, prompts=tuple(vocabulary[token] for token in PROMPTS))
 
 

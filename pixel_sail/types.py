@@ -26,6 +26,7 @@ from pixel_sail.errors import UserError
 from pixel_sail.layout import Span, VarlenCall, attended, blocks_of, two_way_run
 
 IGNORE_LABEL = -100
+CLICK_VALUES = 4  # that describe a click, see Clicks
 UNPROMPTED = -1
 
 
@@ -49,11 +50,21 @@ class RLE(TypedDict):
 
 
 @dataclass(frozen=True)
+class Click:
+    """A point that belongs to the mask (positive) or does not, in pixels of the stored image."""
+
+    x: float
+    y: float
+    positive: bool
+
+
+@dataclass(frozen=True)
 class Turn:
     """One question and its answer. `[SEG]` in the answer stands for a mask, `<PromptK>` names a region."""
 
     question: str
     answer: str
+    clicks: tuple[Click, ...] = ()  # one for each CLICK token of the question, in reading order
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,25 @@ class ImageBlock:
 
 
 @dataclass(frozen=True)
+class Clicks:
+    """The clicks of a sequence, or of a batch: each is a token of the text, and the patch that it is on."""
+
+    tokens: Tensor  # (n,) int64, among the tokens of the sequence or the batch
+    patches: Tensor  # (n,) int64, among the patches of all images of the sequence or the batch
+    # (n, 4) float32: positive, negative (one is 1, the other 0), and its place in the patch from the centre, x and y in
+    # -1..1
+    values: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.numel()
+
+    @classmethod
+    def none(cls) -> Clicks:
+        empty = torch.empty(0, dtype=torch.int64)
+        return cls(empty, empty, torch.empty(0, CLICK_VALUES))
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One sequence of tokens and patches, ready to be packed."""
 
@@ -138,6 +168,7 @@ class Encoded:
     # experts
     expert_features: tuple[dict[str, Tensor], ...] = ()
     is_text: bool = False  # plain text: its labels answer nothing
+    clicks: Clicks = field(default_factory=Clicks.none)
 
     def __len__(self) -> int:
         return self.input_ids.numel()
@@ -181,6 +212,7 @@ class Batch:
     dropped_turns: int = 0
     # expert -> one tensor per image, (0,) for a sequence without
     expert_features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    clicks: Clicks = field(default_factory=Clicks.none)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`. From pinned memory (`pin_memory`) to a GPU, nobody waits for the copies."""

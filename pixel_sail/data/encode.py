@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.architecture import Architecture
 from pixel_sail.data.chat import ChatFormat
+from pixel_sail.data.clicks import place_clicks
 from pixel_sail.data.image import load_image, to_patches
 from pixel_sail.data.limits import MAX_TURNS
 from pixel_sail.data.lost_masks import without_lost_masks
@@ -22,8 +23,17 @@ from pixel_sail.data.masks import mask_runs
 from pixel_sail.data.prompts import prompt_ids
 from pixel_sail.data.runs import join_masks, resize_runs
 from pixel_sail.data.text import refuse_text
-from pixel_sail.tokens import MAX_PROMPTS, SEG, VISION_END, VISION_PATCH, VISION_START, SpecialTokens, prompt_names
-from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Encoded, ImageBlock, Sample
+from pixel_sail.tokens import (
+    CLICK,
+    MAX_PROMPTS,
+    SEG,
+    VISION_END,
+    VISION_PATCH,
+    VISION_START,
+    SpecialTokens,
+    prompt_names,
+)
+from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Click, Clicks, Encoded, ImageBlock, Sample
 
 
 class ImageFeatures(Protocol):
@@ -80,6 +90,12 @@ class Encoder:
         kept = sum(turn.answer.count(SEG) for turn in sample.turns[:turns])  # masks
         text_start = int(prefix.position_ids[0, -1]) + 1 if len(prefix) else 0
         text_positions = torch.arange(text_start, text_start + len(ids)).expand(3, -1)
+        clicks = [click for turn in sample.turns[:turns] for click in turn.clicks]
+        first_hw = (images[0].height, images[0].width) if images else (1, 1)
+        placed = self.clicks(ids, clicks, prefix.images, first_hw, sample.key)
+        if len(placed):
+            of_patches = prefix.position_ids[:, prefix.input_ids == self.tokens.vision_patch]
+            text_positions = text_positions.index_copy(1, placed.tokens, of_patches[:, placed.patches])
         return Encoded(
             key=sample.key,
             seed=seed,
@@ -96,6 +112,7 @@ class Encoder:
             lm_weight=self.lm_weight_with_masks if kept else 1.0,
             dropped_turns=len(sample.turns) - turns + lost + sample.dropped_turns,
             expert_features=self._features(sample, images),
+            clicks=replace(placed, tokens=placed.tokens + len(prefix)),
         )
 
     def _plain(self, sample: Sample, seed: int) -> Encoded:
@@ -190,6 +207,37 @@ class Encoder:
         for number, (asked, answered) in enumerate(history):
             ids += self._turn_ids(number, asked) + self.text_ids(self.chat.answer(answered)) + self.end_ids
         return ids + self._turn_ids(len(history), question)
+
+    def clicks(
+        self,
+        ids: Sequence[int],
+        clicks: Sequence[Click],
+        images: Sequence[ImageBlock],
+        size_hw: tuple[int, int],
+        where: str,
+        on: int = 0,
+    ) -> Clicks:
+        """The clicks of a text, in the order of its CLICK tokens; none for a model that takes no clicks.
+
+        They are all on one of the `images` of the sequence, the number `on` from 0, of `size_hw` pixels. Raises
+        BadSample, beginning with `where`, if their number is not that of the tokens, for a click outside of the image,
+        if there is no image, and for clicks on a model that takes none.
+        """
+        if not self.architecture.clicks:
+            if clicks:
+                raise BadSample(f"{where}: it has clicks, and the model takes none (architecture.clicks)")
+            return Clicks.none()
+        tokens = [place for place, token in enumerate(ids) if token == self.tokens.click]
+        if len(tokens) != len(clicks):
+            raise BadSample(
+                f"{where}: the text has {len(tokens)} {CLICK}, which stand for clicks, and there are {len(clicks)} "
+                "clicks"
+            )
+        if not clicks:
+            return Clicks.none()
+        grids = [image.grid_hw for image in images] or [(0, 0)]
+        placed = place_clicks(tokens, clicks, size_hw, grids[on], where)
+        return replace(placed, patches=placed.patches + sum(h * w for h, w in grids[:on]))
 
     def _turn_ids(self, number: int, question: str) -> list[int]:
         """Tokens of a question as the number-th turn of a conversation, up to its answer."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixel_sail.layout import Span, varlen_calls
-from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Encoded, ImageBlock, Masks
+from pixel_sail.types import IGNORE_LABEL, UNPROMPTED, Batch, Clicks, Encoded, ImageBlock, Masks
 
 NO_IMAGE = ImageBlock((0, 0), (0, 0), Masks(torch.empty(0, dtype=torch.int32), 0, (0, 0)), ())
 
@@ -61,6 +61,7 @@ def pack(sequences: Sequence[Encoded], seg_id: int, patch_id: int) -> Batch:
             name: tuple(of_image.get(name, torch.empty(0)) for of_image in features)
             for name in sorted({name for of_image in features for name in of_image})
         },
+        clicks=_clicks(sequences, starts),
     )
 
 
@@ -96,6 +97,17 @@ def _by_image(segs: Tensor, images: Sequence[Sequence[ImageBlock]]) -> Tensor:
         before = len(order)
         order += [before + n for image in of_sequence for n in image.segs]
     return segs[torch.tensor(order, dtype=torch.int64)]
+
+
+def _clicks(sequences: Sequence[Encoded], starts: Sequence[int]) -> Clicks:
+    """The clicks of all sequences, among the packed tokens and patches. `starts`: the first token of each sequence."""
+    first_patches = torch.tensor([0] + [len(s.patches) for s in sequences]).cumsum(0).tolist()
+    own = [s.clicks for s in sequences]
+    return Clicks(
+        tokens=torch.cat([c.tokens + start for c, start in zip(own, starts, strict=False)]),
+        patches=torch.cat([c.patches + first for c, first in zip(own, first_patches, strict=False)]),
+        values=torch.cat([c.values for c in own]),
+    )
 
 
 def _before_answers(labels: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pixel_sail.model.axis_attention import head_widths
 from pixel_sail.model.backbone import cache_argument
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.model.score_head import ScoreHead
-from pixel_sail.types import Batch
+from pixel_sail.types import Batch, Clicks
 
 NOT_FINITE = -1  # in place of a token
 
@@ -60,7 +60,8 @@ class GenerationRequest:
     """One question: its tokens, its images, and the first tokens of its answer if they are fixed.
 
     A [SEG] in `answer_ids` gets a mask, a [SEG] in `question_ids` does not. `on_token` is called with each new token
-    of the answer as soon as it is chosen, without the stop token.
+    of the answer as soon as it is chosen, without the stop token. `clicks`: those of the question, on
+    patches of its images.
     """
 
     question_ids: list[int]
@@ -68,6 +69,7 @@ class GenerationRequest:
     answer_ids: tuple[int, ...] = ()
     on_token: Callable[[int], None] | None = None
     masks_on: int = 0  # which image of the sequence the masks are on
+    clicks: Clicks | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Generated:
 @torch.inference_mode()
 def generate(
     model: PixelSail,
-    prefixes: Batch | None,
+    prefixes: Batch | Sequence[ReadImages] | None,
     requests: Sequence[GenerationRequest],
     seg_id: int,
     stop_ids: tuple[int, ...],
@@ -97,11 +99,12 @@ def generate(
 ) -> list[Generated]:
     """Answer questions about the images in `prefixes`, at most `max_rows` at a time. Each image is read once.
 
-    `prefixes`: packed sequences, each of image blocks; None if no question is about an image.
+    `prefixes`: packed sequences, each of image blocks, or what `read_images` gave for them; None if no question is
+    about an image.
     `is_complete(answer tokens)`: whether an answer ends without its stop token, for example at a stop string.
     The limit on new tokens never loses a mask: the state of a [SEG] that is emitted last is still read.
     """
-    read = [] if prefixes is None else _read_prefixes(model, prefixes)
+    read = read_images(model, prefixes) if isinstance(prefixes, Batch) else list(prefixes or ())
     rows = [_Row.of(request, read) for request in requests]
     for first in range(0, len(rows), max_rows):
         _answer(_Decoding(model, rows[first : first + max_rows], seg_id), stop_ids, sampling, is_complete)
@@ -112,13 +115,16 @@ def generate(
 
 
 @dataclass(frozen=True, eq=False)
-class _Images:
+class ReadImages:
     """The images of a sequence after reading: keys and values of each layer, and where the text continues."""
 
     layers: list[tuple[Tensor, Tensor]]  # (1, kv heads, tokens, d) each
     patch_states: list[Tensor]  # (h, w, D) of each image
     next_position: int
     regions: Tensor | None  # (15, D) pooled, to add at their names; None if they are fused into the patches
+    # of a model that takes clicks: the embedded patches of all images (sum N, D), and their positions (3, sum N)
+    patches: Tensor | None
+    patch_positions: Tensor
 
 
 @dataclass(eq=False)
@@ -126,7 +132,7 @@ class _Row:
     """The state of a question while its answer is generated."""
 
     request: GenerationRequest
-    images: _Images | None
+    images: ReadImages | None
     next_position: int
     answer: list[int]
     seg_states: list[Tensor] = field(default_factory=list)  # (D,) of each [SEG] of the answer
@@ -134,28 +140,37 @@ class _Row:
     running: bool = True
 
     @classmethod
-    def of(cls, request: GenerationRequest, read: list[_Images]) -> _Row:
+    def of(cls, request: GenerationRequest, read: list[ReadImages]) -> _Row:
         images = None if request.image is None else read[request.image]
         return cls(request, images, 0 if images is None else images.next_position, list(request.answer_ids))
 
 
-def _read_prefixes(model: PixelSail, prefixes: Batch) -> list[_Images]:
+@torch.inference_mode()
+def read_images(model: PixelSail, prefixes: Batch) -> list[ReadImages]:
+    """Read packed sequences of image blocks, once for all the questions that are asked about them."""
     cache = DynamicCache()
     embeds = model.embed(prefixes)
     hidden = model.decode(embeds, prefixes.position_ids, model.layout(prefixes, embeds.dtype), cache)
     patches = iter(hidden[prefixes.patch_index].split([h * w for h, w in prefixes.grids_hw]))
-    pooled = model.pooled_regions(prefixes)
-    regions = [None] * len(prefixes.spans) if pooled is None else list(pooled)
+    sizes = [sum(h * w for h, w in grids_hw) for grids_hw in prefixes.grids_by_sequence]
+    positions = prefixes.position_ids[:, prefixes.patch_index].split(sizes, dim=1)
+    pooled, embedded = model.pooled_regions(prefixes), model.clickable_patches(prefixes)
+    regions = [None] * len(sizes) if pooled is None else list(pooled)
+    clickable = [None] * len(sizes) if embedded is None else embedded.split(sizes)
     return [
-        _Images(
+        ReadImages(
             layers=[
                 (layer.keys[:, :, span[0] : span[-1]], layer.values[:, :, span[0] : span[-1]]) for layer in cache.layers
             ],
             patch_states=[next(patches).view(h, w, -1) for h, w in grids_hw],
             next_position=int(prefixes.position_ids[:, span[-1] - 1].max()) + 1,
             regions=drawn,
+            patches=of_clicks,
+            patch_positions=places,
         )
-        for span, grids_hw, drawn in zip(prefixes.spans, prefixes.grids_by_sequence, regions, strict=True)
+        for span, grids_hw, drawn, of_clicks, places in zip(
+            prefixes.spans, prefixes.grids_by_sequence, regions, clickable, positions, strict=True
+        )
     ]
 
 
@@ -218,7 +233,9 @@ class _Decoding:
         causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         starts = torch.tensor([row.next_position for row in rows], device=device)
         diagonal = torch.eye(longest, dtype=torch.bool, device=device)  # padding sees itself: no softmax is empty
-        hidden = self._forward(ids, starts[:, None] + columns, causal & self.owned[:, None] | diagonal)
+        positions = (starts[:, None] + columns).expand(3, -1, -1)
+        embeds, positions = self._with_clicks(self.model.embed_text(ids, self.regions), positions)
+        hidden = self._forward(embeds, positions, causal & self.owned[:, None] | diagonal)
         for row, text, states in zip(rows, texts, hidden, strict=True):
             row.next_position += len(text)
             answer = range(len(row.request.question_ids), len(text))
@@ -234,18 +251,32 @@ class _Decoding:
         on_gpu = self.model.device.type == "cuda"  # a copy from pinned memory does not wait
         ids, positions = (host.pin_memory() if on_gpu else host).to(self.model.device, non_blocking=on_gpu).split(1, 1)
         self.owned = torch.cat([self.owned, self.owned.new_ones(len(tokens), 1)], dim=1)
-        hidden = self._forward(ids, positions, self.owned[:, None])[:, 0]
+        embeds = self.model.embed_text(ids, self.regions)
+        hidden = self._forward(embeds, positions.expand(3, -1, -1), self.owned[:, None])[:, 0]
         for row, token, state in zip(rows, tokens, hidden, strict=True):
             row.next_position += 1
             if row.running and token == self.seg_id:
                 row.seg_states.append(state)
         return self._logits(hidden)
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _with_clicks(self, embeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (Q, T, D) and positions (3, Q, T) of the questions, with their clicks: see model/clicks.py."""
+        for number, row in enumerate(self.rows):
+            clicks = row.request.clicks
+            if clicks is not None and len(clicks):
+                at = clicks.tokens.to(embeds.device) + number * embeds.shape[1]
+                on = clicks.patches.to(embeds.device)
+                added = self.model.fusion.clicks(row.images.patches[on], clicks.values.to(embeds.device))
+                embeds = embeds.flatten(0, 1).index_add(0, at, added.to(embeds.dtype)).view_as(embeds)
+                places = row.images.patch_positions[:, on]
+                positions = positions.flatten(1).index_copy(1, at, places).view_as(positions)
+        return embeds, positions
+
+    def _forward(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         decoder = self.model.language_model.get_decoder()
         output = decoder(
-            inputs_embeds=self.model.embed_text(ids, self.regions),
-            position_ids=positions.expand(3, -1, -1),
+            inputs_embeds=embeds,
+            position_ids=positions,
             attention_mask=mask[:, None],
             use_cache=True,
             prefixes=self.prefixes,
@@ -295,7 +326,7 @@ def _choose(logits: Tensor, sampling: Sampling) -> list[int]:
     return scores.argmax(-1).masked_fill(broken, NOT_FINITE).tolist()
 
 
-def _masks(model: PixelSail, read: list[_Images], rows: list[_Row]) -> list[Tensor]:
+def _masks(model: PixelSail, read: list[ReadImages], rows: list[_Row]) -> list[Tensor]:
     """Logits (K, h', w') of each row. An image goes through the mask head once for all of its questions."""
     masks = {id(row): torch.empty(0, 1, 1, device=model.device) for row in rows}
     segmented = []

@@ -22,6 +22,7 @@ from pixel_sail.folders.weight_files import Shapes, WeightFiles, check_finite, c
 from pixel_sail.model.adapter import merge_adapter, split_adapter
 from pixel_sail.model.attention import AttentionLayout, choose_kernel, kernel_of
 from pixel_sail.model.backbone import build_decoder, cache_argument
+from pixel_sail.model.clicks import ClickEmbedding
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config
 from pixel_sail.model.mask_head import MaskHead
 from pixel_sail.model.modality_experts import Modality
@@ -80,6 +81,11 @@ class PixelSail(PreTrainedModel):
         head = ScoreHead(self.config.text_config.hidden_size)
         self.score_head = head.to(self.device, self.mask_head.seg_projector[0].weight.dtype).train(self.training)
 
+    def add_clicks(self) -> None:
+        """Let a model that takes no clicks take them, with initial weights, in the model's dtype, on its device."""
+        clicks = ClickEmbedding(self.config.text_config.hidden_size)
+        self.fusion.clicks = clicks.to(self.device, self.fusion.patch_linear.weight.dtype).train(self.training)
+
     def compile_layers(self, **options: Any) -> None:
         """Compile each decoder layer and the mask blocks, for inputs of any size; `options` are torch.compile's.
 
@@ -114,10 +120,14 @@ class PixelSail(PreTrainedModel):
             return None
         return pool_regions(self.fusion.embed_patches(batch), batch)
 
+    def clickable_patches(self, batch: Batch) -> Tensor | None:
+        """The embedded patches (sum N, D) that clicks echo; None of a model that takes no clicks."""
+        return None if self.fusion.clicks is None else self.fusion.embed_patches(batch)
+
     def embed_text(self, input_ids: Tensor, regions: Tensor | None) -> Tensor:
         """Embeddings (Q, T, D) of rows of text that continue an image. `regions`: (Q, 15, D), pooled, of their images.
 
-        With `regions` None nothing is added to the tokens: the regions are in the patches.
+        With `regions` None nothing is added to the tokens: the regions are in the patches. Clicks are not added yet.
         """
         embeds = self.language_model.get_input_embeddings()(input_ids)
         if regions is None:

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pixel_sail.architecture import Architecture
+from pixel_sail.model.clicks import ClickEmbedding
 from pixel_sail.model.patch_positions import POSITION_VALUES, position_values
 from pixel_sail.model.pixels import normalize
 from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence_of_tokens
@@ -32,6 +33,7 @@ class PatchFusion(nn.Module):
 
     `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt is added to patches and there
     is no `prompt_linear`. The mean of a region's embedded patches is added to its name in the text instead.
+    `clicks`: the text may have clicks (ClickEmbedding).
     """
 
     def __init__(self, architecture: Architecture, hidden_size: int):
@@ -53,6 +55,7 @@ class PatchFusion(nn.Module):
         self.pooled, self.prompt_linear = architecture.region_embedding == "pooled", None
         if not self.pooled and architecture.prompt_linear:
             self.prompt_linear = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.clicks = ClickEmbedding(hidden_size) if architecture.clicks else None
 
     def forward(self, text_embeds: Tensor, prompt_embeds: Tensor, prompt_token_ids: Tensor, batch: Batch) -> Tensor:
         """(L, D) from the token embeddings (L, D) and those of the prompt tokens (15, D), whose ids are (15,).
@@ -61,6 +64,9 @@ class PatchFusion(nn.Module):
         """
         visual = self.embed_patches(batch)
         embeds = text_embeds.index_add(0, batch.patch_index, visual.to(text_embeds.dtype))
+        if self.clicks is not None:  # runs always, as below
+            clicked = self.clicks(visual.index_select(0, batch.clicks.patches), batch.clicks.values)
+            embeds = embeds.index_add(0, batch.clicks.tokens, clicked.to(embeds.dtype))
         if self.pooled:
             regions = pool_regions(visual, batch)
             return add_at_names(embeds, batch.input_ids, prompt_token_ids, regions, sequence_of_tokens(batch))

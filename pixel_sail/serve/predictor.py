@@ -300,7 +300,7 @@ class Predictor:
                 requests.append(GenerationRequest(question_ids, image, on_token=on_token, masks_on=chat.masks_on[j]))
                 positions.append((i, j))
         stops = (self.encoder.end_ids[0], *self.stop_ids)
-        ended = self._ends_in(sampling.stop_strings) if sampling.stop_strings else None
+        ended = self.ends_in(sampling.stop_strings)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
             generated = generate(self.model, prefixes, requests, tokens.seg, stops, sampling, ended, MAX_ROWS)
         by_position = dict(zip(positions, generated, strict=True))
@@ -308,19 +308,23 @@ class Predictor:
             [
                 Answer(_not_drawn(chat.undrawn[j]), [])
                 if chat.undrawn[j]
-                else self._read(by_position[i, j], chat.sizes_hw[chat.masks_on[j]], sampling.stop_strings, soft)
+                else self.read_answer(by_position[i, j], chat.sizes_hw[chat.masks_on[j]], sampling.stop_strings, soft)
                 for j in range(len(chat.questions))
             ]
             for i, chat in enumerate(chats)
         ]
 
-    def _ends_in(self, stop_strings: tuple[str, ...]):
+    def ends_in(self, stop_strings: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
+        """Whether the tokens of an answer hold one of these strings; None without strings."""
         tokenizer = self.encoder.tokenizer
+        if not stop_strings:
+            return None
         return lambda token_ids: any(stop in tokenizer.decode(token_ids) for stop in stop_strings)
 
-    def _read(
+    def read_answer(
         self, generated: Generated, size_hw: tuple[int, int], stop_strings: tuple[str, ...], soft: bool
     ) -> Answer:
+        """What was generated about an image of `size_hw`, up to the first of `stop_strings`."""
         text = self.encoder.answer_text(generated.token_ids)
         for stop in stop_strings:
             text = text.partition(stop)[0]
@@ -351,11 +355,15 @@ def _masks_on(chat: Chat, images: int) -> list[int]:
     asked = [chat.masks_on] * len(chat.questions) if isinstance(chat.masks_on, int) else list(chat.masks_on)
     if len(asked) != len(chat.questions):
         raise UserError(f"masks_on has {len(asked)} numbers for {len(chat.questions)} questions; give one for each")
-    wrong = [number for number in asked if not -images <= number < images]
-    if wrong:
+    return [image_number(number, images) for number in asked]
+
+
+def image_number(masks_on: int, images: int) -> int:
+    """The number, from 0, of one of so many images. Raises UserError for an image that is not there."""
+    if not -images <= masks_on < images:
         there = "there is one image" if images == 1 else f"there are {images} images"
-        raise UserError(f"masks_on is {wrong[0]}, and {there}: they are counted from 0")
-    return [number % images for number in asked]
+        raise UserError(f"masks_on is {masks_on}, and {there}: they are counted from 0")
+    return masks_on % images
 
 
 def _only(image: ImageInput | Sequence[ImageInput] | None) -> Image.Image:

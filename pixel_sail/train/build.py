@@ -48,6 +48,8 @@ def build_model(
         model, tokenizer = load_start(config.train.init_from, place)
         if config.architecture.mask_scores and model.score_head is None:
             model.add_score_head()
+        if config.architecture.clicks and model.fusion.clicks is None:
+            model.add_clicks()
     elif config.model.base is not None:
         model, tokenizer = from_language_model(config.model, config.architecture, question, config.data.hide, place)
     else:
@@ -57,7 +59,7 @@ def build_model(
     if not place.later:
         place.put(model)
     model.attention_kernel = config.model.attention
-    model.config.architecture = config.architecture  # of train.init_from two keys may differ, see with_start
+    model.config.architecture = config.architecture  # of train.init_from some keys may differ, see with_start
     model.config.hide = config.data.hide
     return model, tokenizer
 

@@ -53,8 +53,9 @@ def model_folder(path: Path) -> Path:
 def with_start(config: Config) -> Config:
     """The config with its section `architecture` taken from train.init_from; unchanged without train.init_from.
 
-    Two keys of it may be given. `max_side_px`, on which no weight depends: a model can continue at another resolution.
-    And `mask_scores: true`: a model without a score head gets one, on which nothing else depends.
+    Three keys of it may be given. `max_side_px`, on which no weight depends: a model can continue at another
+    resolution. `mask_scores: true`: a model without a score head gets one, on which nothing else depends. And `clicks:
+    true`: a model that takes no clicks learns them; until it does, nothing else changes.
     `model.base` and `model.scratch` are ignored. Raises FileNotFoundError if there is no model, and ConfigError that
     lists the given keys of `architecture` (and `model.chat_format`) that contradict the checkpoint.
     """
@@ -63,8 +64,7 @@ def with_start(config: Config) -> Config:
     start = _model_config(model_folder(config.train.init_from))
     requested = config.architecture.model_dump(exclude_unset=True)
     given = {"max_side_px": requested.pop("max_side_px", start.architecture.max_side_px)}
-    if requested.get("mask_scores"):
-        given["mask_scores"] = requested.pop("mask_scores")
+    given |= {key: requested.pop(key) for key in ("mask_scores", "clicks") if requested.get(key)}
     contradictions = _contradictions(requested, start.architecture.model_dump(), "architecture")
     if config.model.chat_format not in ("auto", start.chat_format):
         contradictions.append(f"model.chat_format: config {config.model.chat_format}, checkpoint {start.chat_format}")

@@ -16,7 +16,7 @@ from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box
 from pixel_sail.data.runs import join_masks
-from pixel_sail.model.generation import GenerationRequest, Sampling, _Decoding, _read_prefixes, _Row, generate
+from pixel_sail.model.generation import GenerationRequest, Sampling, _Decoding, _Row, generate, read_images
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.model.pixels import normalize
 from pixel_sail.serve.predictor import Chat, Predictor
@@ -122,9 +122,10 @@ def test_generation_from_the_cache_is_the_whole_forward_pass(predictor: Predicto
     assert not torch.allclose(answers[0].mask_logits, answers[1].mask_logits, atol=1e-2)
 
 
+@torch.inference_mode()
 def test_a_question_without_an_image_gets_no_region_of_its_neighbour(predictor: Predictor) -> None:
     tokens, model = predictor.encoder.tokens, predictor.model
-    images = _read_prefixes(model, pack([prefix(predictor, TWO)], tokens.seg, tokens.vision_patch))
+    images = read_images(model, pack([prefix(predictor, TWO)], tokens.seg, tokens.vision_patch))
     question = predictor.encoder.question_ids("What is <Prompt0>?")
     rows = [_Row.of(GenerationRequest(question, image), images) for image in (0, None)]
     together = _Decoding(model, rows, tokens.seg).read()
