@@ -167,6 +167,13 @@ class PromptConfig(Section):
         return self
 
 
+class ClickConfig(Section):
+    """How often training follows a mask with clicks that mend it. See data/refinement.py; needs architecture.clicks."""
+
+    share: float = Field(0.5, gt=0, le=1)  # of the samples with masks
+    turns: int = Field(6, ge=1, le=50)  # of clicks about one mask, at most; each has a click, or two or three
+
+
 class DataConfig(Section):
     """What the model is trained on, and how samples become sequences."""
 
@@ -185,6 +192,7 @@ class DataConfig(Section):
     # share of the samples that get a second image where a target is small: a crop around it, with the masks on it
     # (data/zoom.py); tools/predict.py --zoom needs a model that was trained so
     zoom: float = Field(0.0, ge=0, le=1)
+    clicks: ClickConfig | None = None  # turns of clicks that refine a mask; None: none
     # blind baselines: hide the expression, hide the image, or name prompts in the text without drawing them
     hide: Literal["none", "text", "image", "prompts"] = "none"
     workers: int = Field(2, ge=0, le=1024)  # processes that read data, for each process that trains

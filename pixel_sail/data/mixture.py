@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pixel_sail.config import Config, DataConfig, PromptConfig
+from pixel_sail.config import ClickConfig, Config, DataConfig, PromptConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.exclude import RemainingSource
+from pixel_sail.data.refinement import with_clicks
 from pixel_sail.data.regions import as_users_draw
 from pixel_sail.data.shards import Sharded, ShardOrder, ShardSource
 from pixel_sail.data.sources import Source, open_source
@@ -43,6 +44,7 @@ class Mixture:
         seed: int,
         prompts: PromptConfig | None = None,
         zoom: float = 0.0,
+        clicks: ClickConfig | None = None,
     ):
         if len(sources) != len(weights) or not sources:
             raise ValueError(
@@ -50,7 +52,7 @@ class Mixture:
             )
         self.sources = list(sources)
         self.seed = seed
-        self.prompts, self.zoom = prompts or PromptConfig(), zoom
+        self.prompts, self.zoom, self.clicks = prompts or PromptConfig(), zoom, clicks
         self.draws_per_block = _largest_remainder(weights, BLOCK)
         for number, (source, draws) in enumerate(zip(self.sources, self.draws_per_block, strict=True)):
             if len(source) == 0:
@@ -82,13 +84,16 @@ class Mixture:
         return source.image_head(index) if isinstance(source, Sharded) else source.image(index)
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position, its regions drawn as users do, and with a crop at the rate of data.zoom.
+        """The sample at a position, its regions drawn, and its masks refined, as users do; and with crops (data.zoom).
 
         Raises BadSample as the source does.
         """
         rng = np.random.default_rng((self.seed, position, 4))
         sample = as_users_draw(self.annotated(position), self.prompts, rng)
-        return as_zoomed(sample, self.zoom, np.random.default_rng((self.seed, position, 7)))
+        sample = as_zoomed(sample, self.zoom, np.random.default_rng((self.seed, position, 7)))
+        if self.clicks is None:
+            return sample
+        return with_clicks(sample, self.clicks, np.random.default_rng((self.seed, position, 6)))
 
     def annotated(self, position: int) -> Sample:
         """The sample at a position, as its source gives it; the generator depends on seed and position only."""
@@ -144,8 +149,8 @@ def open_mixture(config: Config, held_out: frozenset[str] = frozenset()) -> Mixt
                 f"data.exclude leaves nothing of {entry.source} ({entry.split}): all {source.excluded} samples are of "
                 f"images of {', '.join(config.data.exclude)}"
             )
-    weights = [entry.weight for entry in config.data.mixture]
-    return Mixture(sources, weights, config.run.seed, config.data.prompts, config.data.zoom)
+    weights, data = [entry.weight for entry in config.data.mixture], config.data
+    return Mixture(sources, weights, config.run.seed, data.prompts, data.zoom, data.clicks)
 
 
 def _open_sources(data: DataConfig) -> list[Source]:

@@ -124,6 +124,8 @@ def prepare_folder(config: Config, state: TrainState) -> None:
 
 def _read(config: Config) -> tuple[Config, Mixture, dict[str, Benchmark]]:
     config = with_start(config)
+    if config.data.clicks is not None and not config.architecture.clicks:
+        raise ConfigError("data.clicks needs architecture.clicks=true: the model takes no clicks")
     check_distribution(config.train, distributed.world_size())
     benchmarks = open_benchmarks(config)
     return config, open_mixture(config, held_out_images(config)), benchmarks
