@@ -86,6 +86,11 @@ GAR_BENCH = Names(
     "a task: all three",
     tasks=("gar_bench:vqa", "gar_bench:simple", "gar_bench:detailed"),
 )
+CLICKS = Names(
+    ("clicks",),
+    f"clicks:{'|'.join(REFER)}|grefcoco:SPLIT",
+    "clicks that a mask needs (NoC@80, NoC@90), simulated, from the first phrase of each object and by clicks alone",
+)
 KINDS = (
     REFERRING,
     PERBENCH,
@@ -99,6 +104,7 @@ KINDS = (
     REF_L4,
     DLC_BENCH,
     GAR_BENCH,
+    CLICKS,
 )
 
 

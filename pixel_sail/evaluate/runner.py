@@ -20,6 +20,7 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.durable import append_json_line, write_json
 from pixel_sail.errors import UserError
 from pixel_sail.evaluate import (
+    clicks,
     concepts,
     dlc_bench,
     gar_bench,
@@ -55,6 +56,7 @@ BENCHMARKS: tuple[BenchmarkKind, ...] = (
     ref_l4.BENCHMARK,
     dlc_bench.BENCHMARK,
     gar_bench.BENCHMARK,
+    clicks.BENCHMARK,
 )
 
 
