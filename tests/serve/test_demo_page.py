@@ -25,6 +25,7 @@ from pixel_sail.commands import demo
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.serve.demo.examples import FILE, Example, box
 from pixel_sail.serve.predictor import Answer, Predictor
+from pixel_sail.types import Turn
 
 PATIENCE_MS = 240_000  # of a machine that trains a model meanwhile
 QUESTION = "#ps-question textarea, #ps-question input"
@@ -36,7 +37,7 @@ LEFT = np.broadcast_to(np.arange(60) < 30, (40, 60)).copy()
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     """A tiny model whose words are given: it finds the left half, or nothing; `asked` are the questions to it."""
-    predictor = tiny_predictor()
+    predictor = tiny_predictor(architecture={"clicks": True})
     real_chat, encoder, predictor.asked = predictor.chat, predictor.encoder, []
 
     def segment(image: Image.Image, phrases: list[str], regions: Any = ()) -> list[Answer]:
@@ -197,6 +198,39 @@ def test_a_drawn_region_is_asked_about(page: Any, predictor: Predictor, files: P
     page.click("[data-act=clear]")
     page.click("role=tab[name='Segment']")
     _an_example_brings_its_image_region_and_question(page)
+
+
+def test_clicks_refine_the_mask_of_a_phrase(page: Any, predictor: Predictor, files: Path, monkeypatch) -> None:
+    """A click inside and one outside, in the colours of their signs; a new phrase takes them off the image."""
+    asked = []
+
+    def answers(self: Any, conversations: list[list[Turn]], soft: bool = False) -> list[Answer]:
+        asked.extend(conversations)
+        return [Answer("[SEG]", [~LEFT])]
+
+    monkeypatch.setattr("pixel_sail.serve.session.Session.answers", answers)
+    choose(page, files / "photo.png")
+    page.wait_for_selector(".ps-stage:not(.ps-none)")
+    page.fill("#ps-phrases textarea", "mug\nball")
+    page.click("#ps-segment")
+    page.wait_for_selector("#ps-found td >> text=50.0 % of the image")
+    page.click("#ps-refine")
+    page.wait_for_selector("#ps-status >> text=there is no click yet")
+    for tool, at in (("plus", (0.75, 0.5)), ("minus", (0.25, 0.5))):
+        page.click(f"#ps-canvas [data-tool={tool}]")
+        drag(page, at, (0.5, 0.5))  # a click stays where it began
+    before = page.locator("#ps-shown img").get_attribute("src")
+    page.click("#ps-refine")
+    page.wait_for_function(f"document.querySelector('#ps-shown img').src !== {json.dumps(before)}")
+    ((phrase, *turns),) = asked
+    assert phrase.question == predictor.segment_questions(["mug"])[0] and phrase.answer == "[SEG]"
+    clicks = [click for turn in turns for click in turn.clicks]
+    assert [(round(click.x), round(click.y), click.positive) for click in clicks] == [(45, 20, True), (15, 20, False)]
+    page.click("#ps-segment")
+    page.wait_for_function("document.querySelector('#ps-status').innerText.trim() === ''")
+    page.wait_for_timeout(500)
+    page.click("#ps-refine")
+    page.wait_for_selector("#ps-status >> text=there is no click yet")
 
 
 def _an_example_brings_its_image_region_and_question(page: Any) -> None:

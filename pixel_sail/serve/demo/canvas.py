@@ -17,14 +17,19 @@ _CHIPS = "".join(
     f'<button type="button" data-region="{k}" style="--ps-chip:{colour}" title="draw region {name}">{name}</button>'
     for k, (name, colour) in enumerate(zip(NAMES, COLOURS, strict=True))
 )
-TEMPLATE = f"""
+_CLICKS = """
+  <span class="ps-group" aria-label="clicks that refine the mask">
+    <button type="button" data-tool="plus" title="click on what belongs to the mask">+ click</button>
+    <button type="button" data-tool="minus" title="click on what does not belong to the mask">− click</button>
+  </span>"""
+_TEMPLATE = f"""
 <div class="ps-tools" role="toolbar" aria-label="drawing tools">
   <span class="ps-group" aria-label="tool">
     <button type="button" data-tool="brush" title="paint over what you mean">Brush</button>
     <button type="button" data-tool="box" title="drag from corner to corner">Box</button>
     <button type="button" data-tool="point" title="click on what you mean">Point</button>
   </span>
-  <span class="ps-group ps-chips" aria-label="region">{_CHIPS}</span>
+  <span class="ps-group ps-chips" aria-label="region">{_CHIPS}</span>CLICKS
   <span class="ps-group">
     <button type="button" data-act="undo">Undo</button>
     <button type="button" data-act="clear">Clear</button>
@@ -33,6 +38,13 @@ TEMPLATE = f"""
 <div class="ps-stage"><canvas width="8" height="5" aria-label="the image, to draw regions on"></canvas>
 <div class="ps-hint">Drop an image here, paste one, press “Choose an image”, or take an example below.</div></div>
 """
+
+
+def template(clicks: bool) -> str:
+    """HTML of the canvas and its tools; `clicks`: also those that refine a mask."""
+    return _TEMPLATE.replace("CLICKS", _CLICKS if clicks else "")
+
+
 STYLE = """
 .ps-tools { display: flex; flex-wrap: wrap; gap: 6px 14px; margin-bottom: 8px; }
 .ps-group { display: inline-flex; gap: 4px; }
@@ -62,6 +74,7 @@ const pen = canvas.getContext('2d'), image = new Image();
 let tool = 'brush', region = 0, drawing = null;
 
 const shapes = () => (props.value && props.value.shapes) || [];
+const isClick = () => tool === 'plus' || tool === 'minus';
 const keep = list => { props.value = {...props.value, shapes: list}; paint(); };
 const press = () => element.querySelectorAll('[data-tool], [data-region]').forEach(button =>
   button.setAttribute('aria-pressed', button.dataset.tool === tool || button.dataset.region === String(region)));
@@ -77,7 +90,15 @@ function paint() {
     const at = shape.xy.map(([x, y]) => [x * scale, y * scale]), colour = COLOURS[shape.region];
     pen.strokeStyle = pen.fillStyle = colour;
     pen.lineCap = pen.lineJoin = 'round';
-    if (shape.kind === 'point') for (const [x, y] of at) {
+    if (shape.kind === 'click') {
+      const [x, y] = at[0], arm = canvas.width / 130;
+      pen.fillStyle = shape.positive ? '#1f9d3a' : '#d62828'; pen.strokeStyle = 'white';
+      pen.lineWidth = canvas.width / 300;
+      pen.beginPath(); pen.arc(x, y, canvas.width / 70, 0, 7); pen.fill(); pen.stroke();
+      pen.beginPath(); pen.moveTo(x - arm, y); pen.lineTo(x + arm, y);
+      if (shape.positive) { pen.moveTo(x, y - arm); pen.lineTo(x, y + arm); }
+      pen.stroke();
+    } else if (shape.kind === 'point') for (const [x, y] of at) {
       pen.beginPath(); pen.arc(x, y, canvas.width / 90, 0, 7); pen.fill();
       pen.lineWidth = canvas.width / 300; pen.strokeStyle = 'white'; pen.stroke();
     } else if (shape.kind === 'box') {
@@ -92,7 +113,8 @@ function paint() {
   }
   pen.font = `600 ${canvas.width / 34}px sans-serif`;
   pen.textBaseline = 'middle'; pen.textAlign = 'center';
-  for (const shape of all) if (!tagged.has(shape.region)) {  // the letter, at the first shape of each region
+  // the letter, at the first shape of each region
+  for (const shape of all) if (shape.kind !== 'click' && !tagged.has(shape.region)) {
     tagged.add(shape.region);
     const size = canvas.width / 26, inside = (value, side) => Math.min(Math.max(value * scale, size), side - size);
     const x = inside(shape.xy[0][0], canvas.width), y = inside(shape.xy[0][1], canvas.height) - size * 0.7;
@@ -106,7 +128,8 @@ function load() {  // a new value from the server
   const source = props.value && props.value.image;
   drawing = null;
   if (source && image.getAttribute('src') !== source) image.src = source; else paint();
-  if (shapes().length) { region = shapes()[0].region; tool = shapes()[0].kind; press(); }
+  const first = shapes().find(shape => shape.kind !== 'click');
+  if (first && !isClick()) { region = first.region; tool = first.kind; press(); }
 }
 
 image.onload = () => { canvas.width = image.naturalWidth; canvas.height = image.naturalHeight; paint(); };
@@ -122,12 +145,13 @@ canvas.onpointerdown = event => {
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
   const xy = position(event);
-  drawing = {region, kind: tool, xy: tool === 'box' ? [xy, xy] : [xy]};
+  drawing = {region, kind: isClick() ? 'click' : tool, xy: tool === 'box' ? [xy, xy] : [xy]};
+  if (isClick()) drawing.positive = tool === 'plus';
   if (tool === 'brush') drawing.width = Math.max(2, Math.round(Math.max(props.value.width, props.value.height) / 28));
   paint();
 };
 canvas.onpointermove = event => {
-  if (!drawing || tool === 'point') return;
+  if (!drawing || tool === 'point' || isClick()) return;
   const xy = position(event), [x, y] = drawing.xy[drawing.xy.length - 1];
   if (tool === 'box') drawing.xy = [drawing.xy[0], xy];
   else if (Math.hypot(xy[0] - x, xy[1] - y) > drawing.width / 6) drawing.xy.push(xy);

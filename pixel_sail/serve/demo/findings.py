@@ -33,6 +33,7 @@ class Finding:
     masks: tuple[RLE, ...]
     words: str = ""  # of the model
     scores: tuple[float, ...] = ()  # of the masks, 0..1; none of a model without a score head
+    asked: str = ""  # the phrase in the words of the model; empty for what a conversation found
 
     @property
     def area_px(self) -> int:

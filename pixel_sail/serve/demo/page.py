@@ -16,10 +16,11 @@ import gradio as gr
 import torch
 
 from pixel_sail.errors import UserError
-from pixel_sail.serve.demo.canvas import SCRIPT, STYLE, TEMPLATE, UPLOAD_ID
+from pixel_sail.serve.demo.canvas import SCRIPT, STYLE, UPLOAD_ID, template
 from pixel_sail.serve.demo.conversation import conversation_html
 from pixel_sail.serve.demo.examples import Example
 from pixel_sail.serve.demo.findings import coco_json, legend, masks_zip, picture
+from pixel_sail.serve.demo.refine import Refiner, without_clicks
 from pixel_sail.serve.demo.session import MAX_CHARACTERS, Session, ask, canvas_value, opened, segment
 from pixel_sail.serve.demo.uploads import MAX_UPLOAD_BYTES
 from pixel_sail.serve.images import as_image
@@ -83,6 +84,8 @@ def model_line(predictor: Predictor, name: str, source: str) -> str:
 
 def build_page(predictor: Predictor, name: str, source: str, examples: Sequence[Example] = ()) -> gr.Blocks:
     """The page, to `serve`. `name` and `source`: of the model, in words."""
+    clicks = predictor.model.config.architecture.clicks
+    refiner = Refiner(predictor)
     with gr.Blocks(title=f"pixel_sail: {name}", analytics_enabled=False, delete_cache=(600, FORGET_AFTER_S)) as page:
         session = gr.State(Session(), time_to_live=FORGET_AFTER_S)
         gr.HTML(model_line(predictor, name, source), apply_default_css=False)
@@ -90,7 +93,7 @@ def build_page(predictor: Predictor, name: str, source: str, examples: Sequence[
             with gr.Column(min_width=360):
                 canvas = gr.HTML(
                     canvas_value(Session(), []),
-                    html_template=TEMPLATE,
+                    html_template=template(clicks),
                     css_template=STYLE,
                     js_on_load=SCRIPT,
                     apply_default_css=False,
@@ -109,6 +112,9 @@ def build_page(predictor: Predictor, name: str, source: str, examples: Sequence[
                             elem_id="ps-phrases",
                         )
                         run = gr.Button("Segment", variant="primary", elem_id="ps-segment")
+                        with gr.Row(visible=clicks):
+                            target = gr.Dropdown([], label="Refine the mask of", elem_id="ps-target", scale=2)
+                            better = gr.Button("Refine by + and − clicks", elem_id="ps-refine")
                     with gr.Tab("Ask", id="ask"):
                         chat = gr.HTML(
                             conversation_html([]),
@@ -162,6 +168,7 @@ def build_page(predictor: Predictor, name: str, source: str, examples: Sequence[
                 found: _html(legend(state.findings, state.size_wh, state.seconds)),
                 png: gr.DownloadButton(value=paths[0], interactive=paths[0] is not None),
                 coco: gr.DownloadButton(value=paths[1], interactive=paths[1] is not None),
+                target: _targets(state, None),
             }
 
         def on_upload(path: str, opacity: float) -> dict[Any, Any]:
@@ -181,7 +188,16 @@ def build_page(predictor: Predictor, name: str, source: str, examples: Sequence[
 
         def on_segment(state: Session, drawn: Any, text: str, opacity: float) -> dict[Any, Any]:
             try:
-                return results(segment(predictor, state, _shapes(drawn), text), opacity)
+                state, shapes = segment(predictor, state, _shapes(drawn), text), without_clicks(_shapes(drawn))
+                cleared = {} if shapes == _shapes(drawn) else {canvas: canvas_value(state, shapes)}
+                return results(state, opacity) | cleared
+            except (UserError, torch.OutOfMemoryError) as error:
+                return {status: _html(error_html(error))}
+
+        def on_refine(state: Session, drawn: Any, number: int | None, opacity: float) -> dict[Any, Any]:
+            try:
+                state = refiner.refine(state, _shapes(drawn), number)
+                return results(state, opacity) | {target: _targets(state, number)}
             except (UserError, torch.OutOfMemoryError) as error:
                 return {status: _html(error_html(error))}
 
@@ -201,14 +217,15 @@ def build_page(predictor: Predictor, name: str, source: str, examples: Sequence[
         def on_opacity(state: Session, opacity: float) -> Any:
             return None if state.shown is None else picture(state.shown, state.findings, state.regions, opacity)
 
-        seen = [session, status, shown, found, png, coco]
+        seen = [session, status, shown, found, png, coco, target]
         private = {"api_visibility": "private"}
         # one after the other, so that no late answer is put over another image
         model = private | {"concurrency_limit": 1, "concurrency_id": "model"}
         upload.upload(on_upload, [upload, opacity], [*seen, canvas, chat], **model)
         gallery.click(on_example, [opacity], [*seen, canvas, chat, phrases, question, tabs], **model)
         for event in (run.click, phrases.submit):  # Shift+Enter in the box of several lines
-            event(on_segment, [session, canvas, phrases, opacity], seen, show_progress_on=[shown], **model)
+            event(on_segment, [session, canvas, phrases, opacity], [*seen, canvas], show_progress_on=[shown], **model)
+        better.click(on_refine, [session, canvas, target, opacity], seen, show_progress_on=[shown], **model)
         for event in (send.click, question.submit):
             inputs, outputs = [session, canvas, question, opacity], [*seen, chat, question]
             event(on_ask, inputs, outputs, show_progress="minimal", show_progress_on=[chat], **model)
@@ -246,6 +263,13 @@ def error_html(error: Exception) -> str:
 
 def _shapes(drawn: Any) -> Any:
     return drawn.get("shapes") if isinstance(drawn, dict) else None
+
+
+def _targets(state: Session, number: int | None) -> Any:
+    """An update of the choice of the mask to refine, by its number; the first if none is chosen."""
+    choices = [(finding.phrase, i) for i, finding in enumerate(state.findings)]
+    known = number is not None and 0 <= number < len(choices)
+    return gr.Dropdown(choices=choices, value=number if known else 0 if choices else None)
 
 
 def _html(text: str) -> Any:

@@ -83,14 +83,14 @@ def segment(predictor: Predictor, session: Session, shapes: Any, text: str) -> S
         if group:
             answers |= zip(group, predictor.segment(image, [asked[i] for i in group], drawn), strict=True)
     seconds = time.perf_counter() - started
-    findings = tuple(_finding(line, answers[i]) for i, line in enumerate(lines))
+    findings = tuple(_finding(line, answers[i], asked[i]) for i, line in enumerate(lines))
     return replace(session, findings=findings, regions=regions, seconds=seconds)
 
 
-def _finding(line: str, answer: Answer) -> Finding:
+def _finding(line: str, answer: Answer, asked: str) -> Finding:
     drawn = [j for j, mask in enumerate(answer.masks) if mask.any()]
     scores = tuple(answer.scores[j] for j in drawn) if answer.scores else ()
-    return Finding(line, tuple(encode_mask(answer.masks[j]) for j in drawn), answer.text, scores)
+    return Finding(line, tuple(encode_mask(answer.masks[j]) for j in drawn), answer.text, scores, asked)
 
 
 def ask(predictor: Predictor, session: Session, shapes: Any, question: str) -> Iterator[Session]:
