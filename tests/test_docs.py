@@ -139,7 +139,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights, as an export folder."""
     torch.manual_seed(0)
     scratch = ScratchConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, mlp_size=32, vocab_size=400)
-    architecture = Architecture(patch_size=8, mask_stride=8, mask_dim=8, max_side_px=64)
+    architecture = Architecture(patch_size=8, mask_stride=8, mask_dim=8, max_side_px=64, clicks=True)
     texts = ["the red mug"] * 3
     model, tokenizer = from_scratch(ModelSection(scratch=scratch), architecture, texts, "Segment {expression}.")
     folder = tmp_path_factory.mktemp("export")
