@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from pixel_sail.errors import UserError
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.serve.session import Session
-from pixel_sail.tokens import CLICK
-from pixel_sail.types import BadSample, Click, Sample, Turn
+from pixel_sail.tokens import CLICK, SpecialTokens
+from pixel_sail.types import BadSample, Click, Clicks, Encoded, Sample, Turn
 
 CLICKS = [(3, 4, True), (69.5, 49.9, False)], [(30, 20, True)]
 
@@ -76,6 +77,68 @@ def test_refining_is_the_forward_pass_of_training(
         assert answer.text == "[SEG]" and len(answer.masks) == 1
         np.testing.assert_allclose(answer.probabilities[0], probabilities, atol=1e-5)
     assert np.abs(expected[1:] - expected[:-1]).mean((1, 2)).min() > 1e-3  # each turn changes the mask
+
+
+@pytest.mark.parametrize(
+    "architecture", [{}, {"image_positions": "sequence", "row_ends": True, "region_embedding": "pooled"}], ids=str
+)
+def test_clicks_on_one_of_two_images_are_one_forward_pass(
+    architecture: dict, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against one sequence without a cache, behind another in its batch, with each click placed by hand."""
+    predictor = with_random_clicks(**architecture)
+    encoder, tokens = predictor.encoder, predictor.encoder.tokens
+    images = [image, Image.fromarray(np.random.default_rng(1).integers(0, 255, (60, 90, 3), dtype=np.uint8))]
+    clicks = [Click(*click) for of_turn in CLICKS for click in of_turn]
+    turns = (
+        Turn(predictor.segment_questions(["mug"])[0], "[SEG]"),
+        *(Turn(CLICK * len(of_turn), "[SEG]", (Click(0, 0, True),) * len(of_turn)) for of_turn in CLICKS),
+    )
+    for on, (width, height) in enumerate(one.size for one in images):
+        force_answer([tokens.seg, encoder.end_ids[0]], monkeypatch)
+        session = Session(predictor, images, masks_on=on)
+        answers = [session.segment("mug", soft=True), *(session.refine(of_turn, soft=True) for of_turn in CLICKS)]
+        mask = encode_mask(np.ones((height, width), dtype=bool))
+        pngs = [png(one) for one in images]
+        sample = Sample("a", pngs[0], turns, (mask,) * 3, more_images=(pngs[1],), mask_images=(on,) * 3)
+        encoded = encoder.encode(sample)
+        placed = placed_by_hand(encoded, clicks, on, (width, height), tokens)
+        batch = pack([encoded, placed], tokens.seg, tokens.vision_patch)
+        with torch.no_grad():
+            logits = predictor.model(batch).mask_logits[2 + on]
+        expected = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0].sigmoid()
+        for answer, probabilities in zip(answers, expected.numpy(), strict=True):
+            np.testing.assert_allclose(answer.probabilities[0], probabilities, atol=1e-5)
+        assert (expected[1:] - expected[:-1]).abs().mean((1, 2)).min() > 1e-3  # each turn changes the mask
+    with pytest.raises(UserError, match="masks_on is 2, and there are 2 images: they are counted from 0"):
+        Session(predictor, images, masks_on=2)
+    with pytest.raises(UserError, match="there is no image to click on"):
+        Session(predictor, None)
+
+
+def placed_by_hand(
+    encoded: Encoded, clicks: list[Click], on: int, size_wh: tuple[int, int], tokens: SpecialTokens
+) -> Encoded:
+    """The sequence with its clicks on the image `on`, one after the other."""
+    ids, positions = encoded.input_ids.tolist(), encoded.position_ids.clone()
+    patches = [place for place, token in enumerate(ids) if token == tokens.vision_patch]  # of both images
+    of_click = [place for place, token in enumerate(ids) if token == tokens.click]
+    first = [0, encoded.images[0].grid_hw[0] * encoded.images[0].grid_hw[1]][on]
+    h, w = encoded.images[on].grid_hw
+    numbers, values = [], []
+    for place, click in zip(of_click, clicks, strict=True):
+        x, y = (int(click.x) + 0.5) * w / size_wh[0], (int(click.y) + 0.5) * h / size_wh[1]
+        numbers.append(first + int(y) * w + int(x))
+        values.append([click.positive, not click.positive, 2 * (x - int(x)) - 1, 2 * (y - int(y)) - 1])
+        positions[:, place] = positions[:, patches[numbers[-1]]]
+    placed = Clicks(torch.tensor(of_click), torch.tensor(numbers), torch.tensor(values, dtype=torch.float32))
+    return replace(encoded, position_ids=positions, clicks=placed)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def test_the_image_is_read_once(predictor: Predictor, image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
