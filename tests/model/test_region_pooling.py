@@ -141,12 +141,13 @@ def whole(predictor: Predictor, image: Encoded, question: list[int], answer: lis
     """Image, question and answer as one sequence."""
     start, text = int(image.position_ids.max()) + 1, torch.tensor([*question, *answer])
     tokens = predictor.encoder.tokens
+    masks = join_masks([np.array([48 * 64])] * answer.count(tokens.seg), (48, 64))
     sequence = replace(
         image,
         input_ids=torch.cat([image.input_ids, text]),
         labels=torch.cat([torch.full((len(image) + len(question),), IGNORE_LABEL), torch.tensor(answer)]),
         position_ids=torch.cat([image.position_ids, torch.arange(start, start + len(text)).expand(3, -1)], dim=1),
-        masks=join_masks([np.array([48 * 64])] * answer.count(tokens.seg), (48, 64)),
+        images=(replace(image.images[0], masks=masks, segs=tuple(range(len(masks)))),),
     )
     return pack([sequence], tokens.seg, tokens.vision_patch)
 
