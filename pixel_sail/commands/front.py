@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "bench": "measure speed and memory",
     "gpu-check": "prove on a GPU what only a GPU can show",
     "ablate": "train and score the variants of an ablation",
+    "mask-reward": "compare a reward for masks with supervised fine-tuning",
     "attend-segment": "masks from the attention of any multimodal model",
     "grounding-emergence": "when grounding emerges in an answer",
     "mask-errors": "why cIoU is low: lost pixels by cause",

@@ -35,6 +35,7 @@ OTHER_KINDS = {
     "base_study.yaml",
     "pixel_cost.yaml",
     "expert_scenes.yaml",
+    "mask_reward.yaml",
 }  # of other tools, read by the tests of these
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.name not in OTHER_KINDS)
 WITHOUT_MASKS = {
