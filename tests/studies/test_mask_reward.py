@@ -23,13 +23,7 @@ from pixel_sail.model import generation
 from pixel_sail.model.generation import Generated, Sampling
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.studies.mask_reward.plan import load_plan
-from pixel_sail.studies.mask_reward.policy import (
-    pack_answers,
-    policy_loss,
-    sample_answers,
-    single_questions,
-    with_answer,
-)
+from pixel_sail.studies.mask_reward.policy import policy_loss, sample_answers, single_questions, with_answer
 from pixel_sail.studies.mask_reward.rewards import Answer, advantages, answer_iou, has_form, rate
 from pixel_sail.studies.mask_reward.training import add_supervised, learned
 from pixel_sail.types import IGNORE_LABEL, Encoded, Sample, Turn
@@ -150,7 +144,7 @@ def test_equal_rewards_teach_nothing(predictor: Predictor) -> None:
 
 
 def test_log_probabilities_are_those_of_sampling(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers sampled together, from a cache, and the same answers packed: each token is as likely in both."""
+    """Answers sampled together, token by token, and the same answers read at once, alone and all in one pass."""
     model, encoder, asked = predictor.model, predictor.encoder, questions(predictor)
     steps, choose = [], generation._choose
 
@@ -163,18 +157,20 @@ def test_log_probabilities_are_those_of_sampling(predictor: Predictor, monkeypat
     sampled = sample_answers(model, encoder, asked, 3, sampling)
     rows = [generated for of_question in sampled for generated in of_question]
     assert len(rows) == 18 and len({tuple(row.token_ids) for row in rows}) > 9
-    end = encoder.end_ids[0]
-    for first in range(0, len(rows), 3):
-        question = asked[first // 3]
-        answers = [answer(tuple(row.token_ids), ended=len(row.token_ids) < MAX_NEW_TOKENS) for row in rows[first:][:3]]
-        batch = pack_answers([with_answer(question, one, -1.0, end) for one in answers], encoder)
+    end, weights = encoder.end_ids[0], torch.rand(len(rows), generator=sampling.generator).tolist()
+    sequences, expected = [], 0.0
+    for number, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+        one = answer(tuple(row.token_ids), ended=len(row.token_ids) < MAX_NEW_TOKENS)
+        sequences.append(with_answer(asked[number // 3], one, weight, end))
+        tokens = [*one.token_ids, *([end] if one.ended else [])]
+        log_likelihood = sum(float(steps[step][number, token]) for step, token in enumerate(tokens))
         with torch.no_grad():
-            packed = -policy_loss(model, batch)
-        expected = 0.0
-        for number, one in enumerate(answers, first):
-            tokens = [*one.token_ids, *([end] if one.ended else [])]
-            expected += sum(float(steps[step][number, token]) for step, token in enumerate(tokens))
-        assert float(-packed) == pytest.approx(expected, rel=1e-5)
+            assert float(policy_loss(model, encoder, sequences[-1:])) == pytest.approx(
+                -weight * log_likelihood, rel=1e-4
+            )
+        expected -= weight * log_likelihood
+    with torch.no_grad():  # two images, three questions about each
+        assert float(policy_loss(model, encoder, sequences)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradient_is_that_of_reinforce(predictor: Predictor) -> None:
@@ -199,7 +195,7 @@ def test_gradient_is_that_of_reinforce(predictor: Predictor) -> None:
         rated.append([answer(ids[i], 1 + (i == 0), of_question[i]) for i in (0, 1, 3, 4)])  # the third is the first
     sequences = list(learned(asked[:2], rated, 0.0, encoder.end_ids[0]))
     assert len(sequences) == 8
-    loss = policy_loss(model, pack_answers(sequences, encoder))
+    loss = policy_loss(model, encoder, sequences)
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     assert sum(gradient is not None for gradient in gradients) > 10
     for gradient, wanted in zip(gradients, expected, strict=True):
@@ -220,15 +216,6 @@ def all_logits(model, sequence: Encoded, encoder) -> Tensor:
 
     output = model(pack([sequence], encoder.tokens.seg, encoder.tokens.vision_patch))
     return model.language_model.get_output_embeddings()(output.hidden)
-
-
-def test_a_written_image_token_is_a_token(predictor: Predictor) -> None:
-    """It has no patch: the sequence goes through, and its loss is that of a forward pass that embeds it as a token."""
-    encoder, question = predictor.encoder, questions(predictor)[0]
-    tokens = (encoder.tokens.vision_patch, encoder.tokens.seg)
-    batch = pack_answers([with_answer(question, answer(tokens), 1.0, encoder.end_ids[0])], encoder)
-    assert batch.patch_index.numel() == question.patches.shape[0]
-    assert policy_loss(predictor.model, batch).isfinite()
 
 
 def test_supervised_gradients_do_not_depend_on_packing(predictor: Predictor) -> None:

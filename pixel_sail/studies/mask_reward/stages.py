@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pixel_sail import durable
 from pixel_sail.config import Config, environment
 from pixel_sail.data.mixture import open_mixture
+from pixel_sail.errors import FileError
 from pixel_sail.evaluate.benchmark import Benchmark
 from pixel_sail.evaluate.held_out import held_out_images
 from pixel_sail.evaluate.runner import open_benchmark, run_benchmark
@@ -26,11 +29,14 @@ SCORES = "scores.json"
 
 
 def finished(plan: Plan, seed: int, stage: str) -> dict[str, Any] | None:
-    """scores.json of a stage: {benchmarks, max_images, minutes, commit}; None until it is scored on all benchmarks."""
+    """scores.json of a stage: {benchmarks, max_images, minutes, commit}; None until it is scored on all benchmarks.
+
+    Raises FileError for a damaged one.
+    """
     path = plan.folder(seed, stage) / SCORES
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    scores = read_json(path)
+    scores = _values(path, ("benchmarks", "max_images", "minutes", "commit"))
     whole = scores["max_images"] == plan.study.max_images and set(plan.study.benchmarks) <= set(scores["benchmarks"])
     return scores if whole else None
 
@@ -82,7 +88,7 @@ def _train(plan: Plan, seed: int, stage: str) -> None:
 def _score(plan: Plan, seed: int, stage: str, benchmarks: list[Benchmark]) -> None:
     """Score the export of a stage as tools/test.py does: greedy answers."""
     folder = plan.folder(seed, stage)
-    trained = read_json(folder / "trained.json")
+    trained = _values(folder / "trained.json", ("minutes", "commit"))
     predictor = Predictor.from_pretrained(folder / "export")
     predictor.sampling = Sampling()
     made_with = {"stage": str(folder), "max_images": plan.study.max_images}
@@ -91,7 +97,20 @@ def _score(plan: Plan, seed: int, stage: str, benchmarks: list[Benchmark]) -> No
     durable.write_json(folder / SCORES, values | {"commit": trained["commit"]})
 
 
-def log_of(plan: Plan, seed: int, stage: str) -> list[dict[str, Any]]:
-    """The lines of a stage's log."""
-    path: Path = plan.folder(seed, stage) / "log.jsonl"
-    return durable.read_json_lines(path, number="step")
+def log_of(plan: Plan, seed: int, stage: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a stage's log. Raises FileError for one without the numbers `names`."""
+    path = plan.folder(seed, stage) / "log.jsonl"
+    lines = durable.read_json_lines(path, number="step")
+    for number, line in enumerate(lines, 1):
+        missing = [name for name in names if type(line.get(name)) not in (int, float)]
+        if missing:
+            raise FileError(f"{path}, line {number}: {missing[0]} is no number; mend or remove the line")
+    return lines
+
+
+def _values(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """A JSON file of ours. Raises FileError where it lacks one of `names`."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not values.keys() >= set(names):
+        raise FileError(f"{path} is damaged: it has not {', '.join(names)}. Delete {path.parent}, and it is done again")
+    return values

@@ -77,7 +77,7 @@ def _answers_table(plan: Plan) -> str:
     for arm in plan.study.arms:
         done = [seed for seed in plan.study.seeds if arm.reward and finished(plan, seed, arm.name)]
         if done:
-            logs = [log_of(plan, seed, arm.name) for seed in done]
+            logs = [log_of(plan, seed, arm.name, [name for _, name in SAMPLED]) for seed in done]
             lines.append(" | ".join([arm.name, *(_change(logs, name) for _, name in SAMPLED)]))
     return "".join(f"| {line} |\n" for line in lines)
 

@@ -25,7 +25,7 @@ from pixel_sail.model.generation import Sampling
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.studies.mask_reward.plan import Arm, StudyConfig
 from pixel_sail.studies.mask_reward.policy import (
-    pack_answers,
+    image_tokens,
     policy_loss,
     sample_answers,
     single_questions,
@@ -87,7 +87,7 @@ def read_questions(mixture: Mixture, encoder: Encoder, first: int, count: int) -
                 encoded = encoder.encode(question, mixture.point_seed(position))
             except BadSample:
                 continue
-            if encoded.grid_hw != (0, 0):
+            if image_tokens(encoded, encoder):
                 yield encoded
 
 
@@ -132,9 +132,8 @@ def add_rewards(
     ]
     sequences = list(learned(questions, rated, study.format_weight, encoder.end_ids[0]))
     count = len(questions) * study.answers
-    for group in consecutive_groups([len(sequence) for sequence in sequences], config.train.micro_batch_tokens):
-        batch = pack_answers([sequences[i] for i in group], encoder).to(model.device)
-        (weight / count * policy_loss(model, batch)).backward()
+    if sequences:
+        (weight / count * policy_loss(model, encoder, sequences)).backward()
     answers = [answer for of_question in rated for answer in of_question]
 
     def mean(name: str) -> float:
