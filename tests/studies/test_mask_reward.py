@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import yaml
 from conftest import REPOSITORY, write_refer_dataset
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_export import save_export
 from tiny_predictor import tiny_predictor
 from torch import Tensor
@@ -19,12 +20,15 @@ from warm import run_tool
 
 from pixel_sail.config import ConfigError, load_config
 from pixel_sail.data.masks import encode_mask
+from pixel_sail.errors import FileError
 from pixel_sail.model import generation
 from pixel_sail.model.generation import Generated, Sampling
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.studies.mask_reward.plan import load_plan
 from pixel_sail.studies.mask_reward.policy import policy_loss, sample_answers, single_questions, with_answer
 from pixel_sail.studies.mask_reward.rewards import Answer, advantages, answer_iou, has_form, rate
+from pixel_sail.studies.mask_reward.stages import finished as finished_stage
+from pixel_sail.studies.mask_reward.stages import log_of
 from pixel_sail.studies.mask_reward.training import add_supervised, learned
 from pixel_sail.types import IGNORE_LABEL, Encoded, Sample, Turn
 
@@ -243,7 +247,7 @@ def test_the_documented_study_loads() -> None:
 
 
 def write_study(folder: Path, **changes) -> Path:
-    """Two seeds of one step for the start and one for each arm, on drawn images."""
+    """One step for the start and one for each arm, on drawn images."""
     root = folder / "root"
     if not root.exists():
         write_refer_dataset(root)
@@ -251,7 +255,7 @@ def write_study(folder: Path, **changes) -> Path:
     values = {
         "base": str(REPOSITORY / "configs/finetune_scenes.yaml"),
         "dir": str(folder / "study"),
-        "seeds": [0, 1],
+        "seeds": [0],
         "benchmarks": ["grefcoco:val"],
         "max_images": 1,
         "changes": {
@@ -274,30 +278,33 @@ def write_study(folder: Path, **changes) -> Path:
 
 
 def test_a_study_from_the_command(tmp_path: Path) -> None:
-    path = write_study(tmp_path)
+    path, folder = write_study(tmp_path), tmp_path / "study/seed_0"
     status, printed = run_tool("tools/mask_reward.py", path)
     assert status == 0, printed
-    study = tmp_path / "study"
     assert "start → reward" in printed and "supervised → reward" in printed and "grefcoco:val n_acc" in printed
-    log = [json.loads(line) for line in (study / "seed_1/reward/log.jsonl").read_text().splitlines()]
-    assert len(log) == 1 and 0 <= log[0]["iou"] <= 1 and log[0]["different"] > 1 and log[0]["grad_norm"] > 0
-    supervised = json.loads((study / "seed_1/supervised/log.jsonl").read_text())
-    assert supervised["bce"] == log[0]["bce"] and supervised["lm"] == log[0]["lm"]  # the same questions, one start
-    results = json.loads((study / "mask_reward.json").read_text())
-    assert results["unfinished"] == [] and set(results["values"]["minutes"]["reward"]) == {"0", "1"}
+    (reward,) = log_of(load_plan(path), 0, "reward", ["iou", "different", "grad_norm"])
+    (supervised,) = log_of(load_plan(path), 0, "supervised", ["lm"])
+    assert 0 <= reward["iou"] <= 1 and reward["different"] > 1 and reward["grad_norm"] > 0
+    assert (supervised["bce"], supervised["lm"]) == (reward["bce"], reward["lm"])  # the same questions, one start
+    weights = [load_file(folder / stage / "export/model.safetensors") for stage in ("supervised", "reward")]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    results = json.loads((tmp_path / "study/mask_reward.json").read_text())
+    assert results["unfinished"] == [] and set(results["values"]["minutes"]) == {"start", "supervised", "reward"}
 
-    finished = (study / "seed_0/reward/export/model.safetensors").stat()
-    torn = study / "seed_1/reward"  # as a kill in training leaves it
-    (torn / "scores.json").unlink()
-    (torn / "export").rename(tmp_path / "away")
-    first = (tmp_path / "away/model.safetensors").read_bytes()
+    finished = (folder / "supervised/export/model.safetensors").stat()
+    (folder / "reward/scores.json").unlink()  # as a kill in training leaves it
+    (folder / "reward/export").rename(tmp_path / "away")
     status, printed = run_tool("tools/mask_reward.py", path)
-    assert status == 0 and printed.count("minutes\n") == 1, printed
-    assert (study / "seed_0/reward/export/model.safetensors").stat() == finished
-    assert (torn / "export/model.safetensors").read_bytes() == first  # done anew, from the same numbers
+    assert status == 0 and printed.count(" minutes\n") == 1, printed
+    assert (folder / "supervised/export/model.safetensors").stat() == finished
+    again = load_file(folder / "reward/export/model.safetensors")
+    assert all(torch.equal(again[name], weights[1][name]) for name in again)  # done anew, with the same numbers
 
-    status, printed = run_tool("tools/mask_reward.py", write_study(tmp_path, answers=4))
-    assert status == 1 and "answers was 3, is 4" in printed
+    with pytest.raises(ConfigError, match="answers was 3, is 4"):
+        load_plan(write_study(tmp_path, answers=4)).check_same(0)
+    (folder / "reward/scores.json").write_text("{}")
+    with pytest.raises(FileError, match="is damaged"):
+        finished_stage(load_plan(path), 0, "reward")
 
 
 def test_what_a_study_cannot_be(tmp_path: Path) -> None:
