@@ -76,9 +76,10 @@ def _train(plan: Plan, seed: int, stage: str) -> None:
     model, tokenizer = build_model(config, mixture.sources)
     arms = {START: Arm(name=START, lm=config.loss.lm, reward=0.0)} | {arm.name: arm for arm in study.arms}
     first = 0 if stage == START else study.start.steps * config.train.batch_size
-    encoder, started = build_encoder(config, model, tokenizer), time.monotonic()
+    encoder, made_by = build_encoder(config, model, tokenizer), environment()  # the code may change meanwhile
+    started = time.monotonic()
     train_stage(model, encoder, mixture, config, study, arms[stage], first, folder / "log.jsonl")
-    durable.write_json(folder / "trained.json", {"minutes": (time.monotonic() - started) / 60, **environment()})
+    durable.write_json(folder / "trained.json", {"minutes": (time.monotonic() - started) / 60, **made_by})
     with durable.replaced_folder(folder / "export") as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
