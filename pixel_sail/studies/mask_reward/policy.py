@@ -36,7 +36,8 @@ def single_questions(sample: Sample) -> Iterator[Sample]:
     first = 0
     for turn in sample.turns:
         last = first + turn.answer.count(SEG)
-        yield replace(sample, turns=(turn,), masks=sample.masks[first:last], dropped_turns=0)
+        masks, on = sample.masks[first:last], sample.mask_images[first:last]
+        yield replace(sample, turns=(turn,), masks=masks, mask_images=on, dropped_turns=0)
         first = last
 
 

@@ -59,10 +59,11 @@ def rate(sampled: Sequence[Generated], truth: Encoded, encoder: Encoder, max_new
 
 def answer_iou(mask_logits: Tensor, truth: Encoded) -> float:
     """The first term of the reward. `mask_logits`: (K, h', w') of an answer with K [SEG]s."""
-    if not len(truth.masks) or not len(mask_logits):
-        return float(len(truth.masks) == len(mask_logits))
+    (image,) = truth.images
+    if not len(image.masks) or not len(mask_logits):
+        return float(len(image.masks) == len(mask_logits))
     united = mask_logits.amax(0, keepdim=True).float()
-    return float(mask_ious(united, truth.masks.pixels().amax(0, keepdim=True)))
+    return float(mask_ious(united, image.masks.pixels().amax(0, keepdim=True)))
 
 
 def has_form(text: str, annotated: str) -> bool:
