@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,24 @@ from pixel_sail.model.region_pooling import add_at_names, pool_regions, sequence
 from pixel_sail.model.stem import ConvStem
 from pixel_sail.model.sub_patch_rope import turned_by_place
 from pixel_sail.types import Batch
+
+
+class PatchLinear(nn.Linear):
+    """A linear without bias, the last `position_values` of whose inputs start as a linear of their own.
+
+    The equal pixels of a flat patch add up. As eight of some hundred inputs, a position would be a tenth of what is
+    embedded, and places the last thing that a model learns: docs/results/scenes.md.
+    """
+
+    def __init__(self, values: int, hidden_size: int, position_values: int):
+        self.position_values = position_values
+        super().__init__(values, hidden_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.position_values:
+            with torch.no_grad():
+                self.weight[:, -self.position_values :] *= math.sqrt(self.in_features / self.position_values)
 
 
 class PatchFusion(nn.Module):
@@ -51,7 +70,7 @@ class PatchFusion(nn.Module):
         self.statistics, self.patch_positions = architecture.pixel_statistics, small.patch_positions
         if self.patch_positions:
             values += POSITION_VALUES
-        self.patch_linear = nn.Linear(values, hidden_size, bias=False)
+        self.patch_linear = PatchLinear(values, hidden_size, POSITION_VALUES if self.patch_positions else 0)
         self.pooled, self.prompt_linear = architecture.region_embedding == "pooled", None
         if not self.pooled and architecture.prompt_linear:
             self.prompt_linear = nn.Linear(hidden_size, hidden_size, bias=False)

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from pixel_sail.architecture import Architecture, SmallImages
@@ -53,6 +54,14 @@ def test_position_values_in_closed_form() -> None:
     torch.testing.assert_close(values[0, 4:], torch.tensor([0.0, -1, 0, 1], dtype=torch.float64), atol=1e-6, rtol=0)
     turned = values[2:, 4:] * torch.tensor([-1.0, 1, -1, 1])  # seen in a mirror, odd waves change their sign
     torch.testing.assert_close(turned.flip(0), values[2:, 4:])
+
+
+def test_positions_start_as_large_as_a_linear_of_their_own() -> None:
+    """Uniform in +-1 / sqrt(inputs), as torch's linear: 8 inputs are the position, and 200 are counted for the rest."""
+    weight = PatchFusion(parts(small_images=SmallImages(patch_positions=True)), 4096).patch_linear.weight
+    assert weight.shape == (4096, 200)
+    assert weight[:, -8:].abs().max().item() == pytest.approx(8**-0.5, rel=1e-3)
+    assert weight[:, :-8].abs().max().item() == pytest.approx(200**-0.5, rel=1e-3)
 
 
 def test_position_is_embedded_beside_the_pixels() -> None:
