@@ -16,7 +16,8 @@ from conftest import REPOSITORY
 from forked import fork
 
 from pixel_sail.command import importing
-from pixel_sail.commands import attend_segment, bench, convert, data, front, grounding_emergence, shards
+from pixel_sail import released
+from pixel_sail.commands import attend_segment, bench, convert, data, demo, front, grounding_emergence, predict, shards
 from pixel_sail.commands import test as scoring
 from pixel_sail.commands.work import convert as conversion
 from pixel_sail.commands.work.grounding_emergence import READERS
@@ -86,6 +87,18 @@ def test_the_front_door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert ended.value.code == 2 and "no subcommand 'trian'; there are\n  train " in capsys.readouterr().err
     run_here(monkeypatch, "config", "train.lora.rank")
     assert capsys.readouterr().out == "train.lora.rank: int = 16\n    of the adapters\n"
+
+
+@pytest.mark.parametrize("command", ["predict", "demo"])
+def test_an_installation_without_the_small_model_asks_for_a_checkpoint(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(released, "RELEASED", tmp_path / "no clone")
+    arguments = {"predict": ["--image", "a.jpg", "--text", "mug", "--out", "out"], "demo": []}[command]
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        {"predict": predict, "demo": demo}[command]._parse()
+    assert "give a checkpoint: the small model is in clones" in capsys.readouterr().err
 
 
 def test_it_is_installed_and_is_the_package_itself() -> None:

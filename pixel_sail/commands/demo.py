@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pixel_sail.command import importing, tool
 from pixel_sail.errors import UserError
-from pixel_sail.released import MODEL_HELP, RELEASED
+from pixel_sail.released import add_model_argument, model_or_released
 
 if TYPE_CHECKING:
     from pixel_sail.serve.demo.examples import Example
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=RELEASED, help=MODEL_HELP)
+    add_model_argument(parser)
     parser.add_argument(
         "--example", action="append", default=[], type=Path, help="an image that the page offers; may be repeated"
     )
@@ -62,7 +62,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.checkpoint = model_or_released(parser, arguments.checkpoint)
+    return arguments
 
 
 def _given_examples(arguments: argparse.Namespace) -> list[Example]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.command import importing, tool
-from pixel_sail.released import MODEL_HELP, RELEASED
+from pixel_sail.released import add_model_argument, model_or_released
 from pixel_sail.tokens import MAX_PROMPTS
 
 
@@ -43,7 +43,7 @@ class _InOrder(argparse.Action):
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=RELEASED, help=MODEL_HELP)
+    add_model_argument(parser)
     parser.add_argument(
         "--image", type=Path, action="append", required=True, help="a file, or a folder of images; may be repeated"
     )
@@ -72,6 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.set_defaults(regions=[])
     arguments = parser.parse_args()
+    arguments.checkpoint = model_or_released(parser, arguments.checkpoint)
     if not arguments.text and not arguments.ask:
         parser.error("say what to segment with --text, or ask something with --ask")
     if arguments.instances and not arguments.text:

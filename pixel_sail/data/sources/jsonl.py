@@ -15,7 +15,7 @@ import numpy as np
 from pixel_sail.config import DataConfig
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.files import read_text
-from pixel_sail.data.image import opened_image, orientation
+from pixel_sail.data.image import upright_size
 from pixel_sail.data.inside import inside, is_file
 from pixel_sail.data.limits import MAX_IMAGES, MAX_TURNS
 from pixel_sail.data.mask_file import read_mask_file
@@ -59,25 +59,8 @@ class JsonlEntry:
         return () if self.path is None else (self.path, *self.more_paths)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of the stored images. Raises BadSample for one that cannot be read or is stored turned.
-
-        A turned image (EXIF) is refused, because coordinates may follow the stored pixels or what a viewer shows.
-        """
-        return [self._size(path) for path in self.paths]
-
-    def _size(self, path: Path) -> tuple[int, int]:
-        try:
-            with opened_image(path) as image:
-                turn = orientation(image)
-                size = image.height, image.width
-        except BadSample as error:
-            raise BadSample(f"{self.where}: {error}") from None
-        if turn not in (None, 0, 1):
-            raise BadSample(
-                f"{self.where}: the image {path} is stored turned (EXIF orientation {turn}), so that coordinates "
-                "could follow the stored or the shown pixels; save it upright, without this tag"
-            )
-        return size
+        """(height, width) of the stored images; see `upright_size`."""
+        return [upright_size(path, self.where) for path in self.paths]
 
     def image_of(self, mask: int) -> int:
         """The number of the image of a mask."""
