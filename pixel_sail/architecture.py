@@ -33,6 +33,9 @@ class SmallImages(Section):
     stem_widths: list[Width] | None = Field(None, min_length=1)
     # embeds the position of each patch in its image: the model learns places sooner (model/patch_positions.py)
     patch_positions: bool = False
+    # what its values are multiplied by. The equal pixels of a flat patch add up: with patch_size, a position weighs as
+    # much as they do; with 1, it is lost as the weights of pixels grow (docs/results/scenes.md)
+    position_scale: float = Field(1.0, gt=0)
     # halves: as in the paper, columns get the slow frequencies; interleaved: rows and columns are read equally sharply
     rope_layout: Literal["halves", "interleaved"] = "halves"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -20,24 +19,6 @@ from pixel_sail.model.sub_patch_rope import turned_by_place
 from pixel_sail.types import Batch
 
 
-class PatchLinear(nn.Linear):
-    """A linear without bias, the last `position_values` of whose inputs start as a linear of their own.
-
-    The equal pixels of a flat patch add up. As eight of some hundred inputs, a position would be a tenth of what is
-    embedded, and places the last thing that a model learns: docs/results/scenes.md.
-    """
-
-    def __init__(self, values: int, hidden_size: int, position_values: int):
-        self.position_values = position_values
-        super().__init__(values, hidden_size, bias=False)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if self.position_values:
-            with torch.no_grad():
-                self.weight[:, -self.position_values :] *= math.sqrt(self.in_features / self.position_values)
-
-
 class PatchFusion(nn.Module):
     """embed(token) + patch_linear(patch) + prompt_linear(embed(<PromptK>)), linears without bias (arXiv 2504.10465).
 
@@ -47,8 +28,8 @@ class PatchFusion(nn.Module):
     with its place in the image, as in NEO.
     `stem_widths`: the output of convolutions around a patch (ConvStem) is embedded together with its pixels. A model
     from random weights then learns shapes sooner, and colours, which are linear in the pixels, no later.
-    `patch_positions`: the position of a patch in its image (position_values) is embedded too. Rotary attention alone
-    knows only offsets, and a mask is a product with single patches.
+    `patch_positions`: the position of a patch in its image (position_values) is embedded too, times `position_scale`.
+    Rotary attention alone knows only offsets, and a mask is a product with single patches.
 
     `region_embedding="pooled"` is the plain baseline of the paper's ablation: no prompt is added to patches and there
     is no `prompt_linear`. The mean of a region's embedded patches is added to its name in the text instead.
@@ -67,10 +48,11 @@ class PatchFusion(nn.Module):
         if self.sub_patch_size is not None:
             self.sub_patch_linear = nn.Linear(3 * self.sub_patch_size**2, architecture.sub_patch_width)
             values = architecture.sub_patch_width * (patch_size // self.sub_patch_size) ** 2
-        self.statistics, self.patch_positions = architecture.pixel_statistics, small.patch_positions
+        self.statistics = architecture.pixel_statistics
+        self.patch_positions, self.position_scale = small.patch_positions, small.position_scale
         if self.patch_positions:
             values += POSITION_VALUES
-        self.patch_linear = PatchLinear(values, hidden_size, POSITION_VALUES if self.patch_positions else 0)
+        self.patch_linear = nn.Linear(values, hidden_size, bias=False)
         self.pooled, self.prompt_linear = architecture.region_embedding == "pooled", None
         if not self.pooled and architecture.prompt_linear:
             self.prompt_linear = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -99,7 +81,8 @@ class PatchFusion(nn.Module):
         patches = normalize(batch.patches, self.statistics).to(self.patch_linear.weight.dtype)
         values = self._patch_values(patches, batch.grids_hw)
         if self.patch_positions:
-            values = torch.cat([values, position_values(batch.grids_hw, like=values)], dim=1)
+            places = self.position_scale * position_values(batch.grids_hw, like=values)
+            values = torch.cat([values, places], dim=1)
         return self.patch_linear(values)
 
     def _patch_values(self, patches: Tensor, grids_hw: Sequence[tuple[int, int]]) -> Tensor:

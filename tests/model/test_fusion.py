@@ -6,7 +6,6 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from pixel_sail.architecture import Architecture, SmallImages
@@ -56,20 +55,13 @@ def test_position_values_in_closed_form() -> None:
     torch.testing.assert_close(turned.flip(0), values[2:, 4:])
 
 
-def test_positions_start_as_large_as_a_linear_of_their_own() -> None:
-    """Uniform in +-1 / sqrt(inputs), as torch's linear: 8 inputs are the position, and 200 are counted for the rest."""
-    weight = PatchFusion(parts(small_images=SmallImages(patch_positions=True)), 4096).patch_linear.weight
-    assert weight.shape == (4096, 200)
-    assert weight[:, -8:].abs().max().item() == pytest.approx(8**-0.5, rel=1e-3)
-    assert weight[:, :-8].abs().max().item() == pytest.approx(200**-0.5, rel=1e-3)
-
-
 def test_position_is_embedded_beside_the_pixels() -> None:
     """The same pixels everywhere: what differs between two patches is the linear of where they lie."""
-    fusion = PatchFusion(parts(small_images=SmallImages(stem_widths=[4], patch_positions=True)), 16)
+    small = SmallImages(stem_widths=[4], patch_positions=True, position_scale=3.0)
+    fusion = PatchFusion(parts(small_images=small), 16)
     grids = ((2, 3), (1, 2))
     batch = SimpleNamespace(patches=torch.zeros(8, 192), grids_hw=grids)
     places = position_values(grids, like=batch.patches)
-    expected = places @ fusion.patch_linear.weight[:, -8:].T
+    expected = 3 * places @ fusion.patch_linear.weight[:, -8:].T
     torch.testing.assert_close(fusion.embed_patches(batch), expected, atol=1e-6, rtol=0)
     assert expected.std() > 0
