@@ -8,7 +8,7 @@ from pixel_sail.scenes.facts import DIRECTIONS, ImageFacts
 from pixel_sail.scenes.kinds import KINDS
 from pixel_sail.scenes.language import pick, shuffled
 from pixel_sail.scenes.multiple_choice import absent_names
-from pixel_sail.scenes.types import ANY, Attribute, CompareQuery, Filter, Rng, Turn
+from pixel_sail.scenes.types import ANY, Attribute, CompareQuery, Filter, ObjectFacts, Rng, Turn
 
 HALVES = ("upper", "lower", "left", "right")
 SHORT_TURNS = 8  # an image
@@ -21,29 +21,33 @@ def region(k: int) -> str:
 
 def short_turns(image: ImageFacts, chosen: list[int], rng: Rng) -> list[Turn]:
     """Two questions about each chosen object, SHORT_TURNS at most, answered with a word or two."""
-    turns: list[Turn] = []
-    for k, i in enumerate(chosen):
-        facts, tag = image.facts(i), region(k)
-        about = [
-            (pick(rng, (f"What colour is {tag}?", f"Which colour does {tag} have?")), facts.colour),
-            (pick(rng, (f"What is {tag}?", f"What kind of thing is {tag}?")), facts.kind),
-            (pick(rng, (f"Which texture does {tag} have?", f"What is the texture of {tag}?")), facts.texture),
-            (f"Where in the picture is {tag}?", facts.where),
-        ]
-        if facts.size:
-            about.append((f"How large is {tag}?", facts.size))
-        turns += shuffled(rng, about)[:2]
+    turns = [
+        turn for k, i in enumerate(chosen) for turn in shuffled(rng, _about_one(image.facts(i), region(k), rng))[:2]
+    ]
     return shuffled(rng, turns)[:SHORT_TURNS]
 
 
 def several_object_turns(image: ImageFacts, chosen: list[int], rng: Rng) -> list[Turn]:
-    """Up to five turns about two or three objects and the relations between them."""
+    """Up to eight turns about two or three objects: what each is like, and the relations between them."""
     pairs = [shuffled(rng, [k, m]) for k in range(len(chosen)) for m in range(k)]
     turns = [turn for k, m in pairs for turn in _about_two(image, chosen, k, m, rng)]
     k = int(rng.integers(len(chosen)))
     turns += [_others_like(image, chosen[k], region(k), rng)]
     turns += [(f"What do you see in {region(k)}?", with_article(appearance(image.objects[chosen[k]], rng)))]
-    return shuffled(rng, list(dict(turns).items()))[:5]
+    turns = shuffled(rng, list(dict(turns).items()))[:4]
+    # the questions of the short form, without its request for a short answer: people do not write one
+    turns += short_turns(image, chosen, rng)[:4]
+    return shuffled(rng, turns)
+
+
+def _about_one(facts: ObjectFacts, tag: str, rng: Rng) -> list[Turn]:
+    about = [
+        (pick(rng, (f"What colour is {tag}?", f"Which colour does {tag} have?")), facts.colour),
+        (pick(rng, (f"What is {tag}?", f"What kind of thing is {tag}?")), facts.kind),
+        (pick(rng, (f"Which texture does {tag} have?", f"What is the texture of {tag}?")), facts.texture),
+        (f"Where in the picture is {tag}?", facts.where),
+    ]
+    return [*about, (f"How large is {tag}?", facts.size)] if facts.size else about
 
 
 def _about_two(image: ImageFacts, chosen: list[int], k: int, m: int, rng: Rng) -> Iterator[Turn]:

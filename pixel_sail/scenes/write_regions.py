@@ -69,7 +69,8 @@ def _llava(record: ImageRecord, entry: ImageConversation) -> dict[str, Any]:
     if not entry.shows_image:
         return {"id": f"{Path(name).stem}_text", "conversations": conversation(entry.turns)}
     image = {"id": Path(name).stem, "image": f"train2014/{name}"}
-    return {**image, "conversations": conversation(entry.turns, "<image>\n")}
+    turns = [("Describe this image.", record.grounded.caption.text), *entry.turns]
+    return {**image, "conversations": conversation(turns, "<image>\n")}
 
 
 def _write_perbench(folder: Path, records: list[ImageRecord], limit: int | None) -> None:

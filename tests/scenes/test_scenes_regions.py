@@ -546,7 +546,7 @@ def test_answers_about_regions_are_true(name, read, images, splits):
                 assert image.has_size(objects[int(question[-3]) - 1], answer), question
             elif question.startswith(("What is <", "What do you see")):
                 i = objects[int(question[-3]) - 1]
-                assert i in image.having(answer) and (name == "conversation") == (" " in answer)
+                assert i in image.having(answer) and question.startswith("What do you see") == (" " in answer)
             else:
                 assert answer == _region_answer(question, image, objects), (question, answer)
             answers[answer] += 1
@@ -558,7 +558,8 @@ def test_answers_about_regions_are_true(name, read, images, splits):
         assert max(regions) == 5 and max(turns) == 8 and np.mean(turns) > 6
     if name == "conversation":
         assert 0.5 < answers["yes"] / answers["no"] < 2 and regions[2] > 10 and regions[3] > 10
-        assert np.mean([len(entry["conversations"]) > 4 for entry in entries]) > 0.9
+        assert np.mean([len(entry["conversations"]) > 10 for entry in entries]) > 0.9
+        assert {"red", "left", "small", "striped"} < set(answers)  # of the questions that ask about one region
 
 
 def test_parts_are_the_named_half_of_an_object(read, images):
@@ -633,6 +634,8 @@ def _plural(word):
 def test_llava_answers_are_true_and_some_need_no_image(read, folder, images, splits):
     entries = read("llava/train.json")
     assert len({entry["id"] for entry in entries}) == len(entries)
+    grounded = read("GranDf/annotations/train/OpenPsgGCG_train.json")  # a quarter of the images
+    captions = {entry["file_name"]: entry["caption"].strip('"') for entry in grounded}
     seen, lengths = Counter(), Counter()
     for entry in entries:
         turns = _turns(entry)
@@ -643,13 +646,15 @@ def test_llava_answers_are_true_and_some_need_no_image(read, folder, images, spl
             continue
         assert (folder / "images" / entry["image"]).is_file()
         name = entry["image"].removeprefix("train2014/")
-        assert splits[name] == "train" and turns[0][0].startswith("<image>\n")
-        for question, answer in turns:
-            question = question.removeprefix("<image>\n")
+        asked, described = turns[0]
+        assert splits[name] == "train" and asked == "<image>\nDescribe this image."
+        assert captions.pop(name, described) == described
+        for question, answer in turns[1:]:
             assert _image_answer(question, images[name]) == answer, (name, question, answer)
             seen[answer if question.startswith("Is") else "other"] += 1
     assert seen["text"] == -(-IMAGES // 20) - sum(i % 20 == 0 and s != "train" for i, s in enumerate(splits.values()))
-    assert 0.5 < seen["yes"] / seen["no"] < 2 and lengths[1] > 5 and lengths[4] > 5
+    assert 0.5 < seen["yes"] / seen["no"] < 2 and lengths[2] > 5 and lengths[5] > 5
+    assert grounded and not captions
 
 
 def test_the_benchmark_shows_no_training_image(read, splits):
