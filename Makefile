@@ -18,7 +18,7 @@ quickstart: $(STAMP)
 	@echo "1 of 4: masks by the released model on an image that it has never seen"
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_day --images 1200 --seed 2
 	$(BIN)/python tools/predict.py $(MODEL) --image data/scenes_day/images/train2014/scenes_000000000005.jpg \
-		--text "the largest chair" --text "the bananas" --ask "Describe this image." --out $(RUN)/predict
+		--text "the yellow tree" --text "the brown house" --ask "Describe this image." --out $(RUN)/predict
 	@echo "2 of 4: its scores by day, on held-out images"
 	$(LAUNCH) tools/test.py $(MODEL) --data-root data/scenes_day --out $(RUN)/day \
 		--benchmark refcoco:val --benchmark grefcoco:val --benchmark perbench:mcq

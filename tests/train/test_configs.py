@@ -40,7 +40,6 @@ OTHER_KINDS = {
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.name not in OTHER_KINDS)
 WITHOUT_MASKS = {
     "words_scenes.yaml",
-    "tiny_96.yaml",
     "base_0p5b.yaml",
     "base_0p5b_2.yaml",
     "base_0p5b_3.yaml",

@@ -76,6 +76,7 @@ def rewrite_run(run: Path) -> None:
 
 def flat(architecture: dict[str, Any]) -> dict[str, Any]:
     small = architecture.pop("small_images") or SmallImages().model_dump()
+    del small["position_scale"]  # new in 0.2.0
     return architecture | small
 
 
