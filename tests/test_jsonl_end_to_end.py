@@ -95,4 +95,4 @@ def test_check_look_train_score(tmp_path: Path) -> None:
 def _targets(path: Path) -> list[dict]:
     from pixel_sail.data.sources.jsonl import read_jsonl
 
-    return [entry.target(0, (48, 64)) for entry in read_jsonl(path, [])]
+    return [entry.target(0, [(48, 64)]) for entry in read_jsonl(path, [])]
