@@ -29,3 +29,12 @@ def tiny_predictor(
     parts = Architecture(**(ARCHITECTURE | (architecture or {})))
     model, tokenizer = from_scratch(section, parts, list(texts) * 3, question)
     return Predictor(model.eval(), tokenizer)
+
+
+def tiny_scoring_predictor() -> Predictor:
+    """One with a score head, whose scores differ from mask to mask."""
+    predictor = tiny_predictor(architecture={"mask_scores": True})
+    torch.manual_seed(1)
+    for parameter in predictor.model.score_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return predictor

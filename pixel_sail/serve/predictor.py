@@ -174,7 +174,7 @@ class Predictor:
             return [answer.without_repeats() for answer in answers]
         if not (self.zoom if zoom is None else zoom):
             return self.chat(image, questions, regions, soft=soft, masks_on=masks_on)
-        return self.zoomed([Chat(image, questions, regions)], soft)[0]
+        return self.zoomed([Chat(image, questions, regions, masks_on=masks_on)], soft)[0]
 
     def instance_sampling(self) -> Sampling:
         """That of the model, with room for many masks in one answer."""

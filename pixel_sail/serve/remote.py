@@ -91,7 +91,7 @@ class PixelSailModel(PixelSail):
         regions: Regions = (),
         soft: bool = False,
         instances: bool = False,
-        zoom: bool = False,
+        zoom: bool | None = None,
         masks_on: int | Sequence[int] = -1,
     ) -> list[Answer]:
         """As `Predictor.segment`."""

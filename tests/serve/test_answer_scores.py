@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from test_predictor import force_answer
-from tiny_predictor import tiny_predictor
+from tiny_predictor import tiny_predictor, tiny_scoring_predictor
 
 from pixel_sail.commands.work.predict import write
 from pixel_sail.data.masks import encode_mask
@@ -22,11 +22,7 @@ from pixel_sail.types import Sample, Turn
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    predictor = tiny_predictor(architecture={"mask_scores": True})
-    torch.manual_seed(1)
-    for parameter in predictor.model.score_head.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return predictor
+    return tiny_scoring_predictor()
 
 
 @pytest.fixture

@@ -97,6 +97,8 @@ def test_what_cannot_be_asked_says_why(predictor: Predictor, images: list) -> No
         predictor.chat([], "what?")
     with pytest.raises(UserError, match="masks_on is 1, and there is one image"):
         predictor.segment(images[0], "mug", masks_on=1)
+    with pytest.raises(UserError, match="masks_on is 1, and there is one image"):
+        predictor.segment(images[0], "mug", masks_on=1, zoom=True)
     with pytest.raises(UserError, match="zoom looks closer at one image, and there are 3"):
         predictor.segment(images, "mug", zoom=True)
 

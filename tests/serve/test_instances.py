@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_predictor import force_answer
-from tiny_predictor import tiny_predictor
+from tiny_predictor import tiny_scoring_predictor
 
 from pixel_sail.commands import predict
 from pixel_sail.data.templates import QUESTIONS, QUESTIONS_EACH
@@ -22,11 +21,7 @@ from pixel_sail.serve.predictor import Answer, Predictor
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    predictor = tiny_predictor(architecture={"mask_scores": True})
-    torch.manual_seed(1)
-    for parameter in predictor.model.score_head.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return predictor
+    return tiny_scoring_predictor()
 
 
 @pytest.fixture

@@ -280,11 +280,6 @@ def _is_polygons(cell: list[Any]) -> bool:
     return bool(cell) and isinstance(cell[0], list) and bool(cell[0]) and isinstance(cell[0][0], int | float)
 
 
-def _open_folder(root: Path, split: str, data: DataConfig) -> HfSource:
-    """A local folder with the usual columns. Raises as `open_hf`."""
-    return open_hf(MixtureEntry(source=NAME, split=split, root=root), data)
-
-
 RECORDS = (
     SourceRecord(
         name=NAME,
@@ -292,7 +287,6 @@ RECORDS = (
         files=(),
         sample="a row",
         turn="a question and its answer, or an expression, with masks; see [docs/hf.md](../docs/hf.md)",
-        open=_open_folder,
         open_entry=open_hf,
         image_folders=(),
     ),

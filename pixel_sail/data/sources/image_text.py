@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -144,10 +143,6 @@ def _caption(file: IndexedFile, row: list[int], name: str | None, key: str) -> s
 KIND = FileKind(NAME, (".tar",), prepare_tar, in_place=True, made_by="")
 
 
-def _open_folder(root: Path, split: str, data: DataConfig) -> ImageTextSource:
-    return open_image_text(MixtureEntry(source=NAME, split=split, root=root), data)
-
-
 RECORDS = (
     SourceRecord(
         name=NAME,
@@ -155,7 +150,6 @@ RECORDS = (
         files=(ExpectedFile(f"{NAME}/{{split}}"),),
         sample="an image of a tar, of a data root or elsewhere; see [docs/base.md](../docs/base.md)",
         turn="a short request, and the caption",
-        open=_open_folder,
         open_entry=open_image_text,
         image_folders=(),
     ),

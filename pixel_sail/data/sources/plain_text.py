@@ -6,7 +6,6 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -162,10 +161,6 @@ def _rows(file: BinaryIO, address: str, key: str) -> Iterator[Any]:
         raise DatasetError(f"{address!r:.300} is damaged, or not whole: {error!s:.300}") from None
 
 
-def _open_folder(root: Path, split: str, data: DataConfig) -> TextSource:
-    return open_text(MixtureEntry(source=NAME, split=split, root=root), data)
-
-
 RECORDS = (
     SourceRecord(
         name=NAME,
@@ -173,7 +168,6 @@ RECORDS = (
         files=(ExpectedFile(f"{NAME}/{{split}}"),),
         sample="a text without an image, or a piece of a long one; see [docs/base.md](../docs/base.md)",
         turn="none: every token is learned",
-        open=_open_folder,
         open_entry=open_text,
         image_folders=(),
     ),

@@ -100,9 +100,9 @@ class SourceRecord:
     files: tuple[ExpectedFile, ...]  # the first tells whether the dataset is there; empty: not part of a data root
     sample: str  # what one sample is, in a phrase for the table in data/README.md
     turn: str  # what one turn is, likewise
-    open: Callable[[Path, str, DataConfig], Source]  # (data root, split, settings); raises DatasetError, ConfigError
-    # instead, of a source that has keys of its own in the mixture
-    open_entry: Callable[[MixtureEntry, DataConfig], Source] | None = None
+    # one of the two; both raise DatasetError and ConfigError
+    open: Callable[[Path, str, DataConfig], Source] | None = None  # (data root, split, settings)
+    open_entry: Callable[[MixtureEntry, DataConfig], Source] | None = None  # of one with keys of its own in the mixture
     train_only: bool = False  # any split but "train" is refused
     image_folders: tuple[str, ...] = ImageFinder.FOLDERS  # searched in this order; empty: no folder of images
     check_all: bool = False  # a file of the user's own: `check` decodes every sample, and each problem is an error
