@@ -123,6 +123,11 @@ def test_lines_are_short(path: Path) -> None:
     assert not [number for number, line in lines if len(line) > MAX_LINE and not line.lstrip().startswith("|")]
 
 
+@of_repository(PAGES)
+def test_nothing_is_left_to_be_filled_in(path: Path) -> None:
+    assert not re.search(r"PLACEHOLDER|TODO|@[A-Z]+@", path.read_text())
+
+
 def test_the_front_page_is_short() -> None:
     lines = (REPOSITORY / "README.md").read_text().splitlines()
     assert len(lines) <= 120 and max(map(len, lines)) <= MAX_LINE
