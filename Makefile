@@ -48,6 +48,7 @@ scratch: $(STAMP)
 tiny: export OMP_NUM_THREADS = 1
 tiny: $(STAMP)
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_40k --images 40000 --seed 3
+	$(LAUNCH) tools/train.py configs/tiny_places.yaml
 	$(LAUNCH) tools/train.py configs/tiny_96.yaml
 	$(LAUNCH) tools/train.py configs/tiny.yaml
 	test -d runs/tiny/float16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/float16 --dtype fp16

@@ -12,6 +12,7 @@ from pixel_sail.scenes.write_grounded import write_grounded_files
 from pixel_sail.scenes.write_image_text import write_image_text_files
 from pixel_sail.scenes.write_pairs import write_pair_files
 from pixel_sail.scenes.write_pixmmvp import write_pixmmvp_files
+from pixel_sail.scenes.write_places import write_place_file
 from pixel_sail.scenes.write_references import write_reference_files
 from pixel_sail.scenes.write_regions import write_region_files
 
@@ -27,6 +28,7 @@ def write_annotations(out: Path, records: list[ImageRecord], request: Request) -
     if request.get("image_text"):
         write_image_text_files(out, records)
     write_pair_files(out, records, request)
+    write_place_file(out, records, request)
     write_compact_json(out / "scenes.json", knowledge(records, request, queries))
 
 

@@ -128,9 +128,12 @@ def _meet() -> dist.Store:
         store, *_ = next(dist.rendezvous("env://", timeout=MEETING_TIMEOUT))
     except (dist.DistError, ValueError, OSError) as error:  # ValueError: a variable is not set, or no number
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason, advice = str(error).splitlines()[0], ""
+        if "EADDRINUSE" in reason:
+            advice = "; another run has that port: choose one, as in `deepspeed --master_port 29501 ...`"
         raise UserError(
             f"{world_size()} processes (WORLD_SIZE) must meet at {place} (MASTER_ADDR:MASTER_PORT), but rank {rank()} "
-            f"cannot: {str(error).splitlines()[0]}"
+            f"cannot: {reason}{advice}"
         ) from None
     finally:
         for number, handler in handlers.items():

@@ -501,3 +501,37 @@ def test_pairs_show_the_same_object_twice(folder, known, instances):
     assert source.problems == []
     sample = source.sample(0, np.random.default_rng(0))
     assert len(sample.images) == 2 and sample.mask_images == (1,) and all(path.is_file() for path in sample.images)
+
+
+def test_places_say_nothing_but_the_place(folder, known, instances, worlds):
+    """Each phrase names no kind, colour or texture, and its mask unites what the phrase means; so does each answer."""
+    masks = {a["id"]: a["segmentation"] for a in instances["annotations"]}
+    images = {image["file_name"]: image for image in known["images"]}
+    lines = [json.loads(line) for line in (folder / "places_train.jsonl").read_text().splitlines()]
+    names = [line["image"].removeprefix("train2014/") for line in lines]
+    assert names == [image["file_name"] for image in known["images"] if image["split"] == "train"]
+    said, several = set(), 0
+    for line, name in zip(lines, names, strict=True):
+        world, given = worlds[images[name]["id"]], iter(line["masks"])
+        for turn in line["conversations"]:
+            question, answer = turn["question"], turn["answer"]
+            assert not set(question.split()) & {*KIND_WORDS, *COLOUR_WORDS, *TEXTURE_WORDS}
+            if answer == "[SEG]":
+                many = re.match(r"(the )?(all|every|each|two|three|four|five|six|both)\b", question)
+                meant = [masks[world.ids[i]] for i in (resolve_many if many else resolve)(world, question)]
+                assert np.array_equal(coco_mask.decode(next(given)), coco_mask.decode(meant).any(axis=2)), question
+                several += len(meant) > 1
+            else:
+                region = line["regions"][re.search(r"<Prompt(\d)>", question)[1]]
+                (i,) = [i for i, other in enumerate(world.ids) if masks[other] == region]
+                assert i in _at(world, answer), question
+                said.add(answer)
+        assert next(given, None) is None
+    assert len(said) == 9 and several > 20
+
+
+def _at(world, where):
+    """The objects whose centre lies in the half or corner, or near the middle."""
+    if where == "middle":
+        return [i for i in range(len(world.ids)) if np.abs(world.centres[i] - 0.5).max() < 0.2]
+    return [i for i in range(len(world.ids)) if all(world._far(i, side) < 0.5 for side in where.split())]

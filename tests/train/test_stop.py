@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,15 @@ def test_processes_that_cannot_meet_are_one_message(
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
     with pytest.raises(UserError, match=message):
         distributed.start()
+
+
+def test_a_port_in_use_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        for key, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
+        with pytest.raises(UserError, match=f"must meet at 127.0.0.1:{port} .* choose one, as in .* --master_port"):
+            distributed.start()
