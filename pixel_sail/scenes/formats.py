@@ -1,6 +1,7 @@
 """What several of the written formats share: compact JSON, the head of COCO's files, instances, conversations."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ def write_compact_json(path: Path, value: Any) -> None:
     """Write JSON without spaces; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a line of compact JSON for each value."""
+    lines = (json.dumps(value, separators=(",", ":")) + "\n" for value in values)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def held_out(records: list[ImageRecord]) -> list[ImageRecord]:

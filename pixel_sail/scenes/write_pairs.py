@@ -1,13 +1,12 @@
 """Two images that show the same object: asked with a region in the first for the mask in the second."""
 
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixel_sail.scenes.formats import held_out, training
+from pixel_sail.scenes.formats import held_out, training, write_json_lines
 from pixel_sail.scenes.types import ImageRecord, Name, Request, Rng
 
 QUESTIONS = (
@@ -21,9 +20,8 @@ ANSWER = "It is [SEG]."
 def write_pair_files(out: Path, records: list[ImageRecord], request: Request) -> None:
     """pairs_{train,val}.jsonl, in the format of docs/jsonl.md."""
     for number, (split, chosen) in enumerate((("train", training(records)), ("val", held_out(records)))):
-        lines = _lines(chosen, np.random.default_rng([request["seed"], 6, number]))
-        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-        (out / f"pairs_{split}.jsonl").write_text(text, encoding="utf-8")
+        rng = np.random.default_rng([request["seed"], 6, number])
+        write_json_lines(out / f"pairs_{split}.jsonl", _lines(chosen, rng))
 
 
 def _lines(records: list[ImageRecord], rng: Rng) -> list[dict[str, Any]]:

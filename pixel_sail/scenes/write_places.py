@@ -4,7 +4,6 @@ A small model that begins with them learns to use positions; one that begins wit
 to see, does not (docs/results/scenes.md, "Places").
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from pixel_sail.data.masks import unite
 from pixel_sail.scenes.expressions import SIDES
 from pixel_sail.scenes.facts import WHERES, ImageFacts
-from pixel_sail.scenes.formats import training
+from pixel_sail.scenes.formats import training, write_json_lines
 from pixel_sail.scenes.language import RANKS, phrase, pick, shuffled
 from pixel_sail.scenes.types import ANY, AllQuery, ImageRecord, OrdinalQuery, PositionQuery, Query, Request, Rng
 from pixel_sail.types import RLE
@@ -33,9 +32,7 @@ _QUERIES: tuple[Query, ...] = (
 def write_place_file(out: Path, records: list[ImageRecord], request: Request) -> None:
     """places_train.jsonl, in the format of docs/jsonl.md: a line for each training image."""
     rng = np.random.default_rng([request["seed"], 7])
-    lines = [_line(record, rng) for record in training(records)]
-    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-    (out / "places_train.jsonl").write_text(text, encoding="utf-8")
+    write_json_lines(out / "places_train.jsonl", (_line(record, rng) for record in training(records)))
 
 
 def _line(record: ImageRecord, rng: Rng) -> dict[str, Any]:
