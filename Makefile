@@ -56,7 +56,7 @@ tiny: $(STAMP)
 		--benchmark refcoco:testA --benchmark refcoco:testB --benchmark grefcoco:val --benchmark perbench
 	rm -rf runs/tiny/release
 	$(BIN)/python tools/export.py runs/tiny --out runs/tiny/release --dtype fp16 --metrics runs/tiny/scores/metrics.json \
-		--name "pixel_sail tiny" --license apache-2.0
+		--name "pixel_sail tiny" --license apache-2.0 --command "make tiny"
 	@echo "model:  runs/tiny/release (what data/models/tiny has)"
 	@echo "report: runs/tiny/scores/report.html (open it in a browser)"
 

@@ -40,7 +40,7 @@ def main() -> None:
     folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
     print(f"from {folder}")
     dtype = DTYPES[a.dtype] and getattr(torch, DTYPES[a.dtype])
-    publish(open_model(folder), a.out, dtype, shard_bytes, a.name or a.out.name, metrics, a.license, a.hub)
+    publish(open_model(folder), a.out, dtype, shard_bytes, a.name or a.out.name, metrics, a.license, a.hub, a.command)
     sizes = [file.stat().st_size for file in a.out.glob("*.safetensors")]
     size = f"{sum(sizes) / 1e9:.2f} GB" if sum(sizes) > 1e8 else f"{sum(sizes) / 1e6:.1f} MB"
     print(f"{a.out}: {size} of weights in {len(sizes)} files, model card in README.md")
@@ -54,6 +54,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--license", help="a hub's name for it, for example apache-2.0; default: 'not stated' in the card"
     )
+    parser.add_argument("--command", help="what repeats the whole training, for the model card: 'make tiny'")
     parser.add_argument("--name", help="title of the model card; default: the name of --out")
     parser.add_argument(
         "--hub", action="store_true", help="with the Python files for transformers' AutoModel (docs/huggingface.md)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -14,21 +15,21 @@ TASK = "image-segmentation"
 
 def front_matter(
     name: str,
-    training: dict[str, Any] | None,
+    trainings: Sequence[dict[str, Any]],
     metrics: dict[str, Any],
     license_name: str | None,
     remote_code: bool,
 ) -> str:
     """YAML between two lines of ---. Nothing is guessed: a key whose value is unknown is left out.
 
-    `base_model` and `datasets` are hub ids: a folder of the machine is no base for others. `model-index` has the
-    benchmarks of `metrics`, metrics.json of tools/test.py, with a result for each score (where there are definitions,
-    those that are defined).
+    `trainings`: the configs of all stages, the first one first. `base_model` and `datasets` are hub ids: a folder of
+    the machine is no base for others. `model-index` has the benchmarks of `metrics`, metrics.json of tools/test.py,
+    with a result for each score (where there are definitions, those that are defined).
     """
     results = _results(metrics)
     data = ModelCardData(
-        base_model=_base(training or {}),
-        datasets=_datasets(training or {}) or None,
+        base_model=_base(trainings[0]) if trainings else None,
+        datasets=sorted({hub_id for training in trainings for hub_id in _datasets(training)}) or None,
         eval_results=results or None,
         library_name="transformers" if remote_code else "pixel_sail",
         license=license_name,
@@ -48,14 +49,14 @@ def _base(training: dict[str, Any]) -> str | None:
     return None
 
 
-def _datasets(training: dict[str, Any]) -> list[str]:
+def _datasets(training: dict[str, Any]) -> set[str]:
     """Hub ids of the datasets of source hf that the run was trained on."""
     mixture = (training.get("data") or {}).get("mixture")
     values = [
         source.get("path") for source in (mixture if isinstance(mixture, list) else [])
         if isinstance(source, dict) and source.get("source") == "hf"
     ]  # fmt: skip
-    return sorted({hub_id for value in values if (hub_id := _hub_id(value))})
+    return {hub_id for value in values if (hub_id := _hub_id(value))}
 
 
 def _hub_id(value: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.model.configuration import PixelSailConfig
 from pixel_sail.weights.card_data import dataset_name, front_matter
+from pixel_sail.weights.lineage import Stage
 
 CODE = "https://arxiv.org/abs/2504.10465"
 
@@ -21,8 +22,8 @@ CODE = "https://arxiv.org/abs/2504.10465"
 class Provenance:
     """What is known about the origin of a model; None for what is unknown."""
 
-    training: dict[str, Any] | None = None  # the resolved config of the run
-    environment: dict[str, Any] | None = None  # environment.json of the run: commit, packages, machine
+    stages: Sequence[Stage] = ()  # the run, and before it those that it started from; empty if there is none
+    command: str | None = None  # what repeats the whole training
     metrics: dict[str, Any] | None = None  # metrics.json of tools/test.py
     license: str | None = None
     remote_code: bool = False  # whether the folder has the Python files for transformers' AutoModel
@@ -33,7 +34,8 @@ def model_card(
 ) -> str:
     """Markdown with the front matter that model hubs read. Nothing is guessed: the card says what is unknown."""
     metrics = provenance.metrics or {}
-    front = front_matter(name, provenance.training, metrics, provenance.license, provenance.remote_code)
+    trainings = [stage.training for stage in provenance.stages]
+    front = front_matter(name, trainings, metrics, provenance.license, provenance.remote_code)
     sections = [
         f"{front}\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
         _use(chat, provenance.remote_code),
@@ -105,7 +107,7 @@ answer.text, answer.masks
 
 
 def _origin(config: PixelSailConfig, provenance: Provenance) -> str:
-    training = provenance.training or {}
+    training = provenance.stages[0].training if provenance.stages else {}
     base = (training.get("model") or {}).get("base")
     start = (training.get("train") or {}).get("init_from")
     facts = []
@@ -113,7 +115,7 @@ def _origin(config: PixelSailConfig, provenance: Provenance) -> str:
         facts.append(f"Its weights go back to a released checkpoint of the family `{config.converted_from}`.")
     if start or base:
         facts.append(f"Training started from `{public(start or base)}`.")
-    elif provenance.training:
+    elif provenance.stages:
         facts.append("Training started from random weights.")
     if config.differences:
         facts.append("It differs from that base and had to adapt in training:\n" + _list(config.differences))
@@ -122,20 +124,47 @@ def _origin(config: PixelSailConfig, provenance: Provenance) -> str:
 
 
 def _training(provenance: Provenance) -> str:
-    if provenance.training is None:
+    if not provenance.stages:
         return "## Training\n\nNot trained by pixel_sail, or its config was not given."
-    environment = provenance.environment or {}
+    environment = provenance.stages[-1].environment or {}
     commit = environment.get("commit") or "not recorded"
     changed = len(environment.get("modified_files") or [])
     changed_text = f" and {changed} files that were not committed" if changed else ""
     packages = ", ".join(
         f"{name} {version}" for name, version in (environment.get("packages") or {}).items() if version
     )
-    values = yaml.safe_dump(public(provenance.training), sort_keys=False)
-    return (
-        f"## Training\n\nCode at commit `{commit}`{changed_text}. {packages}\n\n{_excluded(provenance.training)}\n\n"
-        f"The whole config (training_config.yaml):\n\n```yaml\n{values}```"
-    )
+    training = provenance.stages[-1].training
+    values = yaml.safe_dump(public(training), sort_keys=False)
+    parts = [
+        "## Training",
+        f"Repeated by `{_text(provenance.command)}`." if provenance.command else "",
+        _stages(provenance.stages) if len(provenance.stages) > 1 else "",
+        f"Code at commit `{commit}`{changed_text}. {packages}",
+        _excluded(training),
+        f"The whole config{' of the last stage' * (len(provenance.stages) > 1)} (training_config.yaml):",
+        f"```yaml\n{values}```",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _stages(stages: Sequence[Stage]) -> str:
+    """A row for each run, the first one first."""
+    rows = [
+        f"| {_text(stage.name)} | {steps.get('steps')} of {steps.get('batch_size')} | "
+        f"{(stage.training.get('architecture') or {}).get('max_side_px')} px | {_sources(stage.training)} |"
+        for stage, steps in ((stage, stage.training.get("train") or {}) for stage in stages)
+    ]
+    head = "| stage, from the one before | steps of samples | images | learns from |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(rows)
+
+
+def _sources(training: dict[str, Any]) -> str:
+    """The sources of a mixture with their share of the samples, heaviest first."""
+    mixture = [entry for entry in (training.get("data") or {}).get("mixture") or [] if isinstance(entry, dict)]
+    weights = [float(w) if type(w := entry.get("weight")) in (int, float) else 0.0 for entry in mixture]
+    total = sum(weights) or 1.0
+    named = sorted(zip(weights, mixture, strict=True), key=lambda pair: -pair[0])
+    return ", ".join(f"{_text(entry.get('source'))} {100 * weight / total:.0f} %" for weight, entry in named)
 
 
 def _excluded(training: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pixel_sail import yaml_file
 from pixel_sail.data.chat import ChatFormat
 from pixel_sail.errors import FileError
 from pixel_sail.files import read_json
@@ -26,14 +25,10 @@ from pixel_sail.model.generation_config import write_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
 from pixel_sail.weights.files import check_new, check_weights, new_folder, write_shards
+from pixel_sail.weights.lineage import TRAINING_CONFIG, lineage
 from pixel_sail.weights.model_card import Provenance, chat_example, model_card, public, published
 from pixel_sail.weights.remote_code import AUTO_MAP, write_remote_code
 from pixel_sail.weights.run_folder import is_checkpoint
-
-_ADVICE = "move it away to publish without it"
-# What the model card reads of config.yaml and environment.json.
-_KINDS = {"model": dict, "train": dict, "data": dict, "data.exclude": list, "commit": str, "modified_files": list,
-          "packages": dict}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,18 +76,20 @@ def publish(
     metrics: dict[str, Any] | None,
     license_name: str | None,
     remote_code: bool = False,
+    command: str | None = None,
 ) -> None:
     """Write `out`, which appears only when it is complete. Raises UserError if it is not empty, or would not fit.
 
     `dtype` None: each weight keeps its own. `remote_code`: with the Python files for transformers' AutoModel.
+    `command`: what repeats the whole training, for the card.
     """
     config, dtypes = model.config, {key: dtype or stored for key, stored in model.dtypes.items()}
     config.architectures = [PixelSail.__name__]
     if remote_code:
         config.auto_map = {auto: code for auto, code in AUTO_MAP.items() if auto != "AutoProcessor"}
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
-    run_config, environment = _read(model.run, "config.yaml"), _read(model.run, "environment.json")
-    provenance = Provenance(run_config, environment, metrics, license_name, remote_code)
+    stages = lineage(model.run)
+    provenance = Provenance(stages, command, metrics, license_name, remote_code)
     chat = ChatFormat.of(config.chat_format, model.tokenizer, config.chat_pieces)
     parameters = sum(torch.Size(shape).numel() for shape in model.shapes.values())
     check_new(out, sum(torch.Size(shape).numel() * dtypes[key].itemsize for key, shape in model.shapes.items()))
@@ -104,9 +101,9 @@ def publish(
             write_remote_code(folder)
         model.tokenizer.save_pretrained(folder)
         (folder / "chat_format.json").write_text(json.dumps(chat_example(chat), indent=1), encoding="utf-8")
-        if run_config is not None:
-            text = yaml.safe_dump(public(run_config), sort_keys=False)
-            (folder / "training_config.yaml").write_text(text, encoding="utf-8")
+        if stages:
+            text = yaml.safe_dump(public(stages[-1].training), sort_keys=False)
+            (folder / TRAINING_CONFIG).write_text(text, encoding="utf-8")
         if metrics is not None:
             kept = {"benchmarks": published(metrics["benchmarks"])}
             kept |= {key: metrics[key] for key in ("definitions", "runs") if key in metrics}
@@ -139,22 +136,3 @@ def _is_score(value: Any) -> bool:
     if type(value) in (int, float):
         return math.isfinite(value)
     return value is None or isinstance(value, dict | list)
-
-
-def _read(run: Path | None, name: str) -> dict[str, Any] | None:
-    """A YAML or JSON file of the run; None if the run or the file is missing. Raises FileError if it is damaged."""
-    if run is None or not (run / name).exists():
-        return None
-    try:
-        values = read_json(run / name) if name.endswith(".json") else yaml_file.read(run / name)
-    except FileError as error:
-        raise FileError(f"{error}; {_ADVICE}") from None
-    if not isinstance(values, dict):
-        raise FileError(f"{run / name} holds no keys and values; {_ADVICE}")
-    for key, kind in _KINDS.items():
-        section, _, inner = key.partition(".")
-        value = values.get(section)
-        value = value.get(inner) if inner and isinstance(value, dict) else value
-        if value is not None and not isinstance(value, kind):
-            raise FileError(f"{run / name}: {key} is {str(value)[:40]!r}, no {kind.__name__}; {_ADVICE}")
-    return values

@@ -17,7 +17,7 @@ METRICS = {"benchmarks": BENCHMARKS, "definitions": {"refcoco:val": {"ciou": "..
 
 
 def data_of(training: dict | None = None, remote_code: bool = False) -> ModelCardData:
-    text = front_matter("a model", training, METRICS, "apache-2.0", remote_code)
+    text = front_matter("a model", [] if training is None else [training], METRICS, "apache-2.0", remote_code)
     return ModelCard(f"{text}\n\n# a model\n").data
 
 
@@ -30,7 +30,7 @@ def test_scores_are_results_of_the_model_index() -> None:
     ]
     assert data_of().model_name == "a model" and data_of().base_model is None and data_of().datasets is None
     assert data_of(remote_code=True).library_name == "transformers" and "custom_code" in data_of(remote_code=True).tags
-    assert ModelCard(front_matter("m", None, {}, None, False)).data.eval_results is None
+    assert ModelCard(front_matter("m", [], {}, None, False)).data.eval_results is None
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,10 @@ def test_datasets_are_hub_ids() -> None:
         {"source": "a", "path": "b/c"},
     ]
     assert data_of({"data": {"mixture": mixture}}).datasets == ["org/set"]
+
+
+def test_the_base_is_that_of_the_first_stage_and_datasets_are_those_of_all() -> None:
+    first = {"model": {"base": "org/base"}, "data": {"mixture": [{"source": "hf", "path": "org/early"}]}}
+    last = {"train": {"init_from": "runs/first"}, "data": {"mixture": [{"source": "hf", "path": "org/late"}]}}
+    data = ModelCard(front_matter("m", [first, last], {}, None, False)).data
+    assert data.base_model == "org/base" and data.datasets == ["org/early", "org/late"]

@@ -63,7 +63,8 @@ def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path,
     scores["definitions"] = {"refcoco:val": {"ciou": "the sum of intersections over the sum of unions"}}
     hostile = {"<img src=x>|y": {"ciou": 1.0, "problems": {"meteor": f"no {tmp_path}/java"}}}
     (tmp_path / "metrics.json").write_text(json.dumps(scores | {"benchmarks": scores["benchmarks"] | hostile}))
-    options = ["--metrics", tmp_path / "metrics.json", "--license", "apache-2.0", "--shard-gb", 0.0001]
+    options = ["--metrics", tmp_path / "metrics.json", "--license", "apache-2.0", "--command", "make it"]
+    options += ["--shard-gb", 0.0001]
     assert f"from {finished / 'export'}" in export(finished, "--out", tmp_path / "out", *options)
     out = tmp_path / "out"
     files = sorted(out.glob("*.safetensors"))
@@ -84,6 +85,7 @@ def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path,
         "| refcoco:val | ciou 33.91, cases 12 |\n| &lt;img src=x&gt;&#124;y | ciou 1 |",
         "steps: 4",
         "random weights",
+        "Repeated by `make it`.",
     ):
         assert part in card, part
     data = ModelCard(card).data  # huggingface_hub's own reading of it
