@@ -51,11 +51,11 @@ tiny: $(STAMP)
 	$(LAUNCH) tools/train.py configs/tiny_places.yaml
 	$(LAUNCH) tools/train.py configs/tiny_96.yaml
 	$(LAUNCH) tools/train.py configs/tiny.yaml
-	test -d runs/tiny/float16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/float16 --dtype fp16
-	$(LAUNCH) tools/test.py runs/tiny/float16 --data-root data/scenes_40k --out runs/tiny/scores --min-pixels 50 --benchmark refcoco:val \
+	test -d runs/tiny/bfloat16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/bfloat16 --dtype bf16
+	$(LAUNCH) tools/test.py runs/tiny/bfloat16 --data-root data/scenes_40k --out runs/tiny/scores --min-pixels 50 --benchmark refcoco:val \
 		--benchmark refcoco:testA --benchmark refcoco:testB --benchmark grefcoco:val --benchmark perbench
 	rm -rf runs/tiny/release
-	$(BIN)/python tools/export.py runs/tiny --out runs/tiny/release --dtype fp16 --metrics runs/tiny/scores/metrics.json \
+	$(BIN)/python tools/export.py runs/tiny --out runs/tiny/release --dtype bf16 --metrics runs/tiny/scores/metrics.json \
 		--name "pixel_sail tiny" --license apache-2.0 --command "make tiny"
 	@echo "model:  runs/tiny/release (what data/models/tiny has)"
 	@echo "report: runs/tiny/scores/report.html (open it in a browser)"

@@ -33,6 +33,8 @@ def tool(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+        if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # also transformers' bar of loaded weights
         try:
             main()
         except (UserError, OSError, MemoryError) as error:

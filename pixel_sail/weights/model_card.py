@@ -150,11 +150,12 @@ def _training(provenance: Provenance) -> str:
 def _stages(stages: Sequence[Stage]) -> str:
     """A row for each run, the first one first."""
     rows = [
-        f"| {_text(stage.name)} | {steps.get('steps')} of {steps.get('batch_size')} | "
+        f"| {_text(stage.name)} | {steps.get('steps')} | {steps.get('batch_size')} | "
         f"{(stage.training.get('architecture') or {}).get('max_side_px')} px | {_sources(stage.training)} |"
         for stage, steps in ((stage, stage.training.get("train") or {}) for stage in stages)
     ]
-    head = "| stage, from the one before | steps of samples | images | learns from |\n| --- | --- | --- | --- |\n"
+    head = "| stage, from the one before | steps | samples a step | images up to | learns from |\n"
+    head += "| --- | --- | --- | --- | --- |\n"
     return head + "\n".join(rows)
 
 
@@ -164,7 +165,12 @@ def _sources(training: dict[str, Any]) -> str:
     weights = [float(w) if type(w := entry.get("weight")) in (int, float) else 0.0 for entry in mixture]
     total = sum(weights) or 1.0
     named = sorted(zip(weights, mixture, strict=True), key=lambda pair: -pair[0])
-    return ", ".join(f"{_text(entry.get('source'))} {100 * weight / total:.0f} %" for weight, entry in named)
+    return ", ".join(f"{_text(_source(entry))} {100 * weight / total:.0f} %" for weight, entry in named)
+
+
+def _source(entry: dict[str, Any]) -> str:
+    split = entry.get("split") or "train"
+    return f"{entry.get('source')}{'' if split == 'train' else f' ({split})'}"
 
 
 def _excluded(training: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pixel_sail.weights.model_card import _sources, _stages
 
 def write_run(folder: Path, start: Path | str | None = None, steps: int = 4, commit: str = "abc") -> Path:
     folder.mkdir(parents=True)
-    mixture = [{"source": "refcoco", "weight": 1.0}, {"source": "hf", "weight": 3.0}]
+    mixture = [{"source": "refcoco", "weight": 1.0}, {"source": "hf", "split": "late", "weight": 3.0}]
     config = {
         "train": {"init_from": None if start is None else str(start), "steps": steps, "batch_size": 16},
         "architecture": {"max_side_px": 96},
@@ -39,7 +39,7 @@ def test_stages_from_the_first_to_the_last(tmp_path: Path, model: str) -> None:
         ("third", 3),
     ]
     assert [stage.environment["commit"] for stage in stages] == ["one", "abc", "three"]
-    row = "| second | 2 of 16 | 96 px | hf 75 %, refcoco 25 % |"
+    row = "| second | 2 | 16 | 96 px | hf (late) 75 %, refcoco 25 % |"
     assert _stages(stages).splitlines()[3] == row
 
 
@@ -74,6 +74,6 @@ def test_a_damaged_config_of_an_earlier_stage_is_named(tmp_path: Path) -> None:
 
 
 def test_odd_weights_are_no_share() -> None:
-    mixture = [{"source": "a|b", "weight": "x"}, {"source": "c", "weight": 2}, 7, {"source": "d"}]
+    mixture = [{"source": "a|b", "weight": "x"}, {"source": "c", "split": None, "weight": 2}, 7, {"source": "d"}]
     assert _sources({"data": {"mixture": mixture}}) == "c 100 %, a&#124;b 0 %, d 0 %"
     assert _sources({}) == _sources({"data": {"mixture": None}}) == ""
