@@ -233,7 +233,7 @@ def test_scores_on_drawn_images_say_so(tmp_path: Path) -> None:
         metrics = read_metrics(report.path)
         name = "refcoco:val of drawn scenes" if data else "refcoco:val"
         assert dataset_name("refcoco:val", metrics) == name
-        front = front_matter("m", None, metrics, None, False)
+        front = front_matter("m", [], metrics, None, False)
         assert f"name: {name}\n" in front and "type: ciou" in front and "small_below" not in front
         card = _scores(metrics)
         assert f"| {name} | ciou 1, small_below 2 |" in card
