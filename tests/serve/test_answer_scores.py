@@ -12,11 +12,12 @@ from PIL import Image
 from test_predictor import force_answer
 from tiny_predictor import tiny_predictor, tiny_scoring_predictor
 
+from pixel_sail.commands.work import predict
 from pixel_sail.commands.work.predict import write
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
-from pixel_sail.serve.predictor import Predictor
+from pixel_sail.serve.predictor import Answer, Predictor
 from pixel_sail.types import Sample, Turn
 
 
@@ -91,3 +92,13 @@ def test_predict_writes_scores_and_gray_images(predictor: Predictor, image: Imag
     assert (record["presence"], record["scores"], record["masks"]) == (answer.presence, answer.scores, ["a_0_0.png"])
     gray = np.asarray(Image.open(tmp_path / "a_0_0_soft.png")) / 255
     np.testing.assert_allclose(gray, answer.probabilities[0], atol=0.51 / 255)
+
+
+def test_predict_says_that_nothing_was_found(image: Image.Image, tmp_path: Path, monkeypatch) -> None:
+    """A mask without a pixel is said in words, on the console and under the picture; one with a pixel is not."""
+    captions: list[str] = []
+    monkeypatch.setattr(predict, "draw_answers", lambda image, _, said, __: captions.extend(said) or image)
+    empty, full = np.zeros((50, 70), dtype=bool), np.ones((50, 70), dtype=bool)
+    answers = [Answer("[SEG]", [empty]), Answer("[SEG]", [empty, full]), Answer("no", [])]
+    write(tmp_path, "a", Path("a.jpg"), image, ["mug", "key", "what"], answers, [])
+    assert captions == ["mug: [SEG] (nothing found)", "key: [SEG]", "what: no"]

@@ -65,9 +65,15 @@ def run(arguments: argparse.Namespace) -> None:
             for path in write(arguments.out, names[file], file, image, texts, answers, drawn, apart):
                 print(path)
             for text, answer in zip(texts, answers, strict=True):
-                print(f"{text}  ->  {answer.text}{_scores(answer)}")
+                print(f"{text}  ->  {_said(answer)}{_scores(answer)}")
     if unread:
         raise UserError(f"{len(unread)} of {len(files)} images could not be read; the others are in {arguments.out}")
+
+
+def _said(answer: Answer) -> str:
+    """The text, and in words that its masks have no pixel."""
+    nothing = bool(answer.masks) and not any(mask.any() for mask in answer.masks)
+    return f"{answer.text} (nothing found)" if nothing else answer.text
 
 
 def _scores(answer: Answer) -> str:
@@ -165,7 +171,7 @@ def write(
         if i < apart and answer.masks:
             shown += [(_instance(text, answer, j), [mask]) for j, mask in enumerate(answer.masks)]
         else:
-            shown.append((f"{text}: {answer.text}", answer.masks))
+            shown.append((f"{text}: {_said(answer)}", answer.masks))
     captions, masks = zip(*shown, strict=True)
     outlined = {k: decode_mask(region) for k, region in enumerate(regions)}
     save_png(draw_answers(image, outlined, captions, masks), written[0])
