@@ -227,7 +227,7 @@ def test_clicks_refine_the_mask_of_a_phrase(page: Any, predictor: Predictor, fil
     clicks = [click for turn in turns for click in turn.clicks]
     assert [(round(click.x), round(click.y), click.positive) for click in clicks] == [(45, 20, True), (15, 20, False)]
     page.click("#ps-segment")
-    page.wait_for_function("document.querySelector('#ps-status').innerText.trim() === ''")
+    page.wait_for_selector("#ps-status", state="hidden")
     page.wait_for_timeout(500)
     page.click("#ps-refine")
     page.wait_for_selector("#ps-status >> text=there is no click yet")
