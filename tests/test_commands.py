@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY
 from forked import fork
 
-from pixel_sail.command import importing
+from pixel_sail.command import importing, tool
 from pixel_sail import released
 from pixel_sail.commands import attend_segment, bench, convert, data, demo, front, grounding_emergence, predict, shards
 from pixel_sail.commands import test as scoring
@@ -142,3 +142,18 @@ def test_a_signal_during_the_imports_ends_it_quietly(number: int, status: int, t
             print("swallowed", flush=True)
 
     assert fork(main, tmp_path / "log").finish() == (status, "")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "rank", "quiet"),
+    [(True, "0", None), (True, "1", "1"), (False, "0", "1")],
+    ids=["shown", "rank", "file"],
+)
+def test_bars_of_others_are_for_one_terminal(terminal: bool, rank: str, quiet: str | None, monkeypatch) -> None:
+    """transformers' bar of loaded weights follows this variable."""
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "to be removed again")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    tool(lambda: None)()
+    assert os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == quiet

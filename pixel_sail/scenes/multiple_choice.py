@@ -32,6 +32,7 @@ V = TypeVar("V")
 MAX_QUESTIONS = 6  # an image
 PROMPT = "<Prompt0>"
 LETTERS = "ABCD"
+WHERE_QUESTIONS = ("Where in the picture is {}?", "In which part of the picture is {}?")
 ABSENT_SHARE = 0.04  # of the comparisons are with an absent object: those can be answered without the region
 
 
@@ -134,8 +135,7 @@ def _where(image: ImageFacts, i: int, rng: Rng) -> Options | None:
         return None
     false = [where for where in WHERES if i not in image.places[where].possible]
     wrong = _wrong(places[i], [where for where in places if where in false], false, rng)
-    wordings = (f"Where in the picture is {PROMPT}?", f"In which part of the picture is {PROMPT}?")
-    return Options(pick(rng, wordings), places[i], wrong)
+    return Options(pick(rng, WHERE_QUESTIONS).format(PROMPT), places[i], wrong)
 
 
 def _relative(

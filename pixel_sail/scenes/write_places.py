@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from pixel_sail.data.masks import unite
+from pixel_sail.data.sources.osprey import SHORT_ANSWER
 from pixel_sail.scenes.expressions import SIDES
 from pixel_sail.scenes.facts import WHERES, ImageFacts
 from pixel_sail.scenes.formats import training, write_json_lines
 from pixel_sail.scenes.language import RANKS, phrase, pick, shuffled
+from pixel_sail.scenes.multiple_choice import WHERE_QUESTIONS
 from pixel_sail.scenes.types import ANY, AllQuery, ImageRecord, OrdinalQuery, PositionQuery, Query, Request, Rng
 from pixel_sail.types import RLE
 
 MAX_REGIONS, MAX_MASKS = 4, 8  # an image
 MAX_TRIES = 24  # queries looked at for the masks of an image
-_QUESTIONS = ("Where in the picture is {}?", "In which part of the picture is {}?")
-_SHORT = " Answer the question using a single word or phrase."
 _QUERIES: tuple[Query, ...] = (
     *(PositionQuery(ANY, where=where) for where in WHERES),
     *(PositionQuery(ANY, extreme=side) for side in SIDES),
@@ -39,7 +39,7 @@ def _line(record: ImageRecord, rng: Rng) -> dict[str, Any]:
     image = ImageFacts(record.objects, record.image["width"], record.image["height"], record.split)
     regions = shuffled(rng, image.indices)[:MAX_REGIONS]
     turns: list[tuple[str, str, RLE | None]] = [
-        (pick(rng, _QUESTIONS).format(f"<Prompt{k}>") + pick(rng, (_SHORT, "")), image.where(i), None)
+        (pick(rng, WHERE_QUESTIONS).format(f"<Prompt{k}>") + pick(rng, (f" {SHORT_ANSWER}", "")), image.where(i), None)
         for k, i in enumerate(regions)
     ]
     turns = shuffled(rng, turns + [(text, "[SEG]", mask) for text, mask in _masks(image, rng)])

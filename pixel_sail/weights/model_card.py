@@ -149,11 +149,11 @@ def _training(provenance: Provenance) -> str:
 
 def _stages(stages: Sequence[Stage]) -> str:
     """A row for each run, the first one first."""
-    rows = [
-        f"| {_text(stage.name)} | {steps.get('steps')} | {steps.get('batch_size')} | "
-        f"{(stage.training.get('architecture') or {}).get('max_side_px')} px | {_sources(stage.training)} |"
-        for stage, steps in ((stage, stage.training.get("train") or {}) for stage in stages)
-    ]
+    rows = []
+    for stage in stages:
+        train, architecture = (stage.training.get(section) or {} for section in ("train", "architecture"))
+        numbers = train.get("steps"), train.get("batch_size"), f"{architecture.get('max_side_px')} px"
+        rows.append(f"| {' | '.join(map(_text, (stage.name, *numbers)))} | {_sources(stage.training)} |")
     head = "| stage, from the one before | steps | samples a step | images up to | learns from |\n"
     head += "| --- | --- | --- | --- | --- |\n"
     return head + "\n".join(rows)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pixel_sail.errors import FileError
-from pixel_sail.weights.lineage import MAX_STAGES, lineage
+from pixel_sail.weights.lineage import MAX_STAGES, Stage, lineage
 from pixel_sail.weights.model_card import _sources, _stages
 
 
@@ -77,3 +77,10 @@ def test_odd_weights_are_no_share() -> None:
     mixture = [{"source": "a|b", "weight": "x"}, {"source": "c", "split": None, "weight": 2}, 7, {"source": "d"}]
     assert _sources({"data": {"mixture": mixture}}) == "c 100 %, a&#124;b 0 %, d 0 %"
     assert _sources({}) == _sources({"data": {"mixture": None}}) == ""
+
+
+def test_a_hostile_config_is_words_of_the_table() -> None:
+    hostile = {"train": {"steps": "<img src=x>|"}, "architecture": {"max_side_px": "<b>"}}
+    assert _stages([Stage("a|b", hostile)]).splitlines()[2] == (
+        "| a&#124;b | &lt;img src=x&gt;&#124; | None | &lt;b&gt; px |  |"
+    )
