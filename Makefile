@@ -14,6 +14,7 @@ quickstart scratch tiny base smollm-base: export DS_ACCELERATOR = $(if $(GPU),cu
 
 # The released model on new images, by day and by night; then it learns the night. Every image is drawn here.
 quickstart: RUN := runs/quickstart
+quickstart: ALL := --min-presence 0# masks also where the model thinks that nothing is there, as by night before it is trained
 quickstart: $(STAMP)
 	@echo "1 of 4: masks by the released model on an image that it has never seen"
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_day --images 1200 --seed 2
@@ -24,10 +25,10 @@ quickstart: $(STAMP)
 		--benchmark refcoco:val --benchmark grefcoco:val --benchmark perbench:mcq
 	@echo "3 of 4: its scores by night, which it does not know; then it learns the night"
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_night --images 1500 --seed 1 --style night
-	$(LAUNCH) tools/test.py $(MODEL) --data-root data/scenes_night --out $(RUN)/night_before --benchmark refcoco:val
+	$(LAUNCH) tools/test.py $(MODEL) --data-root data/scenes_night --out $(RUN)/night_before --benchmark refcoco:val $(ALL)
 	$(LAUNCH) tools/train.py configs/finetune_scenes.yaml run.dir=$(RUN)/night
 	@echo "4 of 4: the fine-tuned model by night"
-	$(LAUNCH) tools/test.py $(RUN)/night/export --data-root data/scenes_night --out $(RUN)/night_after --benchmark refcoco:val
+	$(LAUNCH) tools/test.py $(RUN)/night/export --data-root data/scenes_night --out $(RUN)/night_after --benchmark refcoco:val $(ALL)
 	$(BIN)/python tools/compare.py $(RUN)/night_before $(RUN)/night_after --data-root data/scenes_night --out $(RUN)/night.html
 	@echo "masks:                   $(RUN)/predict/scenes_000000000005_overlay.png"
 	@echo "report by day:           $(RUN)/day/report.html (open it in a browser)"
@@ -51,12 +52,12 @@ tiny: $(STAMP)
 	$(LAUNCH) tools/train.py configs/tiny_places.yaml
 	$(LAUNCH) tools/train.py configs/tiny_96.yaml
 	$(LAUNCH) tools/train.py configs/tiny.yaml
-	test -d runs/tiny/bfloat16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/bfloat16 --dtype bf16
+	test -d runs/tiny/bfloat16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/bfloat16 --dtype bf16 --min-presence 0.5
 	$(LAUNCH) tools/test.py runs/tiny/bfloat16 --data-root data/scenes_40k --out runs/tiny/scores --min-pixels 50 --benchmark refcoco:val \
 		--benchmark refcoco:testA --benchmark refcoco:testB --benchmark grefcoco:val --benchmark perbench
 	rm -rf runs/tiny/release
 	$(BIN)/python tools/export.py runs/tiny --out runs/tiny/release --dtype bf16 --metrics runs/tiny/scores/metrics.json \
-		--name "pixel_sail tiny" --license apache-2.0 --command "make tiny"
+		--min-presence 0.5 --name "pixel_sail tiny" --license apache-2.0 --command "make tiny"
 	@echo "model:  runs/tiny/release (what data/models/tiny has)"
 	@echo "report: runs/tiny/scores/report.html (open it in a browser)"
 

@@ -19,6 +19,17 @@ def share(text: str) -> float:
     return number
 
 
+def probability(text: str) -> float:
+    """A number from 0 to 1; argparse says so where it is not, and exits with 2."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not a number from 0 to 1")
+    return number
+
+
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """A whole number from `least` to `most`; argparse says so where it is not, and exits with 2."""
     wanted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most:,}"

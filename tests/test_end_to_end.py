@@ -154,6 +154,12 @@ def test_predict_with_regions(finished: Path) -> None:
     times = marked.shape[1] // plain.shape[1]
     edge = marked[3 * times + times // 2, 10 * times].astype(int)  # the upper edge of the box is drawn
     assert np.abs(edge - (235, 0, 90)).max() < 60
+    phrases = ["--text", "the red one", "--text", "the mug"]  # of a phrase that names no region, none is shown
+    assert "no --text names a region, so none is shown to the model: write <Prompt0>" in run(*call, *regions, *phrases)
+    with_regions = json.loads((finished / f"regions/{image.stem}.json").read_text())
+    run(*call, *phrases)
+    without = json.loads((finished / f"regions/{image.stem}.json").read_text())
+    assert with_regions["answers"] == without["answers"] and len(with_regions["regions"]) == 4
 
 
 def test_score_perbench(finished: Path) -> None:
@@ -179,6 +185,8 @@ def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
         (["tools/test.py", nowhere, "--benchmark", "refcoco:val", *out], "error:"),
         (["tools/predict.py", nowhere, "--image", "a.jpg", "--text", "x", *out], "error:"),
         ([*ask, "--point", "9999,1"], "the point (9999.0, 1.0) of <Prompt0> is outside the image"),
+        ([*ask, "--min-presence", "0.5"], "error: this model gives no presence"),
+        ([*ask, "--min-presence", "2"], "'2' is not a number from 0 to 1"),
         ([*ask, "--box", "1,2,3"], "--box 1,2,3: a box is x0,y0,x1,y1"),
         (["tools/convert.py", "research", nowhere, "--out", finished / "z"], "needs config.json"),
     ):

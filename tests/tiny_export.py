@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from tiny_predictor import tiny_predictor
 
 from pixel_sail.folders.checksums import CHECKSUMS, write_sums
+from pixel_sail.serve.predictor import Predictor
 
 
-def save_export(folder: Path) -> Path:
-    predictor = tiny_predictor()
+def save_export(folder: Path, predictor: Predictor | None = None) -> Path:
+    predictor = predictor or tiny_predictor()
     predictor.model.save_pretrained(folder)
     predictor.encoder.tokenizer.save_pretrained(folder)
     write_sums(folder)

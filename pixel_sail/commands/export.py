@@ -13,10 +13,11 @@ the tokenizer, chat_format.json, and a model card (README.md) with the training 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from pixel_sail.command import importing, tool
-from pixel_sail.arguments import SHARD_GB, shard_gb
+from pixel_sail.arguments import SHARD_GB, probability, shard_gb
 
 DTYPES = {"same": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # their names in torch
 
@@ -27,6 +28,7 @@ def main() -> None:
     with importing():
         import torch
 
+        from pixel_sail.model.generation_config import read_generation_config
         from pixel_sail.weights.files import check_new
         from pixel_sail.weights.publish import open_model, publish, read_metrics
         from pixel_sail.weights.start import find_model
@@ -40,7 +42,11 @@ def main() -> None:
     folder, shard_bytes = find_model(a.source), int(a.shard_gb * 1e9)
     print(f"from {folder}")
     dtype = DTYPES[a.dtype] and getattr(torch, DTYPES[a.dtype])
-    publish(open_model(folder), a.out, dtype, shard_bytes, a.name or a.out.name, metrics, a.license, a.hub, a.command)
+    sampling, _ = read_generation_config(folder)
+    if a.min_presence is not None:
+        sampling = replace(sampling, min_presence=a.min_presence)
+    described = (a.name or a.out.name, metrics, a.license, a.hub, a.command)
+    publish(open_model(folder), a.out, dtype, shard_bytes, *described, sampling)
     sizes = [file.stat().st_size for file in a.out.glob("*.safetensors")]
     size = f"{sum(sizes) / 1e9:.2f} GB" if sum(sizes) > 1e8 else f"{sum(sizes) / 1e6:.1f} MB"
     print(f"{a.out}: {size} of weights in {len(sizes)} files, model card in README.md")
@@ -58,6 +64,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--name", help="title of the model card; default: the name of --out")
     parser.add_argument(
         "--hub", action="store_true", help="with the Python files for transformers' AutoModel (docs/huggingface.md)"
+    )
+    parser.add_argument(
+        "--min-presence",
+        type=probability,
+        metavar="P",
+        help="the model answers without a mask where something is less likely to be there (0 to 1; needs a score head)",
     )
     parser.add_argument("--adapter", action="store_true", help="only the adapters of a run with train.lora, unmerged")
     parser.add_argument("--dtype", choices=DTYPES, default="same", help="dtype of the written weights")

@@ -107,6 +107,11 @@ def _numbered(regions: Regions) -> dict[int, Region]:
     return dict(regions) if isinstance(regions, Mapping) else dict(enumerate(regions))
 
 
+def names_region(text: str) -> bool:
+    """Whether a question says which region it is about."""
+    return PLACEHOLDER in text or bool(prompt_names(text))
+
+
 def name_regions(question: str, drawn: Collection[int]) -> str:
     """The question with every region named; `drawn`: the K of each <PromptK>.
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
 from pixel_sail.evaluate.scored import score_fields
 from pixel_sail.evaluate.topics import topic
 from pixel_sail.metrics import THRESHOLDS, ReferringScore
-from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.tokens import SEG, prompt_names
 from pixel_sail.types import RLE, BadSample
@@ -103,7 +102,8 @@ class JsonlBenchmark:
             )
             for group in groups
         ]
-        answers = [answer for of_chat in predictor.chat_many(chats, Sampling(MAX_NEW_TOKENS)) for answer in of_chat]
+        sampling = replace(predictor.sampling, max_new_tokens=MAX_NEW_TOKENS)
+        answers = [answer for of_chat in predictor.chat_many(chats, sampling) for answer in of_chat]
         return [
             Line(
                 line=case.line,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from pixel_sail.evaluate.benchmark import BenchmarkKind, Definition, Line, Regio
 from pixel_sail.evaluate.captions import CaptionSet, as_caption, joined, renamed, scores_of_sets
 from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.referring import open_image
-from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat, Predictor
 from pixel_sail.types import RLE
 
@@ -32,7 +31,8 @@ def ask_about_regions(predictor: Predictor, cases: Sequence[RegionQuestion], max
         Chat(images[case.image], [case.question], {k: decode_mask(rle) for k, rle in case.prompts.items()})
         for case in cases
     ]
-    return [answer for (answer,) in predictor.chat_many(chats, Sampling(max_new_tokens))]
+    sampling = replace(predictor.sampling, max_new_tokens=max_new_tokens)
+    return [answer for (answer,) in predictor.chat_many(chats, sampling)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
+from pixel_sail.architecture import Architecture
 from pixel_sail.errors import UserError
 from pixel_sail.model.attention import Prefix
 from pixel_sail.model.axis_attention import head_widths
@@ -36,6 +37,8 @@ class Sampling:
     Sampled are the `top_k` likeliest tokens (0: all), and of these the fewest whose probabilities add up to `top_p`,
     as transformers does. An answer ends at its stop token, before the first of `stop_strings` in its text, or after
     `max_new_tokens`. Raises ValueError for values out of range.
+
+    `min_presence`: of a model with a score head, an answer of a lower presence has empty masks: nothing is there.
     """
 
     max_new_tokens: int = 64
@@ -44,6 +47,7 @@ class Sampling:
     stop_strings: tuple[str, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
+    min_presence: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not self.temperature >= 0 or "" in self.stop_strings:
@@ -53,6 +57,17 @@ class Sampling:
             )
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"sampling needs top_k >= 0 and 0 < top_p <= 1, got {self.top_k} and {self.top_p}")
+        if not 0 <= self.min_presence <= 1:
+            raise ValueError(f"sampling needs 0 <= min_presence <= 1, got {self.min_presence}")
+
+
+def check_has_presence(architecture: Architecture, min_presence: float) -> None:
+    """Raises UserError if answers are to be rejected by a presence that the model does not give."""
+    if min_presence and not architecture.mask_scores:
+        raise UserError(
+            "this model gives no presence (architecture.mask_scores is false), so nothing can be rejected by it; "
+            'docs/finetune.md, "Scores for a model that has none", says how to add it'
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """generation_config.json of a model folder: how its answers are made where the caller says nothing.
 
-The keys are transformers'. Read: max_new_tokens, do_sample, temperature, top_k, top_p, eos_token_id. Not read:
-repetition_penalty and its like, because an answer with several masks must repeat [SEG] and <p>; and beams.
+The keys are transformers'. Read: max_new_tokens, do_sample, temperature, top_k, top_p, eos_token_id; and min_presence,
+which is ours. Not read: beams; and repetition_penalty and its like, because an answer with several masks must repeat
+[SEG] and <p>.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def read_generation_config(folder: Path) -> tuple[Sampling, tuple[int, ...]]:
         temperature=read("temperature", 1.0, (int, float), 0, 100) if sampled else 0.0,
         top_k=read("top_k", 0, (int,), 0, 2**31) if sampled else 0,
         top_p=read("top_p", 1.0, (int, float), math.ulp(0.0), 1) if sampled else 1.0,
+        min_presence=read("min_presence", 0.0, (int, float), 0, 1),
     )
     return sampling, _eos(values.get("eos_token_id"), path)
 
@@ -55,6 +57,8 @@ def write_generation_config(folder: Path, sampling: Sampling, stop_id: int) -> N
     values["do_sample"] = sampling.temperature > 0
     if values["do_sample"]:
         values |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    if sampling.min_presence:
+        values["min_presence"] = sampling.min_presence
     (folder / GENERATION_CONFIG).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 

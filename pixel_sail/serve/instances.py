@@ -16,12 +16,16 @@ def distinct(masks: Sequence[np.ndarray], scores: Sequence[float] | None) -> lis
     """Which of the masks (H, W) bool stay, in order: of two with an IoU of MAX_IOU or more, the one of higher score.
 
     The first of them where the scores are equal, or None. Greedy from the highest score on (non-maximum suppression).
+    A mask without a pixel goes, too; if none has one, the first stays.
     """
     if len(masks) < 2:
         return list(range(len(masks)))
+    seen = [i for i, mask in enumerate(masks) if mask.any()]
+    if not seen:
+        return [0]
     encoded = [encode_mask(mask) for mask in masks]
     ious = iou_matrix(encoded, encoded)
-    order = sorted(range(len(masks)), key=lambda i: -scores[i]) if scores else range(len(masks))
+    order = sorted(seen, key=lambda i: -scores[i]) if scores else seen
     kept: list[int] = []
     for i in order:
         if all(ious[i, other] < MAX_IOU for other in kept):

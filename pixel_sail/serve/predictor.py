@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import consecutive_groups, pack
-from pixel_sail.data.regions import Regions, draw_regions, images_of, name_regions, undrawn
+from pixel_sail.data.regions import Regions, draw_regions, images_of, name_regions, names_region, undrawn
 from pixel_sail.data.templates import HIDDEN_EXPRESSION, NOT_DRAWN, instance_questions, question
 from pixel_sail.data.zoom import crop, from_crop, zoom_box
 from pixel_sail.devices import choose_device, choose_dtype
@@ -23,13 +23,13 @@ from pixel_sail.errors import UserError
 from pixel_sail.folders.find import find_export
 from pixel_sail.model.adapter import split_adapter
 from pixel_sail.model.configuration import load_own_config, load_own_tokenizer
-from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
+from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, check_has_presence, generate
 from pixel_sail.model.generation_config import read_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.images import ImageInput, as_images
 from pixel_sail.serve.instances import ANSWER_TOKENS, distinct
 from pixel_sail.tokens import MAX_PROMPTS, PROMPTS, SEG
-from pixel_sail.types import BadSample, Encoded
+from pixel_sail.types import RLE, BadSample, Encoded
 
 if TYPE_CHECKING:
     from transformers.generation import BaseStreamer
@@ -46,6 +46,7 @@ class Answer:
 
     `scores`, of each mask: the IoU with the truth to expect of it, 0..1; the IoU is 0 where nothing is there.
     `presence`: the probability that the question is to be answered with a mask: that what is to be segmented is there.
+    A presence below `Sampling.min_presence` empties the masks, and leaves scores and probabilities as they are.
     Both are None for a model without a score head (architecture.mask_scores), and where the model was not asked because
     a region is not drawn. `probabilities`, of each mask: those of its pixels, (H, W) float32; None unless asked for.
     """
@@ -80,6 +81,7 @@ class Chat:
     question names them `<Prompt0>`, ..., or has a `<region>` for each; if it does neither, their names are put in front
     of it. `streamer` receives the only question and its answer, token by token; see `Predictor.chat`. `masks_on`: the
     number of the image that the masks of an answer are on, from 0, or one for each question; -1 is the last.
+    `only_named`: a question that names no region is asked as if none were drawn, not about all of them.
     """
 
     image: ImageInput | Sequence[ImageInput] | None
@@ -88,6 +90,7 @@ class Chat:
     history: Sequence[tuple[str, str]] = ()
     streamer: BaseStreamer | None = None
     masks_on: int | Sequence[int] = -1
+    only_named: bool = False
 
 
 class Predictor:
@@ -143,6 +146,16 @@ class Predictor:
         model = PixelSail.from_pretrained(folder, dtype=dtype, device_map=place, adapter=adapter)
         return cls(model, tokenizer, sampling=sampling, stop_ids=stop_ids)
 
+    def set_min_presence(self, least: float | None) -> None:
+        """Sets `Sampling.min_presence` where a call gives no sampling; None leaves what generation_config.json says.
+
+        Raises UserError for a model without a score head.
+        """
+        if least is None:
+            return
+        check_has_presence(self.model.config.architecture, least)
+        self.sampling = replace(self.sampling, min_presence=least)
+
     def segment(
         self,
         image: ImageInput | Sequence[ImageInput],
@@ -155,8 +168,8 @@ class Predictor:
     ) -> list[Answer]:
         """Segments what each expression names. One answer an expression; the image is encoded once for all of them.
 
-        An expression may be relative to regions: "the mug left of <Prompt0>"; see `Chat`, also for several images and
-        `masks_on`. `soft`: with probabilities.
+        An expression may be relative to regions: "the mug left of <Prompt0>"; one that names none is asked as if none
+        were drawn. See `Chat`, also for several images and `masks_on`. `soft`: with probabilities.
 
         `instances`: every object that an expression names, "mug", has a mask of its own, from left to right; without
         one there is no mask, and the text says so. Of a mask that shows an object again, one stays (`without_repeats`).
@@ -169,12 +182,10 @@ class Predictor:
         questions = self.segment_questions(expressions, instances)
         if instances and zoom:
             raise UserError("zoom looks again at one object, and instances finds several: give one of them")
+        chat = Chat(image, questions, regions, masks_on=masks_on, only_named=True)
         if instances:
-            answers = self.chat(image, questions, regions, self.instance_sampling(), soft=soft, masks_on=masks_on)
-            return [answer.without_repeats() for answer in answers]
-        if not (self.zoom if zoom is None else zoom):
-            return self.chat(image, questions, regions, soft=soft, masks_on=masks_on)
-        return self.zoomed([Chat(image, questions, regions, masks_on=masks_on)], soft)[0]
+            return [answer.without_repeats() for answer in self.chat_many([chat], self.instance_sampling(), soft)[0]]
+        return (self.zoomed if (self.zoom if zoom is None else zoom) else self.chat_many)([chat], soft=soft)[0]
 
     def instance_sampling(self) -> Sampling:
         """That of the model, with room for many masks in one answer."""
@@ -226,10 +237,19 @@ class Predictor:
     def chat_many(
         self, chats: Sequence[Chat], sampling: Sampling | None = None, soft: bool = False
     ) -> list[list[Answer]]:
-        """The answers of several chats. Each image is encoded once with its regions; questions are batched."""
-        prepared = [self._prepare(chat) for chat in chats]
-        groups = consecutive_groups([len(chat.prefix) for chat in prepared], MAX_IMAGE_TOKENS)
-        return [answers for group in groups for answers in self._answer([prepared[i] for i in group], sampling, soft)]
+        """The answers of several chats. Questions are batched.
+
+        Each image is encoded once with its regions, and once without them for the questions of `Chat.only_named`.
+        """
+        prepared = [(i, part) for i, chat in enumerate(chats) for part in self._prepare(chat)]
+        groups = consecutive_groups([len(part.prefix) for _, part in prepared], MAX_IMAGE_TOKENS)
+        answers: list[dict[int, Answer]] = [{} for _ in chats]  # of each chat, by the place of the question
+        for group in groups:
+            answered = self._answer([prepared[k][1] for k in group], sampling, soft)
+            for k, of_part in zip(group, answered, strict=True):
+                i, part = prepared[k]
+                answers[i] |= zip(part.places, of_part, strict=True)
+        return [[of_chat[j] for j in range(len(of_chat))] for of_chat in answers]
 
     def zoomed(self, chats: Sequence[Chat], soft: bool = False) -> list[list[Answer]]:
         """The answers of chats of one image each. Those that show something small are asked for again with a crop.
@@ -256,7 +276,8 @@ class Predictor:
                 answers[i][j] = replace(closer, masks=masks, probabilities=soft_masks)
         return answers
 
-    def _prepare(self, chat: Chat) -> _Prepared:
+    def _prepare(self, chat: Chat) -> list[_Prepared]:
+        """The chat in one part, or in two: that of the questions about regions, and that of the others."""
         if not chat.questions or not all(text.strip() for text in chat.questions):
             raise UserError("there is an empty question; ask something")
         if chat.streamer is not None and len(chat.questions) > 1:
@@ -264,16 +285,28 @@ class Predictor:
         images = as_images(chat.image)
         if not images and len(chat.regions):
             raise BadSample(f"{len(chat.regions)} regions are drawn, but there is no image")
-        sizes = [(image.height, image.width) for image in images] or [(1, 1)]
-        drawn = draw_regions(chat.regions, *sizes)
-        questions = [name_regions(text, drawn) for text in chat.questions]
+        drawn = draw_regions(chat.regions, *_sizes(images))
+        masks_on = _masks_on(chat, max(len(images), 1))
+        parts: dict[bool, list[int]] = {}  # by whether the regions are shown
+        about_regions = not chat.only_named or any(names_region(asked) for asked, _ in chat.history)
+        for i, text in enumerate(chat.questions):
+            parts.setdefault(about_regions or names_region(text), []).append(i)
+        return [
+            self._part(chat, images, drawn if shown else {}, places, [masks_on[i] for i in places])
+            for shown, places in parts.items()
+        ]
+
+    def _part(
+        self, chat: Chat, images: list[Image.Image], drawn: dict[int, RLE], places: list[int], masks_on: list[int]
+    ) -> _Prepared:
+        """The questions at `places`, about images that show the `drawn` regions."""
+        questions = [name_regions(chat.questions[i], drawn) for i in places]
         history = [(name_regions(asked, drawn), answered) for asked, answered in chat.history]
         what = "the image" if len(images) < 2 else "the images"
         prefix = self.encoder.images_prefix(images, drawn, what, images_of(chat.regions))
         self.images_encoded += len(images)
         missing = [undrawn(text, drawn) for text in questions]
-        masks_on = _masks_on(chat, len(sizes))
-        return _Prepared(prefix, questions, history, missing, sizes, masks_on, chat.streamer)
+        return _Prepared(places, prefix, questions, history, missing, _sizes(images), masks_on, chat.streamer)
 
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None, soft: bool) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
@@ -308,7 +341,7 @@ class Predictor:
             [
                 Answer(_not_drawn(chat.undrawn[j]), [])
                 if chat.undrawn[j]
-                else self.read_answer(by_position[i, j], chat.sizes_hw[chat.masks_on[j]], sampling.stop_strings, soft)
+                else self.read_answer(by_position[i, j], chat.sizes_hw[chat.masks_on[j]], sampling, soft)
                 for j in range(len(chat.questions))
             ]
             for i, chat in enumerate(chats)
@@ -321,12 +354,10 @@ class Predictor:
             return None
         return lambda token_ids: any(stop in tokenizer.decode(token_ids) for stop in stop_strings)
 
-    def read_answer(
-        self, generated: Generated, size_hw: tuple[int, int], stop_strings: tuple[str, ...], soft: bool
-    ) -> Answer:
-        """What was generated about an image of `size_hw`, up to the first of `stop_strings`."""
+    def read_answer(self, generated: Generated, size_hw: tuple[int, int], sampling: Sampling, soft: bool) -> Answer:
+        """What was generated about an image of `size_hw`, up to the first of its stop strings."""
         text = self.encoder.answer_text(generated.token_ids)
-        for stop in stop_strings:
+        for stop in sampling.stop_strings:
             text = text.partition(stop)[0]
         logits = generated.mask_logits[: text.count(SEG)]
         scores = None if generated.scores is None else generated.scores[: len(logits)]
@@ -334,13 +365,16 @@ class Predictor:
             return Answer(text, [], scores, generated.presence, [] if soft else None)
         full = F.interpolate(logits[None], size=size_hw, mode="bilinear", align_corners=False)[0]
         probabilities = list(full.sigmoid().cpu().numpy()) if soft else None
-        return Answer(text, list((full > 0).cpu().numpy()), scores, generated.presence, probabilities)
+        absent = generated.presence is not None and generated.presence < sampling.min_presence
+        masks = torch.zeros_like(full, dtype=torch.bool) if absent else full > 0
+        return Answer(text, list(masks.cpu().numpy()), scores, generated.presence, probabilities)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chat, encoded: the image blocks (empty without an image), and the texts, which name their regions."""
+    """Questions of a chat, encoded: the image blocks (empty without an image), and texts, which name their regions."""
 
+    places: list[int]  # of the questions among those of the chat
     prefix: Encoded
     questions: list[str]
     history: list[tuple[str, str]]
@@ -348,6 +382,10 @@ class _Prepared:
     sizes_hw: list[tuple[int, int]]  # of the images
     masks_on: list[int]  # for each question, the number of the image that its masks are on
     streamer: BaseStreamer | None
+
+
+def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+    return [(image.height, image.width) for image in images] or [(1, 1)]
 
 
 def _masks_on(chat: Chat, images: int) -> list[int]:

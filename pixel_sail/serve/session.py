@@ -118,7 +118,7 @@ class Session:
         return [self._read(one, sampling, soft) for one in generated]
 
     def _read(self, generated: Generated, sampling: Sampling, soft: bool) -> Answer:
-        return self.predictor.read_answer(generated, self.size_hw, sampling.stop_strings, soft)
+        return self.predictor.read_answer(generated, self.size_hw, sampling, soft)
 
     def _precision(self) -> torch.autocast:
         predictor = self.predictor

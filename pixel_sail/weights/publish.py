@@ -20,7 +20,7 @@ from pixel_sail.files import read_json
 from pixel_sail.folders.checksums import check_sums
 from pixel_sail.folders.weight_files import Shapes, WeightFiles
 from pixel_sail.model.configuration import PixelSailConfig, load_own_config, load_own_tokenizer
-from pixel_sail.model.generation import Sampling
+from pixel_sail.model.generation import Sampling, check_has_presence
 from pixel_sail.model.generation_config import write_generation_config
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.weights.consolidate import model_of_checkpoint
@@ -77,17 +77,20 @@ def publish(
     license_name: str | None,
     remote_code: bool = False,
     command: str | None = None,
+    sampling: Sampling | None = None,
 ) -> None:
     """Write `out`, which appears only when it is complete. Raises UserError if it is not empty, or would not fit.
 
     `dtype` None: each weight keeps its own. `remote_code`: with the Python files for transformers' AutoModel.
-    `command`: what repeats the whole training, for the card.
+    `command`: what repeats the whole training, for the card. `sampling`: how answers are made by default.
     """
     config, dtypes = model.config, {key: dtype or stored for key, stored in model.dtypes.items()}
     config.architectures = [PixelSail.__name__]
     if remote_code:
         config.auto_map = {auto: code for auto, code in AUTO_MAP.items() if auto != "AutoProcessor"}
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
+    sampling = sampling or Sampling()
+    check_has_presence(config.architecture, sampling.min_presence)
     stages = lineage(model.run)
     provenance = Provenance(stages, command, metrics, license_name, remote_code)
     chat = ChatFormat.of(config.chat_format, model.tokenizer, config.chat_pieces)
@@ -96,7 +99,7 @@ def publish(
     with new_folder(out) as folder:
         write_shards(folder, model.shapes, dtypes, model.tensor, shard_bytes)
         config.save_pretrained(folder)
-        write_generation_config(folder, Sampling(), model.tokenizer(chat.end, add_special_tokens=False)["input_ids"][0])
+        write_generation_config(folder, sampling, model.tokenizer(chat.end, add_special_tokens=False)["input_ids"][0])
         if remote_code:
             write_remote_code(folder)
         model.tokenizer.save_pretrained(folder)

@@ -31,7 +31,7 @@ def test_the_keys_are_those_of_transformers(tmp_path: Path) -> None:
     assert read_generation_config(tmp_path) == (Sampling(7, temperature=0.7, top_k=20, top_p=0.8), (3, 5))
     assert read_generation_config(write(tmp_path, BASE | {"do_sample": False})) == (Sampling(7), (3, 5))
     assert read_generation_config(write(tmp_path, {"eos_token_id": 4, "max_length": 20})) == (Sampling(), (4,))
-    for sampling in (Sampling(9), Sampling(9, temperature=0.5, top_k=4, top_p=0.9)):
+    for sampling in (Sampling(9), Sampling(9, min_presence=0.4), Sampling(9, temperature=0.5, top_k=4, top_p=0.9)):
         write_generation_config(tmp_path, sampling, 11)
         assert read_generation_config(tmp_path) == (sampling, (11,))
         theirs = GenerationConfig.from_pretrained(tmp_path)
@@ -45,6 +45,7 @@ def test_the_keys_are_those_of_transformers(tmp_path: Path) -> None:
         ({"do_sample": "yes"}, "do_sample is 'yes'; give true or false"),
         ({"do_sample": True, "temperature": -1}, "temperature is -1; give a number from 0 to 100"),
         ({"do_sample": True, "top_p": 0}, "top_p is 0"),
+        ({"min_presence": 2}, "min_presence is 2; give a number from 0 to 1"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id is ['</s>']; give a token id"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pixel_sail.commands.work import predict
 from pixel_sail.commands.work.predict import write
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
+from pixel_sail.errors import UserError
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.serve.predictor import Answer, Predictor
 from pixel_sail.types import Sample, Turn
@@ -62,6 +64,27 @@ def test_soft_masks_are_the_masks_before_the_threshold(predictor: Predictor, ima
         assert np.array_equal(mask, probabilities > 0.5)
         assert 0 < answer.scores[0] < answer.presence < 1
     assert predictor.segment(image, "mug")[0].probabilities is None
+
+
+def test_what_is_probably_not_there_has_an_empty_mask(predictor: Predictor, image: Image.Image, monkeypatch) -> None:
+    def segment(least: float | None) -> Answer:
+        answering = copy(predictor)
+        answering.set_min_presence(least)
+        force_answer([predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+        return answering.segment(image, "mug", soft=True)[0]
+
+    usual = segment(None)
+    presence = usual.presence
+    assert usual.masks[0].any() and 0.01 < presence < 0.99
+    assert segment(presence - 0.001).masks[0].any()
+    rejected = segment(presence + 0.001)
+    assert (rejected.text, len(rejected.masks), rejected.masks[0].any()) == ("[SEG]", 1, False)
+    assert (rejected.scores, rejected.presence) == (usual.scores, presence)
+    assert np.array_equal(rejected.probabilities[0], usual.probabilities[0])
+    with pytest.raises(UserError, match="gives no presence"):
+        tiny_predictor().set_min_presence(0.5)
+    with pytest.raises(ValueError, match="0 <= min_presence <= 1"):
+        Sampling(min_presence=1.5)
 
 
 def test_words_have_a_presence_and_nothing_else(predictor: Predictor, image: Image.Image, monkeypatch) -> None:

@@ -142,7 +142,7 @@ def test_a_second_look_is_put_back_into_the_image(predictor: Predictor, images: 
 def test_segment_zooms_where_it_is_asked_to(predictor: Predictor, images: list, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(predictor, "zoomed", lambda chats, soft: calls.append(soft) or [["zoomed"]])
-    monkeypatch.setattr(predictor, "chat", lambda *_, **__: ["plain"])
+    monkeypatch.setattr(predictor, "chat_many", lambda *_, **__: [["plain"]])
     assert predictor.segment(images[0], "mug") == ["plain"]
     assert predictor.segment(images[0], "mug", zoom=True) == ["zoomed"]
     monkeypatch.setattr(predictor, "zoom", True)

@@ -42,7 +42,8 @@ def test_of_masks_that_overlap_the_better_one_stays() -> None:
     assert distinct(masks, [0.9, 0.5, 0.5, 0.1, 0.5]) == [0, 2, 3]  # against the first alone it is another object
     assert distinct(masks, None) == [0, 2, 3]  # in their order
     empty = np.zeros((50, 70), dtype=bool)
-    assert distinct([empty, empty], [0.1, 0.2]) == [0, 1] and distinct([], []) == []
+    assert distinct([empty, masks[0], empty, masks[2]], [0.9, 0.1, 0.9, 0.2]) == [1, 3]
+    assert distinct([empty, empty], [0.1, 0.2]) == [0] and distinct([], []) == []
 
 
 def test_an_answer_without_repeats_keeps_a_seg_for_each_mask() -> None:
@@ -63,13 +64,13 @@ def test_instances_are_asked_for_in_the_words_of_training(
     predictor: Predictor, image: Image.Image, monkeypatch
 ) -> None:
     asked: list[tuple[list[str], Sampling | None]] = []
-    answer = predictor.chat
+    answer = predictor.chat_many
 
-    def chat(image, questions, regions=(), sampling=None, **more):
-        asked.append((questions, sampling))
-        return answer(image, questions, regions, sampling, **more)
+    def chat_many(chats, sampling=None, soft=False):
+        asked.append((chats[0].questions, sampling))
+        return answer(chats, sampling, soft)
 
-    monkeypatch.setattr(predictor, "chat", chat)
+    monkeypatch.setattr(predictor, "chat_many", chat_many)
     seg, stop = predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]
     force_answer([seg] * 100 + [stop], monkeypatch)  # more than an answer has by default
     (several,) = predictor.segment(image, "mug", instances=True)

@@ -10,6 +10,7 @@ from tiny_predictor import tiny_predictor
 
 from pixel_sail.data.pack import pack
 from pixel_sail.data.regions import Box, Points
+from pixel_sail.errors import UserError
 from pixel_sail.model.generation import GenerationRequest, Sampling, generate
 from pixel_sail.serve.predictor import MAX_ROWS, Chat, Predictor
 
@@ -105,6 +106,20 @@ def test_prompts_reach_the_model(predictor: Predictor, image: Image.Image) -> No
     plain, first, second = state({}), state({0: left}), state({1: left})
     changed = (plain != first).any(1)
     assert 0 < changed.sum() < len(plain) and not torch.equal(first, second)
+
+
+def test_a_phrase_that_names_no_region_is_asked_without_them(predictor: Predictor, image: Image.Image, monkeypatch):
+    def probabilities(ask, *asked) -> list[np.ndarray]:
+        force_answer([predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+        return [answer.probabilities[0] for answer in ask(image, *asked, soft=True)]
+
+    phrases, regions = ["the mug", "the mug on <Prompt0>", "the ball"], [Box(3, 3, 60, 45)]
+    mug, mug_on, ball = probabilities(predictor.segment, phrases, regions)
+    for found, asked in ((mug, ("the mug",)), (mug_on, ("the mug on <Prompt0>", regions)), (ball, ("the ball",))):
+        np.testing.assert_allclose(found, probabilities(predictor.segment, *asked)[0], atol=1e-5)
+    assert np.abs(mug - probabilities(predictor.chat, "the mug", regions)[0]).max() > 1e-3  # a question is about all
+    with pytest.raises(UserError, match="a box is"):
+        predictor.segment(image, "the mug", [Box(60, 3, 3, 45)])
 
 
 def test_batched_chats_answer_as_single_ones(predictor: Predictor, image: Image.Image) -> None:

@@ -13,10 +13,13 @@ import pytest
 import torch
 from conftest import write_refer_dataset
 from huggingface_hub import ModelCard
+from tiny_export import save_export
+from tiny_predictor import tiny_scoring_predictor
 from tiny_run import run_cli, tiny_config, write_config
 
 from pixel_sail.config import REPOSITORY, ConfigError
 from pixel_sail.folders.weight_files import WeightFiles
+from pixel_sail.model.generation import Sampling
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.train.loop import train
@@ -56,6 +59,20 @@ def assert_same_weights(a: Path, b: Path) -> None:
     ours, theirs = (PixelSail.from_pretrained(folder).state_dict() for folder in (a, b))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_how_the_source_answers_stays(tmp_path: Path, export) -> None:
+    source = save_export(tmp_path / "source", tiny_scoring_predictor())
+    (source / "generation_config.json").write_text('{"max_new_tokens": 7, "min_presence": 0.25}')
+    export(source, "--out", tmp_path / "as_it_is")
+    assert Predictor.from_pretrained(tmp_path / "as_it_is").sampling == Sampling(7, min_presence=0.25)
+    export(source, "--out", tmp_path / "stricter", "--min-presence", 0.5)
+    assert Predictor.from_pretrained(tmp_path / "stricter").sampling == Sampling(7, min_presence=0.5)
+    export(source, "--out", tmp_path / "never", "--min-presence", 0)
+    assert Predictor.from_pretrained(tmp_path / "never").sampling == Sampling(7)
+    with pytest.raises(SystemExit, match="this model gives no presence"):
+        export(save_export(tmp_path / "bare"), "--out", tmp_path / "out", "--min-presence", 0.5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_with_its_config_commit_and_scores(finished: Path, tmp_path: Path, export) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from pixel_sail.data.image import load_image
 from pixel_sail.data.mask_file import read_mask_file
 from pixel_sail.data.masks import decode_mask, encode_mask
-from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions
+from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions, name_regions, names_region
 from pixel_sail.devices import choose_device
 from pixel_sail.durable import write_json
 from pixel_sail.errors import UserError
@@ -39,7 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
     if len(files) == 1:
         _open(files[0])  # before the model, which takes longer
     predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-    questions = [*predictor.segment_questions(arguments.text, arguments.instances), *arguments.ask]
+    predictor.set_min_presence(arguments.min_presence)
+    asked = [name_regions(text, range(len(regions))) for text in arguments.ask]
+    questions = [*predictor.segment_questions(arguments.text, arguments.instances), *asked]
+    if regions and not any(map(names_region, questions)):
+        print("no --text names a region, so none is shown to the model: write <Prompt0> for the first", file=sys.stderr)
     texts, unread = [*arguments.text, *arguments.ask], []
     apart = len(arguments.text) if arguments.instances else 0
     sampling = predictor.instance_sampling() if apart else None
@@ -53,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
                     raise
                 unread.append(file)
                 print(f"not read: {error}", file=sys.stderr)
-        chats = [Chat(image, questions, regions) for image in opened.values()]
+        chats = [Chat(image, questions, regions, only_named=True) for image in opened.values()]
         answered = (
             predictor.zoomed(chats, arguments.soft)
             if arguments.zoom

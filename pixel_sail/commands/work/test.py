@@ -79,13 +79,15 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         on_rank_0(stack.enter_context, _held(arguments.out, arguments.gallery))
         benchmarks = together(lambda: [_open(name, arguments, is_first) for name in arguments.benchmark])
         predictor = together(lambda: Predictor.from_pretrained(arguments.checkpoint, device, arguments.precision))
-        predictor.sampling = Sampling()  # scores are of greedy answers, whatever generation_config.json says
+        predictor.set_min_presence(arguments.min_presence)
+        # scores are of greedy answers, however generation_config.json samples
+        predictor.sampling = Sampling(min_presence=predictor.sampling.min_presence)
         if arguments.hide is not None:
             predictor.encoder.hide = arguments.hide
         predictor.zoom, model = arguments.zoom, predictor.model
         made_with = runner.fingerprint(
             arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
-        ) | ({"zoom": True} if arguments.zoom else {})
+        ) | _other_than_usual(arguments.zoom, predictor.sampling.min_presence)
         settings = made_with | {"max_images": arguments.max_images}
         arguments.benchmark = [benchmark.name for benchmark in benchmarks]  # "gcg" is gcg:grand_f:val
         of_report = (arguments.out, arguments.checkpoint, settings, arguments.benchmark, arguments.data_root)
@@ -96,6 +98,11 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         for benchmark in benchmarks if arguments.gallery and is_first else ():
             print(f"gallery: {write_gallery(benchmark, arguments.out, arguments.gallery)}")
     return report
+
+
+def _other_than_usual(zoom: bool, min_presence: float) -> dict[str, Any]:
+    """What answers also depend on, as settings: left out as long as they are off, as in the files of earlier runs."""
+    return {name: value for name, value in (("zoom", zoom), ("min_presence", min_presence)) if value}
 
 
 def _add(report: Report, benchmark: Benchmark, scores: dict[str, Any], out: Path) -> None:

@@ -33,7 +33,6 @@ from pixel_sail.evaluate.pixfoundation.vqa import chosen_option
 from pixel_sail.evaluate.pixfoundation.wordings import OWN, Wordings, read_wordings
 from pixel_sail.evaluate.referring import check_mask, open_image, union_mask
 from pixel_sail.evaluate.topics import topic
-from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Chat, Predictor
 from pixel_sail.types import BadSample
 
@@ -89,7 +88,7 @@ class PixBenchmark:
             for case, (questions, requests) in zip(cases, prompts, strict=True)
         ]
         lines = []
-        replies_of_cases = predictor.chat_many(chats, Sampling(MAX_NEW_TOKENS))
+        replies_of_cases = predictor.chat_many(chats, replace(predictor.sampling, max_new_tokens=MAX_NEW_TOKENS))
         for case, (questions, requests), replies in zip(cases, prompts, replies_of_cases, strict=True):
             answers, groundings = replies[: len(questions)], replies[len(questions) :]
             line = Line(index=case.index, answers=[answer.text for answer in answers])

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from pixel_sail.data.masks import decode_mask, encode_mask
+from pixel_sail.data.regions import names_region
 from pixel_sail.errors import UserError
 from pixel_sail.serve import session as serving
 from pixel_sail.serve.demo.findings import Finding
-from pixel_sail.serve.demo.regions import CLICK_KIND, drawn_clicks, names_region
+from pixel_sail.serve.demo.regions import CLICK_KIND, drawn_clicks
 from pixel_sail.serve.demo.session import Session
 from pixel_sail.serve.predictor import Predictor
 from pixel_sail.tokens import CLICK, SEG

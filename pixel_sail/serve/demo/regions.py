@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pixel_sail.data.masks import unite
-from pixel_sail.data.regions import PLACEHOLDER, Box, Points, Region, Scribble, draw_region
+from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_region, names_region
 from pixel_sail.errors import UserError
-from pixel_sail.tokens import PROMPTS, prompt_names
+from pixel_sail.tokens import PROMPTS
 from pixel_sail.types import RLE, Click
 
 COLOURS = ("#e6194b", "#1f9d3a", "#4363d8", "#f58231", "#911eb4")  # of region A, B, ...
@@ -70,7 +70,7 @@ def _checked(shapes: Any) -> list[dict[str, Any]]:
 def model_words(question: str, drawn: Collection[int]) -> str:
     """The question with <PromptK> where it says "region A", or "this region" while one region is drawn."""
     question = _LETTER.sub(lambda found: PROMPTS[NAMES.index(found[1])], question)
-    if len(drawn) == 1 and not prompt_names(question) and PLACEHOLDER not in question:
+    if len(drawn) == 1 and not names_region(question):
         (k,) = drawn
         question = _ONLY.sub(PROMPTS[k], question, count=1)
     return question
@@ -81,11 +81,6 @@ def page_words(text: str) -> str:
     for k, letter in enumerate(NAMES):
         text = re.sub(rf"(^|[.?!]\s+){PROMPTS[k]}", rf"\1Region {letter}", text).replace(PROMPTS[k], f"region {letter}")
     return text
-
-
-def names_region(text: str) -> bool:
-    """Whether a text in the words of the model is about a region."""
-    return bool(prompt_names(text)) or PLACEHOLDER in text
 
 
 def _is_shape(shape: Any) -> bool:

@@ -18,7 +18,7 @@ from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.errors import UserError
 from pixel_sail.serve.demo.conversation import Turn, answer_findings, remembered
 from pixel_sail.serve.demo.findings import Finding, shown_image
-from pixel_sail.serve.demo.regions import drawn_regions, model_words, names_region
+from pixel_sail.serve.demo.regions import drawn_regions, model_words
 from pixel_sail.serve.demo.streaming import stream
 from pixel_sail.serve.demo.uploads import check_upload
 from pixel_sail.serve.images import as_image
@@ -76,14 +76,9 @@ def segment(predictor: Predictor, session: Session, shapes: Any, text: str) -> S
     image, lines = session.pixels(), _lines(text)
     regions = drawn_regions(shapes, session.size_wh)
     asked, started = [model_words(line, regions) for line in lines], time.perf_counter()
-    answers: dict[int, Answer] = {}
-    for about_regions in (False, True):  # two groups: the image is encoded with the regions or without
-        group = [i for i, line in enumerate(asked) if names_region(line) == about_regions]
-        drawn = _masks(regions) if about_regions else {}
-        if group:
-            answers |= zip(group, predictor.segment(image, [asked[i] for i in group], drawn), strict=True)
+    answers = predictor.segment(image, asked, _masks(regions))
     seconds = time.perf_counter() - started
-    findings = tuple(_finding(line, answers[i], asked[i]) for i, line in enumerate(lines))
+    findings = tuple(map(_finding, lines, answers, asked))
     return replace(session, findings=findings, regions=regions, seconds=seconds)
 
 
