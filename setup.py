@@ -66,6 +66,7 @@ setup(
             "tensorboard>=2.18",
             "sentencepiece>=0.2",
             "protobuf>=4.25",
+            "datasets>=4.0",  # brings pyarrow
         ],
     },
 )
