@@ -27,6 +27,7 @@ class Provenance:
     metrics: dict[str, Any] | None = None  # metrics.json of tools/test.py
     license: str | None = None
     remote_code: bool = False  # whether the folder has the Python files for transformers' AutoModel
+    min_presence: float = 0.0  # of generation_config.json
 
 
 def model_card(
@@ -38,7 +39,7 @@ def model_card(
     front = front_matter(name, trainings, metrics, provenance.license, provenance.remote_code)
     sections = [
         f"{front}\n\n# {name}\n\n{_summary(config, parameters, dtype)}",
-        _use(chat, provenance.remote_code),
+        _use(chat, provenance),
         _origin(config, provenance),
         _training(provenance),
         _scores(provenance.metrics),
@@ -78,7 +79,7 @@ def _summary(config: PixelSailConfig, parameters: int, dtype: str) -> str:
     )
 
 
-def _use(chat: ChatFormat, remote_code: bool) -> str:
+def _use(chat: ChatFormat, provenance: Provenance) -> str:
     transformers = """
 With transformers alone (and einops, pycocotools and pydantic), by the Python files of this folder:
 
@@ -89,6 +90,10 @@ model = AutoModel.from_pretrained("this folder", trust_remote_code=True)
 model.segment("photo.jpg", "the red mug")[0].masks
 ```
 """
+    absent = f"""
+An answer whose presence is below {provenance.min_presence:g} has empty masks: nothing is there (`min_presence` in
+generation_config.json).
+"""
     return f"""## Use
 
 ```python
@@ -98,7 +103,7 @@ predictor = Predictor.from_pretrained("this folder")
 answer = predictor.segment("photo.jpg", "the red mug")[0]
 answer.text, answer.masks
 ```
-{transformers if remote_code else ""}
+{absent if provenance.min_presence else ""}{transformers if provenance.remote_code else ""}
 `PixelSail.from_pretrained("this folder")` gives the model alone. Chat format `{chat.name}` (chat_format.json):
 
 ```

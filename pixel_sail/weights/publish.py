@@ -92,7 +92,7 @@ def publish(
     sampling = sampling or Sampling()
     check_has_presence(config.architecture, sampling.min_presence)
     stages = lineage(model.run)
-    provenance = Provenance(stages, command, metrics, license_name, remote_code)
+    provenance = Provenance(stages, command, metrics, license_name, remote_code, sampling.min_presence)
     chat = ChatFormat.of(config.chat_format, model.tokenizer, config.chat_pieces)
     parameters = sum(torch.Size(shape).numel() for shape in model.shapes.values())
     check_new(out, sum(torch.Size(shape).numel() * dtypes[key].itemsize for key, shape in model.shapes.items()))

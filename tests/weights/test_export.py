@@ -68,7 +68,9 @@ def test_how_the_source_answers_stays(tmp_path: Path, export) -> None:
     assert Predictor.from_pretrained(tmp_path / "as_it_is").sampling == Sampling(7, min_presence=0.25)
     export(source, "--out", tmp_path / "stricter", "--min-presence", 0.5)
     assert Predictor.from_pretrained(tmp_path / "stricter").sampling == Sampling(7, min_presence=0.5)
+    assert "whose presence is below 0.5 has empty masks" in (tmp_path / "stricter/README.md").read_text()
     export(source, "--out", tmp_path / "never", "--min-presence", 0)
+    assert "presence" not in (tmp_path / "never/README.md").read_text()
     assert Predictor.from_pretrained(tmp_path / "never").sampling == Sampling(7)
     with pytest.raises(SystemExit, match="this model gives no presence"):
         export(save_export(tmp_path / "bare"), "--out", tmp_path / "out", "--min-presence", 0.5)
