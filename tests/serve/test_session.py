@@ -16,6 +16,7 @@ from tiny_predictor import tiny_predictor
 
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
+from pixel_sail.data.regions import Box
 from pixel_sail.errors import UserError
 from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Predictor
@@ -174,6 +175,26 @@ def test_a_phrase_in_a_session_is_answered_as_ever(predictor: Predictor, image: 
         assert answer.text == "[SEG]" and np.array_equal(answer.masks[0], answers[0].masks[0])
     session.undo()
     assert [turn.clicks for turn in session.turns] == [()]
+
+
+def test_a_phrase_that_names_no_region_is_about_the_image_without_them(
+    predictor: Predictor, image: Image.Image, monkeypatch
+) -> None:
+    def soft(session: Session, phrase: str) -> list[np.ndarray]:
+        force_answer([predictor.encoder.tokens.seg, predictor.encoder.end_ids[0]], monkeypatch)
+        return [session.segment(phrase, True).probabilities[0], session.refine(CLICKS[0], True).probabilities[0]]
+
+    before, regions = predictor.images_encoded, [Box(3, 3, 60, 45)]
+    session, plain = Session(predictor, image, regions), Session(predictor, image)
+    for _ in range(2):
+        about, other = soft(session, "the mug on <region>"), soft(session, "the mug")
+        for found, expected in zip(other, soft(plain, "the mug"), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        alone = soft(Session(predictor, image, regions), "the mug on <Prompt0>")
+        for found, expected in zip(about, alone, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(about, other, strict=True))
+    assert predictor.images_encoded == before + 2 + 1 + 2  # with regions and without; plain; two for comparison
 
 
 def test_undo_takes_the_last_clicks_back(predictor: Predictor, image: Image.Image) -> None:
