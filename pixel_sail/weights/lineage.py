@@ -39,13 +39,14 @@ class Stage:
     environment: dict[str, Any] | None = None
 
 
-def lineage(run: Path | None) -> list[Stage]:
-    """The run and those that it started from, the first one first; empty without a run that has a config.yaml.
+def lineage(model: Path) -> list[Stage]:
+    """The run of a model and those that it started from, the first one first; empty if no training of it is known.
 
     Ends at a published folder, at a hub id, and where a start is not on this machine any more. Paths are relative to
     the working directory, as in training. Raises FileError for a damaged config.yaml or environment.json.
     """
     stages: list[Stage] = []
+    run: Path | None = _run_of(model)
     while run is not None and len(stages) < MAX_STAGES:
         is_run = (run / CONFIG).is_file()
         training = _read(run / (CONFIG if is_run else TRAINING_CONFIG))

@@ -33,14 +33,14 @@ from pixel_sail.weights.run_folder import is_checkpoint
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model to publish: its parts, its weights one at a time, and the run that it comes from, if any."""
+    """A model to publish: its parts, its weights one at a time, and its folder: an export or a checkpoint."""
 
     config: PixelSailConfig
     tokenizer: PreTrainedTokenizerBase
     shapes: Shapes
     dtypes: dict[str, torch.dtype]
     tensor: Callable[[str], Tensor]
-    run: Path | None
+    folder: Path
 
 
 def open_model(folder: Path) -> PublishedModel:
@@ -54,8 +54,7 @@ def _open_export(folder: Path) -> PublishedModel:
     files = WeightFiles(folder)
     check_weights(config, files)
     check_sums(folder)
-    run = folder.parent if (folder.parent / "config.yaml").is_file() else None
-    return PublishedModel(config, tokenizer, files.shapes, files.dtypes, files.finite_tensor, run)
+    return PublishedModel(config, tokenizer, files.shapes, files.dtypes, files.finite_tensor, folder)
 
 
 def _open_checkpoint(checkpoint: Path) -> PublishedModel:
@@ -64,7 +63,7 @@ def _open_checkpoint(checkpoint: Path) -> PublishedModel:
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
-    return PublishedModel(model.config, tokenizer, shapes, dtypes, state.__getitem__, checkpoint.parents[1])
+    return PublishedModel(model.config, tokenizer, shapes, dtypes, state.__getitem__, checkpoint)
 
 
 def publish(
@@ -91,7 +90,7 @@ def publish(
     config.dtype = max(dtypes.values(), key=list(dtypes.values()).count)
     sampling = sampling or Sampling()
     check_has_presence(config.architecture, sampling.min_presence)
-    stages = lineage(model.run)
+    stages = lineage(model.folder)
     provenance = Provenance(stages, command, metrics, license_name, remote_code, sampling.min_presence)
     chat = ChatFormat.of(config.chat_format, model.tokenizer, config.chat_pieces)
     parameters = sum(torch.Size(shape).numel() for shape in model.shapes.values())
