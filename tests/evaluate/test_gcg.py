@@ -17,6 +17,7 @@ from pixel_sail.durable import write_json_lines
 from pixel_sail.evaluate import gcg, runner
 from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.predictions import read_lines
+from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer
 from pixel_sail.types import BadSample
 
@@ -187,6 +188,8 @@ def test_unknown_benchmarks(root: Path, name: str, message: str) -> None:
 
 class Prepared:
     """Gives prepared answers, and records the questions."""
+
+    sampling = Sampling()
 
     def __init__(self, *answers: Answer) -> None:
         self.answers, self.questions = list(answers), []

@@ -10,6 +10,7 @@ from PIL import Image
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.masks import decode_mask, encode_mask
 from pixel_sail.evaluate import runner
+from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer
 from pixel_sail.types import BadSample
 
@@ -95,7 +96,7 @@ def test_a_question_is_asked_alone_with_the_regions_that_it_names(root):
         return [[Answer("[SEG][SEG]", [box(0, 0), box(10, 0)]) for _ in chat.questions] for chat in chats]
 
     benchmark = runner.open_benchmark("jsonl:mine/val.jsonl", root)
-    lines = benchmark.predict(SimpleNamespace(chat_many=chat_many), benchmark.cases)
+    lines = benchmark.predict(SimpleNamespace(chat_many=chat_many, sampling=Sampling()), benchmark.cases)
     assert asked == [(["The cup?"], {}), (["What is near <Prompt3>?"], {3: 1}), (["All?"], {})]
     assert [(line["line"], line["turn"]) for line in lines] == [(1, 0), (1, 2), (3, 0)]
     np.testing.assert_array_equal(decode_mask(lines[0]["segmentation"]), box(0, 0) | box(10, 0))
@@ -142,7 +143,7 @@ def test_a_question_about_several_images(root):
         asked.extend(chats)
         return [[Answer("[SEG]", [mask])] for _ in chats]
 
-    (line,) = benchmark.predict(SimpleNamespace(chat_many=chat_many), [case])
+    (line,) = benchmark.predict(SimpleNamespace(chat_many=chat_many, sampling=Sampling()), [case])
     (chat,) = asked
     assert [image.size for image in chat.image] == [SIZE[::-1], (8, 6)] and chat.masks_on == 1
     assert np.array_equal(chat.regions[0], box(0, 0))

@@ -28,6 +28,7 @@ from pixel_sail.evaluate.gallery import write_gallery
 from pixel_sail.evaluate.paper_meteor import missing_requirement
 from pixel_sail.evaluate.perbench import TASKS, overall
 from pixel_sail.evaluate.predictions import read_lines
+from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat
 from pixel_sail.types import BadSample
 
@@ -264,6 +265,8 @@ def test_the_overall_score_is_the_mean_of_the_three_tasks() -> None:
 
 class Echo:
     """Answers with the number of prompted pixels, and with the prompted region moved down as a mask."""
+
+    sampling = Sampling()
 
     def __init__(self) -> None:
         self.calls: list[int] = []

@@ -24,6 +24,7 @@ from pixel_sail.evaluate.dlc_bench import choice_of
 from pixel_sail.evaluate.kinds import tasks_of
 from pixel_sail.evaluate.pixfoundation.judge import Judge
 from pixel_sail.evaluate.ref_l4 import CLASSES
+from pixel_sail.model.generation import Sampling
 from pixel_sail.serve.predictor import Answer, Chat
 from pixel_sail.types import BadSample
 
@@ -407,6 +408,8 @@ def test_gar_regions_are_those_that_the_question_names(gar: Path) -> None:
     chats: list[Chat] = []
 
     class Fake:
+        sampling = Sampling()
+
         def chat_many(self, asked: list[Chat], sampling: Any) -> list[list[Answer]]:
             chats.extend(asked)
             return [[Answer("A", [])] for _ in asked]

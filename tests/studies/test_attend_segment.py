@@ -169,7 +169,8 @@ def test_a_saved_model_finds_its_adapter(model_type: str, image: Image.Image, tm
     opened = open_adapter(tmp_path)
     assert isinstance(opened, HuggingFaceAdapter) and type(opened) is type(adapter)
     answer, expected = (model.answer(image, PROMPT, 6) for model in (opened, adapter))
-    assert answer.text == expected.text and torch.equal(answer.maps, expected.maps)
+    assert answer.text == expected.text
+    torch.testing.assert_close(answer.maps, expected.maps)  # some CPUs add up in another order at another address
 
 
 def test_tiles_are_refused(image: Image.Image, monkeypatch) -> None:
