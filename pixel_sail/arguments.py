@@ -1,4 +1,4 @@
-"""Types of command-line arguments. Only commands import this module."""
+"""Types of command-line arguments, and those that several commands take. Only commands import this module."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def probability(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text!r:.80} is not a number from 0 to 1")
     return number
+
+
+def add_min_presence(parser: argparse.ArgumentParser) -> None:
+    """Adds --min-presence, of the commands that ask a model; None where it is left out."""
+    parser.add_argument(
+        "--min-presence",
+        type=probability,
+        metavar="P",
+        help="no mask for what is less likely to be there (0 to 1; default: what the model says; needs a score head)",
+    )
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.command import importing, tool
-from pixel_sail.arguments import probability
+from pixel_sail.arguments import add_min_presence
 from pixel_sail.released import add_model_argument, model_or_released
 from pixel_sail.tokens import MAX_PROMPTS
 
@@ -69,12 +69,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--zoom", action="store_true", help="look again at what is small, in a crop (a model trained with data.zoom)"
     )
-    parser.add_argument(
-        "--min-presence",
-        type=probability,
-        metavar="P",
-        help="no mask for what is less likely to be there (0 to 1; default: what the model says; needs a score head)",
-    )
+    add_min_presence(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.set_defaults(regions=[])

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from pixel_sail.command import importing, tool
-from pixel_sail.arguments import probability, whole
+from pixel_sail.arguments import add_min_presence, whole
 from pixel_sail.evaluate.kinds import benchmark_help, tasks_of
 
 MAX_SHOWN = 400  # cases of a page, which is an image in memory
@@ -54,12 +54,7 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="referring segmentation and ReasonSeg: look again at what is small, in a crop",
     )
-    parser.add_argument(
-        "--min-presence",
-        type=probability,
-        metavar="P",
-        help="no mask for what is less likely to be there (0 to 1; default: what the model says; needs a score head)",
-    )
+    add_min_presence(parser)
     parser.add_argument("--judge-model", help="reads free answers: a folder, or with --judge-url a name there")
     parser.add_argument("--judge-url", help="an endpoint of OpenAI's protocol, for example https://host/v1")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key")

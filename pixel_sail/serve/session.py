@@ -125,9 +125,9 @@ class Session:
     def _read_images(self, with_regions: bool) -> tuple[ImageBlock, ...]:
         """Reads the images with the regions or without; where their tokens are."""
         predictor, tokens = self.predictor, self.predictor.encoder.tokens
-        drawn, on = (self.drawn, self.drawn_on) if with_regions else ({}, {})
+        drawn = self.drawn if with_regions else {}
         what = "the image" if len(self.images) == 1 else "the images"
-        prefix = predictor.encoder.images_prefix(self.images, drawn, what, on)
+        prefix = predictor.encoder.images_prefix(self.images, drawn, what, self.drawn_on)
         batch = pack([prefix], tokens.seg, tokens.vision_patch).to(predictor.model.device)
         with self._precision():
             (self.read[with_regions],) = read_images(predictor.model, batch)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_refer_dataset
 from PIL import Image
 from test_scoring import MADE_WITH, Colours, Knowing, Silent
+from tiny_export import save_export
+from tiny_predictor import tiny_scoring_predictor
 from warm import run_tool
 
 from pixel_sail.data.masks import encode_mask
@@ -259,3 +262,17 @@ def test_the_gallery_filters_in_a_browser(dataset, tmp_path):
         assert widths and min(widths) > 0
         browser.close()
     assert not errors and all(url.startswith(("file:", "data:")) for url in asked)
+
+
+def test_a_report_shows_the_least_presence_in_force(tmp_path: Path) -> None:
+    root, model = (
+        write_refer_dataset(tmp_path / "root", 1, 1),
+        save_export(tmp_path / "model", tiny_scoring_predictor()),
+    )
+    call = ["tools/test.py", model, "--data-root", root, "--benchmark", "refcoco:val"]
+    for option, expected in ((["--min-presence", 0.25], 0.25), ([], None)):
+        out = tmp_path / str(expected)
+        run_tool(*call, *option, "--out", out)
+        settings = json.loads((out / "metrics.json").read_text())["made_with"]["settings"]
+        assert settings.get("min_presence") == expected and "zoom" not in settings
+        assert ("min_presence 0.25" in (out / "report/refcoco_val.html").read_text()) == bool(expected)

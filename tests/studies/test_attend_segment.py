@@ -168,6 +168,8 @@ def test_a_saved_model_finds_its_adapter(model_type: str, image: Image.Image, tm
     adapter.processor.save_pretrained(tmp_path)
     opened = open_adapter(tmp_path)
     assert isinstance(opened, HuggingFaceAdapter) and type(opened) is type(adapter)
+    weights, saved = (model.model.state_dict() for model in (opened, adapter))
+    assert weights.keys() == saved.keys() and all(torch.equal(weights[name], saved[name]) for name in saved)
     answer, expected = (model.answer(image, PROMPT, 6) for model in (opened, adapter))
     assert answer.text == expected.text
     torch.testing.assert_close(answer.maps, expected.maps)  # some CPUs add up in another order at another address

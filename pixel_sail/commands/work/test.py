@@ -78,16 +78,25 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
         device = str(distributed.device()) if several and arguments.device == "auto" else arguments.device
         on_rank_0(stack.enter_context, _held(arguments.out, arguments.gallery))
         benchmarks = together(lambda: [_open(name, arguments, is_first) for name in arguments.benchmark])
-        predictor = together(lambda: Predictor.from_pretrained(arguments.checkpoint, device, arguments.precision))
-        predictor.set_min_presence(arguments.min_presence)
-        # scores are of greedy answers, however generation_config.json samples
-        predictor.sampling = Sampling(min_presence=predictor.sampling.min_presence)
+
+        def open_model() -> Predictor:
+            predictor = Predictor.from_pretrained(arguments.checkpoint, device, arguments.precision)
+            predictor.set_min_presence(arguments.min_presence)
+            # scores are of greedy answers, however generation_config.json samples
+            predictor.sampling = Sampling(min_presence=predictor.sampling.min_presence)
+            return predictor
+
+        predictor = together(open_model)
         if arguments.hide is not None:
             predictor.encoder.hide = arguments.hide
         predictor.zoom, model = arguments.zoom, predictor.model
         made_with = runner.fingerprint(
-            arguments.checkpoint, device=model.device.type, dtype=str(model.dtype), hide=predictor.encoder.hide
-        ) | _other_than_usual(arguments.zoom, predictor.sampling.min_presence)
+            arguments.checkpoint,
+            device=model.device.type,
+            dtype=str(model.dtype),
+            hide=predictor.encoder.hide,
+            **_other_than_usual(arguments.zoom, predictor.sampling.min_presence),
+        )
         settings = made_with | {"max_images": arguments.max_images}
         arguments.benchmark = [benchmark.name for benchmark in benchmarks]  # "gcg" is gcg:grand_f:val
         of_report = (arguments.out, arguments.checkpoint, settings, arguments.benchmark, arguments.data_root)
