@@ -49,9 +49,11 @@ scratch: $(STAMP)
 tiny: export OMP_NUM_THREADS = 1
 tiny: $(STAMP)
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_40k --images 40000 --seed 3
+	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_20k --images 20000 --seed 6
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_16k --images 16000 --seed 5 # to be scored on: no image of it is trained
 	$(LAUNCH) tools/train.py configs/tiny_places.yaml
 	$(LAUNCH) tools/train.py configs/tiny_96.yaml
+	$(LAUNCH) tools/train.py configs/tiny_160.yaml
 	$(LAUNCH) tools/train.py configs/tiny.yaml
 	test -d runs/tiny/bfloat16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/bfloat16 --dtype bf16 --min-presence 0.5
 	$(LAUNCH) tools/test.py runs/tiny/bfloat16 --data-root data/scenes_16k --out runs/tiny/scores --min-pixels 50 --benchmark refcoco:val \
@@ -137,4 +139,4 @@ $(STAMP): setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs data/scenes data/scenes_16k data/scenes_40k data/scenes_base data/scenes_day data/scenes_night
+	rm -rf $(VENV) runs data/scenes data/scenes_16k data/scenes_20k data/scenes_40k data/scenes_base data/scenes_day data/scenes_night

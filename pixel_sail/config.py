@@ -121,11 +121,20 @@ class HfColumns(Section):
         return {name for name in self.model_dump().values() if name is not None}
 
 
+class JoinedEntry(Section):
+    """A source whose questions join those of another about the same image, in one conversation."""
+
+    source: str  # as that of an entry of data.mixture
+    split: Split = "train"  # of the source
+
+
 class MixtureEntry(Section):
     source: str  # a name that pixel_sail.data.sources knows; data/README.md lists them
     split: Split = "train"  # of the source
     weight: float = Field(1.0, gt=0, le=1e12)  # share of the samples, relative to the other entries
     root: Path | None = None  # else data.root
+    # sources whose questions about the same image join the conversation, which shows the image once for all of them
+    also: list[JoinedEntry] = Field([], max_length=100)
     path: Name | None = None  # source hf: a dataset of the Hugging Face hub (org/name), or a local folder; docs/hf.md
     subset: Name | None = None  # source hf: the name of one of its configurations
     # source hf: read these of its files alone, for example data/train-0000*.parquet; sources image_text and text: their

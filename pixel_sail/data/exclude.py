@@ -6,33 +6,16 @@ which images they score: see `pixel_sail.evaluate.held_out`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from pixel_sail.data.identity import image_identity
 from pixel_sail.data.sources.hf import HfSource
 from pixel_sail.data.sources.jsonl import JsonlSource
 from pixel_sail.data.sources.record import Source
 from pixel_sail.types import Sample
-
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.\w+")
-
-
-def image_identity(path: Path) -> str:
-    """What two files of one image share: COCO's id, which a name of 12 digits states in all years; else the real path.
-
-    "COCO_train2014_000000123456.jpg" and "000000123456.jpg" are one image.
-    """
-    match = _COCO_NAME.fullmatch(path.name)
-    return f"COCO {int(match[1])}" if match else f"{_real(path.parent)}/{path.name}"
-
-
-@lru_cache(maxsize=1024)
-def _real(folder: Path) -> str:
-    return str(folder.resolve())
 
 
 def identities(paths: Iterable[Path]) -> frozenset[str]:

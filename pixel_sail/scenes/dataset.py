@@ -19,6 +19,7 @@
     <out>/llava/choices.json                           questions of these kinds about the training images
     <out>/pairs_{train,val}.jsonl                      the same object in two images, by a region in one
     <out>/places_train.jsonl                           where objects are, and what is somewhere: no kinds, no colours
+    <out>/requests_train.jsonl                         up to twelve requests an image for objects relative to regions
     <out>/scenes.json                                  all knowledge: objects of each image, query of each sentence
     <out>/image_text/{train,val}/00000.tar ...         with image_text: images with captions, as img2dataset has them
     <out>/text/{train,val}/00000.jsonl                 with image_text: descriptions of images that are not shown
@@ -31,8 +32,8 @@ Splits go by image. Of 15 images 12 are train, and there is one of each of these
   not even unreferenced (24 of the 200 pairs, a fixed list), and most references are to such objects.
 
 RefCOCOg, GranD-f and ReasonSeg call testA and testB both test. Panoptic, instances, Pix2Cap, SAM captions, OpenPSG,
-RefCOCOg and Flickr captions and MUSE call all held-out images val. Osprey, LLaVA and places_train.jsonl contain only
-training images, perbench only held-out images.
+RefCOCOg and Flickr captions and MUSE call all held-out images val. Osprey, LLaVA, places_train.jsonl and
+requests_train.jsonl contain only training images, perbench only held-out images.
 """
 
 import os
@@ -56,7 +57,7 @@ from pixel_sail.scenes.write import write_annotations
 from pixel_sail.workers import MAX_WORKERS, in_order
 from pixel_sail.writable import check_writable, writing_into
 
-VERSION = 8  # raise it with every change that changes a byte of the output
+VERSION = 9  # raise it with every change that changes a byte of the output
 LONG_SIDES_PX = (64, 4096)
 BYTES_PER_IMAGE, BYTES_PER_PIXEL = 60_000, 0.5  # on the disk; a scene is about square
 

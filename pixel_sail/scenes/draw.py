@@ -15,6 +15,7 @@ from pixel_sail.scenes.long_expressions import choose_long_refs
 from pixel_sail.scenes.outline import object_polygons
 from pixel_sail.scenes.panoptic import folder, write_png
 from pixel_sail.scenes.region_items import choose_region_items
+from pixel_sail.scenes.region_requests import choose_many_requests
 from pixel_sail.scenes.render import render
 from pixel_sail.scenes.types import ImageRecord, SceneObject
 
@@ -50,6 +51,7 @@ def draw_image(out: Path, index: int, seed: int, long_side_px: int, style: str =
             scene.owner,
             [thing.kind for thing in scene.things],
         ),
+        many_requests=choose_many_requests(image, np.random.default_rng([seed, index, 9])),
     )
 
 

@@ -29,7 +29,7 @@ from pixel_sail.scenes.types import (
     SizeQuery,
 )
 
-PER_IMAGE = 4
+PER_IMAGE, MANY_PER_IMAGE = 4, 12
 MAX_TARGETS = 4
 _SEVERAL = ("same", "compare")  # the topics that may mean more than one object
 SAME_ANSWER_SHARE = 1 / 3  # of the other objects, at most, may lead to the same answer
@@ -48,18 +48,23 @@ class Candidate(NamedTuple):
     query: Callable[[list[int]], Query]  # prompted objects -> the query about them
 
 
-def choose_requests(image: ImageFacts, rng: Rng) -> list[RegionRequest]:
-    """Up to PER_IMAGE requests, of different topics where possible."""
+def choose_requests(image: ImageFacts, rng: Rng, count: int = PER_IMAGE, rounds: int = 2) -> list[RegionRequest]:
+    """Up to `count` requests, of different topics where possible: a round takes each topic once."""
     topics, odds = list(ODDS), np.array(list(ODDS.values()))
     requests: list[RegionRequest] = []
-    for _ in range(2):  # every topic once, then again where images are poor in relations
+    for _ in range(rounds):
         for t in rng.choice(len(topics), len(topics), replace=False, p=odds / odds.sum()):
-            if len(requests) == PER_IMAGE:
+            if len(requests) == count:
                 return requests
             request = _first(image, topics[t], requests, rng)
             if request:
                 requests.append(request)
     return requests
+
+
+def choose_many_requests(image: ImageFacts, rng: Rng) -> list[RegionRequest]:
+    """Up to MANY_PER_IMAGE requests about a training image, none about others."""
+    return choose_requests(image, rng, MANY_PER_IMAGE, rounds=3) if image.split == "train" else []
 
 
 def _first(image: ImageFacts, topic: str, before: list[RegionRequest], rng: Rng) -> RegionRequest | None:

@@ -338,3 +338,4 @@ class ImageRecord:
     grounded: GroundedTexts
     polygons: list[ObjectPolygons]  # of each object
     background: Segment
+    many_requests: list[RegionRequest]  # for requests_train.jsonl; only for training images

@@ -15,6 +15,7 @@ from pixel_sail.scenes.write_pixmmvp import write_pixmmvp_files
 from pixel_sail.scenes.write_places import write_place_file
 from pixel_sail.scenes.write_references import write_reference_files
 from pixel_sail.scenes.write_regions import write_region_files
+from pixel_sail.scenes.write_requests import write_request_file
 
 
 def write_annotations(out: Path, records: list[ImageRecord], request: Request) -> None:
@@ -29,6 +30,7 @@ def write_annotations(out: Path, records: list[ImageRecord], request: Request) -
         write_image_text_files(out, records)
     write_pair_files(out, records, request)
     write_place_file(out, records, request)
+    write_request_file(out, records)
     write_compact_json(out / "scenes.json", knowledge(records, request, queries))
 
 

@@ -174,6 +174,12 @@ def _sources(training: dict[str, Any]) -> str:
 
 
 def _source(entry: dict[str, Any]) -> str:
+    """The source of an entry, and those that it joins."""
+    also = [other for other in entry.get("also") or [] if isinstance(other, dict)]
+    return " with ".join(map(_named, (entry, *also)))
+
+
+def _named(entry: dict[str, Any]) -> str:
     split = entry.get("split") or "train"
     return f"{entry.get('source')}{'' if split == 'train' else f' ({split})'}"
 

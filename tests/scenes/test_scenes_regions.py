@@ -403,8 +403,8 @@ def _clear_set(indices, truths):
 
 
 @pytest.fixture(scope="module")
-def requests(read, images):
-    """(image, question, prompts, targets) of every VRES item, its tags checked."""
+def requests(read, images, folder):
+    """(image, question, prompts, targets) of every VRES item and of requests_train.jsonl, the tags checked."""
     items = []
     for entry in (entry for folder in BENCHMARKS for entry in read(f"{folder}/STBench_VRES.json")):
         asked, said = (re.findall(r"<obj\d+>", entry[key]) for key in ("question", "answer"))
@@ -416,11 +416,32 @@ def requests(read, images):
         image = images[entry["image_name"]]
         objects = [image.object(rle) for rle in entry["segmentations"].values()]
         items.append((image, entry["question"], objects[: len(asked)], objects[len(asked) :]))
+    return items + _in_conversations(images, (folder / "requests_train.jsonl").read_text())
+
+
+def _in_conversations(images, text):
+    """The same of every turn of requests_train.jsonl."""
+    items = []
+    for line in map(json.loads, text.splitlines()):
+        image, masks = images[line["image"].removeprefix("train2014/")], iter(line["masks"])
+        regions = {k: image.object(rle) for k, rle in line["regions"].items()}
+        assert list(regions) == [str(k) for k in range(len(regions))]
+        for turn in line["conversations"]:
+            named = re.findall(r"<Prompt(\d+)>", turn["question"])
+            question = turn["question"]
+            for number, k in enumerate(named):
+                question = question.replace(f"<Prompt{k}>", f"<obj{number}>")
+            targets = [image.object(next(masks)) for _ in range(turn["answer"].count("[SEG]"))]
+            plural = re.fullmatch(r"They are (\[SEG\], )*\[SEG\] and \[SEG\]\.", turn["answer"])
+            assert plural or turn["answer"] == "It is [SEG]."
+            items.append((image, question, [regions[k] for k in named], targets))
+        assert next(masks, None) is None
+        assert len({turn["question"] for turn in line["conversations"]}) == len(line["conversations"]) <= 12
     return items
 
 
 def test_every_request_means_exactly_its_targets(requests, known):
-    assert len(requests) > 3 * IMAGES
+    assert len(requests) > (4 + 0.8 * 11) * IMAGES  # four of PerBench, and eleven of a training image
     for image, question, prompts, targets in requests:
         assert _meant(question, image, prompts) == set(targets), (question, prompts, targets)
         several = re.search(r"^\D*? (all|everything) ", question) is not None  # the others ask for one object

@@ -37,6 +37,7 @@ from pixel_sail.data.sources import (
     semantic,
     stored,
 )
+from pixel_sail.data.sources.joined import JoinedSource
 from pixel_sail.data.sources.record import Source, SourceRecord
 
 SAY_EVERY_S = 60.0  # while a source is opened
@@ -81,11 +82,20 @@ def source_record(name: str) -> SourceRecord:
 
 
 def open_source(entry: MixtureEntry, data: DataConfig) -> Source:
-    """Reads the annotations of a mixture entry.
+    """Reads the annotations of a mixture entry, and of those that it joins with `also`.
 
     Raises ConfigError for an unknown source, and for a split that a train-only source does not have; DatasetError for
-    files that cannot be read and unknown splits.
+    files that cannot be read and unknown splits, and for sources that cannot be joined.
     """
+    source = _open(entry, data)
+    if not entry.also:
+        return source
+    others = [MixtureEntry(source=other.source, split=other.split, root=entry.root) for other in entry.also]
+    names = [f"{one.source} ({one.split})" for one in (entry, *others)]
+    return JoinedSource(source, [_open(other, data) for other in others], names)
+
+
+def _open(entry: MixtureEntry, data: DataConfig) -> Source:
     record = source_record(entry.source)
     if record.train_only and entry.split != "train":
         raise ConfigError(f"source {record.name!r} has only the split 'train', got {entry.split!r}")

@@ -1,0 +1,110 @@
+"""Several sources in one conversation: `also` of an entry of data.mixture.
+
+The tokens of an image cost more than the questions about it. Where several datasets annotate the same images, as all of
+COCO's do, joined conversations show an image once for the questions of all of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.identity import image_identity
+from pixel_sail.data.shards import Sharded
+from pixel_sail.data.sources.record import Source
+from pixel_sail.data.sources.region_turns import RegionTurn, compose
+from pixel_sail.tokens import SEG, prompt_names
+from pixel_sail.types import BadSample, NoPixels, Sample
+
+
+class JoinedSource:
+    """Samples of one source, each with the turns of other sources about its image (see `Source`).
+
+    Files of one image are found by `image_identity`. The turns are in random order. A sample to whose image the others
+    say nothing stays as it is.
+    """
+
+    def __init__(self, first: Source, others: Sequence[Source], names: Sequence[str]) -> None:
+        """`names`: of the first and the others, for messages.
+
+        Raises DatasetError for a source whose images are not files, and for one of the others that shares no image
+        with the first.
+        """
+        images = [_image_of(first, index, names[0]) for index in range(len(first))]
+        self._first, self._others = first, list(others)
+        self._found = [_find(images, other, (names[0], name)) for other, name in zip(others, names[1:], strict=True)]
+        self.problems = [problem for source in (first, *others) for problem in source.problems]
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def key(self, index: int) -> str:
+        """The keys of all samples that are joined."""
+        return " + ".join(source.key(i) for source, i in self._parts(index))
+
+    def image(self, index: int) -> Path | bytes | None:
+        return self._first.image(index)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Raises BadSample as the sources do, and for a sample of several images; NoPixels if none has pixels."""
+        samples, reasons = [], []
+        for source, i in self._parts(index):
+            try:
+                samples.append(source.sample(i, rng))
+            except NoPixels as error:
+                reasons.append(error)
+        if not samples:
+            raise reasons[0]
+        turns = [turn for sample in samples for turn in _turns(sample)]
+        joined = compose(self.key(index), samples[0].image, [turns[i] for i in rng.permutation(len(turns))])
+        dropped = len(reasons) + sum(sample.dropped_turns for sample in samples)
+        return replace(joined, dropped_turns=joined.dropped_turns + dropped)
+
+    def _parts(self, index: int) -> Iterator[tuple[Source, int]]:
+        """Every sample that is joined: its source, and its index there."""
+        yield self._first, index
+        for other, (starts, indices) in zip(self._others, self._found, strict=True):
+            for i in indices[starts[index] : starts[index + 1]]:
+                yield other, int(i)
+
+
+def _find(images: list[Path], other: Source, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples of `other` are of the images: those of image n are indices[starts[n] : starts[n + 1]]."""
+    by_image: dict[str, list[int]] = defaultdict(list)
+    for index in range(len(other)):
+        by_image[image_identity(_image_of(other, index, names[1]))].append(index)
+    found = [by_image.get(image_identity(image), []) for image in images]
+    if images and not any(found):
+        raise DatasetError(
+            f"data.mixture: {names[0]} has also: {names[1]}, but they share no image; the first of the one is "
+            f"{images[0]}, of the other {_image_of(other, 0, names[1]) if len(other) else 'missing'}"
+        )
+    starts = np.cumsum([0, *map(len, found)])
+    return starts, np.array([index for indices in found for index in indices], dtype=np.int64)
+
+
+def _image_of(source: Source, index: int, name: str) -> Path:
+    image = None if isinstance(source, Sharded) else source.image(index)
+    if not isinstance(image, Path):
+        what = "a text without an image" if image is None and not isinstance(source, Sharded) else "no file of an image"
+        raise DatasetError(f"data.mixture: {name} cannot be joined by also: sample {index} has {what}")
+    return image
+
+
+def _turns(sample: Sample) -> Iterator[RegionTurn]:
+    """The turns of a sample, each with its own masks and regions."""
+    if len(sample.images) > 1:
+        raise BadSample(f"{sample.key}: it has several images, so it cannot be joined with other questions about one")
+    segs = [turn.answer.count(SEG) for turn in sample.turns]
+    if sum(segs) != len(sample.masks):
+        raise BadSample(f"{sample.key}: its answers have {sum(segs)} {SEG} and it has {len(sample.masks)} masks")
+    masks = iter(sample.masks)
+    for turn, count in zip(sample.turns, segs, strict=True):
+        named = prompt_names(turn.question + turn.answer)
+        prompts = {k: sample.prompts[k] for k in named if k in sample.prompts}
+        yield RegionTurn(turn.question, turn.answer, prompts, tuple(next(masks) for _ in range(count)))
