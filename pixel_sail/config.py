@@ -23,6 +23,7 @@ Switch = Literal["auto", True, False]  # YAML reads on and off as true and false
 Split = Annotated[str, Field(pattern=r"^[^/]+$")]  # stands in the names of files
 
 FILE_SOURCES = ("image_text", "text")  # which read files that lie anywhere
+STORED_SOURCES = ("shards", *FILE_SOURCES)  # whose images, if any, are not files
 MAX_BASES = 10  # files that a config may inherit from, one from the other
 MAX_DEPTH = 10  # names before the last of an override
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,7 +125,7 @@ class HfColumns(Section):
 class JoinedEntry(Section):
     """A source whose questions join those of another about the same image, in one conversation."""
 
-    source: str  # as that of an entry of data.mixture
+    source: str  # as that of an entry of data.mixture, but not one of shards, image_text, text and hf
     split: Split = "train"  # of the source
 
 
@@ -133,8 +134,9 @@ class MixtureEntry(Section):
     split: Split = "train"  # of the source
     weight: float = Field(1.0, gt=0, le=1e12)  # share of the samples, relative to the other entries
     root: Path | None = None  # else data.root
-    # sources whose questions about the same image join the conversation, which shows the image once for all of them
-    also: list[JoinedEntry] = Field([], max_length=100)
+    # sources whose questions about the same image join the conversation, which shows the image once for all of them;
+    # of what they say about other images nothing is used
+    also: list[JoinedEntry] | None = Field(None, max_length=100)
     path: Name | None = None  # source hf: a dataset of the Hugging Face hub (org/name), or a local folder; docs/hf.md
     subset: Name | None = None  # source hf: the name of one of its configurations
     # source hf: read these of its files alone, for example data/train-0000*.parquet; sources image_text and text: their
@@ -157,6 +159,15 @@ class MixtureEntry(Section):
                 raise ValueError(
                     f"{given[0]} is for source {' and '.join(sources)}; the files of {self.source!r} are below its root"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _joins_image_files(self) -> MixtureEntry:
+        others = [other.source for other in self.also or ()]
+        wrong = [name for name in others if name in (*STORED_SOURCES, "hf")]
+        wrong += [self.source] if others and self.source in STORED_SOURCES else []
+        if wrong:
+            raise ValueError(f"also joins questions about image files; {wrong[0]!r} has none and cannot be joined")
         return self
 
 

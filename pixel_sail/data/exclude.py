@@ -13,6 +13,7 @@ import numpy as np
 
 from pixel_sail.data.identity import image_identity
 from pixel_sail.data.sources.hf import HfSource
+from pixel_sail.data.sources.joined import JoinedSource
 from pixel_sail.data.sources.jsonl import JsonlSource
 from pixel_sail.data.sources.record import Source
 from pixel_sail.types import Sample
@@ -25,6 +26,8 @@ def identities(paths: Iterable[Path]) -> frozenset[str]:
 
 def _images(source: Source, index: int) -> list[Path]:
     """The images of a sample, without decoding them."""
+    if isinstance(source, JoinedSource):
+        return _images(source.first, index)  # all of a conversation are about the same
     if isinstance(source, JsonlSource):
         return list(source.images(index))
     image = source.image_name(index) if isinstance(source, HfSource) else source.image(index)

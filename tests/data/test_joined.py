@@ -10,6 +10,7 @@ from source_fixtures import SIZE, assert_mask, box_mask, box_rle, draw_sample
 
 from pixel_sail.config import DataConfig, build_config
 from pixel_sail.data.errors import DatasetError
+from pixel_sail.data.exclude import RemainingSource, identities
 from pixel_sail.data.masks import decode_mask
 from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.sources import open_source
@@ -101,6 +102,29 @@ def test_the_others_are_part_of_the_fingerprint(root):
     assert fingerprint(data_of(root)) != joined
 
 
+def test_excluded_images_stay_out_whatever_joins(root):
+    """Also the second image of a sample that nothing joins."""
+    path = root / "train.jsonl"
+    pair = {"images": ["b.png", "c.png"], "conversations": [{"question": "same?", "answer": "Yes."}]}
+    path.write_text(path.read_text() + json.dumps(pair) + "\n")
+    more = root / "more.jsonl"
+    more.write_text("".join(more.read_text().splitlines(keepends=True)[1:]))  # c.png is not in it
+    remaining = RemainingSource(opened(root), identities([root / "c.png"]))
+    assert [remaining.key(i).split(" + ")[0] for i in range(len(remaining))] == ["train.jsonl:1", "train.jsonl:2"]
+    assert len(opened(root).sample(3, np.random.default_rng(0)).images) == 2
+
+
+def test_a_text_alone_stays_alone(root):
+    path = root / "train.jsonl"
+    path.write_text(path.read_text() + json.dumps(line(None, "words")) + "\n")
+    source = opened(root)
+    assert source.key(3) == "train.jsonl:4" and source.image(3) is None
+    assert source.sample(3, np.random.default_rng(0)) == opened(root, ()).sample(3, np.random.default_rng(0))
+    more = root / "more.jsonl"
+    more.write_text(json.dumps(line(None, "words")) + "\n" + more.read_text())
+    assert opened(root).key(3) == "train.jsonl:4" and opened(root).key(2) == "train.jsonl:3 + more.jsonl:2"
+
+
 def test_what_cannot_be_joined_is_refused(root):
     (root / "other.jsonl").write_text(json.dumps(line("other.png", "the mug")) + "\n")
     Image.new("RGB", SIZE[::-1]).save(root / "other.png")
@@ -109,7 +133,7 @@ def test_what_cannot_be_joined_is_refused(root):
     ):
         opened(root, also=("other",))
     (root / "text.jsonl").write_text(json.dumps(line(None, "words")) + "\n")
-    with pytest.raises(DatasetError, match=r"jsonl \(text\) cannot be joined by also: sample 0 has a text without"):
+    with pytest.raises(DatasetError, match=r"but they share no image; the first of the one is .*a.png, .* no image"):
         opened(root, also=("text",))
     pair = {"images": ["a.png", "b.png"], "conversations": [{"question": "same?", "answer": "Yes."}]}
     (root / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
@@ -117,6 +141,16 @@ def test_what_cannot_be_joined_is_refused(root):
         opened(root, also=("pairs",)).sample(0, np.random.default_rng(0))
     with pytest.raises(DatasetError, match=r"no file .*absent.jsonl"):
         opened(root, also=("absent",))
+    for entry in (
+        {"source": "shards", "also": [{"source": "refcoco"}]},
+        {"source": "refcoco", "also": [{"source": "text"}]},
+    ):
+        with pytest.raises(ValueError, match=r"also joins questions about image files; '(shards|text)' has none"):
+            DataConfig(root=root, mixture=[entry])
+    in_memory = Fake("x", False)
+    in_memory.image = lambda index: b"jpg"
+    with pytest.raises(DatasetError, match="x cannot be joined with others by also: its images are not files"):
+        JoinedSource(in_memory, [Fake("y", False)], ("x", "y"))
 
 
 class Fake:

@@ -15,7 +15,6 @@ import numpy as np
 
 from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.identity import image_identity
-from pixel_sail.data.shards import Sharded
 from pixel_sail.data.sources.record import Source
 from pixel_sail.data.sources.region_turns import RegionTurn, compose
 from pixel_sail.tokens import SEG, prompt_names
@@ -26,34 +25,36 @@ class JoinedSource:
     """Samples of one source, each with the turns of other sources about its image (see `Source`).
 
     Files of one image are found by `image_identity`. The turns are in random order. A sample to whose image the others
-    say nothing stays as it is.
+    say nothing stays as it is, as does one without an image.
     """
 
     def __init__(self, first: Source, others: Sequence[Source], names: Sequence[str]) -> None:
         """`names`: of the first and the others, for messages.
 
-        Raises DatasetError for a source whose images are not files, and for one of the others that shares no image
-        with the first.
+        Raises DatasetError for images that are not files, and for one of the others that shares none with the first.
         """
-        images = [_image_of(first, index, names[0]) for index in range(len(first))]
-        self._first, self._others = first, list(others)
+        images = [_identity(first, index, names[0]) for index in range(len(first))]
+        self.first, self._others = first, list(others)
         self._found = [_find(images, other, (names[0], name)) for other, name in zip(others, names[1:], strict=True)]
         self.problems = [problem for source in (first, *others) for problem in source.problems]
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self.first)
 
     def key(self, index: int) -> str:
         """The keys of all samples that are joined."""
         return " + ".join(source.key(i) for source, i in self._parts(index))
 
     def image(self, index: int) -> Path | bytes | None:
-        return self._first.image(index)
+        return self.first.image(index)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Raises BadSample as the sources do, and for a sample of several images; NoPixels if none has pixels."""
+        """Raises BadSample as the sources do, and where several images would be joined; NoPixels if none has pixels."""
+        parts = list(self._parts(index))
+        if len(parts) == 1:
+            return self.first.sample(index, rng)
         samples, reasons = [], []
-        for source, i in self._parts(index):
+        for source, i in parts:
             try:
                 samples.append(source.sample(i, rng))
             except NoPixels as error:
@@ -67,33 +68,35 @@ class JoinedSource:
 
     def _parts(self, index: int) -> Iterator[tuple[Source, int]]:
         """Every sample that is joined: its source, and its index there."""
-        yield self._first, index
+        yield self.first, index
         for other, (starts, indices) in zip(self._others, self._found, strict=True):
             for i in indices[starts[index] : starts[index + 1]]:
                 yield other, int(i)
 
 
-def _find(images: list[Path], other: Source, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def _find(images: list[str | None], other: Source, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """Which samples of `other` are of the images: those of image n are indices[starts[n] : starts[n + 1]]."""
-    by_image: dict[str, list[int]] = defaultdict(list)
+    by_image: dict[str | None, list[int]] = defaultdict(list)
     for index in range(len(other)):
-        by_image[image_identity(_image_of(other, index, names[1]))].append(index)
-    found = [by_image.get(image_identity(image), []) for image in images]
-    if images and not any(found):
+        by_image[_identity(other, index, names[1])].append(index)
+    by_image.pop(None, None)
+    found = [by_image.get(image, []) for image in images]
+    if not any(found):
+        first, second = (next(filter(None, some), "no image") for some in (images, by_image))
         raise DatasetError(
-            f"data.mixture: {names[0]} has also: {names[1]}, but they share no image; the first of the one is "
-            f"{images[0]}, of the other {_image_of(other, 0, names[1]) if len(other) else 'missing'}"
+            f"data.mixture: {names[0]} has also: {names[1]}, but they share no image; the first of the one is {first}, "
+            f"of the other {second}"
         )
     starts = np.cumsum([0, *map(len, found)])
     return starts, np.array([index for indices in found for index in indices], dtype=np.int64)
 
 
-def _image_of(source: Source, index: int, name: str) -> Path:
-    image = None if isinstance(source, Sharded) else source.image(index)
-    if not isinstance(image, Path):
-        what = "a text without an image" if image is None and not isinstance(source, Sharded) else "no file of an image"
-        raise DatasetError(f"data.mixture: {name} cannot be joined by also: sample {index} has {what}")
-    return image
+def _identity(source: Source, index: int, name: str) -> str | None:
+    """Which image a sample is about; None for a text alone."""
+    image = source.image(index)
+    if isinstance(image, bytes):
+        raise DatasetError(f"data.mixture: {name} cannot be joined with others by also: its images are not files")
+    return None if image is None else image_identity(image)
 
 
 def _turns(sample: Sample) -> Iterator[RegionTurn]:
