@@ -175,8 +175,9 @@ def _sources(training: dict[str, Any]) -> str:
 
 def _source(entry: dict[str, Any]) -> str:
     """The source of an entry, and those that it joins."""
-    also = [other for other in entry.get("also") or [] if isinstance(other, dict)]
-    return " with ".join(map(_named, (entry, *also)))
+    also = entry.get("also")
+    others = [other for other in also if isinstance(other, dict)] if isinstance(also, list) else []
+    return " with ".join(map(_named, (entry, *others)))
 
 
 def _named(entry: dict[str, Any]) -> str:

@@ -160,7 +160,7 @@ def test_quantized_weights_are_named(export: Path) -> None:
 @pytest.mark.parametrize("tool", ["predict", "demo", "test", "export", "convert", "bench"])
 def test_every_tool_says_it_in_a_line(tool: str, export: Path, tmp_path: Path, monkeypatch) -> None:
     (export / "model.safetensors").write_text(LFS)
-    image, out = Path("docs/images/quickstart.jpg").absolute(), tmp_path / "out"
+    image, out = Path("docs/images/front.jpg").absolute(), tmp_path / "out"
     arguments = {
         "predict": [export, "--image", image, "--text", "cup", "--out", out],
         "demo": [export],

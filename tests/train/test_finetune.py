@@ -217,7 +217,7 @@ def test_the_export_loads_and_speaks_without_peft(trained: Path) -> None:
         "import sys; sys.modules['peft'] = None\n"
         "from pixel_sail.serve.predictor import Predictor\n"
         f"predictor = Predictor.from_pretrained({str(trained / 'run/export')!r})\n"
-        f"print(len(predictor.segment({str(REPOSITORY / 'docs/images/quickstart.jpg')!r}, 'the red one')))"
+        f"print(len(predictor.segment({str(REPOSITORY / 'docs/images/front.jpg')!r}, 'the red one')))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=400, cwd=REPOSITORY)
     assert done.stdout.strip() == "1", done.stderr

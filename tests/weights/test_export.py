@@ -162,7 +162,7 @@ def test_two_ranks_of_zero_3_export_on_one(tmp_path: Path, root: Path, export) -
     shutil.move(run / "export", tmp_path / "by_the_run")
     assert STEP in export(run, "--out", tmp_path / "out")  # without export/ the newest checkpoint is taken
     assert_same_weights(tmp_path / "out", tmp_path / "by_the_run")
-    assert Predictor.from_pretrained(tmp_path / "out").segment(REPOSITORY / "docs/images/quickstart.jpg", "the mug")
+    assert Predictor.from_pretrained(tmp_path / "out").segment(REPOSITORY / "docs/images/front.jpg", "the mug")
     shard = run / STEP / "engine" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"  # only rank 1 reads it
     contents = bytearray(shard.read_bytes())
     contents[len(contents) // 2] ^= 1

@@ -79,6 +79,12 @@ def test_odd_weights_are_no_share() -> None:
     assert _sources({}) == _sources({"data": {"mixture": None}}) == ""
 
 
+def test_joined_sources_are_named() -> None:
+    also = [{"source": "jsonl", "split": "mine"}, 7, {"source": "grefcoco"}]
+    mixture = [{"source": "refcoco", "also": also}, {"source": "d", "also": 3}, {"source": "e", "also": []}]
+    assert _sources({"data": {"mixture": mixture}}) == "refcoco with jsonl (mine) with grefcoco 0 %, d 0 %, e 0 %"
+
+
 def test_a_hostile_config_is_words_of_the_table() -> None:
     hostile = {"train": {"steps": "<img src=x>|"}, "architecture": {"max_side_px": "<b>"}}
     assert _stages([Stage("a|b", hostile)]).splitlines()[2] == (
