@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import REPOSITORY
 
+from pixel_sail.config import build_config, load_config
 from pixel_sail.errors import FileError
 from pixel_sail.weights.lineage import MAX_STAGES, Stage, lineage
 from pixel_sail.weights.model_card import _sources, _stages
@@ -83,6 +85,16 @@ def test_joined_sources_are_named() -> None:
     also = [{"source": "jsonl", "split": "mine"}, 7, {"source": "grefcoco"}]
     mixture = [{"source": "refcoco", "also": also}, {"source": "d", "also": 3}, {"source": "e", "also": []}]
     assert _sources({"data": {"mixture": mixture}}) == "refcoco with jsonl (mine) with grefcoco 0 %, d 0 %, e 0 %"
+
+
+def test_the_small_model_was_trained_as_its_recipe_says() -> None:
+    """`make tiny` repeats the training of the weights that ship: no override is missing in the config."""
+    path = REPOSITORY / "data/models/tiny/training_config.yaml"
+    shipped = build_config(yaml.safe_load(path.read_text()), str(path)).model_dump(mode="json")
+    recipe = load_config(REPOSITORY / "configs/tiny.yaml").model_dump(mode="json")
+    for entry in (*shipped["data"]["mixture"], *recipe["data"]["mixture"]):
+        entry["also"] = entry["also"] or []
+    assert shipped == recipe
 
 
 def test_a_hostile_config_is_words_of_the_table() -> None:
