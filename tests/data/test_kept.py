@@ -70,6 +70,7 @@ def test_every_source_is_the_same_from_a_kept_file(root, cache, monkeypatch):
         *("concepts_train", "osprey_conversation", "osprey_detail_description", "llava_train", "llava_mix665k"),
         *("muse_train", "sam_captions_train", "paco_lvis_train", "pascal_part_train", "refcocog_mdetr_captions_train"),
         *("grand_f_train", "grand_f_val", "open_psg_train", "refcocog_gcg_train", "flickr_gcg_train"),
+        *("perbench_train_caption", "perbench_train_mcq", "perbench_train_vtres"),
         *("coco_panoptic_segments_train", "coco_semantic_train", "pix2cap_caption_train", "pix2cap_segment_train"),
     }
 

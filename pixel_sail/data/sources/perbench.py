@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from pixel_sail.data.sources.entries import (
     sized_mask,
     text_member,
 )
+from pixel_sail.data.sources.kept import kept_entries
 from pixel_sail.data.sources.record import ExpectedFile, SourceRecord
 from pixel_sail.data.sources.region_turns import RegionImage, RegionSource, RegionTurn
 from pixel_sail.data.sources.sam_captions import CaptionedObject, read_captions
@@ -57,6 +59,20 @@ class PerbenchCase:
     answer: str = ""  # mcq: the right answer as the file has it, a letter or a text
 
 
+@dataclass(frozen=True, slots=True)
+class TaughtTurn:
+    """What training takes of a case."""
+
+    question: str
+    reply: str
+    prompts: tuple[RLE, ...]  # of <Prompt0>, <Prompt1>, ...
+    masks: tuple[RLE, ...]
+
+    @classmethod
+    def of(cls, case: PerbenchCase) -> TaughtTurn:
+        return cls(case.question, case.reply, tuple(case.prompts.values()), case.masks)
+
+
 @dataclass(frozen=True)
 class Perbench:
     task: Task
@@ -66,8 +82,12 @@ class Perbench:
 
 def read_perbench(folder: Path, task: Task) -> Perbench:
     """One task of `<root>/perbench` or `<root>/perbench_train`; the images are under root. Raises DatasetError."""
+    return _read(folder, task, ImageFinder(folder.parent))
+
+
+def _read(folder: Path, task: Task, finder: ImageFinder) -> Perbench:
     problems: list[str] = []
-    path, finder = folder / FILES[task], ImageFinder(folder.parent)
+    path = folder / FILES[task]
     if task == "caption":
         parts = [_captions(image, problems) for image in read_captions(path, finder, task, problems)]
     elif task == "mcq":
@@ -79,23 +99,39 @@ def read_perbench(folder: Path, task: Task) -> Perbench:
     return Perbench(task, tuple(cases), tuple(f"{folder.name}/{problem}" for problem in problems))
 
 
-def open_perbench(task: Task, root: Path, split: str, data: DataConfig) -> RegionSource[PerbenchCase]:
+def open_perbench(task: Task, root: Path, split: str, data: DataConfig) -> RegionSource[TaughtTurn]:
     """Samples of one image each, from `<root>/perbench_train`. Raises DatasetError."""
-    perbench = read_perbench(root / "perbench_train", task)
+    folder, finder, problems = root / "perbench_train", ImageFinder(root), list[str]()
+
+    def read() -> list[RegionImage[TaughtTurn]]:
+        perbench = _read(folder, task, finder)
+        problems.extend(perbench.problems)
+        return _by_image(perbench.cases)
+
+    images = kept_entries(
+        f"perbench_train/{task}", (folder / FILES[task],), finder.asked, RegionImage[TaughtTurn], problems, read
+    )
+    return RegionSource(
+        images, problems, data.expressions_per_image, _ask_in_other_words if task == "caption" else _ask
+    )
+
+
+def _by_image(cases: Sequence[PerbenchCase]) -> list[RegionImage[TaughtTurn]]:
     by_image: dict[Path, list[PerbenchCase]] = defaultdict(list)
-    for case in perbench.cases:
+    for case in cases:
         by_image[case.image].append(case)
-    images = [RegionImage(f"perbench_train/{cases[0].id}", image, tuple(cases)) for image, cases in by_image.items()]
-    ask = _ask_in_other_words if perbench.task == "caption" else _ask
-    return RegionSource(images, list(perbench.problems), data.expressions_per_image, ask)
+    return [
+        RegionImage(f"perbench_train/{of_image[0].id}", image, tuple(map(TaughtTurn.of, of_image)))
+        for image, of_image in by_image.items()
+    ]
 
 
-def _ask(image: RegionImage[PerbenchCase], drawn: list[PerbenchCase], rng: np.random.Generator) -> list[RegionTurn]:
-    return [RegionTurn(case.question, case.reply, case.prompts, case.masks) for case in drawn]
+def _ask(image: RegionImage[TaughtTurn], drawn: list[TaughtTurn], rng: np.random.Generator) -> list[RegionTurn]:
+    return [RegionTurn(turn.question, turn.reply, dict(enumerate(turn.prompts)), turn.masks) for turn in drawn]
 
 
 def _ask_in_other_words(
-    image: RegionImage[PerbenchCase], drawn: list[PerbenchCase], rng: np.random.Generator
+    image: RegionImage[TaughtTurn], drawn: list[TaughtTurn], rng: np.random.Generator
 ) -> list[RegionTurn]:
     turns = _ask(image, drawn, rng)
     return [replace(turn, question=about("<Prompt0>", DESCRIBE[rng.integers(len(DESCRIBE))])) for turn in turns]
