@@ -42,6 +42,15 @@ class NoPixels(BadSample):
     """
 
 
+class UnseenRegion(NoPixels):
+    """A prompted region that no patch shows."""
+
+    def __init__(self, message: str, prompt: int) -> None:
+        """`prompt`: the K of its <PromptK>."""
+        super().__init__(message)
+        self.prompt = prompt
+
+
 class RLE(TypedDict):
     """COCO compressed run-length mask: column-major runs as in pycocotools, with `counts` as text."""
 
@@ -163,7 +172,7 @@ class Encoded:
     images: tuple[ImageBlock, ...] = ()  # in order, each with its masks: one for every [SEG] with a label
     image_attention: str = "two_way"  # that of the architecture: which of the image's tokens see each other
     lm_weight: float = 1.0  # weight of this sequence's language loss
-    dropped_turns: int = 0  # over the length limit, or with a mask (of a phrase, too) that has no pixel at this size
+    dropped_turns: int = 0  # too long, or with a mask (of a phrase, too) or region that cannot be seen at this size
     # of each image: expert -> its features (C, h, w) float16, or the image (3, H, W) uint8 that it is shown; () without
     # experts
     expert_features: tuple[dict[str, Tensor], ...] = ()

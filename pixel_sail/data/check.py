@@ -14,7 +14,7 @@ from pixel_sail.data.files import exists
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import area_px
 from pixel_sail.data.sources import RECORDS, Source, open_source, source_record
-from pixel_sail.tokens import SEG
+from pixel_sail.data.turn_masks import check_one_mask_each
 from pixel_sail.types import BadSample, Sample
 
 CHECKED = tuple(record.name for record in RECORDS if record.files)
@@ -91,9 +91,7 @@ def _decode_some(source: Source, count: int) -> tuple[int, tuple[str, ...]]:
 
 def _decode(sample: Sample) -> None:
     """Raises BadSample, beginning with the key, for what the encoder would refuse."""
-    segs = sum(turn.answer.count(SEG) for turn in sample.turns)
-    if segs != len(sample.masks):
-        raise BadSample(f"{sample.key}: its answers have {segs} {SEG} and it has {len(sample.masks)} masks")
+    check_one_mask_each(sample)
     if sample.image is None:
         return
     try:

@@ -23,6 +23,8 @@ from pixel_sail.data.masks import mask_runs
 from pixel_sail.data.prompts import prompt_ids
 from pixel_sail.data.runs import join_masks, resize_runs
 from pixel_sail.data.text import refuse_text
+from pixel_sail.data.turn_masks import check_one_mask_each
+from pixel_sail.data.unseen_regions import without_region
 from pixel_sail.tokens import (
     CLICK,
     MAX_PROMPTS,
@@ -33,7 +35,18 @@ from pixel_sail.tokens import (
     SpecialTokens,
     prompt_names,
 )
-from pixel_sail.types import IGNORE_LABEL, RLE, UNPROMPTED, BadSample, Click, Clicks, Encoded, ImageBlock, Sample
+from pixel_sail.types import (
+    IGNORE_LABEL,
+    RLE,
+    UNPROMPTED,
+    BadSample,
+    Click,
+    Clicks,
+    Encoded,
+    ImageBlock,
+    Sample,
+    UnseenRegion,
+)
 
 
 class ImageFeatures(Protocol):
@@ -71,7 +84,8 @@ class Encoder:
     def encode(self, sample: Sample, seed: int = 0) -> Encoded:
         """One sequence. Turns that do not fit into `max_length` are dropped with their masks (and counted).
 
-        So are turns, and phrases of a caption, whose mask has no pixel at the size of the patches: the image stays.
+        So are turns, and phrases of a caption, whose mask has no pixel at the size of the patches, and turns about a
+        region that no patch shows: the image stays, and what else is asked about it.
         Raises BadSample, beginning with the sample's key, if the image cannot be read, the numbers of [SEG] and masks
         differ, a prompt is out of range or malformed, a mask or prompt is on an image that is not there, the text has
         special image tokens, the first turn does not fit, or an expert's cache lacks the image.
@@ -81,7 +95,7 @@ class Encoder:
         self._check_text(sample)
         images = _load(sample)
         _check_masks(sample, images)
-        prefix = self.images_prefix(images, sample.prompts, sample.key, sample.prompt_images)
+        prefix, sample = self._prefix(sample, images)
         sizes = [(h * self.patch_size, w * self.patch_size) for h, w in (image.grid_hw for image in prefix.images)]
         masks = _resized_masks(sample, sizes)
         sample, lost = without_lost_masks(sample, [bool(runs[1::2].any()) for runs in masks])
@@ -137,6 +151,14 @@ class Encoder:
             is_text=True,
             dropped_turns=int(len(ids) > len(kept)),
         )
+
+    def _prefix(self, sample: Sample, images: Sequence[Image.Image]) -> tuple[Encoded, Sample]:
+        """The image blocks, and the sample without what is about regions that no patch shows."""
+        while True:
+            try:
+                return self.images_prefix(images, sample.prompts, sample.key, sample.prompt_images), sample
+            except UnseenRegion as error:
+                sample = without_region(sample, error)
 
     def _features(self, sample: Sample, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], ...]:
         if self.expert_features is None:
@@ -274,9 +296,7 @@ class Encoder:
             raise BadSample(f"{sample.key}: it has no question and answer")
         if len(sample.turns) > MAX_TURNS:
             raise BadSample(f"{sample.key}: it has {len(sample.turns):,} turns; at most {MAX_TURNS:,} are encoded")
-        segs = sum(turn.answer.count(SEG) for turn in sample.turns)
-        if segs != len(sample.masks):
-            raise BadSample(f"{sample.key}: its answers have {segs} [SEG] and it has {len(sample.masks)} masks")
+        check_one_mask_each(sample)
         for turn in sample.turns:
             refuse_text(turn.question, sample.key)
             refuse_text(turn.answer, sample.key)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from pixel_sail.data.turn_masks import turns_with_masks
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
 from pixel_sail.types import NoPixels, Sample, Turn
 
@@ -20,11 +21,9 @@ def without_lost_masks(sample: Sample, seen: Sequence[bool]) -> tuple[Sample, in
     """
     if all(seen):
         return sample, 0
-    turns, kept, left_out, start = [], [], 0, 0
-    for turn in sample.turns:
-        stop = start + turn.answer.count(SEG)
-        own = list(zip(range(start, stop), seen[start:stop], strict=True))
-        start = stop
+    turns, kept, left_out = [], [], 0
+    for turn, numbers in turns_with_masks(sample):
+        own = [(n, seen[n]) for n in numbers]
         lost = sum(not visible for _, visible in own)
         if lost and (lost == len(own) or len(_PHRASE.findall(turn.answer)) != len(own)):
             left_out += 1

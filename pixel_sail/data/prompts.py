@@ -7,7 +7,7 @@ import torch
 
 from pixel_sail.data.masks import area_px, mask_runs
 from pixel_sail.tokens import MAX_PROMPTS
-from pixel_sail.types import RLE, UNPROMPTED, BadSample, NoPixels
+from pixel_sail.types import RLE, UNPROMPTED, BadSample, UnseenRegion
 
 
 def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple[int, int], key: str) -> torch.Tensor:
@@ -16,7 +16,7 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
     A patch is prompted if any pixel of the region (a mask of the image's `size_hw`) overlaps it. A patch shared by
     regions goes to the one with fewer pixels (on a tie, the lower K), whatever the order of `prompts`; but no region
     loses its last patch while another can spare one. Raises BadSample, beginning with `key`, for K out of range or a
-    region of another size, and NoPixels for an empty region or one that gets no patch.
+    region of another size, and UnseenRegion for an empty region or one that gets no patch.
     """
     grid = torch.full(grid_hw, UNPROMPTED, dtype=torch.int64)
     reached: dict[int, torch.Tensor] = {}
@@ -28,7 +28,7 @@ def prompt_ids(prompts: dict[int, RLE], size_hw: tuple[int, int], grid_hw: tuple
                 f"{key}: the region of <Prompt{k}> is {prompts[k]['size']}, the image {list(size_hw)} pixels"
             )
         if area_px(prompts[k]) == 0:
-            raise NoPixels(f"{key}: the region of <Prompt{k}> is empty")
+            raise UnseenRegion(f"{key}: the region of <Prompt{k}> is empty", k)
         runs = mask_runs(prompts[k], f"{key}: the region of <Prompt{k}>")
         reached[k] = torch.from_numpy(_overlapped(runs, size_hw, grid_hw))
         grid[reached[k]] = k
@@ -77,9 +77,10 @@ def _give_one_patch(grid: torch.Tensor, k: int, reached: torch.Tensor, key: str)
     """Takes a patch for region k, in place, from the largest region (in patches) that overlaps it."""
     owner = max(grid[reached].unique().tolist(), key=lambda other: int((grid == other).sum()))
     if (grid == owner).sum() < 2:
-        raise NoPixels(
+        raise UnseenRegion(
             f"{key}: the region of <Prompt{k}> cannot be seen: other regions cover every patch that it reaches; "
-            "draw it larger, or ask about it alone"
+            "draw it larger, or ask about it alone",
+            k,
         )
     row, column = (reached & (grid == owner)).nonzero()[0].tolist()
     grid[row, column] = k

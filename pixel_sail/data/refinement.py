@@ -16,6 +16,7 @@ import numpy as np
 from pixel_sail.config import ClickConfig
 from pixel_sail.data.masks import decode_mask, resize_nearest
 from pixel_sail.data.next_click import random_clicks
+from pixel_sail.data.turn_masks import turns_with_masks
 from pixel_sail.tokens import CLICK, SEG
 from pixel_sail.types import RLE, Click, Sample, Turn
 
@@ -59,13 +60,10 @@ def with_clicks(sample: Sample, clicks: ClickConfig, rng: np.random.Generator) -
 
 def _turns_of_one_mask(sample: Sample) -> list[tuple[int, int]]:
     """(turn, mask) of each turn whose answer has one [SEG], with its mask on the first image."""
-    owned, mask, on = [], 0, sample.image_of_masks
-    for number, turn in enumerate(sample.turns):
-        count = turn.answer.count(SEG)
-        if count == 1 and on[mask : mask + 1] == (0,):
-            owned.append((number, mask))
-        mask += count
-    return owned if mask == len(on) == len(sample.masks) else []  # the encoder reports it
+    turns, on = turns_with_masks(sample), sample.image_of_masks
+    if not sum(len(own) for _, own in turns) == len(on) == len(sample.masks):  # the encoder reports it
+        return []
+    return [(number, own.start) for number, (_, own) in enumerate(turns) if len(own) == 1 and on[own.start] == 0]
 
 
 def _click_turns(
@@ -110,15 +108,11 @@ def _at_full_size(click: Click, from_hw: tuple[int, int], to_hw: tuple[int, int]
 
 def _placed(sample: Sample, anchor: int | None, turns: Sequence[Turn], target: RLE) -> Sample:
     """The sample with the turn `anchor` and the turns of clicks about `target` before its other turns."""
-    masks, start = [], 0
     numbered = list(zip(sample.masks, sample.image_of_masks, strict=True))
-    for turn in sample.turns:
-        stop = start + turn.answer.count(SEG)
-        masks.append(numbered[start:stop])
-        start = stop
+    with_masks = [(turn, [numbered[n] for n in own]) for turn, own in turns_with_masks(sample)]
     first = [] if anchor is None else [anchor]
     order = [*first, *(i for i in range(len(sample.turns)) if i != anchor)]
-    of_order = [(sample.turns[i], masks[i]) for i in order]
+    of_order = [with_masks[i] for i in order]
     of_clicks = [(turn, [(target, 0)]) for turn in turns]
     both = [*of_order[: len(first)], *of_clicks, *of_order[len(first) :]]
     placed = [mask for _, own in both for mask in own]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from pixel_sail.data.image import load_image
 from pixel_sail.data.masks import decode_mask, encode_mask, resize_nearest
-from pixel_sail.tokens import SEG
-from pixel_sail.types import BadSample, Sample, Turn
+from pixel_sail.data.turn_masks import turns_with_masks
+from pixel_sail.types import BadSample, Sample
 
 Box = tuple[int, int, int, int]  # pixels: left, top, one past the right, one past the bottom
 
@@ -67,7 +67,7 @@ def as_zoomed(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
     """
     if share == 0 or rng.random() >= share or len(sample.images) != 1:
         return sample
-    masks, turns = [decode_mask(rle) for rle in sample.masks], _turns(sample)
+    masks, turns = [decode_mask(rle) for rle in sample.masks], turns_with_masks(sample)
     if not masks or sum(len(own) for _, own in turns) != len(masks):  # the encoder reports it
         return sample
     boxes = [_around(mask) for mask in masks]
@@ -87,12 +87,6 @@ def as_zoomed(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
         more_images=(file.getvalue(),),
         mask_images=(1,) * len(shown),
     )
-
-
-def _turns(sample: Sample) -> list[tuple[Turn, range]]:
-    """The turns with the numbers of their masks."""
-    ends = np.cumsum([0, *(turn.answer.count(SEG) for turn in sample.turns)]).tolist()
-    return list(zip(sample.turns, map(range, ends, ends[1:]), strict=True))
 
 
 def _drawn_box(targets: list[Box], size_hw: tuple[int, int], rng: np.random.Generator) -> Box | None:

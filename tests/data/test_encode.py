@@ -17,7 +17,7 @@ from pixel_sail.data.encode import Encoder
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.pack import pack
 from pixel_sail.tokens import add_special_tokens
-from pixel_sail.types import IGNORE_LABEL, BadSample, Sample, Turn
+from pixel_sail.types import IGNORE_LABEL, BadSample, NoPixels, Sample, Turn
 from pixel_sail.weights.convert.scratch import CHAT_TEMPLATE, train_tokenizer
 
 TEXTS = ["Segment the red mug.", "It is [SEG].", "There is no such object."] * 3
@@ -273,3 +273,43 @@ def test_a_phrase_whose_mask_is_lost_keeps_its_words(encoder: Encoder) -> None:
     same = encoder.encode(_tall((Turn("Describe.", "A cat on <p> a mat </p> [SEG]."),), (1,)))
     assert encoded.dropped_turns == 1 and torch.equal(encoded.input_ids, same.input_ids)
     assert torch.equal(encoded.images[0].masks.pixels(), same.images[0].masks.pixels())
+
+
+def with_regions(questions: list[str], regions: dict[int, tuple[slice, slice]]) -> Sample:
+    """Turn i asks question i and owns mask i of `sample`; regions are rows and columns of the image."""
+    one = sample(turns=len(questions))
+    turns = tuple(replace(turn, question=question) for turn, question in zip(one.turns, questions, strict=True))
+    return replace(one, turns=turns, prompts={k: encode_mask(_drawn(place)) for k, place in regions.items()})
+
+
+def _drawn(place: tuple[slice, slice]) -> np.ndarray:
+    region = np.zeros((32, 48), dtype=bool)
+    region[place] = True
+    return region
+
+
+def test_a_region_that_no_patch_shows_takes_only_its_turns_along(encoder: Encoder) -> None:
+    """<Prompt1> is a second point in the patch of <Prompt0>: there is nothing to show it with."""
+    point, twin, elsewhere = ((slice(1, 2), slice(1, 2)), (slice(3, 4), slice(3, 4)), (slice(16, 32), slice(24, 48)))
+    regions = {0: point, 1: twin, 2: elsewhere, 3: (slice(0, 8), slice(8, 16))}
+    asked = ["What is <Prompt0>?", "The mug left of <Prompt1> and <Prompt3>.", "What is <Prompt2>?", "The red mug."]
+    encoded = encoder.encode(with_regions(asked, regions))
+    seen = [question for question in asked if "<Prompt1>" not in question]
+    alone = encoder.encode(
+        replace(
+            with_regions(seen, {0: point, 2: elsewhere}),
+            masks=tuple(with_regions(asked, regions).masks[n] for n in (0, 2, 3)),
+        )
+    )
+    assert encoded.dropped_turns == 1 and alone.dropped_turns == 0
+    assert torch.equal(encoded.input_ids, alone.input_ids) and torch.equal(encoded.prompt_ids, alone.prompt_ids)
+    assert torch.equal(encoded.images[0].masks.runs, alone.images[0].masks.runs)
+    with pytest.raises(NoPixels, match="test/1: the region of <Prompt1> cannot be seen"):
+        encoder.encode(with_regions(["Both <Prompt0> and <Prompt1>."], regions))
+
+
+def test_an_unseen_region_that_no_turn_names_leaves_all_turns(encoder: Encoder) -> None:
+    encoded = encoder.encode(
+        with_regions(["What is <Prompt0>?"], {0: (slice(1, 2), slice(1, 2)), 1: (slice(3, 4),) * 2})
+    )
+    assert encoded.dropped_turns == 0 and encoded.prompt_ids.unique().tolist() == [-1, 0]

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, Qwen2Config
 from pixel_sail.architecture import Architecture
 from pixel_sail.bench.plan import plan
 from pixel_sail.config import REPOSITORY, ConfigError, ModelSection, build_config, load_config, read_values, save_config
+from pixel_sail.durable import read_json_lines
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.tokens import SpecialTokens, add_special_tokens
 from pixel_sail.train.engine import deepspeed_config
@@ -185,8 +186,10 @@ def test_two_steps(path: Path, stand_ins: Path, tmp_path: Path, monkeypatch: pyt
         assert all(math.isfinite(line[term]) for term in terms | mask_terms) and line["grad_norm"] > 0
         assert all(line[term] > 0 for term in terms)
         assert {line[term] > 0 for term in mask_terms} == {path.name not in WITHOUT_MASKS}
-    assert sum(line["samples"] for line in lines) + lines[-1]["bad_samples"] == 16
-    assert lines[-1]["bad_samples"] <= 1  # a region may have no patch to itself in images this small
+    problems = tmp_path / "run" / "bad_samples.jsonl"
+    skipped = read_json_lines(problems) if problems.exists() else []
+    assert sum(line["samples"] for line in lines) + len(skipped) == 16  # nothing is lost
+    assert len(skipped) <= 1  # a region may have no patch to itself in images this small
     exported = PixelSail.from_pretrained(tmp_path / "run" / "export")
     assert exported.config.architecture.patch_size == config.architecture.patch_size
 

@@ -17,7 +17,8 @@ from pixel_sail.data.errors import DatasetError
 from pixel_sail.data.identity import image_identity
 from pixel_sail.data.sources.record import Source
 from pixel_sail.data.sources.region_turns import RegionTurn, compose
-from pixel_sail.tokens import SEG, prompt_names
+from pixel_sail.data.turn_masks import check_one_mask_each, turns_with_masks
+from pixel_sail.tokens import prompt_names
 from pixel_sail.types import BadSample, NoPixels, Sample
 
 
@@ -103,11 +104,8 @@ def _turns(sample: Sample) -> Iterator[RegionTurn]:
     """The turns of a sample, each with its own masks and regions."""
     if len(sample.images) > 1:
         raise BadSample(f"{sample.key}: it has several images, so it cannot be joined with other questions about one")
-    segs = [turn.answer.count(SEG) for turn in sample.turns]
-    if sum(segs) != len(sample.masks):
-        raise BadSample(f"{sample.key}: its answers have {sum(segs)} {SEG} and it has {len(sample.masks)} masks")
-    masks = iter(sample.masks)
-    for turn, count in zip(sample.turns, segs, strict=True):
+    check_one_mask_each(sample)
+    for turn, own in turns_with_masks(sample):
         named = prompt_names(turn.question + turn.answer)
         prompts = {k: sample.prompts[k] for k in named if k in sample.prompts}
-        yield RegionTurn(turn.question, turn.answer, prompts, tuple(next(masks) for _ in range(count)))
+        yield RegionTurn(turn.question, turn.answer, prompts, tuple(sample.masks[n] for n in own))

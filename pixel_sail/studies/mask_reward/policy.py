@@ -20,12 +20,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from pixel_sail.data.encode import Encoder
 from pixel_sail.data.pack import pack
+from pixel_sail.data.turn_masks import turns_with_masks
 from pixel_sail.losses import next_token_loss
 from pixel_sail.model.attention import Prefix
 from pixel_sail.model.generation import Generated, GenerationRequest, Sampling, generate
 from pixel_sail.model.pixel_sail import PixelSail
 from pixel_sail.studies.mask_reward.rewards import Answer
-from pixel_sail.tokens import SEG
 from pixel_sail.types import IGNORE_LABEL, Encoded, Sample
 
 MAX_ROWS = 128  # answers that are sampled at once
@@ -33,12 +33,9 @@ MAX_ROWS = 128  # answers that are sampled at once
 
 def single_questions(sample: Sample) -> Iterator[Sample]:
     """Each question of a sample alone, as it is asked at test time, with the masks of its answer."""
-    first = 0
-    for turn in sample.turns:
-        last = first + turn.answer.count(SEG)
-        masks, on = sample.masks[first:last], sample.mask_images[first:last]
+    for turn, own in turns_with_masks(sample):
+        masks, on = (values[own.start : own.stop] for values in (sample.masks, sample.mask_images))
         yield replace(sample, turns=(turn,), masks=masks, mask_images=on, dropped_turns=0)
-        first = last
 
 
 def sample_answers(

@@ -1,0 +1,21 @@
+"""Which masks belong to which turn: a mask for each [SEG] of the answers, in reading order."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from pixel_sail.tokens import SEG
+from pixel_sail.types import BadSample, Sample, Turn
+
+
+def turns_with_masks(sample: Sample) -> list[tuple[Turn, range]]:
+    """Each turn with the numbers of its masks."""
+    ends = list(accumulate((turn.answer.count(SEG) for turn in sample.turns), initial=0))
+    return list(zip(sample.turns, map(range, ends, ends[1:]), strict=True))
+
+
+def check_one_mask_each(sample: Sample) -> None:
+    """Raises BadSample, beginning with the key, unless there is a mask for each [SEG]."""
+    segs = sum(turn.answer.count(SEG) for turn in sample.turns)
+    if segs != len(sample.masks):
+        raise BadSample(f"{sample.key}: its answers have {segs} {SEG} and it has {len(sample.masks)} masks")
