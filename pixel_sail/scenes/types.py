@@ -230,7 +230,8 @@ class MultipleChoice:
 class RegionRequest:
     """A request for other objects relative to prompted ones (VRES of PerBench).
 
-    The tags <obj0>, <obj1>, ... are numbered in the order of their mention: first the prompts, then the targets.
+    The tags <obj0>, <obj1>, ... are numbered in the order of their mention: first the prompts, then the targets from
+    left to right, each after its name: "It is the red mug <obj1>."
     """
 
     topic: str  # a key of region_requests.ODDS
