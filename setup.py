@@ -1,8 +1,25 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+SHIPPED = ("configs", "data/models/tiny")  # what a package brings along besides its modules (pixel_sail/shipped.py)
+
+
+class BuildPy(build_py):
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in map(Path, SHIPPED):
+            if not folder.is_dir():
+                raise SystemExit(f"no {folder}/: build from a clone of the repository, which has it")
+            shutil.copytree(folder, Path(self.build_lib) / "pixel_sail" / "shipped" / folder, dirs_exist_ok=True)
+
 
 setup(
+    cmdclass={"build_py": BuildPy},
     name="pixel_sail",
     version="0.2.0",
     description="One transformer that reads image patches and text together and answers in text and masks",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pixel_sail import durable, yaml_file
 from pixel_sail.architecture import FLAT_KEYS, Architecture, Section, Width, from_flat
 from pixel_sail.errors import UserError
+from pixel_sail.shipped import here_or_shipped
 
 S = TypeVar("S", bound=Section)
 Weight = Annotated[float, Field(ge=0, le=1e12)]  # a share or a factor, relative to others
@@ -160,6 +161,12 @@ class MixtureEntry(Section):
                     f"{given[0]} is for source {' and '.join(sources)}; the files of {self.source!r} are below its root"
                 )
         return self
+
+    @field_validator("also")
+    @classmethod
+    def _none_is_one_way(cls, also: list[JoinedEntry] | None) -> list[JoinedEntry] | None:
+        """An empty list says what None says: a run must resume with either."""
+        return also or None
 
     @model_validator(mode="after")
     def _joins_image_files(self) -> MixtureEntry:
@@ -387,7 +394,8 @@ class Config(Section):
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file (its key `base` names a parent file, relative to it) and apply `key.sub=value` overrides.
 
-    Raises ConfigError for a missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
+    A recipe that comes with the package is found from any folder (pixel_sail/shipped.py). Raises ConfigError for a
+    missing file, a bad override, an unknown key (naming the nearest) or a wrong type.
     """
     return build_config(*read_values(path, overrides))
 
@@ -397,7 +405,7 @@ def read_values(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
     The place is "a.yaml (base: b.yaml, c.yaml)". Raises ConfigError as `load_config`.
     """
-    files = _read_yaml(Path(path))
+    files = _read_yaml(here_or_shipped(Path(path)))
     values: dict[str, Any] = {}
     for _, changes in reversed(files):
         values = _merge(values, changes)

@@ -90,7 +90,7 @@ def test_the_front_door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("command", ["predict", "demo"])
-def test_an_installation_without_the_small_model_asks_for_a_checkpoint(
+def test_without_the_small_model_a_checkpoint_is_asked_for(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(released, "RELEASED", tmp_path / "no clone")
@@ -98,7 +98,7 @@ def test_an_installation_without_the_small_model_asks_for_a_checkpoint(
     monkeypatch.setattr(sys, "argv", [command, *arguments])
     with pytest.raises(SystemExit, match="2"):
         {"predict": predict, "demo": demo}[command]._parse()
-    assert "give a checkpoint: the small model is in clones" in capsys.readouterr().err
+    assert "give a checkpoint: the small model that comes along is not at" in capsys.readouterr().err
 
 
 def test_it_is_installed_and_is_the_package_itself() -> None:

@@ -14,6 +14,7 @@ LAYERS = (
     (
         "errors",
         "files",
+        "shipped",
         "yaml_file",
         "interrupts",
         "locks",

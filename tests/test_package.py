@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import pixel_sail
 
@@ -55,6 +60,60 @@ def test_one_version() -> None:
 def test_type_checkers_find_the_types() -> None:
     assert (REPOSITORY / "pixel_sail" / "py.typed").is_file()
     assert 'package_data={"pixel_sail": ["py.typed"]}' in (REPOSITORY / "setup.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is installed from a wheel of this tree, without what it needs."""
+    pytest.importorskip("setuptools", "70.1", reason="older setuptools need the package wheel")
+    clone, out = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("wheel")
+    for part in ("pixel_sail", "configs", "data/models/tiny"):
+        shutil.copytree(REPOSITORY / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "README.md"):
+        shutil.copy(REPOSITORY / name, clone)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(out),
+        str(clone),
+    ]
+    subprocess.run(build, check=True)
+    (built,) = out.glob("pixel_sail-*.whl")
+    zipfile.ZipFile(built).extractall(out / "installed")
+    return out / "installed"
+
+
+def run_installed(wheel: Path, folder: Path, *arguments: str) -> str:
+    """Standard output of a command of the installed package, started in an empty folder."""
+    command = [sys.executable, "-m", "pixel_sail", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(wheel)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_wheel_brings_the_recipes_and_the_small_model(wheel: Path, tmp_path: Path) -> None:
+    shipped = wheel / "pixel_sail" / "shipped"
+    assert filecmp.dircmp(REPOSITORY / "configs", shipped / "configs").diff_files == []
+    names = {path.name for path in (REPOSITORY / "configs").glob("*.yaml")}
+    assert names == {path.name for path in (shipped / "configs").iterdir()}
+    released = "data/models/tiny"
+    assert filecmp.cmp(REPOSITORY / released / "model.safetensors", shipped / released / "model.safetensors", False)
+
+
+def test_an_installed_package_predicts_and_fine_tunes_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """With the small model by default, and from a recipe that starts from it; nothing of the clone is at hand."""
+    Image.new("RGB", (96, 64), (200, 40, 30)).save(tmp_path / "a.png")
+    run_installed(wheel, tmp_path, "predict", "--image", "a.png", "--text", "the red mug", "--out", "out")
+    assert (tmp_path / "out" / "a_overlay.png").exists()
+    run_installed(wheel, tmp_path, "data", "scenes", "--out", "data/scenes_night", "--images", "20", "--style", "night")
+    small = ["train.steps=1", "train.batch_size=2", "data.workers=0", "evaluate.benchmarks=[]"]
+    run_installed(wheel, tmp_path, "train", "configs/finetune_scenes.yaml", "run.dir=run", *small)
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
 
 
 def test_a_wheel_has_every_module() -> None:

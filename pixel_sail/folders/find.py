@@ -12,6 +12,7 @@ from pathlib import Path
 from pixel_sail.errors import WeightsError
 from pixel_sail.folders.files import CONFIG
 from pixel_sail.folders.load import in_a_line
+from pixel_sail.shipped import here_or_shipped
 
 # Of a repository: no pickles, no Python, no second copy of the weights in a subfolder.
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -39,11 +40,12 @@ def own_folder(source: str | Path, revision: str | None = None, local_files_only
     """The folder of a model of ours: `source`, or that of a hub repository if nothing is there and it has such a name.
 
     A path that can be no id, or lies in a folder that is here ("runs/mistyped"), is given back as it is, for messages
-    that know what is expected there. Raises WeightsError as `local_folder`.
+    that know what is expected there; the small model is found from any folder (pixel_sail/shipped.py). Raises
+    WeightsError as `local_folder`.
     """
     if not may_be_id(source):
         _refuse_revision(source, revision)
-        return Path(source)
+        return here_or_shipped(Path(source))
     return local_folder(source, revision, local_files_only)
 
 

@@ -195,3 +195,7 @@ def test_coco_images_of_other_years_are_the_same(tmp_path):
     source = JoinedSource(Named("train2014/COCO_train2014_", False), [Named("train2017/", False)], ("x", "y"))
     sample = source.sample(0, np.random.default_rng(0))
     assert sample.key == "train2014/COCO_train2014_ + train2017/" and len(sample.turns) == 2
+
+
+def test_an_empty_list_says_what_none_says(root):
+    assert data_of(root, also=()) == DataConfig(root=root, mixture=[{"source": "jsonl"}])
