@@ -78,17 +78,17 @@ def _first(image: ImageFacts, topic: str, before: list[RegionRequest], rng: Rng)
             continue
         if topic != "except" and not _region_matters(image, prompts, query_about, targets):
             continue
-        targets = sorted(targets, key=lambda i: image.objects[i].centroid)
+        targets = rng.permutation(targets).tolist()
         question = pick(rng, _REQUESTS).format(text if text.startswith(("all", "every", "what")) else f"the {text}")
-        return RegionRequest(topic, query, prompts, targets, question, _answer(image, len(prompts), targets))
+        return RegionRequest(topic, query, prompts, targets, question, _answer(len(prompts), len(targets)))
     return None
 
 
-def _answer(image: ImageFacts, prompts: int, targets: list[int]) -> str:
-    """It names each target before it points at it: what a mask means is worked out in words first."""
-    objects = [image.objects[i] for i in targets]
-    said = [f"the {thing.colour} {thing.kind} <obj{prompts + k}>" for k, thing in enumerate(objects)]
-    return f"It is {said[0]}." if len(said) == 1 else f"They are {', '.join(said[:-1])} and {said[-1]}."
+def _answer(prompts: int, targets: int) -> str:
+    tags = [f"<obj{prompts + k}>" for k in range(targets)]
+    if len(tags) == 1:
+        return f"It is {tags[0]}."
+    return f"They are {', '.join(tags[:-1])} and {tags[-1]}."
 
 
 def _region_matters(

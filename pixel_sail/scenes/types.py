@@ -230,8 +230,7 @@ class MultipleChoice:
 class RegionRequest:
     """A request for other objects relative to prompted ones (VRES of PerBench).
 
-    The tags <obj0>, <obj1>, ... are numbered in the order of their mention: first the prompts, then the targets from
-    left to right, each after its name: "It is the red mug <obj1>."
+    The tags <obj0>, <obj1>, ... are numbered in the order of their mention: first the prompts, then the targets.
     """
 
     topic: str  # a key of region_requests.ODDS
