@@ -49,6 +49,7 @@ class Preset:
     mask_dim: int
     tied: bool = False  # embeddings and head share their weights
     images: int = 1  # of the sample
+    mask_scores: bool = False
 
 
 PRESETS = {
@@ -60,7 +61,9 @@ PRESETS = {
 def build(preset: Preset, mask_stride: int, tapered: bool, device: str, dtype: torch.dtype) -> tuple[PixelSail, Batch]:
     """A model with random weights and one packed sample of random content, on `device`."""
     torch.manual_seed(0)
-    architecture = Architecture(patch_size=preset.patch_size, mask_stride=mask_stride, mask_dim=preset.mask_dim)
+    architecture = Architecture(
+        patch_size=preset.patch_size, mask_stride=mask_stride, mask_dim=preset.mask_dim, mask_scores=preset.mask_scores
+    )
     if not tapered:
         widths = [preset.hidden_size] * (architecture.upsample_blocks + 1)
         architecture = architecture.model_copy(update={"mask_channels": widths})
@@ -141,43 +144,50 @@ def measure(
     device: str,
     dtype: torch.dtype,
     images: int = 1,
+    mask_scores: bool = False,
 ) -> dict[str, Any]:
     """Medians over `repeats` interleaved rounds; times in ms, memory in MiB; ratios are reference / ours.
 
-    With several `images` in the sample, "one_image" is the same with one, and its ratios are ours / one image.
+    With several `images` in the sample, "one_image" is the same with one; with `mask_scores`, "no_scores" is the same
+    without the score head. Their ratios are ours / theirs.
     """
-    single = PRESETS[preset_name]
-    presets = dict.fromkeys(("ours", "reference"), replace(single, images=images)) | {"one_image": single}
-    runs: dict[str, tuple[PixelSail, Batch, Losses]] = {
-        "ours": (*build(presets["ours"], mask_stride, tapered, device, dtype), our_losses)
-    }
+    ours = replace(PRESETS[preset_name], images=images, mask_scores=mask_scores)
+    presets = {"ours": ours}
     if reference:
-        runs["reference"] = (*build(presets["reference"], mask_stride, False, device, dtype), plain_losses)
+        presets["reference"] = replace(ours, mask_scores=False)
     if images > 1:
-        runs["one_image"] = (*build(single, mask_stride, tapered, device, dtype), our_losses)
+        presets["one_image"] = replace(ours, images=1)
+    if mask_scores:
+        presets["no_scores"] = replace(ours, mask_scores=False)
+    runs: dict[str, tuple[PixelSail, Batch, Losses]] = {}
+    for name, preset in presets.items():
+        plain = name == "reference"
+        model, batch = build(preset, mask_stride, tapered and not plain, device, dtype)
+        runs[name] = model, batch, plain_losses if plain else our_losses
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for round_number in range(repeats + 1):
         for name, (model, batch, losses) in runs.items():
             measured = _time_step(model, batch, losses)
             if round_number:  # the first is warm-up
                 times[name].append(measured)
-    tokens = runs["ours"][1].tokens
     result = {name: _summary(values, runs[name][1].tokens) for name, values in times.items()}
     for name in runs:
         arguments = (presets[name], mask_stride, tapered and name != "reference", name == "reference", device, dtype)
         result[name] |= _peak_memory(arguments)
-    settings = {"preset": preset_name, "mask_stride": mask_stride, "head": "tapered" if tapered else "constant width"}
-    settings |= {"tokens": tokens, "device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
+    settings: dict[str, Any] = {"preset": preset_name, "mask_stride": mask_stride}
+    settings |= {"head": "tapered" if tapered else "constant width", "tokens": runs["ours"][1].tokens}
+    settings |= {"device": device, "dtype": str(dtype), "threads": torch.get_num_threads()}
+    settings |= {"images": images} if images > 1 else {}
     if reference:
-        settings["ratio"] = {key: _ratio(result["reference"][key], result["ours"][key]) for key in RATIOS}
-    if images > 1:
-        settings["images"] = images
-        settings["ratio_to_one_image"] = {key: _ratio(result["ours"][key], result["one_image"][key]) for key in RATIOS}
+        settings["ratio"] = _ratios(result["reference"], result["ours"])
+    others = [name for name in runs if name not in ("ours", "reference")]
+    settings |= {f"ratio_to_{name}": _ratios(result["ours"], result[name]) for name in others}
     return {"bench": "step", **settings, **result}
 
 
-def _ratio(reference: float, ours: float) -> float | None:
-    return round(reference / ours, 2) if ours else None  # a tiny model may fit into memory that is held already
+def _ratios(above: dict[str, float], below: dict[str, float]) -> dict[str, float | None]:
+    """None where a tiny model fits into memory that is held already."""
+    return {key: round(above[key] / below[key], 2) if below[key] else None for key in RATIOS}
 
 
 def _time_step(model: PixelSail, batch: Batch, losses: Losses) -> tuple[float, float]:

@@ -36,6 +36,7 @@ def main() -> None:
     )
     step.add_argument("--reference", action="store_true", help="also measure the plain implementation, interleaved")
     step.add_argument("--images", type=whole(1, 64), default=1, help="of the sample; also measures it with one")
+    step.add_argument("--mask-scores", action="store_true", help="with a score head; also measures it without")
     step.add_argument("--repeats", type=whole(1), default=5)
     step.add_argument("--threads", type=whole(1, MAX_THREADS), default=2)
     step.add_argument("--device", default="cpu")
@@ -87,7 +88,17 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
         choose_device(a.device)
         torch.set_num_threads(a.threads)
         dtype = getattr(torch, a.dtype)
-        return measure(a.preset, a.mask_stride, a.head == "tapered", a.reference, a.repeats, a.device, dtype, a.images)
+        return measure(
+            a.preset,
+            a.mask_stride,
+            a.head == "tapered",
+            a.reference,
+            a.repeats,
+            a.device,
+            dtype,
+            a.images,
+            a.mask_scores,
+        )
     elif a.command == "blocks":
         device = str(choose_device(a.device))
         return measure_blocks(a.images, a.height, a.width, a.repeats, device, getattr(torch, a.dtype))
