@@ -50,6 +50,9 @@ class UnseenRegion(NoPixels):
         super().__init__(message)
         self.prompt = prompt
 
+    def __reduce__(self) -> tuple[type[UnseenRegion], tuple[str, int]]:
+        return type(self), (str(self), self.prompt)  # it may come from another process
+
 
 class RLE(TypedDict):
     """COCO compressed run-length mask: column-major runs as in pycocotools, with `counts` as text."""

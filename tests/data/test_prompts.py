@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from pixel_sail.data.image import resized_size
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.prompts import prompt_ids
-from pixel_sail.types import BadSample
+from pixel_sail.types import BadSample, UnseenRegion
 
 
 def _pixel(height, width, row, column):
@@ -89,8 +91,10 @@ def test_no_region_loses_its_last_patch_while_another_can_spare_one():
     prompts = {4: encode_mask(large), 2: encode_mask(left), 3: encode_mask(corner)}
     assert prompt_ids(prompts, (32, 32), (2, 2), "key").reshape(2, 2).tolist() == [[4, -1], [2, 3]]
     points = {k: encode_mask(_pixel(32, 32, 1, k)) for k in (0, 1)}
-    with pytest.raises(BadSample, match="key: the region of <Prompt1> cannot be seen: other regions cover every patch"):
+    with pytest.raises(UnseenRegion, match="key: the region of <Prompt1> cannot be seen: other regions") as raised:
         prompt_ids(points, (32, 32), (2, 2), "key")
+    again = pickle.loads(pickle.dumps(raised.value))  # as a process of workers hands it on
+    assert (again.prompt, str(again)) == (raised.value.prompt, str(raised.value)) == (1, str(again))
 
 
 def test_unprompted_is_minus_one():
