@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("first", type=Path, metavar="A", help="a folder of tools/test.py")
     parser.add_argument("second", type=Path, metavar="B")
     parser.add_argument("--benchmark", action="append", help="only this one; may be repeated")
+    parser.add_argument("--by", metavar="GROUPING", help="also in each group of cases, for example: object size")
     parser.add_argument("--data-root", type=Path, default=Path("data/scenes"))
     parser.add_argument("--out", type=Path, default=Path("outputs/compare.html"), help="the page to write")
     arguments = parser.parse_args()

@@ -11,10 +11,12 @@ from pixel_sail.metrics import SMALL_SHARE
 from pixel_sail.types import RLE
 
 MIN_IOU = 0.5  # from here on, a mask is right
-LARGE_SHARE = 0.1  # a target of at least this share of the image's pixels is large
+TINY_SHARE = 0.01  # a target of less than this share of the image's pixels is tiny
+LARGE_SHARE = 0.1  # one of at least this share is large
 SIZES = (
     "nothing there",
-    f"small (below {SMALL_SHARE:.0%})",
+    f"tiny (below {TINY_SHARE:.0%})",
+    f"small ({TINY_SHARE:.0%} to {SMALL_SHARE:.0%})",
     f"medium ({SMALL_SHARE:.0%} to {LARGE_SHARE:.0%})",
     f"large (from {LARGE_SHARE:.0%})",
 )
@@ -124,4 +126,4 @@ def size_group(target: RLE | None) -> str:
         return SIZES[0]
     height, width = target["size"]
     share = area_px(target) / (height * width)
-    return SIZES[1 + (share >= SMALL_SHARE) + (share >= LARGE_SHARE)]
+    return SIZES[1 + sum(share >= least for least in (TINY_SHARE, SMALL_SHARE, LARGE_SHARE))]

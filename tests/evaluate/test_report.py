@@ -207,6 +207,16 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_images():
     assert not giou.is_clear
 
 
+@pytest.mark.parametrize(
+    ("pixels", "group"),
+    [(0, "tiny"), (99, "tiny"), (100, "small"), (199, "small"), (200, "medium"), (999, "medium"), (1000, "large")],
+)
+def test_sizes_by_their_share_of_the_image(pixels, group):
+    mask = np.zeros((100, 100), dtype=bool)
+    mask.flat[:pixels] = True
+    assert size_group(encode_mask(mask)).split(" ")[0] == group
+
+
 def test_compare_tool(dataset, tmp_path):
     for folder, model in (("a", lambda benchmark: Silent()), ("b", Knowing)):
         file = _score(dataset, model, tmp_path / f"made_{folder}", "refcoco:val")
@@ -217,6 +227,12 @@ def test_compare_tool(dataset, tmp_path):
     assert status == 0, printed
     assert re.search(r"refcoco:val +gIoU +0\.0 +100\.0 +\+100\.0 +\+100\.0 to \+100\.0$", printed, re.MULTILINE)
     assert "<section>" in (tmp_path / "pages" / "compare.html").read_text()
+    status, printed = run_tool(*call, "--by", "object size")
+    sizes = re.findall(r"^  (\w+) \(.*\) +cIoU +0\.0 +100\.0", printed, re.MULTILINE)
+    assert status == 0 and sizes == [size for size in ("tiny", "small", "medium", "large") if size in sizes] != []
+    status, printed = run_tool(*call, "--by", "colour")
+    assert status == 1 and "--by colour: refcoco:val tells no such groups apart; it has " in printed
+    assert "object size" in printed
     status, printed = run_tool(*call, "--benchmark", "perbench")
     assert status == 1 and "A was not scored on perbench:caption, perbench:mcq, perbench:vtres" in printed
     metrics = tmp_path / "b" / "metrics.json"

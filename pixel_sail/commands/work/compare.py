@@ -11,6 +11,7 @@ from pixel_sail.errors import UserError
 from pixel_sail.evaluate import perbench, runner
 from pixel_sail.evaluate.case_result import CaseResult
 from pixel_sail.evaluate.kinds import tasks_of
+from pixel_sail.evaluate.page.breakdown import groupings
 from pixel_sail.evaluate.page.compare import TITLES, changed_cases, comparison, differences, rows, text_table
 from pixel_sail.evaluate.predictions import PredictionFiles
 from pixel_sail.weights.publish import read_metrics
@@ -26,6 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:
         first, second = (_results(folder, name, arguments.data_root, max_images) for folder in folders)
         lines += rows(name, differences(first, second))
+        for group, numbers in _groups(first, arguments.by, name).items():
+            lines += rows(f"  {group}", differences(*([its[n] for n in numbers] for its in (first, second))))
         parts.append(changed_cases(name, first, second))
     print(text_table(lines))
     models = [str(values["checkpoint"] or folder) for values, folder in zip(metrics, folders, strict=True)]
@@ -49,6 +52,16 @@ def _shared(metrics: list[dict[str, Any]], wanted: list[str]) -> tuple[list[str]
     if not names:
         raise UserError(f"no benchmark is in both: A has {', '.join(scored[0])}, B has {', '.join(scored[1])}")
     return wanted or names, limits[0]
+
+
+def _groups(results: list[CaseResult], grouping: str | None, name: str) -> dict[str, list[int]]:
+    """Group -> which cases are in it, as the report orders them; none without a grouping. Raises UserError."""
+    if grouping is None:
+        return {}
+    known = groupings(results)
+    if grouping not in known:
+        raise UserError(f"--by {grouping}: {name} tells no such groups apart; it has {', '.join(known) or 'none'}")
+    return known[grouping]
 
 
 def _results(folder: Path, name: str, data_root: Path, max_images: int | None) -> list[CaseResult]:

@@ -39,26 +39,29 @@ def group_scores(name: str, results: Sequence[CaseResult]) -> GroupScores:
     )
 
 
-def breakdown(results: Sequence[CaseResult]) -> dict[str, list[GroupScores]]:
-    """Grouping -> its groups: sizes and numbers in their order, others with the most cases first.
-
-    Groupings with one group alone are left out.
-    """
-    members: dict[str, dict[str, list[CaseResult]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
+def groupings(results: Sequence[CaseResult]) -> dict[str, dict[str, list[int]]]:
+    """Grouping -> group -> the numbers of its cases: sizes and numbers in their order, others with most cases first."""
+    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, result in enumerate(results):
         for grouping, group in result.groups.items():
-            members[grouping][group].append(result)
+            found[grouping][group].append(number)
+    return {grouping: dict(sorted(groups.items(), key=_order)) for grouping, groups in found.items()}
+
+
+def breakdown(results: Sequence[CaseResult]) -> dict[str, list[GroupScores]]:
+    """Grouping -> its groups, in the order of `groupings`. Groupings with one group alone are left out."""
     return {
-        grouping: sorted((group_scores(*group) for group in groups.items()), key=_order)
-        for grouping, groups in members.items()
+        grouping: [group_scores(name, [results[n] for n in numbers]) for name, numbers in groups.items()]
+        for grouping, groups in groupings(results).items()
         if len(groups) > 1
     }
 
 
-def _order(scores: GroupScores) -> tuple[int, int, str]:
-    if scores.name in SIZES:
-        return SIZES.index(scores.name), 0, ""
-    return (0, 0, scores.name) if scores.name[:1].isdecimal() else (0, -scores.cases, "")
+def _order(group: tuple[str, list[int]]) -> tuple[int, int, str]:
+    name, numbers = group
+    if name in SIZES:
+        return SIZES.index(name), 0, ""
+    return (0, 0, name) if name[:1].isdecimal() else (0, -len(numbers), "")
 
 
 def iou_histogram(results: Sequence[CaseResult]) -> list[int]:
