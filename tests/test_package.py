@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import pixel_sail
+from pixel_sail import shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -97,12 +98,12 @@ def run_installed(wheel: Path, folder: Path, *arguments: str) -> str:
 
 
 def test_a_wheel_brings_the_recipes_and_the_small_model(wheel: Path, tmp_path: Path) -> None:
-    shipped = wheel / "pixel_sail" / "shipped"
-    assert filecmp.dircmp(REPOSITORY / "configs", shipped / "configs").diff_files == []
+    brought = wheel / "pixel_sail" / "shipped"
+    assert filecmp.dircmp(REPOSITORY / "configs", brought / "configs").diff_files == []
     names = {path.name for path in (REPOSITORY / "configs").glob("*.yaml")}
-    assert names == {path.name for path in (shipped / "configs").iterdir()}
+    assert names == {path.name for path in (brought / "configs").iterdir()}
     released = "data/models/tiny"
-    assert filecmp.cmp(REPOSITORY / released / "model.safetensors", shipped / released / "model.safetensors", False)
+    assert filecmp.cmp(REPOSITORY / released / "model.safetensors", brought / released / "model.safetensors", False)
 
 
 def test_an_installed_package_predicts_and_fine_tunes_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
@@ -120,3 +121,15 @@ def test_a_wheel_has_every_module() -> None:
     """A folder without __init__.py works in a clone, and is missing from what is built from it."""
     folders = {path.parent for path in (REPOSITORY / "pixel_sail").rglob("*.py")}
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["configs/" + "a" * 5000 + ".yaml", "data/a\0b", "configs/none.yaml", "../configs/tiny.yaml"]
+)
+def test_what_is_not_shipped_stays_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.yaml").touch()
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
+    monkeypatch.chdir(tmp_path / "configs")
+    assert shipped.here_or_shipped(Path(name)) == Path(name)
+    assert shipped.here_or_shipped(Path("configs/tiny.yaml")) == tmp_path / "configs" / "tiny.yaml"

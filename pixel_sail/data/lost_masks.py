@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from pixel_sail.data.turn_masks import turns_with_masks
+from pixel_sail.data.turn_masks import turns_with_masks, with_turns
 from pixel_sail.tokens import PHRASE_END, PHRASE_START, SEG
 from pixel_sail.types import NoPixels, Sample, Turn
 
@@ -33,8 +33,7 @@ def without_lost_masks(sample: Sample, seen: Sequence[bool]) -> tuple[Sample, in
         kept += [n for n, visible in own if visible]
     if not turns:
         raise NoPixels(f"{sample.key}: no turn is left: its masks have no pixel at the size that the model sees")
-    masks, images = (tuple(values[n] for n in kept) for values in (sample.masks, sample.image_of_masks))
-    return replace(sample, turns=tuple(turns), masks=masks, mask_images=images if any(images) else ()), left_out
+    return with_turns(sample, turns, kept), left_out
 
 
 def _untagged(turn: Turn, seen: Iterator[bool]) -> Turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pixel_sail.data.turn_masks import turns_with_masks
+from pixel_sail.data.turn_masks import turns_with_masks, with_turns
 from pixel_sail.tokens import prompt_names
 from pixel_sail.types import Sample, Turn, UnseenRegion
 
@@ -18,14 +18,10 @@ def without_region(sample: Sample, unseen: UnseenRegion) -> Sample:
     left = [(turn, own) for turn, own in turns_with_masks(sample) if unseen.prompt not in _named(turn)]
     if not left:
         raise unseen
-    turns = tuple(turn for turn, _ in left)
+    turns = [turn for turn, _ in left]
     before, after = ({k for turn in some for k in _named(turn)} for some in (sample.turns, turns))
-    kept = [n for _, own in left for n in own]
     return replace(
-        sample,
-        turns=turns,
-        masks=tuple(sample.masks[n] for n in kept),
-        mask_images=tuple(sample.mask_images[n] for n in kept) if sample.mask_images else (),
+        with_turns(sample, turns, [n for _, own in left for n in own]),
         prompts={k: v for k, v in sample.prompts.items() if k != unseen.prompt and (k in after or k not in before)},
         dropped_turns=sample.dropped_turns + len(sample.turns) - len(turns),
     )

@@ -91,10 +91,11 @@ def test_no_region_loses_its_last_patch_while_another_can_spare_one():
     prompts = {4: encode_mask(large), 2: encode_mask(left), 3: encode_mask(corner)}
     assert prompt_ids(prompts, (32, 32), (2, 2), "key").reshape(2, 2).tolist() == [[4, -1], [2, 3]]
     points = {k: encode_mask(_pixel(32, 32, 1, k)) for k in (0, 1)}
-    with pytest.raises(UnseenRegion, match="key: the region of <Prompt1> cannot be seen: other regions") as raised:
+    message = "key: the region of <Prompt1> cannot be seen: other regions cover every patch"
+    with pytest.raises(UnseenRegion, match=message) as raised:
         prompt_ids(points, (32, 32), (2, 2), "key")
     again = pickle.loads(pickle.dumps(raised.value))  # as a process of workers hands it on
-    assert (again.prompt, str(again)) == (raised.value.prompt, str(raised.value)) == (1, str(again))
+    assert raised.value.prompt == again.prompt == 1 and str(again) == str(raised.value)
 
 
 def test_unprompted_is_minus_one():
