@@ -29,6 +29,11 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--image-text", action="store_true", help="also tars of captioned images, and plain text: docs/base.md"
     )
+    parser.add_argument(
+        "--lessons",
+        action="store_true",
+        help="also many requests of one kind about an image, or about one region: docs/results/tiny.md",
+    )
     parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=None, help="processes; by default one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace a scenes folder of another request")
     parser.set_defaults(run=_scenes)
@@ -45,6 +50,7 @@ def _scenes(args: argparse.Namespace) -> None:
         args.workers,
         style=args.style,
         image_text=args.image_text,
+        lessons=args.lessons,
         overwrite=args.overwrite,
         progress=True,
     )

@@ -8,6 +8,7 @@ Read `types.py` first: the nouns. Then, in the order in which an image comes to 
    `language.py`, `descriptions.py`: queries and facts as text.
 3. The texts of an image. `expressions.py`, `long_expressions.py`: referring expressions.
    `region_items.py`: texts about regions, from `multiple_choice.py`, `region_requests.py`, `conversations.py`.
+   `lessons.py`: many requests of one kind.
    `grounded_texts.py`: captions with masks, and reasoning.
    `two_option_questions.py`, `image_pairs.py`: pairs of images that differ in one property.
 4. `draw.py`: one image and its record with all these texts. `dataset.py`: all images, the folder, the splits.

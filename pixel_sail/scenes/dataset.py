@@ -20,6 +20,7 @@
     <out>/pairs_{train,val}.jsonl                      the same object in two images, by a region in one
     <out>/places_train.jsonl                           where objects are, and what is somewhere: no kinds, no colours
     <out>/requests_train.jsonl                         up to twelve requests an image for objects relative to regions
+    <out>/{same,nearest,beside,around}_train.jsonl     with lessons: many requests of one kind, or about one region
     <out>/scenes.json                                  all knowledge: objects of each image, query of each sentence
     <out>/image_text/{train,val}/00000.tar ...         with image_text: images with captions, as img2dataset has them
     <out>/text/{train,val}/00000.jsonl                 with image_text: descriptions of images that are not shown
@@ -32,8 +33,8 @@ Splits go by image. Of 15 images 12 are train, and there is one of each of these
   not even unreferenced (24 of the 200 pairs, a fixed list), and most references are to such objects.
 
 RefCOCOg, GranD-f and ReasonSeg call testA and testB both test. Panoptic, instances, Pix2Cap, SAM captions, OpenPSG,
-RefCOCOg and Flickr captions and MUSE call all held-out images val. Osprey, LLaVA, places_train.jsonl and
-requests_train.jsonl contain only training images, perbench only held-out images.
+RefCOCOg and Flickr captions and MUSE call all held-out images val. Osprey, LLaVA and the JSON Lines
+of training (`*_train.jsonl`) contain only training images, perbench only held-out images.
 """
 
 import os
@@ -62,12 +63,16 @@ LONG_SIDES_PX = (64, 4096)
 BYTES_PER_IMAGE, BYTES_PER_PIXEL = 60_000, 0.5  # on the disk; a scene is about square
 
 
-def request_of(images: int, seed: int, long_side_px: int, style: str = "day", image_text: bool = False) -> Request:
+def request_of(
+    images: int, seed: int, long_side_px: int, style: str = "day", image_text: bool = False, lessons: bool = False
+) -> Request:
     request: Request = {"generator_version": VERSION, "images": images, "seed": seed, "long_side_px": long_side_px}
     if style != "day":
         request["style"] = style
     if image_text:
         request["image_text"] = True
+    if lessons:
+        request["lessons"] = True
     return request
 
 
@@ -88,6 +93,7 @@ def generate(
     *,
     style: str = "day",
     image_text: bool = False,
+    lessons: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> bool:
@@ -95,14 +101,14 @@ def generate(
     bytes, for any number of workers.
 
     `workers`: processes, by default one a core; 1 stays in this process. `style`: one of STYLES. `image_text`: also
-    tars of captioned images, and plain text. `out` is complete or absent at any moment. A complete folder of the same
-    request is left unchanged. `overwrite` replaces a scenes folder of another request, or one that is not complete any
-    more, but nothing else.
+    tars of captioned images, and plain text. `lessons`: also many requests of one kind. `out` is complete or absent at
+    any moment. A complete folder of the same request is left unchanged. `overwrite` replaces a scenes folder of another
+    request, or one that is not complete any more, but nothing else.
 
     Raises FileError where `out` holds something else, cannot be written or is too small, UserError for numbers out of
     range, Busy if another process is writing `out`.
     """
-    out, request = Path(out), request_of(images, seed, long_side_px, style, image_text)
+    out, request = Path(out), request_of(images, seed, long_side_px, style, image_text, lessons)
     _check(request, workers)
     lock = lock_beside(out)
     if _is_complete(out, request, overwrite) and not lock.exists() and not leftovers_of(out):
@@ -170,6 +176,7 @@ def _draw_all(folder: Path, request: Request, workers: int | None, progress: boo
         seed=request["seed"],
         long_side_px=request["long_side_px"],
         style=request.get("style", "day"),
+        lessons=request.get("lessons", False),
     )
     images = request["images"]
     workers = min(workers or os.cpu_count() or 1, images)

@@ -11,6 +11,7 @@ from pixel_sail.scenes.facts import ImageFacts
 from pixel_sail.scenes.formats import IMAGES
 from pixel_sail.scenes.grounded_texts import choose_grounded_texts
 from pixel_sail.scenes.layout import Scene, draw_scene
+from pixel_sail.scenes.lessons import choose_lessons
 from pixel_sail.scenes.long_expressions import choose_long_refs
 from pixel_sail.scenes.outline import object_polygons
 from pixel_sail.scenes.panoptic import folder, write_png
@@ -22,7 +23,9 @@ from pixel_sail.scenes.types import ImageRecord, SceneObject
 FOLDERS = (IMAGES, folder("train"), folder("val"))  # draw_image writes to them
 
 
-def draw_image(out: Path, index: int, seed: int, long_side_px: int, style: str = "day") -> ImageRecord:
+def draw_image(
+    out: Path, index: int, seed: int, long_side_px: int, style: str = "day", lessons: bool = False
+) -> ImageRecord:
     """Draw image `index`, write its JPEG and panoptic PNG under `out`, and return its annotations.
 
     All randomness comes from (seed, index), so the result is the same in any process and for any number of images.
@@ -52,6 +55,7 @@ def draw_image(out: Path, index: int, seed: int, long_side_px: int, style: str =
             [thing.kind for thing in scene.things],
         ),
         many_requests=choose_many_requests(image, np.random.default_rng([seed, index, 9])),
+        lessons=choose_lessons(image, seed, index) if lessons else {},
     )
 
 

@@ -69,19 +69,36 @@ def choose_many_requests(image: ImageFacts, rng: Rng) -> list[RegionRequest]:
 
 def _first(image: ImageFacts, topic: str, before: list[RegionRequest], rng: Rng) -> RegionRequest | None:
     """The first clear request of a topic that is not among those `before`."""
-    for prompts, text, query_about in _CANDIDATES[topic](image, rng):
-        query = query_about(prompts)
-        targets = image.targets(query)
-        if not targets or len(targets) > (MAX_TARGETS if topic in _SEVERAL else 1):
-            continue
-        if set(targets) & set(prompts) or (query, prompts) in [(other.query, other.prompts) for other in before]:
-            continue
-        if topic != "except" and not _region_matters(image, prompts, query_about, targets):
-            continue
-        targets = rng.permutation(targets).tolist()
-        question = pick(rng, _REQUESTS).format(text if text.startswith(("all", "every", "what")) else f"the {text}")
-        return RegionRequest(topic, query, prompts, targets, question, _answer(len(prompts), len(targets)))
-    return None
+    made = (clear_request(image, topic, candidate, before, rng) for candidate in candidates(image, topic, rng))
+    return next((request for request in made if request), None)
+
+
+def candidates(image: ImageFacts, topic: str, rng: Rng) -> Iterator[Candidate]:
+    """What could be asked of a topic, clear or not, about any of the objects."""
+    return _CANDIDATES[topic](image, rng)
+
+
+def candidates_about(image: ImageFacts, topic: str, region: int, rng: Rng) -> Iterator[Candidate]:
+    """The same about one object; the topic is same, nearest or beside."""
+    return _ABOUT_ONE[topic](image, rng, [region])
+
+
+def clear_request(
+    image: ImageFacts, topic: str, candidate: Candidate, before: list[RegionRequest], rng: Rng
+) -> RegionRequest | None:
+    """The candidate as a request, if it is clear and not among those `before`."""
+    prompts, text, query_about = candidate
+    query = query_about(prompts)
+    targets = image.targets(query)
+    if not targets or len(targets) > (MAX_TARGETS if topic in _SEVERAL else 1):
+        return None
+    if set(targets) & set(prompts) or (query, prompts) in [(other.query, other.prompts) for other in before]:
+        return None
+    if topic != "except" and not _region_matters(image, prompts, query_about, targets):
+        return None
+    targets = rng.permutation(targets).tolist()
+    question = pick(rng, _REQUESTS).format(text if text.startswith(("all", "every", "what")) else f"the {text}")
+    return RegionRequest(topic, query, prompts, targets, question, _answer(len(prompts), len(targets)))
 
 
 def _answer(prompts: int, targets: int) -> str:
@@ -103,12 +120,12 @@ def _region_matters(
     return True
 
 
-def _objects(image: ImageFacts, rng: Rng) -> list[int]:
+def shuffled_objects(image: ImageFacts, rng: Rng) -> list[int]:
     return rng.permutation(len(image.objects)).tolist()
 
 
 def _pairs(image: ImageFacts, rng: Rng) -> list[tuple[int, int]]:
-    order = _objects(image, rng)
+    order = shuffled_objects(image, rng)
     return [(i, j) for i in order for j in order if i != j]
 
 
@@ -121,27 +138,29 @@ def _filters(image: ImageFacts, rng: Rng) -> list[Filter]:
     return shuffled(rng, options)
 
 
-def _relation(image: ImageFacts, rng: Rng, relations: tuple[str, ...] = DIRECTIONS) -> Iterator[Candidate]:
-    for i in _objects(image, rng):
+def _relation(
+    image: ImageFacts, rng: Rng, regions: list[int] | None = None, relations: tuple[str, ...] = DIRECTIONS
+) -> Iterator[Candidate]:
+    for i in regions or shuffled_objects(image, rng):
         for wanted in _filters(image, rng):
             relation = pick(rng, relations)
             text = pick(rng, RELATIONS[relation]).format(noun(wanted, rng), "<obj0>")
             yield Candidate([i], text, lambda p, w=wanted, r=relation: RelationQuery(w, r, Filter(index=p[0])))
 
 
-def _nearest(image: ImageFacts, rng: Rng) -> Iterator[Candidate]:
-    return _relation(image, rng, ("nearest to",))
+def _nearest(image: ImageFacts, rng: Rng, regions: list[int] | None = None) -> Iterator[Candidate]:
+    return _relation(image, rng, regions, ("nearest to",))
 
 
-def _beside(image: ImageFacts, rng: Rng) -> Iterator[Candidate]:
-    for i in _objects(image, rng):
+def _beside(image: ImageFacts, rng: Rng, regions: list[int] | None = None) -> Iterator[Candidate]:
+    for i in regions or shuffled_objects(image, rng):
         for direction in shuffled(rng, DIRECTIONS):
             text = pick(rng, _BESIDE).format(noun=noun(ANY, rng), side=DIRECTION_PHRASES[direction])
             yield Candidate([i], text, lambda p, d=direction: BesideQuery(ANY, d, Filter(index=p[0])))
 
 
-def _same(image: ImageFacts, rng: Rng) -> Iterator[Candidate]:
-    for i in _objects(image, rng):
+def _same(image: ImageFacts, rng: Rng, regions: list[int] | None = None) -> Iterator[Candidate]:
+    for i in regions or shuffled_objects(image, rng):
         for attribute in shuffled(rng, list(_SAME)):
             if image.objects[i].value(attribute) != "plain":
                 yield Candidate(
@@ -157,7 +176,7 @@ def _except(image: ImageFacts, rng: Rng) -> Iterator[Candidate]:
         size = pick(rng, ("largest", "smallest"))
         first = image.targets(SizeQuery(wanted, extreme=size))
         admitted = select(image.objects, wanted)
-        members = [i for i in _objects(image, rng) if i in admitted]
+        members = [i for i in shuffled_objects(image, rng) if i in admitted]
         if first and len(members) > 1:
             rest = [i for i in members if i != first[0]]
             prompt = first[0] if rng.random() < 0.5 else rest[0]
@@ -176,7 +195,7 @@ def _between(image: ImageFacts, rng: Rng) -> Iterator[Candidate]:
 
 
 def _compare(image: ImageFacts, rng: Rng) -> Iterator[Candidate]:
-    for i in _objects(image, rng):
+    for i in shuffled_objects(image, rng):
         size = pick(rng, ("larger", "smaller"))
         text = pick(rng, (f"everything that is {size} than <obj0>", f"all things that are {size} than <obj0>"))
         yield Candidate([i], text, lambda p, s=size: CompareQuery(ANY, s, Filter(index=p[0])))
@@ -212,4 +231,9 @@ _CANDIDATES: dict[str, Callable[[ImageFacts, Rng], Iterator[Candidate]]] = {
     "between": _between,
     "compare": _compare,
     "mix": _mix,
+}
+_ABOUT_ONE: dict[str, Callable[[ImageFacts, Rng, list[int]], Iterator[Candidate]]] = {
+    "same": _same,
+    "nearest": _nearest,
+    "beside": _beside,
 }

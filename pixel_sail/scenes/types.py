@@ -28,6 +28,7 @@ class Request(TypedDict):
     long_side_px: int
     style: NotRequired[str]  # absent for "day"
     image_text: NotRequired[bool]  # also image_text/ and text/; absent without
+    lessons: NotRequired[bool]  # also same_train.jsonl, ...; absent without
 
 
 class ImageEntry(TypedDict):
@@ -339,3 +340,4 @@ class ImageRecord:
     polygons: list[ObjectPolygons]  # of each object
     background: Segment
     many_requests: list[RegionRequest]  # for requests_train.jsonl; only for training images
+    lessons: dict[str, list[RegionRequest]]  # by lesson, for same_train.jsonl, ...; only for training images

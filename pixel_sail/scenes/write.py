@@ -15,7 +15,7 @@ from pixel_sail.scenes.write_pixmmvp import write_pixmmvp_files
 from pixel_sail.scenes.write_places import write_place_file
 from pixel_sail.scenes.write_references import write_reference_files
 from pixel_sail.scenes.write_regions import write_region_files
-from pixel_sail.scenes.write_requests import write_request_file
+from pixel_sail.scenes.write_requests import write_lesson_files, write_request_file
 
 
 def write_annotations(out: Path, records: list[ImageRecord], request: Request) -> None:
@@ -31,6 +31,8 @@ def write_annotations(out: Path, records: list[ImageRecord], request: Request) -
     write_pair_files(out, records, request)
     write_place_file(out, records, request)
     write_request_file(out, records)
+    if request.get("lessons"):
+        write_lesson_files(out, records)
     write_compact_json(out / "scenes.json", knowledge(records, request, queries))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixel_sail.scenes.formats import training, write_json_lines
+from pixel_sail.scenes.lessons import LESSONS
 from pixel_sail.scenes.types import ImageRecord, RegionRequest
 
 _TAG = re.compile(r"<obj(\d+)>")
@@ -15,12 +16,19 @@ _TAG = re.compile(r"<obj(\d+)>")
 
 def write_request_file(out: Path, records: list[ImageRecord]) -> None:
     """requests_train.jsonl, in the format of docs/jsonl.md: a line for each training image that has a request."""
-    lines = (_line(record) for record in training(records) if record.many_requests)
+    lines = (_line(record, record.many_requests) for record in training(records) if record.many_requests)
     write_json_lines(out / "requests_train.jsonl", lines)
 
 
-def _line(record: ImageRecord) -> dict[str, Any]:
-    requests, masks = record.many_requests, [thing.segmentation for thing in record.objects]
+def write_lesson_files(out: Path, records: list[ImageRecord]) -> None:
+    """<lesson>_train.jsonl for each of LESSONS, in the same format."""
+    for lesson in LESSONS:
+        lines = (_line(record, record.lessons[lesson]) for record in training(records) if record.lessons[lesson])
+        write_json_lines(out / f"{lesson}_train.jsonl", lines)
+
+
+def _line(record: ImageRecord, requests: list[RegionRequest]) -> dict[str, Any]:
+    masks = [thing.segmentation for thing in record.objects]
     prompted = sorted({i for request in requests for i in request.prompts})
     numbers = {i: k for k, i in enumerate(prompted)}  # object -> K of <PromptK>
     return {

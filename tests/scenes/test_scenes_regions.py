@@ -117,7 +117,7 @@ class Masks:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("regions") / "data"
-    scenes.generate(out, IMAGES, SEED, LONG_SIDE, workers=1)
+    scenes.generate(out, IMAGES, SEED, LONG_SIDE, workers=1, lessons=True)
     return out
 
 
@@ -436,11 +436,36 @@ def _in_conversations(images, text):
             assert plural or turn["answer"] == "It is [SEG]."
             items.append((image, question, [regions[k] for k in named], targets))
         assert next(masks, None) is None
-        assert len({turn["question"] for turn in line["conversations"]}) == len(line["conversations"]) <= 12
+        assert len({turn["question"] for turn in line["conversations"]}) == len(line["conversations"])
     return items
 
 
-def test_every_request_means_exactly_its_targets(requests, known):
+ASKS_FOR = {
+    "same": r"with the same \w+ as|has the \w+ of|of the same kind as|same kind of thing as",
+    "nearest": r"nearest to|closest to",
+    "beside": r"directly (above|below|to the (left|right) of)",
+}
+ASKS_FOR["around"] = "|".join(ASKS_FOR.values())
+
+
+@pytest.mark.parametrize(("lesson", "at_least"), [("same", 6), ("nearest", 6), ("beside", 4), ("around", 4)])
+def test_a_lesson_asks_many_times_for_one_thing(folder, images, splits, lesson, at_least):
+    text = (folder / f"{lesson}_train.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len(lines) > 0.9 * 0.8 * IMAGES and len({line["image"] for line in lines}) == len(lines)
+    assert all(splits[line["image"].removeprefix("train2014/")] == "train" for line in lines)
+    assert all((len(line["regions"]) == 1) or lesson != "around" for line in lines)
+    assert lesson == "around" or max(len(line["conversations"]) for line in lines) == 12
+    items = _in_conversations(images, text)
+    assert len(items) > at_least * len(lines)
+    for image, question, prompts, targets in items:
+        assert re.search(ASKS_FOR[lesson], question), question
+        assert _meant(question, image, prompts) == set(targets), (question, prompts, targets)
+
+
+def test_every_request_means_exactly_its_targets(requests, known, folder):
+    lines = map(json.loads, (folder / "requests_train.jsonl").read_text().splitlines())
+    assert max(len(line["conversations"]) for line in lines) == 12
     assert len(requests) > (4 + 0.8 * 11) * IMAGES  # four of PerBench, and eleven of a training image
     for image, question, prompts, targets in requests:
         assert _meant(question, image, prompts) == set(targets), (question, prompts, targets)

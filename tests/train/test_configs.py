@@ -158,7 +158,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand_ins")
     tool = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "scenes", "--out", str(folder / "root")]
     subprocess.run(
-        [*tool, "--images", "30", "--seed", "0", "--long-side", "96", "--image-text"], check=True, capture_output=True
+        [*tool, "--images", "30", "--seed", "0", "--long-side", "96", "--image-text", "--lessons"],
+        check=True,
+        capture_output=True,
     )
     shutil.copytree(folder / "root" / "refcoco", folder / "root" / "refcoco+")  # which scenes do not have
     llava = folder / "root" / "llava"
