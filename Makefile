@@ -49,12 +49,10 @@ scratch: $(STAMP)
 tiny: export OMP_NUM_THREADS = 1
 tiny: $(STAMP)
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_40k --images 40000 --seed 3
-	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_20k --images 20000 --seed 6
+	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_20k --images 20000 --seed 6 --lessons
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_16k --images 16000 --seed 5 # to be scored on: no image of it is trained
-	$(LAUNCH) tools/train.py configs/tiny_places.yaml
-	$(LAUNCH) tools/train.py configs/tiny_96.yaml
-	$(LAUNCH) tools/train.py configs/tiny_160.yaml
-	$(LAUNCH) tools/train.py configs/tiny.yaml
+	for stage in _places _96 _160 _joined _same _same_more _nearest _around ''; do \
+		$(LAUNCH) tools/train.py configs/tiny$$stage.yaml || exit 1; done
 	test -d runs/tiny/bfloat16 || $(BIN)/python tools/export.py runs/tiny --out runs/tiny/bfloat16 --dtype bf16 --min-presence 0.5
 	$(LAUNCH) tools/test.py runs/tiny/bfloat16 --data-root data/scenes_16k --out runs/tiny/scores --min-pixels 50 --benchmark refcoco:val \
 		--benchmark refcoco:testA --benchmark refcoco:testB --benchmark grefcoco:val --benchmark perbench
