@@ -19,7 +19,7 @@ quickstart: $(STAMP)
 	@echo "1 of 4: masks by the released model on an image that it has never seen"
 	$(BIN)/python tools/prepare_data.py scenes --out data/scenes_day --images 1200 --seed 2
 	$(BIN)/python tools/predict.py $(MODEL) --image data/scenes_day/images/train2014/scenes_000000000005.jpg \
-		--text "the brown house" --text "the leftmost tree" --text "the green ladder" --text "the red mug" --out $(RUN)/predict
+		--text "the striped house" --text "the leftmost tree" --text "the green ladder" --text "the red mug" --out $(RUN)/predict
 	@echo "2 of 4: its scores by day, on held-out images"
 	$(LAUNCH) tools/test.py $(MODEL) --data-root data/scenes_day --out $(RUN)/day \
 		--benchmark refcoco:val --benchmark grefcoco:val --benchmark perbench:mcq
