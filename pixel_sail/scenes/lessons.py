@@ -10,15 +10,15 @@ import numpy as np
 
 from pixel_sail.scenes.facts import ImageFacts
 from pixel_sail.scenes.region_requests import (
+    ABOUT_REGIONS,
     MANY_PER_IMAGE,
     candidates,
-    candidates_about,
-    clear_request,
+    clear_requests,
     shuffled_objects,
 )
 from pixel_sail.scenes.types import RegionRequest, Rng
 
-TOPICS = ("beside", "nearest", "same")
+TOPICS = tuple(ABOUT_REGIONS)
 AROUND = "around"
 LESSONS = (*TOPICS, AROUND)
 _STREAMS = {"beside": 21, "nearest": 22, "same": 23, AROUND: 30}  # of random numbers, for each image
@@ -37,14 +37,8 @@ def choose_lessons(image: ImageFacts, seed: int, index: int) -> dict[str, list[R
 
 def choose_of_topic(image: ImageFacts, topic: str, rng: Rng) -> list[RegionRequest]:
     """Up to MANY_PER_IMAGE requests of one topic."""
-    requests: list[RegionRequest] = []
-    for candidate in islice(candidates(image, topic, rng), CANDIDATES):
-        if len(requests) == MANY_PER_IMAGE:
-            break
-        request = clear_request(image, topic, candidate, requests, rng)
-        if request:
-            requests.append(request)
-    return requests
+    possible = islice(candidates(image, topic, rng), CANDIDATES)
+    return list(islice(clear_requests(image, topic, possible, rng), MANY_PER_IMAGE))
 
 
 def choose_around_one(image: ImageFacts, rng: Rng) -> list[RegionRequest]:
@@ -61,11 +55,8 @@ def choose_around_one(image: ImageFacts, rng: Rng) -> list[RegionRequest]:
 
 def _about(image: ImageFacts, region: int, rng: Rng) -> list[RegionRequest]:
     requests: list[RegionRequest] = []
-    for topic in TOPICS:
-        for candidate in candidates_about(image, topic, region, rng):
-            request = clear_request(image, topic, candidate, requests, rng)
-            if request:
-                requests.append(request)
+    for topic, about in ABOUT_REGIONS.items():
+        requests += clear_requests(image, topic, about(image, rng, [region]), rng)
     return [requests[i] for i in rng.permutation(len(requests))]
 
 

@@ -4,7 +4,7 @@ A request is kept only where the resolver finds it clear and where the region ma
 place of a prompted one, the answer would be another.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,8 +69,7 @@ def choose_many_requests(image: ImageFacts, rng: Rng) -> list[RegionRequest]:
 
 def _first(image: ImageFacts, topic: str, before: list[RegionRequest], rng: Rng) -> RegionRequest | None:
     """The first clear request of a topic that is not among those `before`."""
-    made = (clear_request(image, topic, candidate, before, rng) for candidate in candidates(image, topic, rng))
-    return next((request for request in made if request), None)
+    return next(clear_requests(image, topic, candidates(image, topic, rng), rng, before), None)
 
 
 def candidates(image: ImageFacts, topic: str, rng: Rng) -> Iterator[Candidate]:
@@ -78,12 +77,19 @@ def candidates(image: ImageFacts, topic: str, rng: Rng) -> Iterator[Candidate]:
     return _CANDIDATES[topic](image, rng)
 
 
-def candidates_about(image: ImageFacts, topic: str, region: int, rng: Rng) -> Iterator[Candidate]:
-    """The same about one object; the topic is same, nearest or beside."""
-    return _ABOUT_ONE[topic](image, rng, [region])
+def clear_requests(
+    image: ImageFacts, topic: str, possible: Iterable[Candidate], rng: Rng, before: Iterable[RegionRequest] = ()
+) -> Iterator[RegionRequest]:
+    """The clear ones of some candidates of a topic, each once and none of those `before`."""
+    made = list(before)
+    for candidate in possible:
+        request = _request(image, topic, candidate, made, rng)
+        if request:
+            made.append(request)
+            yield request
 
 
-def clear_request(
+def _request(
     image: ImageFacts, topic: str, candidate: Candidate, before: list[RegionRequest], rng: Rng
 ) -> RegionRequest | None:
     """The candidate as a request, if it is clear and not among those `before`."""
@@ -232,8 +238,9 @@ _CANDIDATES: dict[str, Callable[[ImageFacts, Rng], Iterator[Candidate]]] = {
     "compare": _compare,
     "mix": _mix,
 }
-_ABOUT_ONE: dict[str, Callable[[ImageFacts, Rng, list[int]], Iterator[Candidate]]] = {
-    "same": _same,
-    "nearest": _nearest,
+# Topics whose candidates can be about some regions alone: the third argument. Lessons take them in this order.
+ABOUT_REGIONS: dict[str, Callable[[ImageFacts, Rng, list[int]], Iterator[Candidate]]] = {
     "beside": _beside,
+    "nearest": _nearest,
+    "same": _same,
 }
