@@ -60,7 +60,8 @@ from pixel_sail.writable import check_writable, writing_into
 
 VERSION = 9  # raise it with every change that changes a byte of the output
 LONG_SIDES_PX = (64, 4096)
-BYTES_PER_IMAGE, BYTES_PER_PIXEL = 60_000, 0.5  # on the disk; a scene is about square
+# On the disk, measured and rounded up. A scene is about square; tars of captioned images hold it once more.
+BYTES_PER_PIXEL, ANNOTATION_BYTES, LESSON_BYTES, CAPTION_BYTES = 0.5, 60_000, 11_000, 3_000
 
 
 def request_of(
@@ -113,7 +114,7 @@ def generate(
     lock = lock_beside(out)
     if _is_complete(out, request, overwrite) and not lock.exists() and not leftovers_of(out):
         return False
-    check_writable(out.absolute().parent, round(images * (BYTES_PER_IMAGE + BYTES_PER_PIXEL * long_side_px**2)))
+    check_writable(out.absolute().parent, images * _bytes_per_image(request))
     with locked(lock, f"the folder {out}"):
         remove_leftovers_of(out)
         if _is_complete(out, request, overwrite):
@@ -138,6 +139,13 @@ def _check(request: Request, workers: int | None) -> None:
         )
     if workers is not None and not 1 <= workers <= MAX_WORKERS:
         raise UserError(f"need 1 to {MAX_WORKERS} workers, got {workers}")
+
+
+def _bytes_per_image(request: Request) -> int:
+    pixels = round(BYTES_PER_PIXEL * request["long_side_px"] ** 2)
+    lessons = LESSON_BYTES if request.get("lessons") else 0
+    captioned = pixels + CAPTION_BYTES if request.get("image_text") else 0
+    return pixels + ANNOTATION_BYTES + lessons + captioned
 
 
 def _undone(drawn: int, images: int) -> str:

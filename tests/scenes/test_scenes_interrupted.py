@@ -114,6 +114,8 @@ def test_an_error_is_one_message_for_any_number_of_workers(tmp_path: Path, monke
     ("changes", "message"),
     [
         ({"images": 10**9}, r"would need about 62,\d{3}\.\d GB, and .* are free on its disk"),
+        ({"images": 10**9, "lessons": True}, r"would need about 73,\d{3}\.\d GB"),
+        ({"images": 10**9, "image_text": True}, r"would need about 67,\d{3}\.\d GB"),  # each image once more
         ({"long_side_px": 10**6}, "long_side_px from 64 to 4096"),
         ({"workers": 0}, "need 1 to 256 workers, got 0"),
         ({"workers": 10**6}, "need 1 to 256 workers"),
