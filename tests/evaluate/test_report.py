@@ -219,20 +219,25 @@ def test_sizes_by_their_share_of_the_image(pixels, group):
 
 def test_compare_tool(dataset, tmp_path):
     for folder, model in (("a", lambda benchmark: Silent()), ("b", Knowing)):
-        file = _score(dataset, model, tmp_path / f"made_{folder}", "refcoco:val")
-        _report(dataset, file, "refcoco:val", tmp_path / folder)
-        shutil.copytree(file.parent, tmp_path / folder / "predictions", dirs_exist_ok=True)
+        for name in ("refcoco:val", "grefcoco:val"):
+            file = _score(dataset, model, tmp_path / f"made_{folder}", name)
+            _report(dataset, file, name, tmp_path / folder)
+            shutil.copytree(file.parent, tmp_path / folder / "predictions", dirs_exist_ok=True)
     call = ["tools/compare.py", str(tmp_path / "a"), str(tmp_path / "b"), "--data-root", str(dataset)]
     status, printed = run_tool(*call, "--out", str(tmp_path / "pages" / "compare.html"))
     assert status == 0, printed
     assert re.search(r"refcoco:val +gIoU +0\.0 +100\.0 +\+100\.0 +\+100\.0 to \+100\.0$", printed, re.MULTILINE)
     assert "<section>" in (tmp_path / "pages" / "compare.html").read_text()
-    status, printed = run_tool(*call, "--by", "object size")
+    status, printed = run_tool(*call, "--by", "object size", "--benchmark", "refcoco:val")
     sizes = re.findall(r"^  (\w+) \(.*\) +cIoU +0\.0 +100\.0", printed, re.MULTILINE)
     assert status == 0 and sizes == [size for size in ("tiny", "small", "medium", "large") if size in sizes] != []
     status, printed = run_tool(*call, "--by", "colour")
-    assert status == 1 and "--by colour: refcoco:val tells no such groups apart; it has " in printed
-    assert "object size" in printed
+    assert status == 1 and "--by colour: no benchmark tells such groups apart: refcoco:val has " in printed
+    assert "; grefcoco:val has " in printed and "object size" in printed
+    status, printed = run_tool(*call, "--by", "objects meant")  # of grefcoco alone
+    groups = re.findall(r"^  (\d+) +gIoU", printed, re.MULTILINE)
+    assert status == 0 and "0" in groups and re.search(r"^refcoco:val +gIoU", printed, re.MULTILINE)
+    assert re.search(r"^not divided by objects meant, .*: refcoco:val$", printed, re.MULTILINE)
     status, printed = run_tool(*call, "--benchmark", "perbench")
     assert status == 1 and "A was not scored on perbench:caption, perbench:mcq, perbench:vtres" in printed
     metrics = tmp_path / "b" / "metrics.json"

@@ -23,14 +23,17 @@ def run(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out.parent)
     metrics = [read_metrics(folder / runner.METRICS) for folder in folders]
     names, max_images = _shared(metrics, arguments.benchmark or [])
+    pairs = {name: [_results(folder, name, arguments.data_root, max_images) for folder in folders] for name in names}
+    groups = _groups({name: first for name, (first, _) in pairs.items()}, arguments.by)
     lines, parts = [], []
-    for name in names:
-        first, second = (_results(folder, name, arguments.data_root, max_images) for folder in folders)
+    for name, (first, second) in pairs.items():
         lines += rows(name, differences(first, second))
-        for group, numbers in _groups(first, arguments.by, name).items():
+        for group, numbers in groups.get(name, {}).items():
             lines += rows(f"  {group}", differences(*([its[n] for n in numbers] for its in (first, second))))
         parts.append(changed_cases(name, first, second))
     print(text_table(lines))
+    if arguments.by and (without := [name for name in names if name not in groups]):
+        print(f"not divided by {arguments.by}, because nothing there tells the groups apart: {', '.join(without)}")
     models = [str(values["checkpoint"] or folder) for values, folder in zip(metrics, folders, strict=True)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, comparison(models, lines, parts))
@@ -54,14 +57,19 @@ def _shared(metrics: list[dict[str, Any]], wanted: list[str]) -> tuple[list[str]
     return wanted or names, limits[0]
 
 
-def _groups(results: list[CaseResult], grouping: str | None, name: str) -> dict[str, list[int]]:
-    """Group -> which cases are in it, as the report orders them; none without a grouping. Raises UserError."""
+def _groups(results: dict[str, list[CaseResult]], grouping: str | None) -> dict[str, dict[str, list[int]]]:
+    """Benchmark -> group -> which cases are in it, as the report orders them, of the benchmarks that have the grouping.
+
+    Raises UserError if none of them has it.
+    """
     if grouping is None:
         return {}
-    known = groupings(results)
-    if grouping not in known:
-        raise UserError(f"--by {grouping}: {name} tells no such groups apart; it has {', '.join(known) or 'none'}")
-    return known[grouping]
+    known = {name: groupings(its) for name, its in results.items()}
+    groups = {name: its[grouping] for name, its in known.items() if grouping in its}
+    if not groups:
+        theirs = "; ".join(f"{name} has {', '.join(its) or 'none'}" for name, its in known.items())
+        raise UserError(f"--by {grouping}: no benchmark tells such groups apart: {theirs}")
+    return groups
 
 
 def _results(folder: Path, name: str, data_root: Path, max_images: int | None) -> list[CaseResult]:
