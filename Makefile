@@ -72,7 +72,7 @@ base: $(STAMP)
 	$(BIN)/python tools/perplexity.py runs/base_scenes_text --root $(DRAWN) --out runs/base_scenes_text/perplexity.json
 	$(LAUNCH) tools/train.py configs/base_scenes.yaml
 	$(BIN)/python tools/perplexity.py runs/base_scenes --root $(DRAWN) --out runs/base_scenes/perplexity.json
-	seq $(if $(GPU),1,2) | xargs -P 2 -I _ $(BIN)/python tools/ablate.py configs/base_study.yaml # two runs at a time on two cores
+	seq $(if $(GPU),1,2) | xargs -P 2 -I @ $(BIN)/python tools/ablate.py configs/base_study.yaml # two runs at a time on two cores
 	@echo "table: runs/base_study/ablation.md; perplexity before and after: runs/base_scenes*/perplexity.json"
 
 # A pretrained language model through the whole chain: a base stage of 200 steps, referring expressions, export, an answer.
