@@ -185,7 +185,7 @@ def test_errors_are_one_line_without_a_traceback(finished: Path) -> None:
         (["tools/test.py", nowhere, "--benchmark", "refcoco:val", *out], "error:"),
         (["tools/predict.py", nowhere, "--image", "a.jpg", "--text", "x", *out], "error:"),
         ([*ask, "--point", "9999,1"], "the point (9999.0, 1.0) of <Prompt0> is outside the image"),
-        ([*ask, "--min-presence", "0.5"], "error: this model gives no presence"),
+        ([*ask, "--min-presence", "0.5"], "error: min_presence is 0.5"),
         ([*ask, "--min-presence", "2"], "'2' is not a number from 0 to 1"),
         ([*ask, "--box", "1,2,3"], "--box 1,2,3: a box is x0,y0,x1,y1"),
         (["tools/convert.py", "research", nowhere, "--out", finished / "z"], "needs config.json"),

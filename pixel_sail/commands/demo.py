@@ -32,11 +32,13 @@ def main() -> None:
         raise UserError("the demo needs gradio: pip install -e '.[demo]'")
     with importing():
         from pixel_sail.devices import choose_device
+        from pixel_sail.folders.find import find_export
         from pixel_sail.serve.predictor import Predictor
     choose_device(arguments.device)
     given = _given_examples(arguments)
-    predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
-    examples = given or _other_examples(arguments.checkpoint)
+    folder = find_export(arguments.checkpoint)
+    predictor = Predictor.from_pretrained(folder, arguments.device, arguments.precision)
+    examples = given or _other_examples(folder)
     with importing():
         from pixel_sail.serve.demo.page import build_page, serve
     page = build_page(predictor, _name(arguments.checkpoint), str(arguments.checkpoint), examples)
@@ -76,10 +78,9 @@ def _given_examples(arguments: argparse.Namespace) -> list[Example]:
 
 def _other_examples(model: Path) -> list[Example]:
     with importing():
-        from pixel_sail.folders.find import find_export
         from pixel_sail.scenes.demo_examples import drawn_examples
         from pixel_sail.serve.demo.examples import FILE, read_examples
-    beside = find_export(model) / "examples"
+    beside = model / "examples"
     return read_examples(beside) if (beside / FILE).exists() else drawn_examples()
 
 

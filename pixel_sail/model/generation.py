@@ -65,8 +65,9 @@ def check_has_presence(architecture: Architecture, min_presence: float) -> None:
     """Raises UserError if answers are to be rejected by a presence that the model does not give."""
     if min_presence and not architecture.mask_scores:
         raise UserError(
-            "this model gives no presence (architecture.mask_scores is false), so nothing can be rejected by it; "
-            'docs/finetune.md, "Scores for a model that has none", says how to add it'
+            f"min_presence is {min_presence:g}, in the call or in the model's generation_config.json, but this model "
+            "gives no presence (architecture.mask_scores is false), so nothing can be rejected by it. Set it to 0, or "
+            'add scores: docs/finetune.md, "Scores for a model that has none"'
         )
 
 

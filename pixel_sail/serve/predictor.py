@@ -311,6 +311,7 @@ class Predictor:
     def _answer(self, chats: list[_Prepared], sampling: Sampling | None, soft: bool) -> list[list[Answer]]:
         """The answers of chats whose images are encoded in one forward pass."""
         sampling, tokens = sampling or self.sampling, self.encoder.tokens
+        check_has_presence(self.model.config.architecture, sampling.min_presence)
         with_image = [i for i, chat in enumerate(chats) if len(chat.prefix)]
         prefixes = None
         if with_image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def lineage(model: Path) -> list[Stage]:
         start = (training.get("train") or {}).get("init_from") if is_run else None
         run = None if start is None else _run_of(Path(start))
     return stages
+
+
+def note_untrained_zoom(model: Path) -> None:
+    """Says on the console if no run of a model had crops (data.zoom), as a second look needs; quiet without any run.
+
+    Raises FileError as `lineage`.
+    """
+    stages = lineage(model)
+    if stages and not any((stage.training.get("data") or {}).get("zoom") for stage in stages):
+        print(
+            f"note: {model} was not trained with crops (data.zoom), so --zoom may make its masks worse: docs/use.md",
+            file=sys.stderr,
+        )
 
 
 def _run_of(model: Path) -> Path:

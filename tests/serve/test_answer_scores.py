@@ -83,6 +83,8 @@ def test_what_is_probably_not_there_has_an_empty_mask(predictor: Predictor, imag
     assert np.array_equal(rejected.probabilities[0], usual.probabilities[0])
     with pytest.raises(UserError, match="gives no presence"):
         tiny_predictor().set_min_presence(0.5)
+    with pytest.raises(UserError, match="min_presence is 0.5, in the call or in the model's generation_config.json"):
+        tiny_predictor().chat(image, "What is it?", sampling=Sampling(min_presence=0.5))
     with pytest.raises(ValueError, match="0 <= min_presence <= 1"):
         Sampling(min_presence=1.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import REPOSITORY
 
 from pixel_sail.config import build_config, load_config
 from pixel_sail.errors import FileError
-from pixel_sail.weights.lineage import MAX_STAGES, Stage, lineage
+from pixel_sail.weights.lineage import MAX_STAGES, Stage, lineage, note_untrained_zoom
 from pixel_sail.weights.model_card import _sources, _stages
 
 
@@ -66,6 +67,19 @@ def test_no_run_and_a_circle(tmp_path: Path) -> None:
     write_run(tmp_path / "a", tmp_path / "b")
     write_run(tmp_path / "b", tmp_path / "a")
     assert len(lineage(tmp_path / "a")) == MAX_STAGES
+
+
+def test_a_second_look_that_was_never_trained_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first = write_run(tmp_path / "first")
+    second = write_run(tmp_path / "second", first)
+    note_untrained_zoom(second)
+    assert re.match(r"note: .*/second was not trained with crops \(data.zoom\)", capsys.readouterr().err)
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    config["data"]["zoom"] = 0.5
+    (first / "config.yaml").write_text(yaml.safe_dump(config))
+    note_untrained_zoom(second)
+    note_untrained_zoom(tmp_path)  # of which no training is known
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_config_of_an_earlier_stage_is_named(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from pixel_sail.data.regions import Box, Points, Region, Scribble, draw_regions,
 from pixel_sail.devices import choose_device
 from pixel_sail.durable import write_json
 from pixel_sail.errors import UserError
+from pixel_sail.folders.find import find_export
 from pixel_sail.serve.predictor import Answer, Chat, Predictor
 from pixel_sail.serve.visualize import draw_answers, save_png
 from pixel_sail.types import RLE, BadSample
+from pixel_sail.weights.lineage import note_untrained_zoom
 from pixel_sail.writable import check_writable
 
 IMAGES_AT_ONCE = 8
@@ -40,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         _open(files[0])  # before the model, which takes longer
     predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
     predictor.set_min_presence(arguments.min_presence)
+    if arguments.zoom:
+        note_untrained_zoom(find_export(arguments.checkpoint))
     asked = [name_regions(text, range(len(regions))) for text in arguments.ask]
     questions = [*predictor.segment_questions(arguments.text, arguments.instances), *asked]
     if regions and not any(map(names_region, questions)):

@@ -23,6 +23,7 @@ from pixel_sail.folders.find import find_export
 from pixel_sail.locks import locked
 from pixel_sail.model.generation import Sampling
 from pixel_sail.ranks import together
+from pixel_sail.weights.lineage import note_untrained_zoom
 from pixel_sail.writable import check_writable
 
 
@@ -87,6 +88,8 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Report | None:
             return predictor
 
         predictor = together(open_model)
+        if arguments.zoom:
+            on_rank_0(note_untrained_zoom, arguments.checkpoint)
         if arguments.hide is not None:
             predictor.encoder.hide = arguments.hide
         predictor.zoom, model = arguments.zoom, predictor.model
