@@ -199,6 +199,7 @@ class ClickConfig(Section):
 
     share: float = Field(0.5, gt=0, le=1)  # of the samples with masks
     turns: int = Field(6, ge=1, le=50)  # of clicks about one mask, at most; each has a click, or two or three
+    alone: float = Field(1 / 3, ge=0, le=1)  # of these samples, how many begin with clicks and not with a phrase
 
 
 class DataConfig(Section):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.ndimage import shift
 
 from pixel_sail.config import ClickConfig
 from pixel_sail.data.masks import decode_mask, resize_nearest
@@ -23,8 +24,8 @@ from pixel_sail.types import RLE, Click, Sample, Turn
 WORK_PX = 256  # longer side at most of the masks that clicks are made on
 OTHERS = 3  # masks of other objects that are decoded
 SEVERAL = 0.2  # share of the turns that have two or three clicks
-ALONE = 1 / 3  # share of the conversations that begin with clicks
-MISTAKEN = 0.5  # and of the others, those in which the mask of another object is drawn
+BESIDE_PX = 4  # of a mask that lies beside its place, down and to the right: -4 to 4
+MISTAKEN = 0.5  # share of the conversations that begin with a phrase, that of another object
 
 
 def with_clicks(sample: Sample, clicks: ClickConfig, rng: np.random.Generator) -> Sample:
@@ -45,7 +46,7 @@ def with_clicks(sample: Sample, clicks: ClickConfig, rng: np.random.Generator) -
     scale = min(1.0, WORK_PX / max(size_hw))
     small_hw = tuple(max(1, round(side * scale)) for side in size_hw)
     masks = [resize_nearest(mask, small_hw) for mask in full]
-    by_phrase = rng.random() >= ALONE
+    by_phrase = rng.random() >= clicks.alone
     target = 0
     if by_phrase and rng.random() < MISTAKEN:  # the phrase of another object, whose mask is drawn
         apart = [i for i, mask in enumerate(masks) if i and mask.any() and not (mask & masks[0]).any()]
@@ -87,11 +88,17 @@ def _click_turns(
 
 
 def wrong_mask(truth: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """`truth` (H, W) bool with another object or a disc too much, or without all on one side of a line."""
+    """`truth` (H, W) bool a little beside its place, without all on one side of a line, or with too much.
+
+    Too much is another object or a disc.
+    """
+    kind = rng.integers(3)
+    if kind == 0:  # clicks on edges, as trained models get most of them
+        return shift(truth.view(np.uint8), rng.integers(-BESIDE_PX, BESIDE_PX + 1, size=2), order=0).view(bool)
     ys, xs = np.nonzero(truth)
     at = rng.integers(len(ys))
     rows, columns = np.ogrid[: truth.shape[0], : truth.shape[1]]
-    if rng.random() < 0.5:
+    if kind == 1:
         angle = rng.uniform(0, 2 * np.pi)
         side = (columns - xs[at]) * np.cos(angle) + (rows - ys[at]) * np.sin(angle) >= 0
         return truth & ~side

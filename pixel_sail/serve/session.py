@@ -151,5 +151,5 @@ def refuse_without_clicks(predictor: Predictor) -> None:
     """Raises UserError for a model that was not trained with clicks."""
     if not predictor.model.config.architecture.clicks:
         raise UserError(
-            "this model takes no clicks; training adds them: see configs/finetune_clicks.yaml and docs/finetune.md"
+            "this model takes no clicks; training adds them: see configs/clicks_alone.yaml and docs/finetune.md"
         )

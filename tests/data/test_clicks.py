@@ -160,6 +160,12 @@ def test_of_several_images_the_first_is_clicked_on() -> None:
         assert refined == {SAMPLE.masks[3]["counts"]}
 
 
+@pytest.mark.parametrize("alone", [0.0, 1.0])
+def test_conversations_that_begin_with_clicks(alone: float) -> None:
+    made = [with_clicks(SAMPLE, ClickConfig(share=1.0, alone=alone), np.random.default_rng(seed)) for seed in range(40)]
+    assert {bool(sample.turns[0].clicks) for sample in made} == {bool(alone)}
+
+
 def test_clicks_on_a_shrunk_mask_are_in_pixels_of_the_image() -> None:
     mask = np.zeros((700, 1000), dtype=bool)
     mask[600:690, 900:990] = True

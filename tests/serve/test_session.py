@@ -227,7 +227,7 @@ def test_clicks_outside_are_refused(click: tuple[float, float, bool], predictor:
 
 
 def test_what_cannot_be_refined(predictor: Predictor, image: Image.Image) -> None:
-    with pytest.raises(UserError, match="this model takes no clicks; .*finetune_clicks"):
+    with pytest.raises(UserError, match="this model takes no clicks; .*clicks_alone"):
         Session(tiny_predictor(), image).refine([(3, 3, True)])
     session = Session(predictor, image)
     with pytest.raises(UserError, match="0 new clicks"):
