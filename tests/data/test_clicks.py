@@ -18,7 +18,7 @@ from pixel_sail.data.encode import Encoder
 from pixel_sail.data.masks import encode_mask
 from pixel_sail.data.mixture import open_mixture
 from pixel_sail.data.next_click import next_click
-from pixel_sail.data.refinement import with_clicks
+from pixel_sail.data.refinement import with_clicks, wrong_mask
 from pixel_sail.tokens import CLICK, SEG
 from pixel_sail.types import BadSample, Click, Sample, Turn
 
@@ -164,6 +164,16 @@ def test_of_several_images_the_first_is_clicked_on() -> None:
 def test_conversations_that_begin_with_clicks(alone: float) -> None:
     made = [with_clicks(SAMPLE, ClickConfig(share=1.0, alone=alone), np.random.default_rng(seed)) for seed in range(40)]
     assert {bool(sample.turns[0].clicks) for sample in made} == {bool(alone)}
+
+
+def test_a_third_of_the_wrong_masks_lie_beside_their_place() -> None:
+    """The truth itself, moved by some pixels: its clicks are at edges."""
+    truth, moved = box(20, 30), 0
+    places = {(y, x): np.roll(truth, (y, x), (0, 1)) for y in range(-4, 5) for x in range(-4, 5) if y or x}
+    for seed in range(300):
+        wrong = wrong_mask(truth, [box(2, 2)], np.random.default_rng(seed))
+        moved += any(np.array_equal(wrong, place) for place in places.values())
+    assert 75 < moved < 125
 
 
 def test_clicks_on_a_shrunk_mask_are_in_pixels_of_the_image() -> None:
