@@ -1,9 +1,10 @@
 """Turns of clicks for training, made from samples with masks: a mask that is wrong, and clicks that mend it.
 
 The masks that the model itself would draw are not there where samples are read. Wrong masks stand in for them: of
-another object of the image, with too much, with too little, or empty. The first is what a model draws that mistakes an
-expression; the others have larger and straighter errors than those of a trained model, whose edges are wrong. Since the
-text holds no mask but only clicks, nothing in a sample says which wrong mask the clicks were made for.
+another object of the image, beside its place, with too much, with too little, or empty. The first is what a model draws
+that mistakes an expression, the second has errors at its edges, as those of a trained model have; the others have
+larger and straighter ones. Since the text holds no mask but only clicks, nothing in a sample says which wrong mask the
+clicks were made for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ WORK_PX = 256  # longer side at most of the masks that clicks are made on
 OTHERS = 3  # masks of other objects that are decoded
 SEVERAL = 0.2  # share of the turns that have two or three clicks
 BESIDE_PX = 4  # of a mask that lies beside its place, down and to the right: -4 to 4
-MISTAKEN = 0.5  # share of the conversations that begin with a phrase, that of another object
+MISTAKEN = 0.5  # of the conversations that begin with a phrase, how many begin with that of another object
 
 
 def with_clicks(sample: Sample, clicks: ClickConfig, rng: np.random.Generator) -> Sample:

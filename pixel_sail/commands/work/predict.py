@@ -40,10 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
     names = _names(files)
     if len(files) == 1:
         _open(files[0])  # before the model, which takes longer
-    predictor = Predictor.from_pretrained(arguments.checkpoint, arguments.device, arguments.precision)
+    folder = find_export(arguments.checkpoint)
+    predictor = Predictor.from_pretrained(folder, arguments.device, arguments.precision)
     predictor.set_min_presence(arguments.min_presence)
     if arguments.zoom:
-        note_untrained_zoom(find_export(arguments.checkpoint))
+        note_untrained_zoom(folder)
     asked = [name_regions(text, range(len(regions))) for text in arguments.ask]
     questions = [*predictor.segment_questions(arguments.text, arguments.instances), *asked]
     if regions and not any(map(names_region, questions)):
